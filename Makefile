@@ -1,0 +1,34 @@
+# One command does one job; each sets up what it needs.
+#   make setup   .venv with Python 3.12 and the pinned packages
+#   make test    the test suite            make lint    format check, lint, types
+#   make check   lint, then test           make format  rewrite the files as the linter wants them
+PYTHON := .venv/bin/python
+
+.PHONY: setup lint format test test-gpu test-slow check clean
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt tools/setup.sh
+	@sh tools/setup.sh
+
+lint: setup
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m basedpyright
+
+format: setup
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m ruff check --fix .
+
+test: setup
+	@$(PYTHON) -m pytest
+
+test-gpu: setup
+	@$(PYTHON) -m pytest -m gpu
+
+test-slow: setup
+	@$(PYTHON) -m pytest -m slow
+
+check: lint test
+
+clean:
+	rm -rf .venv .cache

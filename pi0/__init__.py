@@ -1,0 +1,1 @@
+"""Our own pi0 policy: model, weights, preprocessing. Knows nothing of reinforcement learning."""
