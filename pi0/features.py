@@ -1,0 +1,69 @@
+"""What goes in and out of a policy: cameras, widths, normalisation, prompt, and where the upstreams differ.
+
+The defaults are lerobot's; a loaded checkpoint brings its own.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+NormalizationMode = Literal["mean_std", "quantiles", "min_max", "identity"]
+STATE = "observation.state"
+ACTION = "action"
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Names and conventions of the raw data that a policy takes and returns."""
+
+    image_keys: tuple[str, ...]  # batch keys of the cameras, in the order that the model was trained with
+    state_dim: int
+    action_dim: int
+    absent_cameras: tuple[str, ...] = ()  # of image_keys, those that this robot does not have
+    state_normalization: NormalizationMode = "mean_std"
+    action_normalization: NormalizationMode = "mean_std"
+    # lerobot: (x - m) / (s + 1e-8), back with s. openpi: 1e-6, back with s + 1e-6.
+    epsilon: Literal["lerobot", "openpi"] = "lerobot"
+    # Per action dimension: is the model's action relative to the state at the start of the chunk? () = none.
+    # (openpi: DeltaActions, extra_delta_transform; lerobot: use_relative_actions)
+    relative_actions: tuple[bool, ...] = ()
+    # lerobot appends a newline to the task; openpi also strips it and turns underscores and newlines to
+    # spaces.
+    prompt: Literal["lerobot", "openpi"] = "lerobot"
+    # lerobot resizes float images without antialiasing; openpi resizes uint8 images with it (PIL).
+    resize: Literal["bilinear", "antialias"] = "bilinear"
+    # lerobot averages the loss over the robot's dimensions, openpi over all padded ones.
+    loss_dims: Literal["real", "all"] = "real"
+
+    def __post_init__(self) -> None:
+        if not self.present_cameras:
+            raise ValueError(
+                f"image_keys: expected at least one camera that is not in absent_cameras, found "
+                f"{self.image_keys} "
+                f"without {self.absent_cameras}"
+            )
+        unknown = set(self.absent_cameras) - set(self.image_keys)
+        if unknown:
+            raise ValueError(
+                f"absent_cameras: expected names from {list(self.image_keys)}, found {sorted(unknown)}"
+            )
+        if len(self.relative_actions) > min(self.action_dim, self.state_dim):
+            raise ValueError(
+                f"relative_actions: expected at most {min(self.action_dim, self.state_dim)} entries (a "
+                f"relative "
+                f"action needs a state dimension), found {len(self.relative_actions)}"
+            )
+
+    @property
+    def present_cameras(self) -> tuple[str, ...]:
+        """Batch keys of the cameras that every observation must bring."""
+        return tuple(key for key in self.image_keys if key not in self.absent_cameras)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FeatureConfig":
+        """Return the configuration that `to_dict` described; an unknown key is a TypeError."""
+        frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**frozen)

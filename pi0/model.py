@@ -1,0 +1,289 @@
+"""The pi0 model: prefix (images, prompt) -> context (plus state) -> velocity -> loss or sample.
+
+Both training and sampling run in two passes: the prefix is encoded once into keys and values, then the action
+expert attends to them. This equals the joint pass of openpi and lerobot, because in their attention mask the
+prefix never sees the suffix, and the state token never sees the actions.
+
+Axis legend: k noise draws, b batch, c cameras, p prefix tokens, s state dim, h action horizon, a action dim,
+d width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pi0.config import Pi0Config
+from pi0.flow import euler, interpolate, sample_time, time_embedding
+from pi0.gemma import ActionExpert, KeyValues, LanguageModel
+from pi0.layers import Linear
+from pi0.observation import Indicator, Observation
+from pi0.trainable import frozen_names, initialize
+from pi0.vision import VisionTower
+
+
+@dataclass
+class Prefix:
+    """What the action expert reads: keys and values of the tokens so far, and how many of them are valid."""
+
+    kv: KeyValues
+    num_valid: Int[Tensor, " b"]
+
+    def repeat(self, times: int) -> "Prefix":
+        """Return the batch repeated as a whole, for several noise draws or for guidance."""
+        return Prefix(self.kv.repeat(times), self.num_valid.repeat(times))
+
+
+class Pi0Model(nn.Module):
+    """pi0 and pi05 at any size; tensors in, tensors out (see `PI0Policy` for raw data)."""
+
+    def __init__(
+        self, config: Pi0Config, *, seed: int | None = 0, device: torch.device | str = "cpu"
+    ) -> None:
+        """Build the model; with seed None its values are undefined until weights are loaded."""
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):  # allocates nothing and draws no random numbers
+            self._build(config)
+        self.to_empty(device=device)
+        if seed is not None:
+            initialize(self, seed)
+
+    def _build(self, config: Pi0Config) -> None:
+        d = config.expert.width
+        checkpointing = {"gradient_checkpointing": config.gradient_checkpointing}
+        self.vision = VisionTower(config.vision, config.vlm.width, **checkpointing)
+        self.vlm = LanguageModel(config.vlm, config.vocab_size, **checkpointing)
+        self.expert = ActionExpert(config.expert, adaptive=config.pi05, **checkpointing)
+        self.action_in_proj = Linear(config.max_action_dim, d)
+        self.action_out_proj = Linear(d, config.max_action_dim)
+        # pi0 mixes time into the action tokens; pi05 feeds it to the adaptive norms.
+        self.time_mlp_in = Linear(d if config.pi05 else 2 * d, d)
+        self.time_mlp_out = Linear(d, d)
+        if not config.pi05:
+            self.state_proj = Linear(config.max_state_dim, d)
+        if config.indicator == "embedding":
+            # Starts at zero, so that adding it to a pretrained policy changes nothing.
+            self.indicator_embedding = nn.Embedding(len(Indicator), d)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the computation, which may differ from that of the stored weights."""
+        return getattr(torch, self.config.dtype)
+
+    def image_tokens(self, observation: Observation) -> Float[Tensor, "b n d"]:
+        """Return the tokens of all cameras in the language model's width."""
+        tokens = self.vision(observation.images.flatten(0, 1), self.dtype)
+        return tokens.view(observation.batch_size, -1, tokens.shape[-1])
+
+    def prefix(self, observation: Observation, image_tokens: Float[Tensor, "b n d"] | None = None) -> Prefix:
+        """Return the keys and values of images and prompt; reuse them for any number of states and samples.
+
+        `image_tokens` saves their computation where another prefix already needed them.
+        """
+        if image_tokens is None:
+            image_tokens = self.image_tokens(observation)
+        tokens = self.vlm.embed_tokens(observation.tokens, self.dtype)
+        x = torch.cat([image_tokens.to(self.dtype), tokens], dim=1)
+        b, p, _ = x.shape
+        if observation.is_dense:
+            positions = torch.arange(p, device=x.device).expand(b, p)
+            return Prefix(
+                self.vlm(x, positions, None, self.dtype),
+                torch.full((b,), p, device=x.device, dtype=torch.long),
+            )
+        patches = self.config.vision.num_patches
+        image_mask = observation.image_mask.repeat_interleave(patches, dim=1)
+        mask = torch.cat([image_mask, observation.token_mask], dim=1)
+        # Padding takes no position (openpi pi0.py: positions = cumsum(mask) - 1).
+        return Prefix(self.vlm(x, mask.cumsum(1) - 1, mask, self.dtype), mask.sum(1))
+
+    def context(self, prefix: Prefix, observation: Observation) -> Prefix:
+        """Return the prefix with the state token (and its indicator) behind it; pi05 has none.
+
+        The state token sees the prefix and itself, never the actions, so it does not depend on the flow time.
+        """
+        if self.config.pi05:
+            return prefix
+        token = self.state_proj(observation.state.float())
+        if self.config.indicator == "embedding":
+            indicator = observation.indicator
+            if indicator is None:
+                indicator = torch.zeros(token.shape[0], dtype=torch.long, device=token.device)
+            token = token + self.indicator_embedding(indicator).float()
+        state = self.expert.encode(token[:, None], prefix.num_valid[:, None], prefix.kv, self.dtype)
+        return Prefix(prefix.kv.append(state), prefix.num_valid + 1)
+
+    def time_features(self, time: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Return what the flow time adds to the action tokens (pi0) or feeds to the norms (pi05)."""
+        config = self.config
+        embedded = time_embedding(time, config.expert.width, config.min_period, config.max_period)
+        if config.pi05:
+            return F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedded))))
+        # The first layer acts on [action, time]; its time half is the same for all actions of a chunk.
+        weight = self.time_mlp_in.weight[:, config.expert.width :]
+        return F.linear(embedded, weight.float(), self.time_mlp_in.bias.float())
+
+    def velocity(
+        self,
+        context: Prefix,
+        x_t: Float[Tensor, "b h a"],
+        time_features: Float[Tensor, "b d"],
+        *,
+        in_place: bool = False,
+    ) -> Float[Tensor, "b h a"]:
+        """Return the predicted velocity `noise - actions` at x_t, in float32.
+
+        Action tokens see the context and each other. `in_place`: the context has reserved room for them.
+        """
+        x = self.action_in_proj(x_t.float())
+        condition = time_features if self.config.pi05 else None
+        if not self.config.pi05:
+            weight = self.time_mlp_in.weight[:, : self.config.expert.width]
+            x = self.time_mlp_out(F.silu(F.linear(x, weight.float()) + time_features[:, None]))
+        positions = context.num_valid[:, None] + torch.arange(x.shape[1], device=x.device)
+        # The expert's residual stream stays float32: it is small, and rounding it would cost accuracy.
+        x = self.expert(x, positions, context.kv, condition, self.dtype, in_place=in_place)
+        return self.action_out_proj(x.float())
+
+    def loss(
+        self,
+        observation: Observation,
+        actions: Float[Tensor, "b h a"],
+        *,
+        noise: Float[Tensor, "k b h a"] | None = None,
+        time: Float[Tensor, "k b"] | None = None,
+        num_draws: int = 1,
+        prefix: Prefix | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """Return the squared error of the velocity per element, averaged over the noise draws.
+
+        Several draws share one prefix, which makes them cheap. Actions are normalised and padded. Draws not
+        given come from `generator` (on the model's device).
+        """
+        k = num_draws if noise is None else noise.shape[0]
+        if noise is None:
+            noise = torch.randn((k, *actions.shape), device=actions.device, generator=generator)
+        if time is None:
+            time = self.sample_time((k, actions.shape[0]), actions.device, generator)
+        x_t, target = interpolate(actions.expand_as(noise), noise, time)
+        context = self.context(self.prefix(observation) if prefix is None else prefix, observation)
+        features = self.time_features(time.flatten())
+        velocity = self.velocity(context.repeat(k), x_t.flatten(0, 1), features)
+        return F.mse_loss(velocity.view_as(target), target, reduction="none").mean(0)
+
+    def sample_time(
+        self, shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "..."]:
+        """Return training times as the configuration says."""
+        config = self.config
+        return sample_time(
+            shape,
+            alpha=config.time_sampling_beta_alpha,
+            scale=config.time_sampling_scale,
+            offset=config.time_sampling_offset,
+            device=device,
+            generator=generator,
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        observation: Observation,
+        *,
+        num_steps: int | None = None,
+        noise: Float[Tensor, "b h a"] | None = None,
+        guidance: float = 1.0,
+        prefix: Prefix | None = None,
+        unconditional: Observation | None = None,
+        unconditional_prefix: Prefix | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """Return normalised, padded actions: the velocity integrated from noise in `num_steps` Euler steps.
+
+        With guidance s the velocity is `v_u + s (v_c - v_u)`, where v_u is that of the `unconditional`
+        observation (default: the same with the indicator withheld, which shares the prefix). s = 1 and s = 0
+        cost one pass, other values one pass at twice the batch.
+        """
+        num_steps = self.config.num_inference_steps if num_steps is None else num_steps
+        shape = (observation.batch_size, self.config.chunk_size, self.config.max_action_dim)
+        if noise is None:
+            noise = torch.randn(shape, device=observation.state.device, generator=generator)
+        contexts = []
+        if guidance != 0.0:
+            prefix = self.prefix(observation) if prefix is None else prefix
+            contexts.append(self.context(prefix, observation))
+        if guidance != 1.0:
+            if unconditional is None:
+                unconditional = observation.with_indicator(Indicator.NONE)
+                unconditional_prefix = prefix if unconditional_prefix is None else unconditional_prefix
+            if unconditional_prefix is None:
+                unconditional_prefix = self.prefix(unconditional)
+            contexts.append(self.context(unconditional_prefix, unconditional))
+        return self._integrate(contexts, noise, num_steps, guidance)
+
+    def _integrate(
+        self, contexts: list[Prefix], noise: Float[Tensor, "b h a"], num_steps: int, guidance: float
+    ) -> Float[Tensor, "b h a"]:
+        context = concatenate(contexts)
+        context = Prefix(context.kv.reserve(noise.shape[1]), context.num_valid)
+        times = 1.0 - torch.arange(num_steps, device=noise.device, dtype=torch.float32) / num_steps
+        features = self.time_features(times)
+        n = len(contexts)
+
+        def velocity(x: Tensor, i: int) -> Tensor:
+            row = features[i].expand(n * x.shape[0], -1)
+            v = self.velocity(context, x.repeat(n, 1, 1), row, in_place=True)
+            if n == 1:
+                return v
+            conditional, unconditional = v.chunk(2)
+            return torch.lerp(unconditional, conditional, guidance)
+
+        return euler(velocity, noise, num_steps)
+
+    def freeze(self, which: str) -> None:
+        """Withhold gradients from the parameters that `pi0.trainable.frozen_names` names."""
+        frozen = frozen_names(self, which)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+
+    def to_inference(self) -> "Pi0Model":
+        """Store the large weights in the compute dtype and return the model; not for training.
+
+        Norms, the state, action and time projections and the patch embedding stay as they are, because they
+        are computed in float32.
+        """
+        for stack in (self.vlm, self.expert, self.vision.blocks, self.vision.projector):
+            for module in stack.modules():
+                if isinstance(module, Linear | nn.Embedding):
+                    module.to(self.dtype)
+        return self
+
+    def compile_blocks(self, **options: object) -> None:
+        """Compile each transformer block for itself (regional compilation): quick, and shapes stay free."""
+        for stack in (self.vision.blocks, self.vlm.blocks, self.expert.blocks):
+            for block in stack:
+                block.compile(**options)
+
+
+def concatenate(contexts: list[Prefix]) -> Prefix:
+    """Return the contexts stacked along the batch; shorter ones are padded and masked."""
+    if len(contexts) == 1:
+        return contexts[0]
+    longest = max(context.kv.length for context in contexts)
+    padded = [context.kv.pad_to(longest) for context in contexts]
+    masks = [kv.mask for kv in padded]
+    mask = None
+    if any(m is not None for m in masks):
+        mask = torch.cat([kv.full_mask() for kv in padded])
+    return Prefix(
+        KeyValues(
+            keys=[torch.cat(layer) for layer in zip(*(kv.keys for kv in padded), strict=True)],
+            values=[torch.cat(layer) for layer in zip(*(kv.values for kv in padded), strict=True)],
+            mask=mask,
+        ),
+        torch.cat([context.num_valid for context in contexts]),
+    )

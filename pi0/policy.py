@@ -1,0 +1,304 @@
+"""PI0Policy: raw observations and actions in and out of a pi0 model.
+
+A batch is a mapping with lerobot's keys: `observation.images.*` (uint8 or [0, 1]), `observation.state`,
+`task`, and for training `action` (b, h, action_dim) and optionally `action_is_pad` (b, h), all in raw
+units.
+
+Axis legend: k noise draws, b batch, h action horizon, a action dim, s state dim.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pi0.config import Pi0Config
+from pi0.features import ACTION, STATE, FeatureConfig
+from pi0.model import Pi0Model, Prefix
+from pi0.normalize import Normalizer, Statistics
+from pi0.observation import Indicator, Observation
+from pi0.preprocess import checked_vector, model_images, padded, tasks
+from pi0.prompts import PromptTokenizer, build_prompt
+
+Batch = Mapping[str, Any]
+
+
+class PI0Policy(nn.Module):
+    """A pi0 model with its tokenizer, normalisation and conventions.
+
+    `loss` is what training minimises, `sample_actions` returns chunks of actions, `select_action` one
+    action at a time. Sampling noise comes from `generator` arguments or torch's global generator.
+    """
+
+    def __init__(
+        self,
+        config: Pi0Config,
+        features: FeatureConfig,
+        tokenizer: PromptTokenizer,
+        statistics: Statistics | None,
+        *,
+        model: Pi0Model | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if features.state_dim > config.max_state_dim:
+            raise ValueError(
+                f"state_dim: expected at most max_state_dim={config.max_state_dim}, found "
+                f"{features.state_dim}"
+            )
+        if features.action_dim > config.max_action_dim:
+            raise ValueError(
+                f"action_dim: expected at most max_action_dim={config.max_action_dim}, found "
+                f"{features.action_dim}"
+            )
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, found "
+                f"{config.vocab_size}"
+            )
+        self.config, self.features, self.tokenizer = config, features, tokenizer
+        self.statistics = {key: dict(value) for key, value in (statistics or {}).items()}
+        self.state_normalizer = Normalizer(
+            STATE, features.state_dim, features.state_normalization, statistics, features.epsilon
+        )
+        self.action_normalizer = Normalizer(
+            ACTION, features.action_dim, features.action_normalization, statistics, features.epsilon
+        )
+        self.model = model if model is not None else Pi0Model(config, seed=seed)
+        self.source: Path | None = None  # weights file it came from; see pretrained.save
+        self.reset()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> "PI0Policy":
+        """Return the policy of a checkpoint directory or hub repository; see `pi0.pretrained.load`."""
+        from pi0.pretrained import load  # it builds policies, so it imports this module
+
+        return load(path, **options)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a directory that both this class and lerobot's policy load; see `pi0.pretrained.save`."""
+        from pi0.pretrained import save
+
+        save(self, Path(directory))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.action_in_proj.weight.device
+
+    # Raw units <-> model units ------------------------------------------------------------------------------
+
+    def preprocess(self, batch: Batch, indicator: Indicator | Int[Tensor, " b"] | None = None) -> Observation:
+        """Return the model's input for a raw batch; fields that do not fit are ValueErrors.
+
+        `indicator` (values of `Indicator`) enters as the configuration says; default: none is given.
+        """
+        raw = checked_vector(batch, STATE, self.features.state_dim, self.device)
+        images, image_mask = model_images(batch, self.features, self.config.vision.image_size, self.device)
+        if len(images) != len(raw):
+            raise ValueError(f"{STATE}: expected the cameras' batch size {len(images)}, found {len(raw)}")
+        observation = Observation(
+            images=images,
+            image_mask=image_mask,  # the masks stay on the host until they are compacted
+            tokens=torch.empty(len(raw), 0, dtype=torch.long),
+            token_mask=torch.empty(len(raw), 0, dtype=torch.bool),
+            state=padded(self.state_normalizer.encode(raw), self.config.max_state_dim),
+        )
+        return self._with_prompt(observation, batch, indicator)
+
+    def _with_prompt(
+        self,
+        observation: Observation,
+        batch: Batch,
+        indicator: Indicator | Int[Tensor, " b"] | None,
+    ) -> Observation:
+        size = observation.batch_size
+        if indicator is not None and self.config.indicator == "none":
+            raise ValueError(
+                "indicator: this policy takes none; set Pi0Config.indicator to 'text' or 'embedding'"
+            )
+        values = [Indicator.NONE] * size
+        if isinstance(indicator, Tensor):
+            values = [Indicator(v) for v in indicator.tolist()]
+        elif indicator is not None:
+            values = [indicator] * size
+        states = None
+        if self.config.pi05:
+            states = observation.state[:, : self.features.state_dim].cpu().numpy()
+        prompts = [
+            build_prompt(
+                task,
+                indicator=values[i] if self.config.indicator == "text" else Indicator.NONE,
+                state=None if states is None else states[i],
+                style=self.features.prompt,
+            )
+            for i, task in enumerate(tasks(batch, size))
+        ]
+        tokens, token_mask = self.tokenizer.encode(prompts, self.config.tokenizer_max_length)
+        observation = replace(observation, tokens=tokens, token_mask=token_mask)
+        if self.config.indicator == "embedding":
+            observation = observation.with_indicator(torch.tensor([int(v) for v in values]))
+        image_mask = observation.image_mask.cpu()
+        return replace(observation, image_mask=image_mask).compact().to(self.device)
+
+    def encode_actions(
+        self, actions: Float[Tensor, "b h a"], state: Float[Tensor, "b s"]
+    ) -> Float[Tensor, "b h padded_a"]:
+        """Return the model's targets: relative to the state at the chunk's start, normalised, zero-padded."""
+        target = self.action_normalizer.encode(actions - self._offset(state, actions))
+        return padded(target, self.config.max_action_dim)
+
+    def decode_actions(
+        self, chunk: Float[Tensor, "b h padded_a"], state: Float[Tensor, "b s"]
+    ) -> Float[Tensor, "b h a"]:
+        """Return raw actions; the inverse of `encode_actions` at the same raw state."""
+        actions = self.action_normalizer.decode(chunk[..., : self.features.action_dim])
+        return actions + self._offset(state, actions)
+
+    def _offset(self, state: Float[Tensor, "b s"], actions: Float[Tensor, "b h a"]) -> Float[Tensor, "b 1 a"]:
+        relative = torch.tensor(self.features.relative_actions, dtype=actions.dtype, device=actions.device)
+        return padded(state[:, : len(relative)] * relative, actions.shape[-1])[:, None]
+
+    # Training -----------------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        batch: Batch,
+        *,
+        reduction: Literal["mean", "sample", "element"] = "mean",
+        indicator: Indicator | Int[Tensor, " b"] | None = None,
+        num_draws: int = 1,
+        noise: Float[Tensor, "k b h padded_a"] | None = None,
+        time: Float[Tensor, "k b"] | None = None,
+        prefix: Prefix | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "..."]:
+        """Return the flow-matching loss.
+
+        `element`: (b, h, dims), zero where `action_is_pad`; dims as `FeatureConfig.loss_dims` says.
+        `sample`: (b,), the mean over a sample's valid elements. `mean`: the mean over samples. In training
+        mode a share `indicator_dropout` of the indicators is withheld. `generator` must be on the policy's
+        device.
+        """
+        state = checked_vector(batch, STATE, self.features.state_dim, self.device)
+        raw = checked_vector(batch, ACTION, self.features.action_dim, self.device, ndim=3)
+        if raw.shape[:2] != (len(state), self.config.chunk_size):
+            raise ValueError(
+                f"{ACTION}: expected (batch {len(state)}, chunk_size {self.config.chunk_size}, ...), "
+                f"found {tuple(raw.shape)}"
+            )
+        if indicator is not None:
+            indicator = self._dropped(indicator, len(state), generator)
+        losses = self.model.loss(
+            self.preprocess(batch, indicator),
+            self.encode_actions(raw, state),
+            noise=noise,
+            time=time,
+            num_draws=num_draws,
+            prefix=prefix,
+            generator=generator,
+        )
+        if self.features.loss_dims == "real":
+            losses = losses[..., : self.features.action_dim]
+        is_pad = batch.get("action_is_pad")
+        valid = torch.ones(raw.shape[:2], device=self.device)
+        if is_pad is not None:
+            valid = 1.0 - torch.as_tensor(is_pad, device=self.device).to(valid.dtype)
+        losses = losses * valid[..., None]
+        if reduction == "element":
+            return losses
+        per_sample = losses.mean(-1).sum(1) / valid.sum(1).clamp(min=1.0)
+        return per_sample if reduction == "sample" else per_sample.mean()
+
+    def _dropped(
+        self, indicator: Indicator | Tensor, size: int, generator: torch.Generator | None
+    ) -> Int[Tensor, " b"]:
+        values = torch.as_tensor(indicator, device=self.device).expand(size)
+        if not self.training or self.config.indicator_dropout == 0.0:
+            return values
+        draw = torch.rand(size, device=self.device, generator=generator)
+        return values.where(draw >= self.config.indicator_dropout, int(Indicator.NONE))
+
+    # Acting -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prefix(self, batch: Batch, indicator: Indicator | None = None) -> Prefix:
+        """Return the keys and values of images and prompt, to be handed to `sample_actions` or `loss` again.
+
+        Under `torch.no_grad`; for a prefix with gradients call `model.prefix(preprocess(batch))`.
+        """
+        return self.model.prefix(self.preprocess(batch, self._default(indicator)))
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        batch: Batch,
+        *,
+        num_steps: int | None = None,
+        noise: Float[Tensor, "b h padded_a"] | None = None,
+        guidance: float = 1.0,
+        indicator: Indicator | None = None,
+        prefix: Prefix | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """Return a chunk of raw actions for each sample; `noise` is not changed.
+
+        `guidance` s samples from `v_u + s (v_c - v_u)`: s = 1 only conditional, s = 0 only unconditional
+        (indicator withheld). `indicator` defaults to POSITIVE for policies that take one. A `prefix` is
+        that of the conditional observation.
+        """
+        if guidance != 1.0 and self.config.indicator == "none":
+            raise ValueError(
+                f"guidance: expected 1 for a policy without indicator, found {guidance}; there is nothing "
+                f"to guide by"
+            )
+        observation = self.preprocess(batch, self._default(indicator))
+        options: dict[str, Any] = {"prefix": prefix}
+        if guidance != 1.0 and self.config.indicator == "text":
+            options = self._two_prompts(observation, batch, prefix)
+        chunk = self.model.sample(
+            observation,
+            num_steps=num_steps,
+            noise=noise,
+            guidance=guidance,
+            generator=generator,
+            **options,
+        )
+        return self.decode_actions(chunk, checked_vector(batch, STATE, self.features.state_dim, self.device))
+
+    def _two_prompts(self, observation: Observation, batch: Batch, prefix: Prefix | None) -> dict[str, Any]:
+        """Return conditional and unconditional prefixes: two prompts, one set of image tokens."""
+        unconditional = self._with_prompt(observation, batch, Indicator.NONE)
+        images = self.model.image_tokens(observation)
+        if prefix is None:
+            prefix = self.model.prefix(observation, images)
+        return {
+            "prefix": prefix,
+            "unconditional": unconditional,
+            "unconditional_prefix": self.model.prefix(unconditional, images),
+        }
+
+    def _default(self, indicator: Indicator | None) -> Indicator | None:
+        if indicator is None and self.config.indicator != "none":
+            return Indicator.POSITIVE
+        return indicator
+
+    def reset(self) -> None:
+        """Forget the queued actions; call it at the start of an episode."""
+        self._queue: deque[Tensor] = deque()
+
+    @torch.no_grad()
+    def select_action(self, batch: Batch, **options: Any) -> Float[Tensor, "b a"]:
+        """Return the next action: `n_action_steps` of each sampled chunk are executed before a new one.
+
+        Options are those of `sample_actions`; they matter when a new chunk is sampled.
+        """
+        if not self._queue:
+            chunk = self.sample_actions(batch, **options)[:, : self.config.n_action_steps]
+            self._queue.extend(chunk.unbind(1))
+        return self._queue.popleft()

@@ -1,0 +1,228 @@
+"""Loads pi0 checkpoints of lerobot and openpi, and saves what both lerobot and this library load.
+
+A checkpoint is a directory (or hub repository) with `model.safetensors` and `config.json`. Only safetensors
+and JSON are read, never a pickle.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pi0 import lerobot_format, openpi_format
+from pi0.config import Pi0Config
+from pi0.features import FeatureConfig
+from pi0.model import Pi0Model
+from pi0.normalize import Statistics
+from pi0.policy import PI0Policy
+from pi0.prompts import PromptTokenizer
+from pi0.trainable import initialize
+from pi0.weights import LM_HEAD, CheckpointError, WeightLoader, lerobot_state_dict, unused_shapes
+
+WEIGHTS = "model.safetensors"
+OWN_CONFIG = "pi0_config.json"  # sizes and conventions that lerobot's config.json cannot express
+OWN_WEIGHTS = "pi0_extra.safetensors"  # parameters that lerobot's model does not have
+_FILES = ["*.json", "*.safetensors", "*.model", "assets/**", "tokenizer/**"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint directory says, before a model is built."""
+
+    config: Pi0Config
+    features: FeatureConfig
+    statistics: Statistics
+    tokenizer: str  # name or path
+
+
+def load(
+    path: str | Path,
+    *,
+    config: Pi0Config | None = None,
+    features: FeatureConfig | None = None,
+    statistics: Statistics | None = None,
+    tokenizer: PromptTokenizer | str | Path | None = None,
+    weights: WeightLoader | None = None,
+    extra_delta_transform: bool | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> PI0Policy:
+    """Return the policy of a lerobot or openpi checkpoint, in evaluation mode.
+
+    What is given replaces what the checkpoint says: `config` (sizes, indicator, LoRA), `features` (cameras,
+    conventions), `statistics`. `weights` names what may be new or extra; LoRA adapters and an indicator
+    embedding that `config` asks for are always allowed to be new. `extra_delta_transform` belongs to
+    openpi's LIBERO checkpoints, whose files do not tell it. Raises ValueError or its subclass
+    CheckpointError with the file.
+    """
+    directory = resolve(path)
+    described = describe(directory, config, features, statistics, extra_delta_transform)
+    if not isinstance(tokenizer, PromptTokenizer):
+        tokenizer = PromptTokenizer.from_pretrained(tokenizer or described.tokenizer)
+    tensors = load_file(directory / WEIGHTS)
+    embedded, tensors = lerobot_format.split_embedded_statistics(tensors)
+    policy = PI0Policy(
+        described.config,
+        described.features,
+        tokenizer,
+        described.statistics or embedded,
+        model=Pi0Model(described.config, seed=None),
+    )
+    weights = weights or WeightLoader()
+    allowed = WeightLoader(
+        (*weights.new, r"\.lora_[ab]$", r"^indicator_embedding\."), weights.extra, weights.report
+    )
+    own = directory / OWN_WEIGHTS
+    allowed.load(policy.model, described.config, tensors, str(directory / WEIGHTS))
+    new = {line.removeprefix("new: ") for line in allowed.report if line.startswith("new: ")}
+    initialize(policy.model, seed, only=new)
+    if own.exists():
+        _load_own(policy.model, own)
+    policy.source = directory / WEIGHTS
+    return policy.to(device).eval()
+
+
+def save(policy: PI0Policy, directory: Path) -> None:
+    """Write the policy so that lerobot's `from_pretrained` computes the same, adapters merged.
+
+    lerobot insists on tensors that pi0 never computes with (see `unused_shapes`). They are copied from the
+    checkpoint that the policy came from if it is still there; otherwise the language head is the embedding
+    and the rest is zero.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = lerobot_state_dict(policy.model, policy.config)
+    tensors.update(_unused_tensors(policy, tensors))
+    named = {f"model.{key}": value.cpu().contiguous() for key, value in tensors.items()}
+    save_file(named, directory / WEIGHTS, metadata={"format": "pt"})
+    own = {
+        n: p.detach().cpu() for n, p in policy.model.named_parameters() if n.startswith("indicator_embedding")
+    }
+    if own:
+        save_file(own, directory / OWN_WEIGHTS)
+    tokenizer = _save_tokenizer(policy.tokenizer, directory)
+    settings = {
+        "config": policy.config.to_dict(),
+        "features": policy.features.to_dict(),
+        "tokenizer": tokenizer,
+    }
+    (directory / OWN_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    lerobot_format.write(directory, policy.config, policy.features, policy.statistics, tokenizer)
+
+
+def resolve(path: str | Path) -> Path:
+    """Return the local directory of a checkpoint; a hub repository is downloaded."""
+    directory = Path(path)
+    if not directory.is_dir():
+        try:
+            directory = Path(snapshot_download(str(path), allow_patterns=_FILES))
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise ValueError(
+                f"checkpoint {str(path)!r} is neither a directory nor a hub repository that could be "
+                f"downloaded "
+                f"({type(error).__name__}: {error})"
+            ) from error
+    if not (directory / WEIGHTS).exists():
+        found = sorted(p.name for p in directory.iterdir())
+        raise CheckpointError(
+            f"{directory}: expected {WEIGHTS}, found {found}. Other containers (.bin, .pt, orbax) are not "
+            f"read: "
+            "convert them to safetensors with the tool that wrote them."
+        )
+    return directory
+
+
+def describe(
+    directory: Path,
+    config: Pi0Config | None,
+    features: FeatureConfig | None,
+    statistics: Statistics | None,
+    extra_delta_transform: bool | None,
+) -> Checkpoint:
+    """Return what a checkpoint directory says; see `load` for what replaces it."""
+    if not (directory / "config.json").exists():
+        raise CheckpointError(f"{directory}: no config.json, so its format is unknown")
+    values = read_json(directory / "config.json")
+    if (directory / OWN_CONFIG).exists():
+        own = read_json(directory / OWN_CONFIG)
+        found = lerobot_format.read_statistics(directory)
+        name = directory / own["tokenizer"] if (directory / own["tokenizer"]).is_dir() else own["tokenizer"]
+        read = Checkpoint(
+            Pi0Config.from_dict(own["config"]), FeatureConfig.from_dict(own["features"]), found, str(name)
+        )
+    elif values.get("type") in ("pi0", "pi05"):
+        read = Checkpoint(
+            config or lerobot_format.read_config(values, directory),
+            features or lerobot_format.read_features(values, directory),
+            lerobot_format.read_statistics(directory),
+            lerobot_format.read_tokenizer_name(directory),
+        )
+    elif "action_horizon" in values:
+        config = config or openpi_format.read_config(values, directory)
+        asset = openpi_format.find_asset(directory) if statistics is None or features is None else None
+        read = Checkpoint(
+            config,
+            features or openpi_format.read_features(directory, asset, config, extra_delta_transform),
+            openpi_format.read_statistics(asset) if asset is not None else {},
+            openpi_format.TOKENIZER,
+        )
+    else:
+        raise CheckpointError(
+            f"{directory}/config.json: expected lerobot's (type pi0 or pi05) or openpi's "
+            f"(action_horizon), found "
+            f"type {values.get('type')!r} and keys {sorted(values)[:8]}"
+        )
+    changes = {"config": config, "features": features, "statistics": statistics}
+    return replace(read, **{name: value for name, value in changes.items() if value is not None})
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON object; what is not one is a CheckpointError with the file."""
+    try:
+        values = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _load_own(model: Pi0Model, file: Path) -> None:
+    parameters = dict(model.named_parameters())
+    for name, tensor in load_file(file).items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{file}: {name} {list(tensor.shape)} does not fit; the configuration's indicator is "
+                f"{model.config.indicator!r}"
+            )
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
+
+
+def _unused_tensors(policy: PI0Policy, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    shapes = unused_shapes(policy.config)
+    embedding = tensors["paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"]
+    # lerobot copies the head over the embedding when it loads, so the head must be the embedding.
+    unused = {key: torch.zeros(shape, dtype=embedding.dtype) for key, shape in shapes.items()}
+    unused[LM_HEAD] = embedding.clone()
+    if policy.source is not None and policy.source.exists():
+        with safe_open(policy.source, framework="pt") as file:
+            for key in set(shapes) - {LM_HEAD}:
+                for name in {key, f"model.{key}"} & set(file.keys()):
+                    unused[key] = file.get_tensor(name).to(embedding.dtype)
+    return unused
+
+
+def _save_tokenizer(tokenizer: PromptTokenizer, directory: Path) -> str:
+    """Return the name under which the tokenizer is found again: its hub name, or the saved directory."""
+    if "/" in tokenizer.name and not Path(tokenizer.name).exists():
+        return tokenizer.name
+    tokenizer.save(directory / "tokenizer")
+    return "tokenizer"
