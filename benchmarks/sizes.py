@@ -106,6 +106,10 @@ class Inputs:
         """Return these inputs on another device."""
         return Inputs(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
+    def first(self) -> "Inputs":
+        """Return the first sample alone."""
+        return Inputs(*(getattr(self, f.name)[:1] for f in dataclasses.fields(self)))
+
     def trimmed(self) -> "Inputs":
         """Return these inputs without the cameras and prompt columns masked in every sample."""
         cameras, columns = self.image_mask.any(0), self.token_mask.any(0)
