@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pi0.config import VARIANTS, Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig, NormalizationMode
 from pi0.normalize import Statistics
 from pi0.prompts import PALIGEMMA_TOKENIZER
-from pi0.weights import CheckpointError
+from pi0.weights import CheckpointError, read_tensors
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 _MODES: dict[str, NormalizationMode] = {
@@ -121,7 +121,7 @@ def read_statistics(directory: Path) -> Statistics:
             f"{directory}/{PREPROCESSOR}: its normaliser names {file.name!r}, which is not there"
         )
     statistics: dict[str, dict[str, Tensor]] = {}
-    for key, value in load_file(file).items():
+    for key, value in read_tensors(file).items():
         feature, name = key.rsplit(".", 1)
         statistics.setdefault(feature, {})[name] = value
     return statistics

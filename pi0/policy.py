@@ -185,6 +185,9 @@ class PI0Policy(nn.Module):
         mode a share `indicator_dropout` of the indicators is withheld. `generator` must be on the policy's
         device.
         """
+        if indicator is not None:
+            indicator = self._dropped(indicator, len(batch[STATE]), generator)
+        observation = self.preprocess(batch, indicator)
         state = checked_vector(batch, STATE, self.features.state_dim, self.device)
         raw = checked_vector(batch, ACTION, self.features.action_dim, self.device, ndim=3)
         if raw.shape[:2] != (len(state), self.config.chunk_size):
@@ -192,10 +195,8 @@ class PI0Policy(nn.Module):
                 f"{ACTION}: expected (batch {len(state)}, chunk_size {self.config.chunk_size}, ...), "
                 f"found {tuple(raw.shape)}"
             )
-        if indicator is not None:
-            indicator = self._dropped(indicator, len(state), generator)
         losses = self.model.loss(
-            self.preprocess(batch, indicator),
+            observation,
             self.encode_actions(raw, state),
             noise=noise,
             time=time,

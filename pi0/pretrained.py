@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pi0 import lerobot_format, openpi_format
@@ -25,7 +25,14 @@ from pi0.normalize import Statistics
 from pi0.policy import PI0Policy
 from pi0.prompts import PromptTokenizer
 from pi0.trainable import initialize
-from pi0.weights import LM_HEAD, CheckpointError, WeightLoader, lerobot_state_dict, unused_shapes
+from pi0.weights import (
+    LM_HEAD,
+    CheckpointError,
+    WeightLoader,
+    lerobot_state_dict,
+    read_tensors,
+    unused_shapes,
+)
 
 WEIGHTS = "model.safetensors"
 OWN_CONFIG = "pi0_config.json"  # sizes and conventions that lerobot's config.json cannot express
@@ -67,7 +74,7 @@ def load(
     described = describe(directory, config, features, statistics, extra_delta_transform)
     if not isinstance(tokenizer, PromptTokenizer):
         tokenizer = PromptTokenizer.from_pretrained(tokenizer or described.tokenizer)
-    tensors = load_file(directory / WEIGHTS)
+    tensors = read_tensors(directory / WEIGHTS)
     embedded, tensors = lerobot_format.split_embedded_statistics(tensors)
     policy = PI0Policy(
         described.config,
@@ -101,7 +108,9 @@ def save(policy: PI0Policy, directory: Path) -> None:
     tensors = lerobot_state_dict(policy.model, policy.config)
     tensors.update(_unused_tensors(policy, tensors))
     named = {f"model.{key}": value.cpu().contiguous() for key, value in tensors.items()}
-    save_file(named, directory / WEIGHTS, metadata={"format": "pt"})
+    # Renamed into place, so that a policy can be saved over the checkpoint it came from.
+    save_file(named, directory / f"{WEIGHTS}.part", metadata={"format": "pt"})
+    (directory / f"{WEIGHTS}.part").replace(directory / WEIGHTS)
     own = {
         n: p.detach().cpu() for n, p in policy.model.named_parameters() if n.startswith("indicator_embedding")
     }
@@ -196,7 +205,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _load_own(model: Pi0Model, file: Path) -> None:
     parameters = dict(model.named_parameters())
-    for name, tensor in load_file(file).items():
+    for name, tensor in read_tensors(file).items():
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{file}: {name} {list(tensor.shape)} does not fit; the configuration's indicator is "

@@ -8,8 +8,11 @@ from several of theirs, stacked along the first axis.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pi0.config import GemmaConfig, Pi0Config
@@ -39,6 +42,14 @@ _RENAMES = [
 
 class CheckpointError(ValueError):
     """A checkpoint that does not fit: lists every missing, unexpected and mis-shaped key, and the file."""
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; anything else is a CheckpointError with the file."""
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
 
 
 @dataclass(frozen=True)

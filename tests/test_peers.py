@@ -117,9 +117,7 @@ def test_expert_only_can_be_switched(lerobot):
     built = lerobot_pi0(TINY, train_expert_only=True)
     everything = [p.requires_grad for p in lerobot.parameters()]
     set_expert_only(lerobot, True)
-    assert [p.requires_grad for p in lerobot.parameters()] == [
-        p.requires_grad for p in built.parameters()
-    ]
+    assert [p.requires_grad for p in lerobot.parameters()] == [p.requires_grad for p in built.parameters()]
     set_expert_only(lerobot, False)
     assert [p.requires_grad for p in lerobot.parameters()] == everything
 

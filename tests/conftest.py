@@ -1,0 +1,62 @@
+"""Small policies that the tests share."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pi0 import FeatureConfig, Pi0Config, PI0Policy, PromptTokenizer, compute_statistics, toy_config
+
+# Tiny models gain nothing from threads, and threads that wait for a busy core cost a lot.
+torch.set_num_threads(1)
+
+TASKS = ["press the button", "open the drawer slowly"]
+CAMERA = "observation.images.front"
+
+
+def toy_policy(features: dict | None = None, **config) -> PI0Policy:
+    """A toy policy whose every parameter is random, so that nothing is zero by accident."""
+    tokenizer = PromptTokenizer.from_texts(TASKS)
+    vocab_size = config.pop("vocab_size", tokenizer.vocab_size)
+    generator = torch.Generator().manual_seed(3)
+    statistics = {
+        "observation.state": compute_statistics(torch.randn(50, 4, generator=generator) * 2 + 1),
+        "action": compute_statistics(torch.randn(50, 3, generator=generator) * 0.5 - 1),
+    }
+    policy = PI0Policy(
+        toy_config(vocab_size, **{"tokenizer_max_length": 40, **config}),
+        FeatureConfig(**{"image_keys": (CAMERA,), "state_dim": 4, "action_dim": 3, **(features or {})}),
+        tokenizer,
+        statistics,
+    )
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "indicator" not in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return policy.eval()
+
+
+@pytest.fixture
+def batch() -> dict:
+    """A raw training batch of two samples for `toy_policy`."""
+    g = torch.Generator().manual_seed(0)
+    return {
+        CAMERA: torch.randint(0, 256, (2, 48, 64, 3), dtype=torch.uint8, generator=g),
+        "observation.state": torch.randn(2, 4, generator=g),
+        "action": torch.randn(2, 8, 3, generator=g),
+        "task": list(TASKS),
+    }
+
+
+@pytest.fixture
+def noise() -> torch.Tensor:
+    """Noise for a batch of two, in the toy's padded width."""
+    return torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def tiny_config(**changes) -> Pi0Config:
+    """Our configuration of the peers' tiny size."""
+    from contenders import pi0_config
+    from sizes import SIZES
+
+    return replace(pi0_config(SIZES["tiny"]), **changes)
