@@ -17,12 +17,13 @@ from peers import (
     transformers_loss,
     transformers_pi0,
 )
+from sizes import Inputs, Size
+from torch import Tensor, nn
+
 from pi0.config import GemmaConfig, Pi0Config, SiglipConfig
 from pi0.model import Pi0Model
 from pi0.observation import Observation
 from pi0.weights import WeightLoader
-from sizes import Inputs, Size
-from torch import Tensor, nn
 
 # "trimmed": fed real cameras and tokens only, because transformers' own processor adds no others.
 NAMES = ("ours", "lerobot", "transformers", "transformers trimmed")
@@ -117,8 +118,7 @@ def build(
 
 def _ours(size: Size, weights: dict[str, Tensor], dtype: str, device: str) -> Contender:
     """Return our policy; in bfloat16 it trains float32 weights and samples from a bfloat16 copy."""
-    with torch.device(device):
-        model = Pi0Model(pi0_config(size, dtype))
+    model = Pi0Model(pi0_config(size, dtype), seed=None, device=device)
     WeightLoader().load(model, model.config, weights, "the weights of lerobot's policy")
 
     @functools.cache  # a process that only trains pays no memory for it

@@ -41,7 +41,7 @@ def main() -> None:
         torch.set_float32_matmul_precision("highest" if args.dtype == "float32" else "high")
         hardware = known_gpu(args)
     shapes = input_shapes(args)
-    memory = measure_memory(args, shapes)
+    memory = measure_memory(args, shapes) if "peak memory" in args.cases else {}
     contenders = build(SIZES[args.size], args.dtype, args.device)
     errors = {t: check_agreement(contenders, x, args.dtype) for t, x in shapes.items()}
     seconds = measure_time(args, contenders, shapes)
@@ -73,6 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--cameras-real", type=int, default=2, help="real cameras of the first input shape")
     add("--prompt-tokens", type=int, default=20, help="valid prompt tokens, padded to the maximum")
     add("--rounds", type=int, default=5)
+    add("--cases", nargs="+", choices=CASES, help="default: all; latency on a GPU only")
     add("--threads", type=int, default=1, help="CPU threads; with 1, CPU time is measured")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -82,6 +83,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.rounds, args.batch, args.threads) < 1:
         parser.error("--rounds, --batch and --threads must be at least 1")
+    if args.cases is None:
+        args.cases = [c for c in CASES if args.device == "cuda" or not c.startswith("latency")]
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no GPU; use --device cpu")
     return args
@@ -110,9 +113,7 @@ def input_shapes(args: argparse.Namespace) -> dict[str, Inputs]:
     return shapes
 
 
-def measure_memory(
-    args: argparse.Namespace, shapes: dict[str, Inputs]
-) -> dict[str, dict[str, int]]:
+def measure_memory(args: argparse.Namespace, shapes: dict[str, Inputs]) -> dict[str, dict[str, int]]:
     """Return the peak bytes of a train step by shape and contender."""
     cameras_real = [int(inputs.image_mask[0].sum()) for inputs in shapes.values()]
     peaks: dict[str, dict[str, int]] = {title: {} for title in shapes}
@@ -132,9 +133,7 @@ def measure_time(
     seconds: Seconds = {title: {} for title in shapes}
     measure = clock(args.device, args.threads)
     with progress() as bar:
-        for case in CASES:
-            if case == "latency, batch 1" and args.device == "cpu":
-                continue
+        for case in [c for c in CASES if c in args.cases and c != "peak memory"]:
             for contender in contenders.values():
                 contender.set_expert_only(case.startswith("expert-only"))
             for title, inputs in shapes.items():

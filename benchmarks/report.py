@@ -9,7 +9,14 @@ from rich.table import Table
 from roofline import Gpu, cost
 from sizes import Size
 
-CASES = ("train step", "sample", "guided sample", "latency, batch 1", "expert-only train step")
+CASES = (
+    "train step",
+    "sample",
+    "guided sample",
+    "latency, batch 1",
+    "expert-only train step",
+    "peak memory",
+)
 PEERS = ("lerobot", "transformers", "transformers trimmed")
 
 # Times faster than the peer at least; of its memory, the share at most. They hold for SETTING.
@@ -52,19 +59,19 @@ def print_table(figures: dict[str, Any]) -> None:
                 case = f"guided sample ({1 / ratios['ours unguided']:.2f}x unguided)"
             goals = {peer: (">=", goal) for peer, goal in targets.get(case, {}).items()}
             rows.append([shape, case, *_cells(shown, ratios, goals)])
-        peaks = figures["peak_bytes"][shape]
+        peaks = figures["peak_bytes"].get(shape)
+        if not peaks:
+            continue
         shown = {name: f"{peak / 2**20:.0f} MiB" for name, peak in peaks.items()}
         ratios = {name: peaks["ours"] / peak for name, peak in peaks.items()}
         goals = {peer: ("<=", goal) for peer, goal in targets.get("peak memory", {}).items()}
-        rows.append([shape, "train peak memory", *_cells(shown, ratios, goals)])
+        rows.append([shape, "peak memory of a train step", *_cells(shown, ratios, goals)])
     versus = [f"vs {peer}" for peer in PEERS]
     headings = ["real cameras", "case", "ours", *PEERS, *versus, "target", "met"]
     _print(_caption(arguments, figures["machine"]), headings, rows)
 
 
-def _cells(
-    shown: dict[str, str], ratios: dict[str, float], goals: dict[str, tuple[str, float]]
-) -> list[str]:
+def _cells(shown: dict[str, str], ratios: dict[str, float], goals: dict[str, tuple[str, float]]) -> list[str]:
     marks = {
         peer: ratios[peer] >= goal if sign == ">=" else ratios[peer] <= goal
         for peer, (sign, goal) in goals.items()
@@ -95,6 +102,8 @@ def print_roofline(figures: dict[str, Any], size: Size, gpu: Gpu) -> None:
     for shape, cases in figures["seconds"].items():
         counted = cost(size, int(shape.split()[0]), arguments["prompt_tokens"])
         for case in ("train step", "sample", "latency, batch 1"):
+            if case not in cases:
+                continue
             batch = 1 if case == "latency, batch 1" else arguments["batch"]
             is_train = case == "train step"
             flops = batch * (counted.train_flops() if is_train else counted.sample_flops())

@@ -77,9 +77,7 @@ class Cost:
 
     def sample_seconds(self, gpu: Gpu, batch: int = 1, num_steps: int = 10) -> float:
         """Return the least time of sampling: the prefix once, then the expert in every step."""
-        prefix = max(
-            batch * (self.vision + self.vlm) / gpu.flops, self.prefix_bytes / gpu.bandwidth
-        )
+        prefix = max(batch * (self.vision + self.vlm) / gpu.flops, self.prefix_bytes / gpu.bandwidth)
         step = max(
             batch * self.expert / gpu.flops,
             (self.expert_bytes + batch * self.kv_bytes) / gpu.bandwidth,

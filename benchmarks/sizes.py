@@ -142,9 +142,7 @@ def make_inputs(
 
     """
     real = _per_sample("cameras_real", cameras_real, size.cameras - 1, batch, size.cameras)
-    lengths = _per_sample(
-        "prompt_tokens", prompt_tokens, size.max_tokens * 5 // 12, batch, size.max_tokens
-    )
+    lengths = _per_sample("prompt_tokens", prompt_tokens, size.max_tokens * 5 // 12, batch, size.max_tokens)
     g = torch.Generator().manual_seed(seed)
     pixels = size.vision.image_size
     image_mask = torch.arange(size.cameras) < real[:, None]
@@ -164,9 +162,7 @@ def make_inputs(
     )
 
 
-def _per_sample(
-    name: str, value: int | Sequence[int] | None, default: int, batch: int, most: int
-) -> Tensor:
+def _per_sample(name: str, value: int | Sequence[int] | None, default: int, batch: int, most: int) -> Tensor:
     if value is None:
         value = default
     values = [value] * batch if isinstance(value, int) else list(value)
