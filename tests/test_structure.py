@@ -1,0 +1,38 @@
+"""What holds the code together: one-way dependencies, small files, documented options."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pi0 import FeatureConfig
+
+ROOT = Path(__file__).parent.parent
+POLICY_FILES = sorted((ROOT / "pi0").glob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("file", POLICY_FILES, ids=lambda f: f.name)
+def test_the_policy_knows_nothing_of_reinforcement_learning(file):
+    assert not {name for name in imported(file) if name.startswith("pi0.ript")}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "pi0").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_files_are_small(file):
+    assert len(file.read_text().splitlines()) <= 310
+
+
+def test_every_convention_is_documented():
+    text = (ROOT / "docs/conventions.md").read_text()
+    missing = [field.name for field in dataclasses.fields(FeatureConfig) if field.name not in text]
+    assert not [name for name in missing if not name.endswith(("_keys", "_dim", "_normalization"))]
