@@ -1,0 +1,267 @@
+"""The batched environment: slots, action chunks, worker processes that may die or hang."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+
+from pi0.ript.envs.base import ChunkResult, EnvObservation, Simulation, Task, TaskSuite
+from pi0.ript.envs.initial_state import InitialState, Split
+from pi0.ript.envs.slots import Slots, aborted
+from pi0.ript.envs.worker import Worker, WorkerError, WorkerLostError
+
+_MAX_LOSSES_IN_A_ROW = 3
+_START_SECONDS = 300.0
+
+
+class BatchedEnv:
+    """Many episodes at once, each in a numbered slot, of any of the given tasks.
+
+    `reset` starts episodes from given initial states, `step_chunk` executes one chunk of actions
+    per named slot. Results depend on states and actions only, not on slots or `num_workers`.
+    """
+
+    def __init__(
+        self,
+        suite: TaskSuite,
+        tasks: Iterable[str] | None = None,
+        *,
+        num_slots: int = 1,
+        num_workers: int = 0,
+        max_steps: int | Mapping[str, int] | None = None,
+        timeout: float = 120.0,
+    ) -> None:
+        """Check that the tasks can run here, then start the workers.
+
+        Args:
+            suite: The family of tasks.
+            tasks: Names of the tasks to use; None for all of the suite.
+            num_slots: Episodes that can run at the same time.
+            num_workers: Processes that simulate; 0 simulates in this process.
+            max_steps: Deadline in policy steps, for all tasks or by task name; None for the
+                suite's own.
+            timeout: Seconds after which a worker that has not answered is replaced.
+        """
+        if num_slots < 1 or not 0 <= num_workers <= num_slots:
+            raise ValueError(
+                "expected num_slots >= 1 and num_workers between 0 and num_slots, found "
+                f"num_slots={num_slots}, num_workers={num_workers}"
+            )
+        self.suite = suite
+        self.num_slots = num_slots
+        self.num_workers = num_workers
+        self.timeout = timeout
+        chosen = [_with_deadline(task, max_steps) for task in suite.select(tasks)]
+        self.tasks: dict[str, Task] = {task.id: task for task in chosen}
+        """The tasks in use, by id, with the deadlines in force."""
+        suite.check(chosen)
+        self._caps = {task.id: task.max_steps for task in chosen}
+        self._task_of: dict[int, Task] = {}
+        self._step_of: dict[int, int] = {}
+        self._lost: dict[int, str] = {}
+        self._losses_in_a_row = 0
+        self._local = None if num_workers else Slots(suite, self._caps)
+        self._workers = [self._start() for _ in range(num_workers)]
+        self._ready = [False] * num_workers
+
+    def task(self, name: str) -> Task:
+        """Return a task in use by "name" or "suite/name"."""
+        found = self.suite.select([name])[0].id
+        if found not in self.tasks:
+            raise ValueError(f"task {found!r} is not in use here; in use: {sorted(self.tasks)}")
+        return self.tasks[found]
+
+    def simulation(self, name: str) -> Simulation:
+        """Return a new in-process simulation of a task, for scripted experts and tests."""
+        return self.suite.make(self.task(name))
+
+    def initial_states(self, task: str, split: Split, indices: Iterable[int]) -> list[InitialState]:
+        """Return the states of one split with the given numbers, in order."""
+        wanted: list[tuple[str, Split, int]] = [(self.task(task).id, split, i) for i in indices]
+        if self._local is not None:
+            return self._local.initial_states(wanted)
+        parts = {w: wanted[w :: self.num_workers] for w in range(self.num_workers)}
+        answers = self._ask_until_answered({w: ("initial_states", p) for w, p in parts.items()})
+        states: list[Any] = [None] * len(wanted)
+        for w, answer in answers.items():
+            states[w :: self.num_workers] = answer
+        return states
+
+    def reset(self, states: Mapping[int, InitialState]) -> dict[int, EnvObservation]:
+        """Start an episode in each named slot and return what the policy sees first.
+
+        An unfinished episode of the slot is dropped. A worker that dies meanwhile is replaced and
+        asked again.
+        """
+        for slot, state in states.items():
+            self._require_slot(slot)
+            if state.task not in self.tasks:
+                raise ValueError(
+                    f"slot {slot}: state of task {state.task!r}, which is not in use here; "
+                    f"in use: {sorted(self.tasks)}"
+                )
+        for slot in states:
+            self._forget(slot)
+            self._lost.pop(slot, None)
+        answers = self._reset_all(states)
+        for slot, state in states.items():
+            self._task_of[slot] = self.tasks[state.task]
+            self._step_of[slot] = 0
+        return {slot: answers[slot] for slot in states}
+
+    def step_chunk(
+        self, actions: Mapping[int, np.ndarray], render_every: int | None = None
+    ) -> dict[int, ChunkResult]:
+        """Execute one chunk per named slot, each until success, deadline or its last action.
+
+        When a worker dies or hangs, each episode that it ran is reported exactly once, as
+        aborted, by the next call that names its slot (this one, for the slots named here).
+
+        Args:
+            actions: (n, a) per slot; taken as float32, what a dataset of them stores.
+            render_every: Also return frames every so many policy steps inside the chunk.
+
+        Raises:
+            ValueError: An action is not finite or has the wrong shape, or a slot has no running
+                episode. Nothing has moved.
+        """
+        if render_every is not None and render_every < 1:
+            raise ValueError(f"render_every must be positive or None, found {render_every}")
+        chunks = {slot: self._checked(slot, chunk) for slot, chunk in actions.items()}
+        live = {slot: chunk for slot, chunk in chunks.items() if slot not in self._lost}
+        answers = self._step_all(live, render_every)
+        results = {}
+        for slot in actions:
+            reason = self._lost.pop(slot, None)
+            step = self._step_of[slot]
+            result = answers[slot] if reason is None else aborted(reason, step)
+            self._step_of[slot] = result.step
+            if result.done:
+                self._forget(slot)
+            results[slot] = result
+        return results
+
+    def close(self) -> None:
+        """End workers and simulators."""
+        if self._local is not None:
+            self._local.close()
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+
+    def __enter__(self) -> Self:
+        """Return self; closes at the end of the block."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close."""
+        self.close()
+
+    def _require_slot(self, slot: int) -> None:
+        if not 0 <= slot < self.num_slots:
+            raise ValueError(f"slot {slot}: expected 0 <= slot < {self.num_slots}")
+
+    def _checked(self, slot: int, chunk: Any) -> np.ndarray:
+        """Return the chunk as float32, or raise before anything moves."""
+        self._require_slot(slot)
+        if slot not in self._task_of:
+            raise ValueError(f"slot {slot}: no episode is running; reset it first")
+        chunk = np.asarray(chunk, dtype=np.float32)
+        a = self._task_of[slot].action_dim
+        if chunk.ndim != 2 or chunk.shape[0] < 1 or chunk.shape[1] != a:
+            raise ValueError(f"slot {slot}: actions must be (n >= 1, {a}), found {chunk.shape}")
+        if not np.isfinite(chunk).all():
+            t = int(np.argwhere(~np.isfinite(chunk))[0, 0])
+            raise ValueError(f"slot {slot}: action {t} of the chunk is not finite: {chunk[t]}")
+        return chunk
+
+    def _forget(self, slot: int) -> None:
+        self._task_of.pop(slot, None)
+        self._step_of.pop(slot, None)
+
+    def _reset_all(self, states: Mapping[int, InitialState]) -> dict[int, Any]:
+        if self._local is not None:
+            return {slot: self._local.reset(slot, state) for slot, state in states.items()}
+        requests = {w: ("reset", part) for w, part in self._by_worker(states).items()}
+        answers = self._ask_until_answered(requests)
+        return {slot: one for answer in answers.values() for slot, one in answer.items()}
+
+    def _step_all(
+        self, chunks: Mapping[int, np.ndarray], render_every: int | None
+    ) -> dict[int, Any]:
+        if self._local is not None:
+            return {
+                slot: self._local.step_chunk(slot, chunk, render_every)
+                for slot, chunk in chunks.items()
+            }
+        parts = self._by_worker(chunks)
+        answers, _ = self._ask({w: ("step", (p, render_every)) for w, p in parts.items()})
+        return {slot: one for answer in answers.values() for slot, one in answer.items()}
+
+    def _by_worker(self, values: Mapping[int, Any]) -> dict[int, dict[int, Any]]:
+        """Split a mapping by slot into the workers that own the slots."""
+        parts: dict[int, dict[int, Any]] = {}
+        for slot, value in values.items():
+            parts.setdefault(slot % self.num_workers, {})[slot] = value
+        return parts
+
+    def _ask_until_answered(self, requests: dict[int, Any]) -> dict[int, Any]:
+        """Ask, and ask again the workers that were replaced; for requests that can be repeated."""
+        answers, lost = self._ask(requests)
+        while lost:
+            more, lost = self._ask({w: requests[w] for w in lost})
+            answers |= more
+        return answers
+
+    def _ask(self, requests: dict[int, Any]) -> tuple[dict[int, Any], list[int]]:
+        """Return the answers by worker, and the workers that were lost and replaced meanwhile."""
+        for w in requests:
+            self._workers[w].send(requests[w])
+        answers: dict[int, Any] = {}
+        lost: list[int] = []
+        failure: WorkerLostError | None = None
+        raised: WorkerError | None = None
+        for w in requests:
+            try:
+                if not self._ready[w]:
+                    self._workers[w].receive(_START_SECONDS)
+                    self._ready[w] = True
+                answers[w] = self._workers[w].receive(self.timeout)
+                self._losses_in_a_row = 0
+            except WorkerLostError as error:
+                lost.append(w)
+                failure = error
+                self._replace(w, str(error))
+            except WorkerError as error:
+                raised = error
+        if raised is not None:  # only now, so that no answer stays unread
+            raise raised
+        if failure is not None and self._losses_in_a_row >= _MAX_LOSSES_IN_A_ROW:
+            raise RuntimeError(
+                f"{self._losses_in_a_row} environment workers were lost in a row, the last: "
+                f"{failure}; see their messages above, or use num_workers=0 to debug"
+            )
+        return answers, lost
+
+    def _replace(self, w: int, reason: str) -> None:
+        """Start a new worker and note that the old one's episodes are lost."""
+        self._losses_in_a_row += 1
+        for slot in self._task_of:
+            if slot % self.num_workers == w:
+                self._lost[slot] = reason
+        self._workers[w] = self._start()
+        self._ready[w] = False
+
+    def _start(self) -> Worker:
+        return Worker(self.suite, self._caps)
+
+
+def _with_deadline(task: Task, max_steps: int | Mapping[str, int] | None) -> Task:
+    """Return the task with the deadline asked for."""
+    steps = max_steps.get(task.name) if isinstance(max_steps, Mapping) else max_steps
+    if steps is None:
+        return task
+    if steps < 1:
+        raise ValueError(f"max_steps of task {task.id!r} must be positive, found {steps}")
+    return replace(task, max_steps=steps)
