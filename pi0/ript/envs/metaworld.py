@@ -1,0 +1,264 @@
+"""Meta-World: the embedded default; nothing to download, a few milliseconds per policy step."""
+
+# MuJoCo's bindings come without type stubs.
+# pyright: reportAttributeAccessIssue=false
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")  # headless; read when mujoco is imported
+
+import mujoco
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite
+from pi0.ript.envs.initial_state import InitialState, Split
+from pi0.ript.envs.metaworld_tasks import DEADLINES, GOAL_DRAWN, INSTRUCTIONS
+from pi0.ript.envs.mujoco_state import get_physics, require_size, require_stable, set_physics
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # upstream's invalid escape sequences and deprecations
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+HELDOUT_SEED = 1_000_000
+"""Training states use the sampler's seeds below, held-out states those from here on."""
+
+CAMERA = "front"
+_SIMULATOR_HZ = 80
+_DEADLINE_REPEAT = 2  # the action repeat that DEADLINES counts with
+_MOVED_BY_RESET = ("body_pos", "site_pos")
+_NOT_STATE = ("_np_random_seed",)  # how a state was made is no part of it
+
+
+@dataclass(frozen=True)
+class MetaWorldSuite(TaskSuite):
+    """All 50 Meta-World v3 tasks.
+
+    State (4): hand position x y z in metres and gripper opening in [0, 1]; where the objects are,
+    only the image shows. Action (4): hand displacement in cm and gripper effort, in [-1, 1].
+    """
+
+    image_size: int = 64
+    action_repeat: int = 2
+    """Simulator steps (80 Hz) per policy step."""
+    render_quality: str = "fast"
+    """"fast": no multisampling, shadows or reflections; "stock": all of them."""
+    hide_arm: bool = True
+    """Leave out the arm's large meshes: they are most of the cost of an image and stand between
+    the camera and what the hand does. Hand and fingers stay visible."""
+
+    max_idle = 64
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.render_quality not in ("fast", "stock"):
+            raise ValueError(
+                f"render_quality must be 'fast' or 'stock', found {self.render_quality!r}"
+            )
+        if self.image_size < 1 or self.action_repeat < 1:
+            raise ValueError(
+                "image_size and action_repeat must be positive, found "
+                f"{self.image_size} and {self.action_repeat}"
+            )
+
+    def tasks(self) -> tuple[Task, ...]:
+        """Return the 50 tasks."""
+        return tuple(
+            Task(
+                suite="metaworld",
+                name=name,
+                instruction=instruction,
+                max_steps=-(-DEADLINES.get(name, 250) * _DEADLINE_REPEAT // self.action_repeat),
+                hz=_SIMULATOR_HZ / self.action_repeat,
+                action_dim=4,
+                state_dim=4,
+                cameras=(CAMERA,),
+                image_size=self.image_size,
+            )
+            for name, instruction in INSTRUCTIONS.items()
+        )
+
+    def make(self, task: Task) -> "MetaWorldSimulation":
+        """Return a new simulation of the task."""
+        return MetaWorldSimulation(task, self)
+
+
+class MetaWorldSimulation(Simulation):
+    """One Meta-World environment with exact restore."""
+
+    def __init__(self, task: Task, suite: MetaWorldSuite) -> None:
+        super().__init__(task)
+        self._suite = suite
+        self._env: Any = ALL_V3_ENVIRONMENTS[task.name]()
+        self._env._set_task_called = True
+        self._env._partially_observable = False
+        self._env._freeze_rand_vec = False
+        self._env.seeded_rand_vec = True
+        self._env.max_path_length = sys.maxsize  # the batched environment keeps the deadline
+        self._env.__dict__.pop("sawyer_observation_space", None)  # depends on the above
+        if suite.hide_arm:
+            _hide_arm(self._env.model)
+        self._observation = self._reset_by_seed(0)
+        self._attributes = _state_attributes(self._env)
+        self._pristine = self.snapshot()
+
+    @property
+    def raw(self) -> Any:
+        """The Meta-World environment."""
+        return self._env
+
+    @property
+    def privileged_observation(self) -> Float64[np.ndarray, "39"]:
+        """What Meta-World's scripted experts take: hand, objects and goal, now and one step ago."""
+        return self._observation.copy()
+
+    def initial_state(self, split: Split, index: int) -> InitialState:
+        """Return the state that the placement sampler gives for the seed of (split, index)."""
+        if not 0 <= index < HELDOUT_SEED:
+            raise ValueError(f"index must be in [0, {HELDOUT_SEED}), found {index}")
+        self._restore_vector(self._pristine)  # the sampler must not see the last episode
+        self._observation = self._reset_by_seed(index + HELDOUT_SEED * (split == "heldout"))
+        return InitialState(self.task.id, self.snapshot(), split, index)
+
+    def snapshot(self) -> Float64[np.ndarray, " n"]:
+        """Return physics, moved model arrays, observation, and the task's Python attributes."""
+        values = [_encoded(self._env.__dict__[name]) for name in self._attributes]
+        physics = get_physics(self._env.model, self._env.data, _MOVED_BY_RESET)
+        return np.concatenate([physics, self._observation, *values])
+
+    def restore(self, state: InitialState) -> None:
+        """Put physics and Python attributes into the state, bit for bit."""
+        require_size(state, self._pristine.size)
+        self._restore_vector(state.vector)
+
+    def step(self, action: Float32[np.ndarray, "4"]) -> bool:
+        """Repeat the action until the task succeeds or the policy step ends."""
+        for _ in range(self._suite.action_repeat):
+            self._observation, _, _, _, info = self._env.step(action)
+            require_stable(self._env.data)
+            if info["success"]:
+                return True
+        return False
+
+    def proprioception(self) -> Float32[np.ndarray, "4"]:
+        """Return hand position and gripper opening."""
+        return self._observation[:4].astype(np.float32)
+
+    def render(self) -> Images:
+        """Return the front camera's image."""
+        goal = self._env._target_pos if self.task.name in GOAL_DRAWN else None
+        renderer = _Renderer.shared(self.task, self._suite, self._env.model)
+        return {CAMERA: renderer.image(self._env.data, goal)}
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self._env.close()
+
+    def _reset_by_seed(self, seed: int) -> Float64[np.ndarray, "39"]:
+        self._env.seed(seed)
+        observation, _ = self._env.reset()
+        mujoco.mj_forward(self._env.model, self._env.data)
+        return observation
+
+    def _restore_vector(self, vector: Float64[np.ndarray, " n"]) -> None:
+        rest = set_physics(self._env.model, self._env.data, _MOVED_BY_RESET, vector)
+        at = self._observation.size
+        self._observation = rest[:at].copy()
+        for name, template in self._attributes.items():
+            size = np.size(template) if template is not None else 1
+            self._env.__dict__[name] = _decoded(rest[at : at + size], template)
+            at += size
+
+
+def _state_attributes(env: Any) -> dict[str, Any]:
+    """Return the numeric attributes of the environment with their values, sorted by name.
+
+    Arrays that are windows into MuJoCo's own data are left out: they follow the physics.
+    """
+    return {
+        name: value
+        for name, value in sorted(env.__dict__.items())
+        if name not in _NOT_STATE
+        and (
+            value is None
+            or isinstance(value, bool | int | float | np.number | np.bool_)
+            or (isinstance(value, np.ndarray) and isinstance(_owner(value), np.ndarray))
+        )
+    }
+
+
+def _owner(array: np.ndarray) -> object:
+    """Return the object whose memory the array uses."""
+    owner: object = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    return owner
+
+
+def _encoded(value: Any) -> Float64[np.ndarray, " n"]:
+    """Return an attribute as float64; None, in attributes that are set lazily, as NaN."""
+    return np.ravel(np.nan if value is None else value).astype(np.float64)
+
+
+def _decoded(numbers: Float64[np.ndarray, " n"], template: Any) -> Any:
+    """Return an attribute of the template's type and shape."""
+    if isinstance(template, np.ndarray):
+        return numbers.reshape(template.shape).astype(template.dtype)
+    if template is None:
+        return None if np.isnan(numbers[0]) else float(numbers[0])
+    return type(template)(numbers[0])
+
+
+def _hide_arm(model: mujoco.MjModel) -> None:
+    """Make the arm's large meshes invisible; hand and fingers stay."""
+    for geom in range(model.ngeom):
+        body = model.body(model.geom_bodyid[geom]).name
+        if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH and body.startswith(
+            ("right_", "head", "pedestal")
+        ):
+            faces = model.mesh_facenum[model.geom_dataid[geom]]
+            model.geom_rgba[geom, 3] = 0.0 if faces > 1500 else model.geom_rgba[geom, 3]
+
+
+class _Renderer:
+    """Draws every simulation of one task: their models differ only in what MuJoCo's data holds."""
+
+    _shared: dict[tuple[str, MetaWorldSuite], "_Renderer"] = {}  # noqa: RUF012 - one per process
+
+    def __init__(self, model: mujoco.MjModel, size: int, quality: str) -> None:
+        model.vis.quality.offsamples = 4 if quality == "stock" else 0
+        self._renderer = mujoco.Renderer(model, size, size)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._renderer.scene.flags[flag] = quality == "stock"
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+        self._camera.lookat[:] = (0.0, 0.72, 0.06)
+        self._camera.distance, self._camera.azimuth, self._camera.elevation = 0.78, 90, -60
+        self._option = mujoco.MjvOption()
+        self._option.sitegroup[:] = 0
+
+    @classmethod
+    def shared(cls, task: Task, suite: MetaWorldSuite, model: mujoco.MjModel) -> "_Renderer":
+        """Return this process's renderer of a task."""
+        key = (task.name, suite)
+        if key not in cls._shared:
+            cls._shared[key] = cls(model, suite.image_size, suite.render_quality)
+        return cls._shared[key]
+
+    def image(self, data: mujoco.MjData, goal: Float64[np.ndarray, "3"] | None) -> np.ndarray:
+        """Return a new uint8 image, with a green ball at the goal if one is given."""
+        self._renderer.update_scene(data, self._camera, self._option)
+        if goal is not None:
+            scene = self._renderer.scene
+            ball = scene.geoms[scene.ngeom]
+            shape, size, green = mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, 0.022), (0, 1, 0, 1)
+            rgba = np.array(green, np.float32)
+            mujoco.mjv_initGeom(ball, shape, size, goal.astype(float), np.eye(3).ravel(), rgba)
+            ball.emission = 0.6
+            scene.ngeom += 1
+        return self._renderer.render()
