@@ -1,4 +1,11 @@
-"""Simulated environments behind one batched contract; importing this loads no simulator."""
+"""Simulated environments behind one batched contract; importing this loads no simulator.
+
+On Linux MuJoCo renders through EGL unless MUJOCO_GL says otherwise: it needs no display. MuJoCo
+reads the variable when it is first imported.
+"""
+
+import os
+import sys
 
 from pi0.ript.envs.base import (
     ChunkResult,
@@ -39,3 +46,6 @@ __all__ = [
     "require_disjoint",
     "save_initial_states",
 ]
+
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")

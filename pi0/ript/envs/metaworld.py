@@ -3,14 +3,11 @@
 # MuJoCo's bindings come without type stubs.
 # pyright: reportAttributeAccessIssue=false
 
-import os
 import sys
 import warnings
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
-
-if sys.platform == "linux":
-    os.environ.setdefault("MUJOCO_GL", "egl")  # headless; read when mujoco is imported
 
 import mujoco
 import numpy as np
@@ -19,6 +16,12 @@ from jaxtyping import Float32, Float64
 from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.metaworld_tasks import DEADLINES, GOAL_DRAWN, INSTRUCTIONS
+from pi0.ript.envs.mujoco_render import (
+    OffscreenRenderer,
+    RenderQuality,
+    require_render_quality,
+    shared_renderer,
+)
 from pi0.ript.envs.mujoco_state import get_physics, require_size, require_stable, set_physics
 
 with warnings.catch_warnings():
@@ -46,7 +49,7 @@ class MetaWorldSuite(TaskSuite):
     image_size: int = 64
     action_repeat: int = 2
     """Simulator steps (80 Hz) per policy step."""
-    render_quality: str = "fast"
+    render_quality: RenderQuality = "fast"
     """"fast": no multisampling, shadows or reflections; "stock": all of them."""
     hide_arm: bool = True
     """Leave out the arm's large meshes: they are most of the cost of an image and stand between
@@ -56,10 +59,7 @@ class MetaWorldSuite(TaskSuite):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.render_quality not in ("fast", "stock"):
-            raise ValueError(
-                f"render_quality must be 'fast' or 'stock', found {self.render_quality!r}"
-            )
+        require_render_quality(self.render_quality)
         if self.image_size < 1 or self.action_repeat < 1:
             raise ValueError(
                 "image_size and action_repeat must be positive, found "
@@ -94,6 +94,7 @@ class MetaWorldSimulation(Simulation):
     def __init__(self, task: Task, suite: MetaWorldSuite) -> None:
         super().__init__(task)
         self._suite = suite
+        self._camera, self._option = _front_camera(), _without_sites()
         self._env: Any = ALL_V3_ENVIRONMENTS[task.name]()
         self._env._set_task_called = True
         self._env._partially_observable = False
@@ -151,13 +152,22 @@ class MetaWorldSimulation(Simulation):
 
     def render(self) -> Images:
         """Return the front camera's image."""
-        goal = self._env._target_pos if self.task.name in GOAL_DRAWN else None
-        renderer = _Renderer.shared(self.task, self._suite, self._env.model)
-        return {CAMERA: renderer.image(self._env.data, goal)}
+        draw = None
+        if self.task.name in GOAL_DRAWN:
+            draw = partial(_draw_ball, position=self._env._target_pos)
+        model, data = self._env.model, self._env.data
+        return {CAMERA: self._renderer.image(model, data, self._camera, self._option, draw)}
 
     def close(self) -> None:
         """Free the simulator."""
         self._env.close()
+
+    @cached_property
+    def _renderer(self) -> OffscreenRenderer:
+        """The renderer of the task that simulations in this process share."""
+        size, quality = self._suite.image_size, self._suite.render_quality
+        make = partial(OffscreenRenderer, self._env.model, size, quality)
+        return shared_renderer((self._suite, self.task.name), make)
 
     def _reset_by_seed(self, seed: int) -> Float64[np.ndarray, "39"]:
         self._env.seed(seed)
@@ -225,40 +235,27 @@ def _hide_arm(model: mujoco.MjModel) -> None:
             model.geom_rgba[geom, 3] = 0.0 if faces > 1500 else model.geom_rgba[geom, 3]
 
 
-class _Renderer:
-    """Draws every simulation of one task: their models differ only in what MuJoCo's data holds."""
+def _front_camera() -> mujoco.MjvCamera:
+    """Return a free camera that looks down on the table from the robot's opposite side."""
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.lookat[:] = (0.0, 0.72, 0.06)
+    camera.distance, camera.azimuth, camera.elevation = 0.78, 90.0, -60.0
+    return camera
 
-    _shared: dict[tuple[str, MetaWorldSuite], "_Renderer"] = {}  # noqa: RUF012 - one per process
 
-    def __init__(self, model: mujoco.MjModel, size: int, quality: str) -> None:
-        model.vis.quality.offsamples = 4 if quality == "stock" else 0
-        self._renderer = mujoco.Renderer(model, size, size)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._renderer.scene.flags[flag] = quality == "stock"
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-        self._camera.lookat[:] = (0.0, 0.72, 0.06)
-        self._camera.distance, self._camera.azimuth, self._camera.elevation = 0.78, 90, -60
-        self._option = mujoco.MjvOption()
-        self._option.sitegroup[:] = 0
+def _without_sites() -> mujoco.MjvOption:
+    """Return options that hide the scene's sites, which mark goals and grips."""
+    option = mujoco.MjvOption()
+    option.sitegroup[:] = 0
+    return option
 
-    @classmethod
-    def shared(cls, task: Task, suite: MetaWorldSuite, model: mujoco.MjModel) -> "_Renderer":
-        """Return this process's renderer of a task."""
-        key = (task.name, suite)
-        if key not in cls._shared:
-            cls._shared[key] = cls(model, suite.image_size, suite.render_quality)
-        return cls._shared[key]
 
-    def image(self, data: mujoco.MjData, goal: Float64[np.ndarray, "3"] | None) -> np.ndarray:
-        """Return a new uint8 image, with a green ball at the goal if one is given."""
-        self._renderer.update_scene(data, self._camera, self._option)
-        if goal is not None:
-            scene = self._renderer.scene
-            ball = scene.geoms[scene.ngeom]
-            shape, size, green = mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, 0.022), (0, 1, 0, 1)
-            rgba = np.array(green, np.float32)
-            mujoco.mjv_initGeom(ball, shape, size, goal.astype(float), np.eye(3).ravel(), rgba)
-            ball.emission = 0.6
-            scene.ngeom += 1
-        return self._renderer.render()
+def _draw_ball(scene: mujoco.MjvScene, position: Float64[np.ndarray, "3"]) -> None:
+    """Add a bright green ball to the scene."""
+    ball = scene.geoms[scene.ngeom]
+    shape, size = mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, 0.022)
+    green = np.array((0, 1, 0, 1), np.float32)
+    mujoco.mjv_initGeom(ball, shape, size, position.astype(float), np.eye(3).ravel(), green)
+    ball.emission = 0.6
+    scene.ngeom += 1

@@ -18,7 +18,7 @@ from typing import Any
 from pi0.ript.envs.base import TaskSuite
 from pi0.ript.envs.slots import Slots
 
-_DEFAULT_ENVIRONMENT = {"MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+_DEFAULT_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 _MAIN = "from pi0.ript.envs.worker import main; main()"
 
 

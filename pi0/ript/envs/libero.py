@@ -1,0 +1,293 @@
+"""LIBERO on robosuite: real tasks, full-state restore, images only where they are asked for."""
+
+# MuJoCo's bindings come without type stubs.
+# pyright: reportAttributeAccessIssue=false
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import Any
+
+import mujoco
+import numpy as np
+from jaxtyping import Float32, Float64
+from PIL import Image
+
+from pi0.ript.envs import libero_files
+from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite, did_you_mean
+from pi0.ript.envs.initial_state import InitialState, Split
+from pi0.ript.envs.libero_meshes import simplified_meshes
+from pi0.ript.envs.mujoco_render import (
+    OffscreenRenderer,
+    RenderQuality,
+    fixed_camera,
+    require_render_quality,
+    shared_renderer,
+)
+from pi0.ript.envs.mujoco_state import get_physics, require_size, require_stable, set_physics
+
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+"""Image key to LIBERO's camera."""
+SETTLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
+TRAIN_SEED = 10_000
+"""Training states use the placement sampler's seeds from here on."""
+
+_HZ = 20
+_MOVED_BY_RESET = ("body_pos", "body_quat")  # the poses of cabinets, stoves and racks
+_MAX_PLACEMENTS = 100
+
+
+@dataclass(frozen=True)
+class LiberoSuite(TaskSuite):
+    """One LIBERO suite.
+
+    State (8): end-effector position and axis-angle, two finger positions. Action (7): end-effector
+    displacement and rotation (OSC deltas) and gripper (-1 open, 1 close), in [-1, 1].
+    Images are what LIBERO's policies are trained on: its frames turned by 180 degrees.
+
+    Held-out states are the benchmark's own 50 per task, training states come from the placement
+    sampler, which the benchmark's were drawn from too.
+    """
+
+    suite: str = "libero_object"
+    image_size: int = 224
+    render_size: int = 256
+    """Frames are rendered in this size, then resized (bilinear) to image_size. 256 and 224 is what
+    openpi trained on; equal sizes save the resize, small ones most of the rendering too."""
+    render_quality: RenderQuality = "stock"
+    """"stock": LIBERO's own pixels. "fast", for CPUs, 4 to 6 times cheaper: no multisampling, no
+    reflections, visual meshes with a tenth of the faces. Both show the same scene, see
+    benchmarks/rollout.py for by how much pixels differ; physics is bit for bit the same."""
+    settle_steps: int = 10
+    """Steps with the gripper opening and the arm still, before an episode's first observation."""
+
+    max_idle = 2
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        did_you_mean("LIBERO suite", self.suite, libero_files.SUITES)
+        require_render_quality(self.render_quality)
+        if not 0 < self.image_size <= self.render_size:
+            raise ValueError(
+                "expected 0 < image_size <= render_size, found "
+                f"image_size={self.image_size}, render_size={self.render_size}"
+            )
+        if self.settle_steps < 0:
+            raise ValueError(f"settle_steps must not be negative, found {self.settle_steps}")
+
+    def tasks(self) -> tuple[Task, ...]:
+        """Return the suite's tasks in the benchmark's order."""
+        return tuple(
+            Task(
+                suite=self.suite,
+                name=name,
+                instruction=libero_files.instruction(name),
+                max_steps=libero_files.SUITES[self.suite],
+                hz=_HZ,
+                action_dim=7,
+                state_dim=8,
+                cameras=tuple(CAMERAS),
+                image_size=self.image_size,
+            )
+            for name in libero_files.task_names(self.suite)
+        )
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raise FileNotFoundError when assets that these tasks need are missing."""
+        assets = libero_files.assets_folder()
+        for task in tasks:
+            missing = libero_files.missing_assets(assets, self.suite, task.name)
+            if missing:
+                raise FileNotFoundError(
+                    f"task {task.id!r} needs {len(missing)} asset files that {assets} lacks, the "
+                    f"first: {missing[0]}; fetch them with: {libero_files.FETCH_ASSETS}"
+                )
+
+    def make(self, task: Task) -> "LiberoSimulation":
+        """Return a new simulation of the task."""
+        return LiberoSimulation(task, self)
+
+
+class LiberoSimulation(Simulation):
+    """One LIBERO environment with exact restore and no renderer of its own."""
+
+    def __init__(self, task: Task, suite: LiberoSuite) -> None:
+        super().__init__(task)
+        self._suite = suite
+        environment_class, self._randomization_error = _import_libero()
+        with _numpy_seed(0), contextlib.redirect_stdout(io.StringIO()):
+            self._env: Any = environment_class(
+                bddl_file_name=str(libero_files.bddl_file(suite.suite, task.name)),
+                control_freq=_HZ,
+                use_camera_obs=False,
+                has_offscreen_renderer=False,
+                ignore_done=True,  # the batched environment keeps the deadline
+                hard_reset=False,  # the scene is compiled once; restore sets all that a reset does
+            )
+        self._robosuite = self._env.env
+        self._robosuite._observables = {}  # sampled every 2 ms, and never read here
+        self._sample(seed=0)
+        self._size = self.snapshot().size
+
+    @property
+    def raw(self) -> Any:
+        """LIBERO's ControlEnv; `.env` is robosuite's environment, `.sim` its MuJoCo simulation."""
+        return self._env
+
+    def initial_state(self, split: Split, index: int) -> InitialState:
+        """Return a benchmark state (held-out) or one of the placement sampler (training).
+
+        What a benchmark state lacks, the poses of fixtures, is sampled with its index as seed.
+        """
+        if split == "train":
+            self._sample(TRAIN_SEED + index)
+            return InitialState(self.task.id, self.snapshot(), split, index, "placement")
+        states = _benchmark_states(self._suite.suite, self.task.name)
+        if not 0 <= index < len(states):
+            raise ValueError(
+                f"task {self.task.id!r} has {len(states)} held-out states, not {index}"
+            )
+        self._sample(index)
+        self._robosuite.sim.set_state_from_flattened(states[index])
+        self._robosuite.sim.forward()
+        return InitialState(self.task.id, self.snapshot(), split, index, "benchmark")
+
+    def snapshot(self) -> Float64[np.ndarray, " n"]:
+        """Return physics, fixtures' poses, the controller's goal and the gripper's command."""
+        robot = self._robosuite.robots[0]
+        return np.concatenate(
+            [
+                get_physics(*self._mujoco, _MOVED_BY_RESET),
+                robot.controller.goal_pos,
+                robot.controller.goal_ori.ravel(),
+                robot.gripper.current_action,
+            ]
+        )
+
+    def restore(self, state: InitialState) -> None:
+        """Put physics, controller and gripper into the state, bit for bit."""
+        require_size(state, self._size)
+        rest = set_physics(*self._mujoco, _MOVED_BY_RESET, state.vector)
+        robot = self._robosuite.robots[0]
+        robot.controller.update(force=True)
+        robot.controller.goal_pos = rest[:3].copy()
+        robot.controller.goal_ori = rest[3:12].reshape(3, 3).copy()
+        robot.gripper.current_action = rest[12:].copy()
+        self._robosuite.timestep, self._robosuite.cur_time = 0, 0.0
+
+    def settle(self) -> None:
+        """Let objects fall the last millimetres."""
+        for _ in range(self._suite.settle_steps):
+            self.step(SETTLE_ACTION)
+
+    def step(self, action: Float32[np.ndarray, "7"]) -> bool:
+        """Execute one control step of 25 physics steps and return whether the goal holds."""
+        _, _, success, _ = self._robosuite.step(action)
+        require_stable(self._mujoco[1])
+        return bool(success)
+
+    def proprioception(self) -> Float32[np.ndarray, "8"]:
+        """Return end-effector position, its rotation as axis-angle, and the finger positions."""
+        robot, data = self._robosuite.robots[0], self._robosuite.sim.data
+        w, *xyz = data.get_body_xquat(robot.robot_model.eef_name)
+        fingers = [data.qpos[i] for i in robot._ref_gripper_joint_pos_indexes]
+        position = data.site_xpos[robot.eef_site_id]
+        return np.concatenate([position, axis_angle(w, np.array(xyz)), fingers]).astype(np.float32)
+
+    def render(self) -> Images:
+        """Return the frames of both cameras."""
+        images = {}
+        for key, camera in self._cameras.items():
+            frame = self._renderer.image(*self._mujoco, camera, self._option)
+            # LIBERO's frames have the bottom row first; turned by 180 degrees they are upright
+            # and mirrored, and that is what policies for it have been trained on.
+            images[key] = resized(np.ascontiguousarray(frame[:, ::-1]), self._suite.image_size)
+        return images
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self._env.close()
+
+    @property
+    def _mujoco(self) -> tuple[Any, Any]:
+        """MuJoCo's model and data; robosuite replaces neither, since resets are soft."""
+        sim = self._robosuite.sim
+        return sim.model._model, sim.data._data
+
+    def _sample(self, seed: int) -> None:
+        """Reset to a placement that depends on the seed alone."""
+        self._robosuite.robots[0].gripper.current_action[:] = 0.0  # soft resets forget to
+        with _numpy_seed(seed):
+            for _ in range(_MAX_PLACEMENTS):
+                try:
+                    self._robosuite.reset()
+                except self._randomization_error:
+                    continue
+                return
+        raise RuntimeError(f"{self.task.id}: no valid placement in {_MAX_PLACEMENTS} attempts")
+
+    @cached_property
+    def _cameras(self) -> dict[str, Any]:
+        return {key: fixed_camera(self._mujoco[0], name) for key, name in CAMERAS.items()}
+
+    @cached_property
+    def _option(self) -> Any:
+        """Robosuite's choice of what to draw: visual geometry without collision geometry."""
+        option = mujoco.MjvOption()
+        option.geomgroup[0], option.geomgroup[1] = 0, 1
+        return option
+
+    @cached_property
+    def _renderer(self) -> Any:
+        """The renderer of the task that simulations in this process share."""
+        size, quality = self._suite.render_size, self._suite.render_quality
+        model = self._mujoco[0]
+        upload = simplified_meshes(model) if quality == "fast" else None
+        make = partial(OffscreenRenderer, model, size, quality, upload)
+        return shared_renderer((self._suite, self.task.name), make)
+
+
+def axis_angle(w: float, xyz: Float64[np.ndarray, "3"]) -> Float64[np.ndarray, "3"]:
+    """Return a unit quaternion as axis times angle (rad), zero where the axis is undefined."""
+    w = min(max(float(w), -1.0), 1.0)
+    sine = np.sqrt(1.0 - w * w)
+    return np.zeros(3) if np.isclose(sine, 0.0) else xyz * (2.0 * np.arccos(w) / sine)
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """Return a square uint8 image in the given size, bilinear as in openpi."""
+    if image.shape[0] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+@cache
+def _import_libero() -> tuple[Any, type[Exception]]:
+    """Return LIBERO's environment class and the error of its placement sampler."""
+    libero_files.prepare_import(libero_files.assets_folder())
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # "no private macro file"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # upstream's invalid escape sequences
+        from libero.libero.envs.env_wrapper import ControlEnv
+        from robosuite.utils.errors import RandomizationError
+    return ControlEnv, RandomizationError
+
+
+@cache
+def _benchmark_states(suite: str, task: str) -> Float64[np.ndarray, "k n"]:
+    return libero_files.benchmark_states(suite, task)
+
+
+@contextlib.contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which LIBERO samples from; restore the caller's afterwards."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
