@@ -18,6 +18,7 @@ from jaxtyping import Float32, Float64
 from PIL import Image
 
 from pi0.ript.envs import libero_files
+from pi0.ript.envs.attribute_state import numeric_attributes, pack, unpack
 from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite, did_you_mean
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.libero_meshes import simplified_meshes
@@ -131,6 +132,7 @@ class LiberoSimulation(Simulation):
         self._robosuite = self._env.env
         self._robosuite._observables = {}  # sampled every 2 ms, and never read here
         self._sample(seed=0)
+        self._controller_attributes = numeric_attributes(self._robot.controller)
         self._size = self.snapshot().size
 
     @property
@@ -157,26 +159,21 @@ class LiberoSimulation(Simulation):
         return InitialState(self.task.id, self.snapshot(), split, index, "benchmark")
 
     def snapshot(self) -> Float64[np.ndarray, " n"]:
-        """Return physics, fixtures' poses, the controller's goal and the gripper's command."""
-        robot = self._robosuite.robots[0]
-        return np.concatenate(
-            [
-                get_physics(*self._mujoco, _MOVED_BY_RESET),
-                robot.controller.goal_pos,
-                robot.controller.goal_ori.ravel(),
-                robot.gripper.current_action,
-            ]
-        )
+        """Return physics, fixtures' poses, the controller and the gripper's command.
+
+        The controller counts: it acts on the kinematics that it read last, and its goal rotation
+        lasts while the action asks for none.
+        """
+        physics = get_physics(*self._mujoco, _MOVED_BY_RESET)
+        controller = pack(self._robot.controller, self._controller_attributes)
+        return np.concatenate([physics, controller, self._robot.gripper.current_action])
 
     def restore(self, state: InitialState) -> None:
         """Put physics, controller and gripper into the state, bit for bit."""
         require_size(state, self._size)
         rest = set_physics(*self._mujoco, _MOVED_BY_RESET, state.vector)
-        robot = self._robosuite.robots[0]
-        robot.controller.update(force=True)
-        robot.controller.goal_pos = rest[:3].copy()
-        robot.controller.goal_ori = rest[3:12].reshape(3, 3).copy()
-        robot.gripper.current_action = rest[12:].copy()
+        rest = unpack(self._robot.controller, self._controller_attributes, rest)
+        self._robot.gripper.current_action = rest.copy()
         self._robosuite.timestep, self._robosuite.cur_time = 0, 0.0
 
     def settle(self) -> None:
@@ -192,7 +189,7 @@ class LiberoSimulation(Simulation):
 
     def proprioception(self) -> Float32[np.ndarray, "8"]:
         """Return end-effector position, its rotation as axis-angle, and the finger positions."""
-        robot, data = self._robosuite.robots[0], self._robosuite.sim.data
+        robot, data = self._robot, self._robosuite.sim.data
         w, *xyz = data.get_body_xquat(robot.robot_model.eef_name)
         fingers = [data.qpos[i] for i in robot._ref_gripper_joint_pos_indexes]
         position = data.site_xpos[robot.eef_site_id]
@@ -213,6 +210,10 @@ class LiberoSimulation(Simulation):
         self._env.close()
 
     @property
+    def _robot(self) -> Any:
+        return self._robosuite.robots[0]
+
+    @property
     def _mujoco(self) -> tuple[Any, Any]:
         """MuJoCo's model and data; robosuite replaces neither, since resets are soft."""
         sim = self._robosuite.sim
@@ -220,7 +221,9 @@ class LiberoSimulation(Simulation):
 
     def _sample(self, seed: int) -> None:
         """Reset to a placement that depends on the seed alone."""
-        self._robosuite.robots[0].gripper.current_action[:] = 0.0  # soft resets forget to
+        self._robot.gripper.current_action = np.zeros(
+            self._robot.gripper.dof
+        )  # soft resets forget to
         with _numpy_seed(seed):
             for _ in range(_MAX_PLACEMENTS):
                 try:

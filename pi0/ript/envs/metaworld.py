@@ -13,6 +13,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from pi0.ript.envs.attribute_state import numeric_attributes, pack, unpack
 from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.metaworld_tasks import DEADLINES, GOAL_DRAWN, INSTRUCTIONS
@@ -105,7 +106,7 @@ class MetaWorldSimulation(Simulation):
         if suite.hide_arm:
             _hide_arm(self._env.model)
         self._observation = self._reset_by_seed(0)
-        self._attributes = _state_attributes(self._env)
+        self._attributes = numeric_attributes(self._env, exclude=_NOT_STATE)
         self._pristine = self.snapshot()
 
     @property
@@ -128,9 +129,9 @@ class MetaWorldSimulation(Simulation):
 
     def snapshot(self) -> Float64[np.ndarray, " n"]:
         """Return physics, moved model arrays, observation, and the task's Python attributes."""
-        values = [_encoded(self._env.__dict__[name]) for name in self._attributes]
         physics = get_physics(self._env.model, self._env.data, _MOVED_BY_RESET)
-        return np.concatenate([physics, self._observation, *values])
+        attributes = pack(self._env, self._attributes)
+        return np.concatenate([physics, attributes, self._observation])
 
     def restore(self, state: InitialState) -> None:
         """Put physics and Python attributes into the state, bit for bit."""
@@ -177,51 +178,7 @@ class MetaWorldSimulation(Simulation):
 
     def _restore_vector(self, vector: Float64[np.ndarray, " n"]) -> None:
         rest = set_physics(self._env.model, self._env.data, _MOVED_BY_RESET, vector)
-        at = self._observation.size
-        self._observation = rest[:at].copy()
-        for name, template in self._attributes.items():
-            size = np.size(template) if template is not None else 1
-            self._env.__dict__[name] = _decoded(rest[at : at + size], template)
-            at += size
-
-
-def _state_attributes(env: Any) -> dict[str, Any]:
-    """Return the numeric attributes of the environment with their values, sorted by name.
-
-    Arrays that are windows into MuJoCo's own data are left out: they follow the physics.
-    """
-    return {
-        name: value
-        for name, value in sorted(env.__dict__.items())
-        if name not in _NOT_STATE
-        and (
-            value is None
-            or isinstance(value, bool | int | float | np.number | np.bool_)
-            or (isinstance(value, np.ndarray) and isinstance(_owner(value), np.ndarray))
-        )
-    }
-
-
-def _owner(array: np.ndarray) -> object:
-    """Return the object whose memory the array uses."""
-    owner: object = array
-    while isinstance(owner, np.ndarray) and owner.base is not None:
-        owner = owner.base
-    return owner
-
-
-def _encoded(value: Any) -> Float64[np.ndarray, " n"]:
-    """Return an attribute as float64; None, in attributes that are set lazily, as NaN."""
-    return np.ravel(np.nan if value is None else value).astype(np.float64)
-
-
-def _decoded(numbers: Float64[np.ndarray, " n"], template: Any) -> Any:
-    """Return an attribute of the template's type and shape."""
-    if isinstance(template, np.ndarray):
-        return numbers.reshape(template.shape).astype(template.dtype)
-    if template is None:
-        return None if np.isnan(numbers[0]) else float(numbers[0])
-    return type(template)(numbers[0])
+        self._observation = unpack(self._env, self._attributes, rest).copy()
 
 
 def _hide_arm(model: mujoco.MjModel) -> None:

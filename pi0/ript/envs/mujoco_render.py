@@ -7,10 +7,11 @@ the graphics context once, everything that moves is in MuJoCo's data.
 # MuJoCo's bindings come without type stubs.
 # pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 
+import atexit
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakSet, WeakValueDictionary
 
 import mujoco
 import numpy as np
@@ -48,6 +49,7 @@ class OffscreenRenderer:
             quality: See the class.
             during_upload: Entered while meshes are uploaded, for instance to simplify them.
         """
+        self._context: mujoco.MjrContext | None = None
         self._gl = mujoco.GLContext(size, size)
         self._gl.make_current()
         self._rect = mujoco.MjrRect(0, 0, size, size)
@@ -61,7 +63,9 @@ class OffscreenRenderer:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._perturbation = mujoco.MjvPerturb()
-        finalize(self, _free, self._gl, self._context)  # also before the interpreter ends
+        _open.add(self)
+        atexit.unregister(_close_all)  # it must run before what the graphics driver registers on
+        atexit.register(_close_all)  # its first use, so it must be registered after that
 
     def image(
         self,
@@ -97,11 +101,26 @@ class OffscreenRenderer:
         mujoco.mjr_readPixels(pixels, None, self._rect, self._context)
         return np.ascontiguousarray(pixels[::-1])
 
+    def close(self) -> None:
+        """Free the graphics memory."""
+        if self._context is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._context = None
+            self._gl.free()
 
-def _free(gl: mujoco.GLContext, context: mujoco.MjrContext) -> None:
-    gl.make_current()
-    context.free()
-    gl.free()
+    def __del__(self) -> None:
+        """Close."""
+        self.close()
+
+
+_open: WeakSet[OffscreenRenderer] = WeakSet()
+
+
+def _close_all() -> None:
+    """Close every renderer while the graphics driver is still there."""
+    for renderer in list(_open):
+        renderer.close()
 
 
 _shared: WeakValueDictionary[Hashable, OffscreenRenderer] = WeakValueDictionary()
