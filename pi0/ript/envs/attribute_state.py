@@ -54,7 +54,9 @@ def _owns_memory(array: np.ndarray) -> bool:
 def _typed(numbers: Float64[np.ndarray, " n"], template: Any) -> Any:
     """Return numbers in the template's type and shape."""
     if isinstance(template, np.ndarray):
-        return numbers.reshape(template.shape).astype(template.dtype)
+        array = np.empty_like(template)  # memory order too: it decides how products round
+        array[...] = numbers.reshape(template.shape)
+        return array
     if template is None:
         return None if np.isnan(numbers[0]) else float(numbers[0])
     return type(template)(numbers[0])

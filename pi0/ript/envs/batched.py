@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+from tqdm import tqdm
 
 from pi0.ript.envs.base import ChunkResult, EnvObservation, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
@@ -12,7 +13,6 @@ from pi0.ript.envs.slots import Slots, aborted
 from pi0.ript.envs.worker import Worker, WorkerError, WorkerLostError
 
 _MAX_LOSSES_IN_A_ROW = 3
-_START_SECONDS = 300.0
 
 
 class BatchedEnv:
@@ -56,14 +56,12 @@ class BatchedEnv:
         self.tasks: dict[str, Task] = {task.id: task for task in chosen}
         """The tasks in use, by id, with the deadlines in force."""
         suite.check(chosen)
-        self._caps = {task.id: task.max_steps for task in chosen}
         self._task_of: dict[int, Task] = {}
         self._step_of: dict[int, int] = {}
         self._lost: dict[int, str] = {}
         self._losses_in_a_row = 0
-        self._local = None if num_workers else Slots(suite, self._caps)
+        self._local = None if num_workers else Slots(suite, self.tasks)
         self._workers = [self._start() for _ in range(num_workers)]
-        self._ready = [False] * num_workers
 
     def task(self, name: str) -> Task:
         """Return a task in use by "name" or "suite/name"."""
@@ -79,13 +77,23 @@ class BatchedEnv:
     def initial_states(self, task: str, split: Split, indices: Iterable[int]) -> list[InitialState]:
         """Return the states of one split with the given numbers, in order."""
         wanted: list[tuple[str, Split, int]] = [(self.task(task).id, split, i) for i in indices]
+        states: list[InitialState] = []
+        block = 8 * max(self.num_workers, 1)
+        with tqdm(total=len(wanted), unit="state", desc=task, disable=len(wanted) < 50) as bar:
+            for at in range(0, len(wanted), block):
+                states += self._initial_states(wanted[at : at + block])
+                bar.update(len(states) - bar.n)
+        return states
+
+    def _initial_states(self, wanted: list[tuple[str, Split, int]]) -> list[InitialState]:
         if self._local is not None:
             return self._local.initial_states(wanted)
-        parts = {w: wanted[w :: self.num_workers] for w in range(self.num_workers)}
+        n = self.num_workers
+        parts = {w: wanted[w::n] for w in range(n) if wanted[w::n]}
         answers = self._ask_until_answered({w: ("initial_states", p) for w, p in parts.items()})
         states: list[Any] = [None] * len(wanted)
         for w, answer in answers.items():
-            states[w :: self.num_workers] = answer
+            states[w::n] = answer
         return states
 
     def reset(self, states: Mapping[int, InitialState]) -> dict[int, EnvObservation]:
@@ -224,9 +232,6 @@ class BatchedEnv:
         raised: WorkerError | None = None
         for w in requests:
             try:
-                if not self._ready[w]:
-                    self._workers[w].receive(_START_SECONDS)
-                    self._ready[w] = True
                 answers[w] = self._workers[w].receive(self.timeout)
                 self._losses_in_a_row = 0
             except WorkerLostError as error:
@@ -251,10 +256,9 @@ class BatchedEnv:
             if slot % self.num_workers == w:
                 self._lost[slot] = reason
         self._workers[w] = self._start()
-        self._ready[w] = False
 
     def _start(self) -> Worker:
-        return Worker(self.suite, self._caps)
+        return Worker(self.suite, self.tasks)
 
 
 def _with_deadline(task: Task, max_steps: int | Mapping[str, int] | None) -> Task:

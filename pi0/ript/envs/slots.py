@@ -11,6 +11,7 @@ from pi0.ript.envs.base import (
     Frame,
     Simulation,
     SimulationDivergedError,
+    Task,
     TaskSuite,
 )
 from pi0.ript.envs.initial_state import InitialState, Split
@@ -25,16 +26,15 @@ class _Episode:
 class Slots:
     """Runs the episodes of some slots in this process, in the caller's or in a worker's."""
 
-    def __init__(self, suite: TaskSuite, max_steps: dict[str, int]) -> None:
+    def __init__(self, suite: TaskSuite, tasks: dict[str, Task]) -> None:
         """Make no simulation yet: each is made when its task is first needed.
 
         Args:
             suite: Makes the simulations.
-            max_steps: Deadline of every task that may come, by task id.
+            tasks: The tasks that may come, by id, with the deadlines in force.
         """
         self._suite = suite
-        self._max_steps = max_steps
-        self._tasks = {task.id: task for task in suite.tasks()}
+        self._tasks = tasks
         self._episodes: dict[int, _Episode] = {}
         self._idle: list[Simulation] = []
 
@@ -62,7 +62,7 @@ class Slots:
     ) -> ChunkResult:
         """Execute the actions until success or deadline; render only what was asked for."""
         episode = self._episodes[slot]
-        simulation, cap = episode.simulation, self._max_steps[episode.simulation.task.id]
+        simulation, cap = episode.simulation, episode.simulation.task.max_steps
         states, frames, success, executed = [], [], False, 0
         for action in actions:
             if render_every and executed and executed % render_every == 0:

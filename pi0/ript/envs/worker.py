@@ -15,10 +15,11 @@ import traceback
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from pi0.ript.envs.base import TaskSuite
+from pi0.ript.envs.base import Task, TaskSuite
 from pi0.ript.envs.slots import Slots
 
 _DEFAULT_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+_START_SECONDS = 300.0  # a cold file system and a loaded machine
 _MAIN = "from pi0.ript.envs.worker import main; main()"
 
 
@@ -33,8 +34,8 @@ class WorkerLostError(RuntimeError):
 class Worker:
     """One worker process and the pipe to it."""
 
-    def __init__(self, suite: TaskSuite, max_steps: dict[str, int]) -> None:
-        """Start the process; it is ready when its first answer comes."""
+    def __init__(self, suite: TaskSuite, tasks: dict[str, Task]) -> None:
+        """Start the process; requests can be sent at once."""
         self._pipe, theirs = Pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-c", _MAIN, str(theirs.fileno())],
@@ -43,8 +44,8 @@ class Worker:
             env=_DEFAULT_ENVIRONMENT | os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         theirs.close()
-        self._sent_at = time.monotonic()
-        self.send((suite, max_steps))
+        self._ready = False
+        self.send((suite, tasks))
 
     def send(self, message: object) -> None:
         """Send a request; a dead worker is noticed when its answer is read."""
@@ -58,12 +59,19 @@ class Worker:
         """Return the answer to the oldest unanswered request.
 
         Args:
-            timeout: Seconds since the last request was sent.
+            timeout: Seconds since the request was sent; starting up does not count.
 
         Raises:
             WorkerError: The worker's code raised.
             WorkerLostError: The worker died or hung, and is gone now.
         """
+        if not self._ready:
+            self._answer(_START_SECONDS)
+            self._ready = True
+            self._sent_at = time.monotonic()
+        return self._answer(timeout)
+
+    def _answer(self, timeout: float) -> Any:
         left = self._sent_at + timeout - time.monotonic()
         if not wait([self._pipe], max(left, 0.0)):
             self.kill()
@@ -108,8 +116,8 @@ def _answer(slots: Slots, request: tuple[str, Any]) -> Any:
 
 def _serve(pipe: Connection) -> None:
     """Answer requests until the pipe closes."""
-    suite, max_steps = pipe.recv()
-    slots = Slots(suite, max_steps)
+    suite, tasks = pipe.recv()
+    slots = Slots(suite, tasks)
     pipe.send((True, os.getpid()))
     while True:
         try:
