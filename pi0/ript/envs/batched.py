@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -158,7 +158,7 @@ class BatchedEnv:
             worker.close()
         self._workers = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "BatchedEnv":
         """Return self; closes at the end of the block."""
         return self
 
