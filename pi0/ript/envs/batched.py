@@ -52,6 +52,8 @@ class BatchedEnv:
         self.num_slots = num_slots
         self.num_workers = num_workers
         self.timeout = timeout
+        if isinstance(max_steps, Mapping):
+            suite.select(max_steps)
         chosen = [_with_deadline(task, max_steps) for task in suite.select(tasks)]
         self.tasks: dict[str, Task] = {task.id: task for task in chosen}
         """The tasks in use, by id, with the deadlines in force."""

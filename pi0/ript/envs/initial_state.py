@@ -1,6 +1,7 @@
 """Initial states: full simulator states, hashed, saved to one file and checked when read back."""
 
 import hashlib
+import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,9 @@ import numpy as np
 from jaxtyping import Float64
 
 Split = Literal["train", "heldout"]
+
+_UNREADABLE = (BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError, RuntimeError)
+"""What reading a damaged .npz raises, depending on where the damage is."""
 
 _FORMAT = "pi0-ript initial states 1"
 
@@ -138,9 +142,9 @@ def load_initial_states(
                     strict=True,
                 )
             ]
-    except (BadZipFile, KeyError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError | InitialStateError):
-            raise
+    except (FileNotFoundError, InitialStateError):
+        raise
+    except _UNREADABLE as error:
         raise InitialStateError(f"{path} is corrupt ({error}); {remedy}") from error
     found, expected = pool_hash(states), str(columns["hash"])
     if found != expected:

@@ -24,7 +24,6 @@ from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.libero_meshes import simplified_meshes
 from pi0.ript.envs.mujoco_render import (
     OffscreenRenderer,
-    RenderQuality,
     fixed_camera,
     require_render_quality,
     shared_renderer,
@@ -59,7 +58,7 @@ class LiberoSuite(TaskSuite):
     render_size: int = 256
     """Frames are rendered in this size, then resized (bilinear) to image_size. 256 and 224 is what
     openpi trained on; equal sizes save the resize, small ones most of the rendering too."""
-    render_quality: RenderQuality = "stock"
+    render_quality: str = "stock"
     """"stock": LIBERO's own pixels. "fast", for CPUs, 4 to 6 times cheaper: no multisampling, no
     reflections, visual meshes with a tenth of the faces. Both show the same scene, see
     benchmarks/rollout.py for by how much pixels differ; physics is bit for bit the same."""

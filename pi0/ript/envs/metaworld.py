@@ -19,7 +19,6 @@ from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.metaworld_tasks import DEADLINES, GOAL_DRAWN, INSTRUCTIONS
 from pi0.ript.envs.mujoco_render import (
     OffscreenRenderer,
-    RenderQuality,
     require_render_quality,
     shared_renderer,
 )
@@ -50,7 +49,7 @@ class MetaWorldSuite(TaskSuite):
     image_size: int = 64
     action_repeat: int = 2
     """Simulator steps (80 Hz) per policy step."""
-    render_quality: RenderQuality = "fast"
+    render_quality: str = "fast"
     """"fast": no multisampling, shadows or reflections; "stock": all of them."""
     hide_arm: bool = True
     """Leave out the arm's large meshes: they are most of the cost of an image and stand between

@@ -10,19 +10,19 @@ the graphics context once, everything that moves is in MuJoCo's data.
 import atexit
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, get_args
+from typing import Final
 from weakref import WeakSet, WeakValueDictionary
 
 import mujoco
 import numpy as np
 from jaxtyping import UInt8
 
-RenderQuality = Literal["stock", "fast"]
+RENDER_QUALITIES: Final = ("stock", "fast")
 
 
 def require_render_quality(value: str) -> None:
-    """Raise ValueError unless the value is a `RenderQuality`."""
-    if value not in get_args(RenderQuality):
+    """Raise ValueError unless the value is one of `RENDER_QUALITIES`."""
+    if value not in RENDER_QUALITIES:
         raise ValueError(f"render_quality must be 'stock' or 'fast', found {value!r}")
 
 
@@ -31,14 +31,14 @@ class OffscreenRenderer:
 
     "stock" renders with what the model asks for (multisampling, shadows, reflections). "fast"
     turns these off: on a CPU, where every sample and every pass costs, images are several times
-    cheaper; edges are jagged, shading is otherwise the same.
+    cheaper. Edges are jagged, and scenes whose lights cast shadows are a little darker.
     """
 
     def __init__(
         self,
         model: mujoco.MjModel,
         size: int,
-        quality: RenderQuality,
+        quality: str,
         during_upload: AbstractContextManager[None] | None = None,
     ) -> None:
         """Upload the model's meshes and textures.
