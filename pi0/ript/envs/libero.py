@@ -36,7 +36,7 @@ SETTLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 TRAIN_SEED = 10_000
 """Training states use the placement sampler's seeds from here on."""
 
-_HZ = 20
+_HZ = 20.0  # robosuite's default control frequency
 _MOVED_BY_RESET = ("body_pos", "body_quat")  # the poses of cabinets, stoves and racks
 _MAX_PLACEMENTS = 100
 
@@ -122,7 +122,6 @@ class LiberoSimulation(Simulation):
         with _numpy_seed(0), contextlib.redirect_stdout(io.StringIO()):
             self._env: Any = environment_class(
                 bddl_file_name=str(libero_files.bddl_file(suite.suite, task.name)),
-                control_freq=_HZ,
                 use_camera_obs=False,
                 has_offscreen_renderer=False,
                 ignore_done=True,  # the batched environment keeps the deadline
