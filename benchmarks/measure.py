@@ -1,6 +1,7 @@
 """Time of interleaved runs, and the peak memory of a train step in a process of its own."""
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -16,6 +17,18 @@ from contenders import Contender, build
 from sizes import SIZES, Inputs, make_inputs
 
 Run = Callable[[], object]
+
+
+def keep_freed_memory() -> None:
+    """Let the C library (glibc) hold on to freed memory instead of returning it to the system.
+
+    Else large buffers are mapped and zeroed anew by the system each time they are needed, which it
+    counts as CPU time of this process.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1)):
+        raise RuntimeError("mallopt: the C library refused to keep freed memory")
 
 
 def clock(device: str, threads: int) -> Callable[[Run], float]:

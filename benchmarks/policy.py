@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 from contenders import Contender, build, check_agreement
-from measure import Run, clock, interleaved, peak_memory
+from measure import Run, clock, interleaved, keep_freed_memory, peak_memory
 from report import CASES, print_roofline, print_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -36,6 +36,8 @@ def main() -> None:
     args = parse_arguments()
     silence_peers()
     torch.set_num_threads(args.threads)
+    if args.keep_freed_memory:
+        keep_freed_memory()
     hardware = None
     if args.device == "cuda":
         torch.set_float32_matmul_precision("highest" if args.dtype == "float32" else "high")
@@ -75,6 +77,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--cases", nargs="+", choices=CASES, help="default: all; latency on a GPU only")
     add("--threads", type=int, default=1, help="CPU threads; with 1, CPU time is measured")
+    add(
+        "--keep-freed-memory",
+        action="store_true",
+        help="spare all contenders the page faults of large buffers (a third of lerobot's CPU time "
+        "in sampling, where malloc maps its attention scores anew each time); glibc only",
+    )
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--peak-tflops", type=float, help="dense bf16 rate, for a GPU that is not known")

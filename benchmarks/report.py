@@ -88,6 +88,8 @@ def _caption(arguments: dict[str, Any], machine: dict[str, str]) -> str:
     uses_cpu_time = arguments["device"] == "cpu" and arguments["threads"] == 1
     keys = ("size", "dtype", "batch", "prompt_tokens", "threads", "rounds")
     setting = ", ".join(f"{key.replace('_', ' ')} {arguments[key]}" for key in keys)
+    if arguments["keep_freed_memory"]:
+        setting += ", freed memory kept"
     return (
         f"{setting}; {'CPU' if uses_cpu_time else 'wall'} time, minimum (median); "
         f"{machine['processor']}, torch {machine['torch']}"

@@ -80,7 +80,7 @@ def figures(**arguments):
         "latency, batch 1": {"ours": [0.01, 0.02], **every},
     }
     return {
-        "arguments": setting | {"threads": 1, "rounds": 2} | arguments,
+        "arguments": setting | {"threads": 1, "rounds": 2, "keep_freed_memory": False} | arguments,
         "machine": MACHINE,
         "seconds": {"2 of 3": cases},
         "peak_bytes": {"2 of 3": {"ours": 2**20, "lerobot": 2**21, "transformers": 2**22}},
