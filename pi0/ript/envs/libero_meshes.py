@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 _VISUAL_GROUP = 1
 _KEEP_BELOW_FACES = 200
-_CELLS = {"gripper": 0.004, "robot": 0.015, "mount": 0.015}
+_CELLS = {"gripper": 0.004, "robot": 0.015, "mount": 0.03}
 _OBJECT_CELL = 0.006
 _FURNITURE_EXTENT = 0.6
 _FURNITURE_CELLS = 80
@@ -21,8 +21,8 @@ def simplified_meshes(model: Any) -> Iterator[None]:
     """Within the block the model's visual meshes have about a tenth of their faces.
 
     For the time of an upload to the graphics context; afterwards the model is as before, bit for
-    bit. Vertices are merged within cells of a few millimetres (gripper 4, objects 6, robot 15 mm,
-    furniture 1/80 of its extent). Collision shapes and physics are not touched.
+    bit. Vertices are merged within cells of a few millimetres (gripper 4, objects 6, robot 15, its
+    pedestal 30 mm, furniture 1/80 of its extent). Collision shapes and physics are not touched.
     """
     arrays = ("mesh_facenum", "mesh_face", "mesh_facenormal", "mesh_facetexcoord")
     before = {name: getattr(model, name).copy() for name in arrays}

@@ -60,7 +60,7 @@ class OffscreenRenderer:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         with during_upload or nullcontext():
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+            self._context = _graphics_context(model)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._perturbation = mujoco.MjvPerturb()
         _open.add(self)
@@ -112,6 +112,18 @@ class OffscreenRenderer:
     def __del__(self) -> None:
         """Close."""
         self.close()
+
+
+def _graphics_context(model: mujoco.MjModel) -> mujoco.MjrContext:
+    """Return a context for the model in the current OpenGL context, or say why there is none."""
+    try:
+        return mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+    except mujoco.FatalError as error:
+        raise RuntimeError(
+            f"MuJoCo cannot render ({error}) with {mujoco.GLContext.__module__}. Without a display "
+            "set MUJOCO_GL=egl before mujoco is first imported, or import pi0.ript.envs before it; "
+            "EGL needs the system packages libegl1 and libgl1"
+        ) from error
 
 
 _open: WeakSet[OffscreenRenderer] = WeakSet()
