@@ -39,6 +39,7 @@ def check_exact_restore(task):
     live = trajectory(fresh, actions(20))
     assert used.initial_state("train", 3) == state, "sampling depends on history"
     for simulation in (used, fresh, used):
+        simulation.initial_state("heldout", 0)  # moves what a reset moves
         simulation.restore(state)
         np.testing.assert_array_equal(simulation.snapshot(), state.vector)
         np.testing.assert_array_equal(trajectory(simulation, actions(20)), live)
