@@ -59,9 +59,7 @@ def libero_per_core(options: argparse.Namespace) -> None:
     report("chunked stock, times lerobot", lerobot / ms["chunked, stock"], LEROBOT_TARGET)
 
 
-def milliseconds_per_step(
-    runners: dict[str, Runner], options: argparse.Namespace
-) -> dict[str, float]:
+def milliseconds_per_step(runners: dict[str, Runner], options: argparse.Namespace) -> dict[str, float]:
     """Return the median CPU time of a step by runner.
 
     Runners take turns chunk by chunk; the two whose ratio matters most, which are also the

@@ -22,8 +22,7 @@ class CountingSuite(TaskSuite):
 
     def tasks(self):
         return tuple(
-            Task("counting", name, f"count {name}", 6, 10.0, 2, 3, ("front",), 2)
-            for name in ("up", "down")
+            Task("counting", name, f"count {name}", 6, 10.0, 2, 3, ("front",), 2) for name in ("up", "down")
         )
 
     def make(self, task):

@@ -165,9 +165,7 @@ def test_worker_that_dies_in_reset_is_asked_again(make, tmp_path):
 
 def test_worker_that_always_dies_is_an_error(make, tmp_path):
     env = make(num_slots=1, num_workers=1, dies_in=tmp_path)
-    with pytest.raises(
-        RuntimeError, match=r"3 environment workers were lost in a row.*exit code 4"
-    ):
+    with pytest.raises(RuntimeError, match=r"3 environment workers were lost in a row.*exit code 4"):
         start(env, [0])
 
 

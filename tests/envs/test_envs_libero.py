@@ -60,9 +60,7 @@ def test_restore_is_exact(suite, task):
 def test_equals_the_stock_environment():
     """LIBERO's own environment, hard resets and all: same physics, same pixels."""
     suite, task = STOVE
-    simulation = make_simulation(
-        suite, task, render_quality="stock", image_size=256, render_size=256
-    )
+    simulation = make_simulation(suite, task, render_quality="stock", image_size=256, render_size=256)
     simulation.restore(simulation.initial_state("heldout", 3))
     from libero.libero.envs import OffScreenRenderEnv
 
@@ -131,9 +129,7 @@ def test_chunk_equals_single_steps(env, states):
 
 
 def test_workers_change_nothing_and_load_no_torch(env, states):
-    with make_env(
-        "libero", BASKET[1], suite=BASKET[0], num_slots=2, num_workers=1, **SMALL
-    ) as remote:
+    with make_env("libero", BASKET[1], suite=BASKET[0], num_slots=2, num_workers=1, **SMALL) as remote:
         assert remote.initial_states(BASKET[1], "train", range(2)) == states
         here, there = (e.reset(dict(enumerate(states))) for e in (env, remote))
         chunks = {0: actions(5), 1: actions(5, seed=1)}
@@ -188,9 +184,7 @@ def test_settling_lets_objects_rest_and_costs_no_steps(env, states):
 def test_fast_images_show_the_same_scene_and_leave_physics_alone():
     observations = {}
     for quality in ("stock", "fast"):
-        simulation = make_simulation(
-            *STOVE, render_quality=quality, image_size=128, render_size=128
-        )
+        simulation = make_simulation(*STOVE, render_quality=quality, image_size=128, render_size=128)
         simulation.reset(simulation.initial_state("heldout", 0))
         simulation.render()
         simulation.step(actions(1)[0])

@@ -207,9 +207,7 @@ def test_instability_is_noticed(env, states):
 
 
 def test_policy_steps_follow_the_action_repeat():
-    tasks = {
-        r: make_suite("metaworld", action_repeat=r).select(["button-press-v3"])[0] for r in (1, 2)
-    }
+    tasks = {r: make_suite("metaworld", action_repeat=r).select(["button-press-v3"])[0] for r in (1, 2)}
     assert (tasks[2].max_steps, tasks[2].hz) == (50, 40.0)
     assert (tasks[1].max_steps, tasks[1].hz) == (100, 80.0)
 

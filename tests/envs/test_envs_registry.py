@@ -22,9 +22,7 @@ def test_others_can_add_an_environment(registered):
 
 
 def test_unknown_names_come_with_suggestions():
-    with pytest.raises(
-        ValueError, match="unknown environment 'metawrld'; did you mean 'metaworld'"
-    ):
+    with pytest.raises(ValueError, match="unknown environment 'metawrld'; did you mean 'metaworld'"):
         make_suite("metawrld")
     with pytest.raises(ValueError, match="'image_sise'; did you mean 'image_size'"):
         make_suite("metaworld", image_sise=64)

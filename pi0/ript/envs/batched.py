@@ -197,14 +197,9 @@ class BatchedEnv:
         answers = self._ask_until_answered(requests)
         return {slot: one for answer in answers.values() for slot, one in answer.items()}
 
-    def _step_all(
-        self, chunks: Mapping[int, np.ndarray], render_every: int | None
-    ) -> dict[int, Any]:
+    def _step_all(self, chunks: Mapping[int, np.ndarray], render_every: int | None) -> dict[int, Any]:
         if self._local is not None:
-            return {
-                slot: self._local.step_chunk(slot, chunk, render_every)
-                for slot, chunk in chunks.items()
-            }
+            return {slot: self._local.step_chunk(slot, chunk, render_every) for slot, chunk in chunks.items()}
         parts = self._by_worker(chunks)
         answers, _ = self._ask({w: ("step", (p, render_every)) for w, p in parts.items()})
         return {slot: one for answer in answers.values() for slot, one in answer.items()}

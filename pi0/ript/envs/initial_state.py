@@ -69,9 +69,7 @@ class InitialState:
     def require_task(self, task: str) -> None:
         """Raise InitialStateError unless this is a state of `task` ("suite/name")."""
         if self.task != task:
-            raise InitialStateError(
-                f"expected a state of task {task!r}, found one of {self.task!r}"
-            )
+            raise InitialStateError(f"expected a state of task {task!r}, found one of {self.task!r}")
 
 
 def pool_hash(states: Iterable[InitialState]) -> str:
@@ -112,9 +110,7 @@ def save_initial_states(path: str | Path, states: Sequence[InitialState]) -> str
     return digest
 
 
-def load_initial_states(
-    path: str | Path, tasks: Collection[str] | None = None
-) -> list[InitialState]:
+def load_initial_states(path: str | Path, tasks: Collection[str] | None = None) -> list[InitialState]:
     """Return the states of a file written by `save_initial_states`, in order.
 
     Args:

@@ -148,9 +148,7 @@ class LiberoSimulation(Simulation):
             return InitialState(self.task.id, self.snapshot(), split, index, "placement")
         states = _benchmark_states(self._suite.suite, self.task.name)
         if not 0 <= index < len(states):
-            raise ValueError(
-                f"task {self.task.id!r} has {len(states)} held-out states, not {index}"
-            )
+            raise ValueError(f"task {self.task.id!r} has {len(states)} held-out states, not {index}")
         self._sample(index)
         self._robosuite.sim.set_state_from_flattened(states[index])
         self._robosuite.sim.forward()
@@ -219,9 +217,7 @@ class LiberoSimulation(Simulation):
 
     def _sample(self, seed: int) -> None:
         """Reset to a placement that depends on the seed alone."""
-        self._robot.gripper.current_action = np.zeros(
-            self._robot.gripper.dof
-        )  # soft resets forget to
+        self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)  # soft resets forget to
         with _numpy_seed(seed):
             for _ in range(_MAX_PLACEMENTS):
                 try:

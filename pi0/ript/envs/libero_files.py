@@ -24,9 +24,7 @@ SUITES: dict[str, int] = {
 }
 """Deadline in steps by suite: a little more than the longest demonstration, as openpi has it."""
 
-FETCH_ASSETS = (
-    "hf download lerobot/libero-assets --repo-type dataset --local-dir ~/.cache/libero/assets"
-)
+FETCH_ASSETS = "hf download lerobot/libero-assets --repo-type dataset --local-dir ~/.cache/libero/assets"
 
 _ASSET_FOLDERS = (
     "articulated_objects",
@@ -171,9 +169,7 @@ def missing_assets(assets: Path, suite: str, task: str) -> list[Path]:
     for category in sorted(categories):
         places = [f"{folder}/{category}/{category}.xml" for folder in _ASSET_FOLDERS]
         places.append(f"articulated_objects/{category}.xml")
-        sources.append(
-            next((assets / p for p in places if (assets / p).is_file()), assets / places[0])
-        )
+        sources.append(next((assets / p for p in places if (assets / p).is_file()), assets / places[0]))
     return [file for source in sources for file in _missing_of(source)]
 
 

@@ -1,0 +1,226 @@
+"""Rollouts: episodes of a policy from given initial states, many at once, reproducible one by one.
+
+An episode is a function of policy, initial state and noise seed alone: each has a random generator of its own,
+and inference always runs at the full batch of slots, because the size of a batch changes its rounding.
+
+Axes: t environment step, n observed step, s state dim, a action dim, h action horizon.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+
+from pi0 import Indicator, PI0Policy
+from pi0.ript.envs import BatchedEnv, ChunkResult, EnvObservation, InitialState, Task
+
+MAX_ATTEMPTS = 3  # of an episode that dead or hanging workers interrupt
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One finished episode: what was executed, and what the policy could have seen on the way."""
+
+    task: Task
+    initial_state: InitialState
+    seed: int
+    success: bool
+    states: Float32[np.ndarray, "t s"]
+    """Before each action."""
+    actions: Float32[np.ndarray, "t a"]
+    """As given to the environment, raw units, not clipped."""
+    observed: Int64[np.ndarray, " n"]
+    """Steps that have images: the start of each chunk, and every `render_every` steps inside."""
+    images: Mapping[str, UInt8[np.ndarray, "n h w 3"]] = field(repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of steps."""
+        return len(self.actions)
+
+
+class ChunkPolicy(Protocol):
+    """What rollouts need of a policy."""
+
+    def chunks(
+        self,
+        observations: Sequence[EnvObservation],
+        tasks: Sequence[Task],
+        generators: Sequence[torch.Generator],
+    ) -> Float32[np.ndarray, "b h a"]:
+        """Return the actions to execute next, one chunk per observation, noise from its generator."""
+        ...
+
+
+class GuidedPolicy:
+    """A pi0 policy as rollouts use it: guided towards a positive advantage, `n_action_steps` at a time."""
+
+    def __init__(self, policy: PI0Policy, guidance: float = 1.0, num_steps: int | None = None) -> None:
+        self.policy, self.guidance, self.num_steps = policy, guidance, num_steps
+
+    def chunks(
+        self,
+        observations: Sequence[EnvObservation],
+        tasks: Sequence[Task],
+        generators: Sequence[torch.Generator],
+    ) -> Float32[np.ndarray, "b h a"]:
+        """Return the actions to execute next."""
+        config = self.policy.config
+        shape = (config.chunk_size, config.max_action_dim)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        was_training = self.policy.training
+        self.policy.eval()
+        actions = self.policy.sample_actions(
+            observation_batch(observations, tasks),
+            noise=noise.to(self.policy.device),
+            guidance=self.guidance,
+            num_steps=self.num_steps,
+        )
+        self.policy.train(was_training)
+        return actions[:, : config.n_action_steps].cpu().numpy()
+
+
+def observation_batch(
+    observations: Sequence[EnvObservation], tasks: Sequence[Task]
+) -> dict[str, torch.Tensor | list[str]]:
+    """Return the observations as a batch with the policy's keys."""
+    images = {
+        f"observation.images.{camera}": torch.from_numpy(np.stack([o.images[camera] for o in observations]))
+        for camera in observations[0].images
+    }
+    states = torch.from_numpy(np.stack([o.state for o in observations]))
+    return {**images, "observation.state": states, "task": [task.instruction for task in tasks]}
+
+
+def positive(policy: PI0Policy) -> Indicator | None:
+    """Return the indicator that such a policy acts on."""
+    return None if policy.config.indicator == "none" else Indicator.POSITIVE
+
+
+@dataclass
+class _Episode:
+    """An episode in progress."""
+
+    number: int
+    observation: EnvObservation
+    generator: torch.Generator
+    states: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    observed: list[int] = field(default_factory=list)
+    frames: list[EnvObservation] = field(default_factory=list)
+
+
+class EpisodeLostError(RuntimeError):
+    """An episode was interrupted by its environment too many times to blame a single worker."""
+
+
+def rollout(
+    env: BatchedEnv,
+    policy: ChunkPolicy,
+    states: Sequence[InitialState],
+    seeds: Sequence[int],
+    *,
+    render_every: int | None = None,
+    on_finished: Callable[[Rollout], None] | None = None,
+) -> list[Rollout]:
+    """Return one finished episode per initial state, in order, each with the noise of its seed.
+
+    An episode that the infrastructure interrupts is run again from its start, so that it counts once. With
+    `render_every`, images are also kept inside chunks, every so many steps.
+    """
+    return _Runner(env, policy, states, seeds, render_every, on_finished).run()
+
+
+class _Runner:
+    """Keeps the slots busy: a slot whose episode ends takes the next one at once."""
+
+    def __init__(
+        self,
+        env: BatchedEnv,
+        policy: ChunkPolicy,
+        states: Sequence[InitialState],
+        seeds: Sequence[int],
+        render_every: int | None,
+        on_finished: Callable[[Rollout], None] | None,
+    ) -> None:
+        self.env, self.policy, self.states, self.seeds = env, policy, states, seeds
+        self.render_every, self.on_finished = render_every, on_finished
+        self.waiting = list(range(len(states)))[::-1]
+        self.attempts = [0] * len(states)
+        self.finished: dict[int, Rollout] = {}
+        self.running: dict[int, _Episode] = {}
+
+    def run(self) -> list[Rollout]:
+        while self.waiting or self.running:
+            self._start()
+            actions = self._act()
+            for slot, result in self.env.step_chunk(actions, self.render_every).items():
+                self._advance(slot, actions[slot], result)
+        return [self.finished[i] for i in range(len(self.states))]
+
+    def _start(self) -> None:
+        free = [slot for slot in range(self.env.num_slots) if slot not in self.running]
+        started = {slot: self.waiting.pop() for slot in free[: len(self.waiting)]}
+        observations = self.env.reset({slot: self.states[i] for slot, i in started.items()})
+        for slot, i in started.items():
+            generator = torch.Generator().manual_seed(self.seeds[i])
+            self.running[slot] = _Episode(i, observations[slot], generator)
+
+    def _act(self) -> dict[int, np.ndarray]:
+        slots = sorted(self.running)
+        episodes = [self.running[slot] for slot in slots]
+        # Copies of the first episode fill the batch; their noise comes from a generator of their own.
+        idle = self.env.num_slots - len(slots)
+        batch = episodes + episodes[:1] * idle
+        spare = torch.Generator().manual_seed(0)
+        chunks = self.policy.chunks(
+            [episode.observation for episode in batch],
+            [self.env.tasks[self.states[episode.number].task] for episode in batch],
+            [episode.generator for episode in episodes] + [spare] * idle,
+        )
+        return {slot: chunks[i] for i, slot in enumerate(slots)}
+
+    def _advance(self, slot: int, actions: np.ndarray, result: ChunkResult) -> None:
+        episode = self.running[slot]
+        if result.aborted is not None:
+            self._again(slot, result.aborted)
+            return
+        step = sum(len(a) for a in episode.actions)
+        episode.observed += [step, *(step + frame.offset for frame in result.frames)]
+        episode.frames += [episode.observation, *(frame.observation for frame in result.frames)]
+        episode.states.append(result.states)
+        episode.actions.append(actions[: result.executed])
+        assert result.observation is not None
+        episode.observation = result.observation
+        if result.done:
+            del self.running[slot]
+            finished = self._finish(episode, result.success)
+            self.finished[episode.number] = finished
+            if self.on_finished is not None:
+                self.on_finished(finished)
+
+    def _again(self, slot: int, reason: str) -> None:
+        number = self.running.pop(slot).number
+        self.attempts[number] += 1
+        if self.attempts[number] >= MAX_ATTEMPTS:
+            raise EpisodeLostError(
+                f"the episode from state {self.states[number].hash[:16]} of {self.states[number].task} was "
+                f"interrupted {MAX_ATTEMPTS} times, the last time because: {reason}"
+            )
+        self.waiting.append(number)
+
+    def _finish(self, episode: _Episode, success: bool) -> Rollout:
+        state = self.states[episode.number]
+        cameras = episode.frames[0].images
+        return Rollout(
+            task=self.env.tasks[state.task],
+            initial_state=state,
+            seed=self.seeds[episode.number],
+            success=success,
+            states=np.concatenate(episode.states),
+            actions=np.concatenate(episode.actions).astype(np.float32),
+            observed=np.array(episode.observed),
+            images={c: np.stack([frame.images[c] for frame in episode.frames]) for c in cameras},
+        )
