@@ -13,15 +13,16 @@ from pi0 import Indicator, PI0Policy
 class AdvantageLoss(nn.Module):
     """`1[A > 0] L(positive) + alpha L(unconditional)` per window, summed over the batch.
 
-    L is the flow-matching loss with the indicator positive or withheld. Both terms share the prefix, the noise
-    and the flow times. Sums, because the caller knows how many windows an optimizer step has in all.
+    L is the flow-matching loss with the indicator positive or withheld. Both terms share the prefix, the
+    noise and the flow times. Sums, because the caller knows how many windows an optimizer step has in all.
     """
 
     def __init__(self, policy: PI0Policy, uncond_weight: float, num_draws: int = 1) -> None:
         super().__init__()
         if policy.config.indicator != "embedding":
             raise ValueError(
-                f"indicator: expected 'embedding' (the two terms share a prefix), found {policy.config.indicator!r}"
+                "indicator: expected 'embedding' (the two terms share a prefix), found "
+                f"{policy.config.indicator!r}"
             )
         self.policy, self.uncond_weight, self.num_draws = policy, uncond_weight, num_draws
 

@@ -1,7 +1,7 @@
 """Rollouts: episodes of a policy from given initial states, many at once, reproducible one by one.
 
-An episode is a function of policy, initial state and noise seed alone: each has a random generator of its own,
-and inference always runs at the full batch of slots, because the size of a batch changes its rounding.
+An episode is a function of policy, initial state and noise seed alone: each has a random generator of its
+own, and inference always runs at the full batch of slots, because the size of a batch changes its rounding.
 
 Axes: t environment step, n observed step, s state dim, a action dim, h action horizon.
 """

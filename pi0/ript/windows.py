@@ -40,7 +40,7 @@ class Windows:
             "observation.state": torch.from_numpy(self.states[indices]),
             "action": torch.from_numpy(self.actions[indices]),
             "action_is_pad": torch.from_numpy(self.is_pad[indices]),
-            "task": [self.instructions[i] for i in indices],
+            "task": [self.instructions[i] for i in indices.tolist()],
             "advantage": torch.from_numpy(self.advantages[indices]),
         }
 
@@ -51,7 +51,7 @@ class Windows:
             states=self.states[indices],
             actions=self.actions[indices],
             is_pad=self.is_pad[indices],
-            instructions=[self.instructions[i] for i in indices],
+            instructions=[self.instructions[i] for i in indices.tolist()],
             advantages=self.advantages[indices],
         )
 
