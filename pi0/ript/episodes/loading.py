@@ -1,0 +1,185 @@
+"""Reads a LeRobotDataset v3 into arrays: whole small data sets, ready for training windows."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64, UInt8
+
+from pi0.ript.episodes.images import decode_png, decode_video
+from pi0.ript.episodes.records import Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.episodes.writer import COLLECTION_PATH, IMAGE_PREFIX, partial_directory
+
+_LARGEST_GIB = 16.0
+
+
+@dataclass(frozen=True)
+class EpisodeSet:
+    """All episodes of a data set, one after the other. Axes: n frame of the set, e episode."""
+
+    images: dict[str, UInt8[np.ndarray, "n h w 3"]]
+    """By camera."""
+    states: Float32[np.ndarray, "n s"]
+    actions: Float32[np.ndarray, "n a"]
+    starts: Int64[np.ndarray, " e"]
+    """First frame of each episode."""
+    lengths: Int64[np.ndarray, " e"]
+    labels: tuple[EpisodeLabels, ...]
+    fps: int
+    collection: dict[str, Any]
+    """How the set was made and its `content_hash`; empty for a set made elsewhere."""
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Return one episode; its arrays are views."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"episode {index} of {len(self)}")
+        rows = slice(self.starts[index], self.starts[index] + self.lengths[index])
+        images = {camera: frames[rows] for camera, frames in self.images.items()}
+        return Episode(images, self.states[rows], self.actions[rows], self.labels[index])
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Yield the episodes in order."""
+        return (self[index] for index in range(len(self)))
+
+
+def load_episodes(directory: str | Path, *, assume_success: bool = False) -> EpisodeSet:
+    """Return every episode of a LeRobotDataset v3 in memory.
+
+    Args:
+        directory: The data set's root.
+        assume_success: Take every episode of a set without success labels for a success, as in a
+            set of curated demonstrations. Labels that are there always count.
+
+    Raises:
+        EpisodeDataError: No such set, an unfinished one, one without success labels, or one that
+            is too large for memory.
+    """
+    root = Path(directory)
+    info = _read_info(root)
+    episodes = _read_tables(root, "meta/episodes").to_pylist()
+    episodes.sort(key=lambda row: row["episode_index"])
+    image_keys = [key for key in info["features"] if key.startswith(IMAGE_PREFIX)]
+    _require_memory(root, info, image_keys)
+    frames = _read_tables(root, "data")
+    lengths = np.array([row["length"] for row in episodes], np.int64)
+    starts = np.cumsum(lengths) - lengths
+    if len(frames) != lengths.sum():
+        raise EpisodeDataError(
+            f"{root}: expected {lengths.sum()} frames by meta/episodes, found {len(frames)}; the "
+            "copy is incomplete, fetch or make it again"
+        )
+    images = {}
+    for key in image_keys:
+        if info["features"][key]["dtype"] == "image":
+            images[key.removeprefix(IMAGE_PREFIX)] = decode_png(
+                [cell["bytes"] for cell in frames.column(key).to_pylist()]
+            )
+        else:
+            images[key.removeprefix(IMAGE_PREFIX)] = _read_video(root, info, key, episodes)
+    collection = root / COLLECTION_PATH
+    return EpisodeSet(
+        images=images,
+        states=_matrix(frames, "observation.state"),
+        actions=_matrix(frames, "action"),
+        starts=starts,
+        lengths=lengths,
+        labels=tuple(_labels(root, episodes, frames, starts, assume_success)),
+        fps=int(info["fps"]),
+        collection=json.loads(collection.read_text()) if collection.exists() else {},
+    )
+
+
+def _read_info(root: Path) -> dict[str, Any]:
+    path = root / "meta/info.json"
+    if not path.exists():
+        if partial_directory(root).exists():
+            raise EpisodeDataError(
+                f"{root} is not finished: its collection was interrupted; run the command that "
+                "began it again"
+            )
+        raise EpisodeDataError(f"{root} is not a LeRobotDataset: {path} is missing")
+    info = json.loads(path.read_text())
+    if not str(info.get("codebase_version", "")).startswith("v3."):
+        raise EpisodeDataError(
+            f"{root}: expected a LeRobotDataset v3.x, found {info.get('codebase_version')}; "
+            "convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30"
+        )
+    return info
+
+
+def _read_tables(root: Path, folder: str) -> pa.Table:
+    paths = sorted((root / folder).glob("*/*.parquet"))
+    if not paths:
+        raise EpisodeDataError(f"{root} holds no {folder}/*/*.parquet; it is empty or incomplete")
+    columns = [name for name in pq.read_schema(paths[0]).names if not name.startswith("stats/")]
+    tables = [pq.read_table(path, columns=columns) for path in paths]
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _matrix(frames: pa.Table, name: str) -> Float32[np.ndarray, "n d"]:
+    column = frames.column(name).combine_chunks()
+    return column.flatten().to_numpy().astype(np.float32, copy=False).reshape(len(frames), -1)
+
+
+def _require_memory(root: Path, info: dict[str, Any], image_keys: list[str]) -> None:
+    pixels = sum(int(np.prod(info["features"][key]["shape"])) for key in image_keys)
+    gib = info["total_frames"] * pixels / 2**30
+    if gib > _LARGEST_GIB:
+        raise EpisodeDataError(
+            f"{root}: its images take {gib:.0f} GiB in memory, more than {_LARGEST_GIB:.0f}; read "
+            "it frame by frame with lerobot's LeRobotDataset"
+        )
+
+
+def _read_video(
+    root: Path, info: dict[str, Any], key: str, episodes: list[dict[str, Any]]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Return the frames of all episodes; a file may hold several episodes one after the other."""
+    parts, path, decoded = [], None, np.zeros((0,))
+    for row in episodes:
+        place = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
+        wanted = root / info["video_path"].format(video_key=key, **place)
+        if wanted != path:
+            path, decoded = wanted, decode_video(wanted)
+        first = round(row[f"videos/{key}/from_timestamp"] * info["fps"])
+        part = decoded[first : first + row["length"]]
+        if len(part) != row["length"]:
+            raise EpisodeDataError(
+                f"{path}: expected {row['length']} frames from frame {first}, found {len(part)}"
+            )
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def _labels(
+    root: Path,
+    episodes: list[dict[str, Any]],
+    frames: pa.Table,
+    starts: Int64[np.ndarray, " e"],
+    assume_success: bool,
+) -> Iterator[EpisodeLabels]:
+    names = [f.name for f in fields(EpisodeLabels) if f.name not in ("instruction", "success")]
+    for row, start in zip(episodes, starts.tolist(), strict=True):
+        if "success" in frames.column_names:
+            success = any(frames.column("success").slice(start, row["length"]).to_pylist())
+        elif "success" in row:
+            success = row["success"]
+        elif assume_success:
+            success = True
+        else:
+            raise EpisodeDataError(
+                f"{root} has no success labels: no column 'success' in its frames or in "
+                "meta/episodes. Record it with pi0-demos or EpisodeWriter; if every episode is "
+                "known to succeed, load it with assume_success=True"
+            )
+        extra = {name: row[name] for name in names if row.get(name) is not None}
+        yield EpisodeLabels(instruction=row["tasks"][0], success=bool(success), **extra)

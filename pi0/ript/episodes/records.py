@@ -1,0 +1,108 @@
+"""What an episode is: images, states and actions per frame, labels per episode.
+
+Axes: t frame of an episode, s state dim, a action dim, h w image size.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+type Images = Mapping[str, UInt8[np.ndarray, "t h w 3"]]
+
+
+class EpisodeDataError(ValueError):
+    """An episode or a data set cannot be written or read; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class EpisodeLabels:
+    """What is known of a whole episode. A data set made elsewhere may lack all but the first two.
+
+    The field names are the column names in `meta/episodes`; `instruction` is lerobot's task.
+    """
+
+    instruction: str
+    success: bool
+    task_id: str = ""
+    """ "suite/name"."""
+    initial_state_hash: str = ""
+    source: str = ""
+    """Who acted: "operator:<name>", or "policy:<hash>"."""
+    seed: int = -1
+    """Of the episode's own random generator."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode: what was seen before each action, the actions, and how it ended."""
+
+    images: Images
+    states: Float32[np.ndarray, "t s"]
+    actions: Float32[np.ndarray, "t a"]
+    labels: EpisodeLabels
+
+    def __post_init__(self) -> None:
+        """Check lengths, dtypes and finiteness."""
+        length = len(self.actions)
+        for name, values in (("states", self.states), ("actions", self.actions)):
+            if (
+                values.dtype != np.float32
+                or values.ndim != 2
+                or len(values) != length
+                or not length
+            ):
+                raise EpisodeDataError(
+                    f"{name}: expected float32 of shape ({length or 'at least 1'}, d), found "
+                    f"{values.dtype} of shape {values.shape}"
+                )
+            if not np.isfinite(values).all():
+                raise EpisodeDataError(
+                    f"{name}: frame {np.argwhere(~np.isfinite(values))[0][0]}"
+                    " is not finite; leave the episode out"
+                )
+        for camera, frames in self.images.items():
+            if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) != length:
+                raise EpisodeDataError(
+                    f"images of {camera!r}: expected uint8 of shape ({length}, h, w, 3), found "
+                    f"{frames.dtype} of shape {frames.shape}"
+                )
+
+    def __len__(self) -> int:
+        """Return the number of frames, which is the number of actions."""
+        return len(self.actions)
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 (hex) of labels and arrays, the images before any compression."""
+        digest = hashlib.sha256(json.dumps(asdict(self.labels), sort_keys=True).encode())
+        for name, values in {"state": self.states, "action": self.actions, **self.images}.items():
+            digest.update(f"{name} {values.dtype} {values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class CollectionInfo:
+    """What all episodes of a data set share; two collections continue each other if it is equal."""
+
+    fps: int | float
+    """Control rate: policy steps per simulated second."""
+    robot_type: str
+    storage: str
+    """ "image": PNG, exact. "video": H.264, small."""
+    origin: dict[str, Any]
+    """How the episodes are made (environment, operator, seed ...), as plain JSON values."""
+
+    def __post_init__(self) -> None:
+        """Check the values that come from outside."""
+        if self.storage not in ("image", "video"):
+            raise EpisodeDataError(f"storage: expected 'image' or 'video', found {self.storage!r}")
+        if self.fps != int(self.fps) or self.fps < 1:
+            raise EpisodeDataError(
+                f"fps: lerobot stores whole frames per second, found {self.fps}; choose an action "
+                "repeat that gives a whole control rate"
+            )

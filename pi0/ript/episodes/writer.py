@@ -1,0 +1,135 @@
+"""Collects finished episodes so that each survives a kill, then publishes them as a data set."""
+
+import json
+import shutil
+from collections.abc import Collection
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pi0.ript.episodes.images import encode_png, encode_video
+from pi0.ript.episodes.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+
+COLLECTION_PATH = Path("meta/collection.json")
+IMAGE_PREFIX = "observation.images."
+
+
+class EpisodeWriter:
+    """Collects finished episodes in `DIR.partial/`, then publishes them as `DIR/`."""
+
+    def __init__(self, directory: str | Path, info: CollectionInfo) -> None:
+        """Begin a collection, or continue one that was interrupted.
+
+        Raises:
+            EpisodeDataError: The directory holds something, or the interrupted collection was made
+                with other settings.
+        """
+        self.directory = Path(directory)
+        self.partial = partial_directory(self.directory)
+        self.info = info
+        if self.directory.exists() and any(self.directory.iterdir()):
+            raise EpisodeDataError(
+                f"{self.directory} exists already; choose another output or remove it"
+            )
+        spec = json.loads(json.dumps(asdict(info)))
+        path = self.partial / "collection.json"
+        if path.exists():
+            _require_equal(self.partial, json.loads(path.read_text()), spec)
+        else:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            _write_atomically(path, json.dumps(spec, indent=2).encode())
+
+    def add(self, number: int, episode: Episode) -> None:
+        """Store a finished episode; once this returns it survives a kill.
+
+        Args:
+            number: Its place among the episodes; numbers need not be consecutive.
+            episode: An episode whose frames were recorded at the control rate.
+        """
+        columns: dict[str, Any] = {}
+        for camera, frames in episode.images.items():
+            if self.info.storage == "video":
+                encode_video(self._path(number, f".{camera}.mp4"), frames, int(self.info.fps))
+            else:
+                images = [{"bytes": png, "path": None} for png in encode_png(frames)]
+                columns[IMAGE_PREFIX + camera] = pa.array(
+                    images, pa.struct({"bytes": pa.binary(), "path": pa.string()})
+                )
+        for name, values in (("observation.state", episode.states), ("action", episode.actions)):
+            flat = pa.array(np.ascontiguousarray(values).ravel())
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        record = asdict(episode.labels) | {
+            "length": len(episode),
+            "content_hash": episode.content_hash(),
+            "cameras": {name: list(frames.shape[1:]) for name, frames in episode.images.items()},
+        }
+        table = pa.table(columns, metadata={"episode": json.dumps(record)})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        _write_atomically(self._path(number, ".parquet"), sink.getvalue().to_pybytes())
+
+    def finished(self) -> dict[int, tuple[EpisodeLabels, int]]:
+        """Return labels and length of the episodes stored so far, by number, in order."""
+        names = {f.name for f in fields(EpisodeLabels)}
+        found = {}
+        for path in sorted(self.partial.glob("episode-*.parquet")):
+            record = read_record(path)
+            labels = EpisodeLabels(**{key: record[key] for key in names})
+            found[int(path.stem.split("-")[1])] = labels, record["length"]
+        return found
+
+    def finalize(self, keep: Collection[int] | None = None) -> Path:
+        """Publish the episodes (those numbered in `keep`; None: all) and return the directory.
+
+        Safe to kill and repeat: the data set appears in one step, complete.
+        """
+        from pi0.ript.episodes.publishing import publish  # lerobot takes seconds to import
+
+        numbers = list(self.finished()) if keep is None else sorted(keep)
+        if not numbers:
+            raise EpisodeDataError(f"{self.partial} holds no episode to publish")
+        missing = [n for n in numbers if not self._path(n, ".parquet").exists()]
+        if missing:
+            raise EpisodeDataError(f"{self.partial}: episodes {missing[:5]} are not finished")
+        staged = self.partial / "dataset"
+        shutil.rmtree(staged, ignore_errors=True)
+        publish([self._path(n, ".parquet") for n in numbers], staged, self.info)
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(self.directory)
+        shutil.rmtree(self.partial)
+        return self.directory
+
+    def _path(self, number: int, suffix: str) -> Path:
+        if not 0 <= number < 10**9:
+            raise EpisodeDataError(f"number: expected 0 to 999999999, found {number}")
+        return self.partial / f"episode-{number:09d}{suffix}"
+
+
+def partial_directory(directory: Path) -> Path:
+    """Return where the unfinished collection of a data set lives."""
+    return directory.with_name(directory.name + ".partial")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return labels, content hash and image shapes of one stored, unpublished episode."""
+    return json.loads(pq.read_schema(path).metadata[b"episode"])
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _require_equal(partial: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    old, new = found | found.pop("origin", {}), expected | expected.pop("origin", {})
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise EpisodeDataError(
+                f"{partial} holds an interrupted collection with {key}={old.get(key)!r}, now "
+                f"{key}={new.get(key)!r}; repeat its settings to continue it, or remove it"
+            )
