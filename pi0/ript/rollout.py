@@ -35,6 +35,7 @@ class Rollout:
     observed: Int64[np.ndarray, " n"]
     """Steps that have images: the start of each chunk, and every `render_every` steps inside."""
     images: Mapping[str, UInt8[np.ndarray, "n h w 3"]] = field(repr=False)
+    """By camera; without cameras when images were not kept."""
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -123,14 +124,16 @@ def rollout(
     seeds: Sequence[int],
     *,
     render_every: int | None = None,
+    keep_images: bool = True,
     on_finished: Callable[[Rollout], None] | None = None,
 ) -> list[Rollout]:
     """Return one finished episode per initial state, in order, each with the noise of its seed.
 
     An episode that the infrastructure interrupts is run again from its start, so that it counts once. With
-    `render_every`, images are also kept inside chunks, every so many steps.
+    `render_every`, images are also kept inside chunks, every so many steps. Without `keep_images` none are,
+    which is what long evaluations have memory for.
     """
-    return _Runner(env, policy, states, seeds, render_every, on_finished).run()
+    return _Runner(env, policy, states, seeds, render_every, keep_images, on_finished).run()
 
 
 class _Runner:
@@ -143,10 +146,11 @@ class _Runner:
         states: Sequence[InitialState],
         seeds: Sequence[int],
         render_every: int | None,
+        keep_images: bool,
         on_finished: Callable[[Rollout], None] | None,
     ) -> None:
         self.env, self.policy, self.states, self.seeds = env, policy, states, seeds
-        self.render_every, self.on_finished = render_every, on_finished
+        self.render_every, self.keep_images, self.on_finished = render_every, keep_images, on_finished
         self.waiting = list(range(len(states)))[::-1]
         self.attempts = [0] * len(states)
         self.finished: dict[int, Rollout] = {}
@@ -187,9 +191,10 @@ class _Runner:
         if result.aborted is not None:
             self._again(slot, result.aborted)
             return
-        step = sum(len(a) for a in episode.actions)
-        episode.observed += [step, *(step + frame.offset for frame in result.frames)]
-        episode.frames += [episode.observation, *(frame.observation for frame in result.frames)]
+        if self.keep_images:
+            step = sum(len(a) for a in episode.actions)
+            episode.observed += [step, *(step + frame.offset for frame in result.frames)]
+            episode.frames += [episode.observation, *(frame.observation for frame in result.frames)]
         episode.states.append(result.states)
         episode.actions.append(actions[: result.executed])
         assert result.observation is not None
@@ -213,7 +218,7 @@ class _Runner:
 
     def _finish(self, episode: _Episode, success: bool) -> Rollout:
         state = self.states[episode.number]
-        cameras = episode.frames[0].images
+        cameras = episode.frames[0].images if self.keep_images else ()
         return Rollout(
             task=self.env.tasks[state.task],
             initial_state=state,
@@ -221,6 +226,6 @@ class _Runner:
             success=success,
             states=np.concatenate(episode.states),
             actions=np.concatenate(episode.actions).astype(np.float32),
-            observed=np.array(episode.observed),
+            observed=np.array(episode.observed, np.int64),
             images={c: np.stack([frame.images[c] for frame in episode.frames]) for c in cameras},
         )

@@ -25,7 +25,7 @@ class Windows:
     """Raw, as executed; beyond the end of the episode the last one is repeated."""
     is_pad: Bool[np.ndarray, "w h"]
     """True beyond the end of the episode."""
-    instructions: Sequence[str]
+    instructions: list[str]
     advantages: Float32[np.ndarray, " w"]
 
     def __len__(self) -> int:
@@ -54,6 +54,11 @@ class Windows:
             instructions=[self.instructions[i] for i in indices.tolist()],
             advantages=self.advantages[indices],
         )
+
+
+def batches(indices: Int64[np.ndarray, " w"], size: int) -> list[Int64[np.ndarray, " b"]]:
+    """Return the indices in runs of `size`; the last one can be shorter."""
+    return np.split(indices, range(size, len(indices), size))
 
 
 def concatenate(parts: Sequence[Windows]) -> Windows:

@@ -116,9 +116,7 @@ def collect_demonstrations(
     for task in tasks:
         require_expert(task)
     if episodes < 1 or num_workers < 0:
-        raise ValueError(
-            f"expected episodes >= 1 and workers >= 0, found {episodes} and {num_workers}"
-        )
+        raise ValueError(f"expected episodes >= 1 and workers >= 0, found {episodes} and {num_workers}")
     output = Path(output)
     writer = open_writer(plan, output)
     schedule = Schedule(len(tasks), episodes, keep or plan.resolved_operator().keep)
@@ -142,9 +140,7 @@ def collect_demonstrations(
     return [_summary(task.id, schedule.outcomes[t], kept[t]) for t, task in enumerate(tasks)]
 
 
-def _run_in_pool(
-    schedule: Schedule, pool: WorkerPool, progress: Callable[[Schedule], None]
-) -> None:
+def _run_in_pool(schedule: Schedule, pool: WorkerPool, progress: Callable[[Schedule], None]) -> None:
     while True:
         for worker in pool.idle:
             attempt = schedule.next()
@@ -157,9 +153,7 @@ def _run_in_pool(
             progress(schedule)
 
 
-def _summary(
-    task_id: str, outcomes: Mapping[int, tuple[bool, int]], kept: list[int]
-) -> TaskSummary:
+def _summary(task_id: str, outcomes: Mapping[int, tuple[bool, int]], kept: list[int]) -> TaskSummary:
     return TaskSummary(
         task_id=task_id,
         successes=sum(success for success, _ in outcomes.values()),

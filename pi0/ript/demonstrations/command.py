@@ -181,9 +181,9 @@ def _print_budget(
     libero = plan.env == "libero"
     steps, slowness = (110 if libero else 40), 1.6 if operator.hesitation else 1.0
     frames = options.episodes * len(tasks) * steps * slowness
-    milliseconds = 25.0 if libero else 3.5
+    milliseconds = 32.0 if libero else 4.5
     pixels = task.image_size**2 * len(task.cameras)
-    size = frames * pixels * (1.1 if plan.storage == "image" else 0.1)
+    size = frames * pixels * (1.4 if plan.storage == "image" else 0.14)
     seconds = frames * milliseconds / 1000 / max(workers, 1) + 15
     _say(
         f"{options.episodes} demonstrations of each of {len(tasks)} tasks by a {operator.name} "
@@ -209,9 +209,7 @@ class _ProgressBar:
         kept = sum(len(schedule.kept(task)) for task in range(schedule.num_tasks))
         results = [success for outcomes in schedule.outcomes for success, _ in outcomes.values()]
         minutes = (time.monotonic() - self._started) / 60
-        outcome = (
-            f"success {sum(results)}/{len(results)}, {len(results) / minutes:.0f} attempts/min"
-        )
+        outcome = f"success {sum(results)}/{len(results)}, {len(results) / minutes:.0f} attempts/min"
         description = "publishing" if schedule.complete else "recording"
         self._bar.update(self._task, completed=kept, outcome=outcome, description=description)
 

@@ -68,9 +68,7 @@ def require_expert(task: Task) -> None:
     known = PICK_AND_PLACE.get(task.suite)
     if known is None:
         suites = ", ".join(["metaworld", *PICK_AND_PLACE])
-        raise ValueError(
-            f"no task of {task.suite!r} has a scripted expert; suites that do: {suites}"
-        )
+        raise ValueError(f"no task of {task.suite!r} has a scripted expert; suites that do: {suites}")
     listed = "\n  ".join(known)
     raise ValueError(
         f"task {task.name!r} has no scripted expert; tasks of {task.suite!r} that do:\n  {listed}"

@@ -201,9 +201,7 @@ def _rim_height(scene: Scene) -> float:
     return float(scene.object_corners[:, 2].max() - 0.024)
 
 
-def _collisions(
-    scene: Scene, position: Float64[np.ndarray, "2"], angle: float, height: float
-) -> int:
+def _collisions(scene: Scene, position: Float64[np.ndarray, "2"], angle: float, height: float) -> int:
     """Return how many obstacles are where the fingers, or the hand above them, would be."""
     along = np.array([np.cos(angle), np.sin(angle)])
     across = np.array([-along[1], along[0]])

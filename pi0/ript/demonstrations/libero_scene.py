@@ -50,8 +50,7 @@ class SceneReader:
         self._boxes = {name: self._boxes_under(body) for name, body in bodies.items()}
         self._site = self._id(mujoco.mjtObj.mjOBJ_SITE, "gripper0_grip_site")
         self._fingers = [
-            self._id(mujoco.mjtObj.mjOBJ_BODY, f"gripper0_{side}finger")
-            for side in ("left", "right")
+            self._id(mujoco.mjtObj.mjOBJ_BODY, f"gripper0_{side}finger") for side in ("left", "right")
         ]
 
     def read(self) -> Scene:

@@ -28,9 +28,7 @@ class MetaWorldExpert(Expert[Float64[np.ndarray, "39"]]):
         """Return hand, objects and goal, now and one simulator step ago."""
         return cast(MetaWorldSimulation, simulation).privileged_observation
 
-    def misled(
-        self, state: Float64[np.ndarray, "39"], mistake: Mistake
-    ) -> Float64[np.ndarray, "39"]:
+    def misled(self, state: Float64[np.ndarray, "39"], mistake: Mistake) -> Float64[np.ndarray, "39"]:
         """Return the observation with the object 10 cm beside where it is, along x."""
         perceived = state.copy()
         perceived[_OBJECT][0] += _BESIDE_METRES

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO
 
 from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder, open_writer
 
@@ -105,7 +104,7 @@ class WorkerPool:
             _pipe(worker.stdout).close()
 
 
-def _pipe(stream: IO[str] | None) -> IO[str]:
+def _pipe[Stream](stream: Stream | None) -> Stream:
     assert stream is not None
     return stream
 

@@ -42,9 +42,7 @@ def encode_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: int) -> 
     """Write the RGB frames to an MP4 file, one thread, replacing it only when complete."""
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
-        raise ValueError(
-            f"video needs an even image size, found {width}x{height}; use storage='image'"
-        )
+        raise ValueError(f"video needs an even image size, found {width}x{height}; use storage='image'")
     options = {key: str(VIDEO_ENCODER[key]) for key in ("g", "crf", "preset")} | {"threads": "1"}
     temporary = path.with_suffix(".tmp")
     with av.open(str(temporary), "w", format="mp4") as container:

@@ -103,8 +103,7 @@ def _read_info(root: Path) -> dict[str, Any]:
     if not path.exists():
         if partial_directory(root).exists():
             raise EpisodeDataError(
-                f"{root} is not finished: its collection was interrupted; run the command that "
-                "began it again"
+                f"{root} is not finished: its collection was interrupted; run the command that began it again"
             )
         raise EpisodeDataError(f"{root} is not a LeRobotDataset: {path} is missing")
     info = json.loads(path.read_text())

@@ -176,6 +176,5 @@ def _image_statistics(
         frames = decode_video(meta.root / meta.video_path.format(video_key=key, **place))[rows]
     stats = get_feature_stats(frames.transpose(0, 3, 1, 2), axis=(0, 2, 3), keepdims=True)
     return {
-        name: value if name == "count" else np.squeeze(value / 255.0, axis=0)
-        for name, value in stats.items()
+        name: value if name == "count" else np.squeeze(value / 255.0, axis=0) for name, value in stats.items()
     }

@@ -50,12 +50,7 @@ class Episode:
         """Check lengths, dtypes and finiteness."""
         length = len(self.actions)
         for name, values in (("states", self.states), ("actions", self.actions)):
-            if (
-                values.dtype != np.float32
-                or values.ndim != 2
-                or len(values) != length
-                or not length
-            ):
+            if values.dtype != np.float32 or values.ndim != 2 or len(values) != length or not length:
                 raise EpisodeDataError(
                     f"{name}: expected float32 of shape ({length or 'at least 1'}, d), found "
                     f"{values.dtype} of shape {values.shape}"

@@ -32,9 +32,7 @@ class EpisodeWriter:
         self.partial = partial_directory(self.directory)
         self.info = info
         if self.directory.exists() and any(self.directory.iterdir()):
-            raise EpisodeDataError(
-                f"{self.directory} exists already; choose another output or remove it"
-            )
+            raise EpisodeDataError(f"{self.directory} exists already; choose another output or remove it")
         spec = json.loads(json.dumps(asdict(info)))
         path = self.partial / "collection.json"
         if path.exists():

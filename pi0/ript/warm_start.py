@@ -1,0 +1,163 @@
+"""The policy that reinforcement learning starts from: a toy pi0 fine-tuned on demonstrations.
+
+Both are cached under a hash of everything that they are made from, so a second run starts at once and a
+changed setting never meets an old result.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import pi0
+from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, toy_config
+from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
+from pi0.ript.demonstrations.collect import Schedule
+from pi0.ript.episodes import EpisodeSet, load_episodes
+from pi0.ript.windows import Windows, concatenate, episode_windows
+
+CACHE = Path("outputs/warm_start")
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What is demonstrated, by whom, and how long the toy policy is trained on it."""
+
+    env: str
+    tasks: tuple[str, ...]
+    operator: str
+    env_options: dict[str, Any] = field(default_factory=dict)
+    episodes: int = 40  # per task
+    steps: int = 500  # of the optimizer
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    num_draws: int = 2  # noise draws per window, which share the prefix
+    chunk_size: int = 8
+    num_workers: int = 2  # processes that record demonstrations
+    seed: int = 0
+
+    def demonstrations(self) -> DemonstrationPlan:
+        """Return the plan of the demonstrations."""
+        return DemonstrationPlan(
+            env=self.env, tasks=self.tasks, operator=self.operator, seed=self.seed, options=self.env_options
+        )
+
+
+def warm_start(spec: WarmStart, cache: Path = CACHE) -> PI0Policy:
+    """Return the policy of a warm start: made with a progress bar, or found in the cache."""
+    data = cache / f"demonstrations-{_digest(asdict(spec.demonstrations()), spec.episodes)}"
+    if not data.exists():
+        _collect(spec, data)
+    episodes = load_episodes(data)
+    settings = {k: v for k, v in asdict(spec).items() if k != "num_workers"}
+    directory = cache / f"policy-{_digest(settings, episodes.collection['content_hash'], _code_hash())}"
+    if not directory.exists():
+        policy = train(toy_policy(spec, episodes), episodes, spec)
+        partial = directory.with_suffix(".partial")
+        policy.save_pretrained(partial)
+        partial.rename(directory)
+    tqdm.write(f"warm start: {directory}")
+    return PI0Policy.from_pretrained(directory)
+
+
+def toy_policy(spec: WarmStart, episodes: EpisodeSet) -> PI0Policy:
+    """Return an untrained toy policy for these episodes."""
+    tokenizer = PromptTokenizer.from_texts({labels.instruction for labels in episodes.labels})
+    state_dim, action_dim = episodes.states.shape[1], episodes.actions.shape[1]
+    size = next(iter(episodes.images.values())).shape[1]
+    config = toy_config(
+        tokenizer.vocab_size,
+        chunk_size=spec.chunk_size,
+        n_action_steps=spec.chunk_size,
+        max_state_dim=state_dim,
+        max_action_dim=action_dim,
+        indicator="embedding",
+    )
+    config = replace(config, vision=replace(config.vision, image_size=size, patch_size=size // 4))
+    features = FeatureConfig(
+        image_keys=tuple(f"observation.images.{camera}" for camera in episodes.images),
+        state_dim=state_dim,
+        action_dim=action_dim,
+    )
+    statistics = {
+        "observation.state": _with_floor(compute_statistics(episodes.states), 0.01),
+        "action": _with_floor(compute_statistics(episodes.actions), 0.05),
+    }
+    return PI0Policy(config, features, tokenizer, statistics, seed=spec.seed)
+
+
+def train(
+    policy: PI0Policy,
+    episodes: EpisodeSet,
+    spec: WarmStart,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> PI0Policy:
+    """Minimise the flow-matching loss on windows at every step of the demonstrations; return the policy."""
+    windows = demonstration_windows(episodes, policy.config.chunk_size)
+    sampler = np.random.default_rng(spec.seed)
+    generator = torch.Generator(policy.device).manual_seed(spec.seed)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_and_decay(spec.steps))
+    policy.train()
+    with tqdm(range(spec.steps), unit="step", desc="supervised fine-tuning") as bar:
+        for step in bar:
+            batch = windows.batch(sampler.integers(len(windows), size=spec.batch_size))
+            loss = policy.loss(batch, num_draws=spec.num_draws, generator=generator)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+            on_step(step, loss.item())
+    return policy.eval()
+
+
+def demonstration_windows(episodes: EpisodeSet, horizon: int) -> Windows:
+    """Return a window at every step of every episode."""
+    return concatenate(
+        [
+            episode_windows(e.images, e.states, e.actions, np.arange(len(e)), e.labels.instruction, horizon)
+            for e in episodes
+        ]
+    )
+
+
+def _collect(spec: WarmStart, directory: Path) -> None:
+    with tqdm(unit="episode", desc="demonstrations", total=spec.episodes * len(spec.tasks)) as bar:
+
+        def show(schedule: Schedule) -> None:
+            bar.n = sum(len(schedule.kept(task)) for task in range(schedule.num_tasks))
+            bar.refresh()
+
+        collect_demonstrations(
+            spec.demonstrations(), directory, spec.episodes, num_workers=spec.num_workers, progress=show
+        )
+
+
+def _warmup_and_decay(steps: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate: up over 50 steps, then level, down over the last 70%."""
+    return lambda step: min(1.0, (step + 1) / 50, (steps - step) / (0.7 * steps))
+
+
+def _with_floor(statistics: dict[str, torch.Tensor], floor: float) -> dict[str, torch.Tensor]:
+    """Return the statistics with a least std: a dimension that hardly moves must not be blown up."""
+    return {**statistics, "std": statistics["std"].clamp(min=floor)}
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _code_hash() -> str:
+    """Return the hash of the policy's source: other code may give other weights."""
+    files = sorted(Path(pi0.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
