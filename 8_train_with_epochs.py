@@ -35,21 +35,22 @@ class AdvancedTrainingConfig:
     env: str = "metaworld"  # or libero; see pi0/ript/environments.py for tasks and demonstrations
     seed: int = 0
     output_dir: str = "outputs/8_train_with_epochs"
+    warm_start_dir: str = "outputs/warm_start"  # cache of demonstrations and of policies trained on them
     num_iterations: int = 3  # collect, then improve
     group_size: int = 8  # rollouts from each initial state (K)
     groups_per_iteration: int = 16  # of mixed outcome; groups that all succeed or all fail teach nothing
     max_sampling_attempts: int = 32  # states to try for them
     num_states: int = 200  # training states per task
-    num_epochs: int = 5  # passes over the windows of an iteration
+    num_epochs: int = 8  # passes over the windows of an iteration
     batch_size: int = 32  # windows per micro-batch
     gradient_accumulation_steps: int = 2  # micro-batches per optimizer step
-    lr: float = 7e-4
+    lr: float = 1e-3  # at the first epoch of an iteration, falling linearly to its last
     max_grad_norm: float = 1.0
     uncond_weight: float = 0.1  # alpha: weight of the loss with the indicator withheld
     guidance: float = 2.0  # towards a positive advantage, in rollouts and in the final evaluation
     num_draws: int = 2  # noise draws per window
-    eval_states: int = 100  # held-out states per task
-    num_slots: int = 32  # episodes that run at the same time
+    eval_states: int = 50  # held-out states per task; LIBERO has 50
+    first_eval_state: int = 0
     num_workers: int = 2  # processes that simulate; the result does not depend on it
 
 
@@ -66,13 +67,14 @@ def main(config: AdvancedTrainingConfig) -> None:
     environment = get_environment(config.env)
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    env = environment.make(config.num_slots, config.num_workers)
-    policy = warm_start(environment.warm_start_spec(config.seed))
+    env = environment.make(config.num_workers)
+    policy = warm_start(environment.warm_start_spec(config.seed), Path(config.warm_start_dir))
     learner = AdvantageLoss(policy, config.uncond_weight, config.num_draws)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     states = InitialStateDataset(env, config.num_states)
     drawn_states = states.shuffled(config.seed)
-    heldout = heldout_states(env, config.eval_states, train=states)
+    last = config.first_eval_state + config.eval_states
+    heldout = heldout_states(env, range(config.first_eval_state, last), train=states)
     shuffler = np.random.default_rng(config.seed)
     draws = torch.Generator(policy.device).manual_seed(config.seed)
     before = evaluate(env, GuidedPolicy(policy), heldout, num_recorded=6)
@@ -95,7 +97,9 @@ def main(config: AdvancedTrainingConfig) -> None:
         # Improve
         policy.train()
         losses = []
-        for _epoch in range(config.num_epochs):
+        for epoch in range(config.num_epochs):
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = config.lr * (1.0 - epoch / config.num_epochs)
             for step in batches(shuffler.permutation(len(windows)), step_size(config)):
                 for micro_batch in batches(step, config.batch_size):
                     loss = learner(windows.batch(micro_batch), draws) / len(step)

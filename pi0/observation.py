@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -52,6 +53,19 @@ class Observation:
             tokens=self.tokens[:, columns],
             token_mask=token_mask,
             is_dense=bool(image_mask.all()) and bool(token_mask.all()),
+        )
+
+    def pad_prompt(self, length: int) -> "Observation":
+        """Return the observation with `length` token columns, and masked whether or not anything is.
+
+        Whatever the prompts are, the computation then has one shape, and so has its rounding.
+        """
+        missing = (0, length - self.tokens.shape[1])
+        return replace(
+            self,
+            tokens=F.pad(self.tokens, missing),
+            token_mask=F.pad(self.token_mask, missing),
+            is_dense=False,
         )
 
     def to(self, device: torch.device | str) -> "Observation":

@@ -26,6 +26,7 @@ from pi0.preprocess import checked_vector, model_images, padded, tasks
 from pi0.prompts import PromptTokenizer, build_prompt
 
 Batch = Mapping[str, Any]
+Indicators = Indicator | Int[Tensor, " b"] | None  # one for all samples, or one for each
 
 
 class PI0Policy(nn.Module):
@@ -93,10 +94,13 @@ class PI0Policy(nn.Module):
 
     # Raw units <-> model units ------------------------------------------------------------------------------
 
-    def preprocess(self, batch: Batch, indicator: Indicator | Int[Tensor, " b"] | None = None) -> Observation:
+    def preprocess(
+        self, batch: Batch, indicator: Indicators = None, *, pad_prompts: bool = False
+    ) -> Observation:
         """Return the model's input for a raw batch; fields that do not fit are ValueErrors.
 
-        `indicator` (values of `Indicator`) enters as the configuration says; default: none is given.
+        `indicator` (values of `Indicator`) enters as the configuration says; default: none is given. With
+        `pad_prompts` the rounding of a sample does not depend on how long the others' prompts are.
         """
         raw = checked_vector(batch, STATE, self.features.state_dim, self.device)
         images, image_mask = model_images(batch, self.features, self.config.vision.image_size, self.device)
@@ -109,13 +113,10 @@ class PI0Policy(nn.Module):
             token_mask=torch.empty(len(raw), 0, dtype=torch.bool),
             state=padded(self.state_normalizer.encode(raw), self.config.max_state_dim),
         )
-        return self._with_prompt(observation, batch, indicator)
+        return self._with_prompt(observation, batch, indicator, pad_prompts)
 
     def _with_prompt(
-        self,
-        observation: Observation,
-        batch: Batch,
-        indicator: Indicator | Int[Tensor, " b"] | None,
+        self, observation: Observation, batch: Batch, indicator: Indicators, pad_prompts: bool
     ) -> Observation:
         size = observation.batch_size
         if indicator is not None and self.config.indicator == "none":
@@ -143,8 +144,9 @@ class PI0Policy(nn.Module):
         observation = replace(observation, tokens=tokens, token_mask=token_mask)
         if self.config.indicator == "embedding":
             observation = observation.with_indicator(torch.tensor([int(v) for v in values]))
-        image_mask = observation.image_mask.cpu()
-        return replace(observation, image_mask=image_mask).compact().to(self.device)
+        observation = replace(observation, image_mask=observation.image_mask.cpu()).compact()
+        length = self.config.tokenizer_max_length
+        return (observation.pad_prompt(length) if pad_prompts else observation).to(self.device)
 
     def encode_actions(
         self, actions: Float[Tensor, "b h a"], state: Float[Tensor, "b s"]
@@ -171,7 +173,7 @@ class PI0Policy(nn.Module):
         batch: Batch,
         *,
         reduction: Literal["mean", "sample", "element"] = "mean",
-        indicator: Indicator | Int[Tensor, " b"] | None = None,
+        indicator: Indicators = None,
         num_draws: int = 1,
         noise: Float[Tensor, "k b h padded_a"] | None = None,
         time: Float[Tensor, "k b"] | None = None,
@@ -245,23 +247,25 @@ class PI0Policy(nn.Module):
         guidance: float = 1.0,
         indicator: Indicator | None = None,
         prefix: Prefix | None = None,
+        pad_prompts: bool = False,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Return a chunk of raw actions for each sample; `noise` is not changed.
 
         `guidance` s samples from `v_u + s (v_c - v_u)`: s = 1 only conditional, s = 0 only unconditional
         (indicator withheld). `indicator` defaults to POSITIVE for policies that take one. A `prefix` is
-        that of the conditional observation.
+        that of the conditional observation. `pad_prompts` as in `preprocess`.
         """
         if guidance != 1.0 and self.config.indicator == "none":
             raise ValueError(
                 f"guidance: expected 1 for a policy without indicator, found {guidance}; there is nothing "
                 f"to guide by"
             )
-        observation = self.preprocess(batch, self._default(indicator))
+        observation = self.preprocess(batch, self._default(indicator), pad_prompts=pad_prompts)
         options: dict[str, Any] = {"prefix": prefix}
         if guidance != 1.0 and self.config.indicator == "text":
-            options = self._two_prompts(observation, batch, prefix)
+            unconditional = self._with_prompt(observation, batch, Indicator.NONE, pad_prompts)
+            options = self._two_prefixes(observation, unconditional, prefix)
         chunk = self.model.sample(
             observation,
             num_steps=num_steps,
@@ -272,9 +276,10 @@ class PI0Policy(nn.Module):
         )
         return self.decode_actions(chunk, checked_vector(batch, STATE, self.features.state_dim, self.device))
 
-    def _two_prompts(self, observation: Observation, batch: Batch, prefix: Prefix | None) -> dict[str, Any]:
+    def _two_prefixes(
+        self, observation: Observation, unconditional: Observation, prefix: Prefix | None
+    ) -> dict[str, Any]:
         """Return conditional and unconditional prefixes: two prompts, one set of image tokens."""
-        unconditional = self._with_prompt(observation, batch, Indicator.NONE)
         images = self.model.image_tokens(observation)
         if prefix is None:
             prefix = self.model.prefix(observation, images)

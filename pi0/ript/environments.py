@@ -21,15 +21,16 @@ class Environment:
     tasks: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int | None = None  # deadline in policy steps; None: the suite's own
+    num_slots: int = 32  # episodes that run at the same time; each holds a simulator
     render_every: int = 4  # images for training inside chunks, every so many steps
     warm_start: Mapping[str, Any] = field(default_factory=dict)  # settings of `WarmStart`
 
-    def make(self, num_slots: int, num_workers: int) -> BatchedEnv:
+    def make(self, num_workers: int) -> BatchedEnv:
         """Return the environment."""
         return make_env(
             self.name,
             self.tasks,
-            num_slots=num_slots,
+            num_slots=self.num_slots,
             num_workers=num_workers,
             max_steps=self.max_steps,
             **self.options,
@@ -64,6 +65,7 @@ ENVIRONMENTS = {
             "render_quality": "fast",
         },
         max_steps=130,
+        num_slots=8,
         warm_start={"chunk_size": 10, "steps": 800},
     ),
 }

@@ -3,7 +3,7 @@
 Axes: n groups, g episodes in a group.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -40,9 +40,10 @@ class InitialStateDataset(Dataset[InitialState]):
                 yield self[index]
 
 
-def heldout_states(env: BatchedEnv, num_states: int, train: InitialStateDataset) -> list[InitialState]:
-    """Return `num_states` held-out states of each task; one that is also trained on is an error."""
-    states = [s for task in env.tasks for s in env.initial_states(task, "heldout", range(num_states))]
+def heldout_states(env: BatchedEnv, indices: Iterable[int], train: InitialStateDataset) -> list[InitialState]:
+    """Return these held-out states of each task; one that is also trained on is an error."""
+    indices = list(indices)
+    states = [s for task in env.tasks for s in env.initial_states(task, "heldout", indices)]
     require_disjoint(train.states, states)
     return states
 

@@ -39,6 +39,7 @@ class AdvantageLoss(nn.Module):
             "time": policy.model.sample_time((k, size), policy.device, generator),
             "prefix": policy.model.prefix(policy.preprocess(batch)),
             "reduction": "sample",
+            "generator": generator,  # which indicators are withheld
         }
         unconditional = policy.loss(batch, indicator=Indicator.NONE, **draws)
         conditional = policy.loss(batch, indicator=Indicator.POSITIVE, **draws)

@@ -1,14 +1,15 @@
 """Rollouts: episodes of a policy from given initial states, many at once, reproducible one by one.
 
 An episode is a function of policy, initial state and noise seed alone: each has a random generator of its
-own, and inference always runs at the full batch of slots, because the size of a batch changes its rounding.
+own, and inference always runs at the full batch of slots and at one length of prompts, because the shape of a
+batch changes its rounding.
 
 Axes: t environment step, n observed step, s state dim, a action dim, h action horizon.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class Rollout:
         return len(self.actions)
 
 
+@runtime_checkable
 class ChunkPolicy(Protocol):
     """What rollouts need of a policy."""
 
@@ -50,8 +52,13 @@ class ChunkPolicy(Protocol):
         observations: Sequence[EnvObservation],
         tasks: Sequence[Task],
         generators: Sequence[torch.Generator],
+        among: Collection[Task],
     ) -> Float32[np.ndarray, "b h a"]:
-        """Return the actions to execute next, one chunk per observation, noise from its generator."""
+        """Return the actions to execute next, one chunk per observation, noise from its generator.
+
+        `among`: the tasks that the other observations of this call and the next ones can be of. A chunk must
+        not depend on which of them are.
+        """
         ...
 
 
@@ -66,9 +73,12 @@ class GuidedPolicy:
         observations: Sequence[EnvObservation],
         tasks: Sequence[Task],
         generators: Sequence[torch.Generator],
+        among: Collection[Task],
     ) -> Float32[np.ndarray, "b h a"]:
         """Return the actions to execute next."""
         config = self.policy.config
+        # pi05's prompts differ even within a task: they hold the state.
+        prompts_differ = config.pi05 or len({task.instruction for task in among}) > 1
         shape = (config.chunk_size, config.max_action_dim)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         was_training = self.policy.training
@@ -78,6 +88,7 @@ class GuidedPolicy:
             noise=noise.to(self.policy.device),
             guidance=self.guidance,
             num_steps=self.num_steps,
+            pad_prompts=prompts_differ,
         )
         self.policy.train(was_training)
         return actions[:, : config.n_action_steps].cpu().numpy()
@@ -133,6 +144,8 @@ def rollout(
     `render_every`, images are also kept inside chunks, every so many steps. Without `keep_images` none are,
     which is what long evaluations have memory for.
     """
+    if len(seeds) != len(states):
+        raise ValueError(f"seeds: expected one per initial state, {len(states)}, found {len(seeds)}")
     return _Runner(env, policy, states, seeds, render_every, keep_images, on_finished).run()
 
 
@@ -183,6 +196,7 @@ class _Runner:
             [episode.observation for episode in batch],
             [self.env.tasks[self.states[episode.number].task] for episode in batch],
             [episode.generator for episode in episodes] + [spare] * idle,
+            self.env.tasks.values(),
         )
         return {slot: chunks[i] for i, slot in enumerate(slots)}
 

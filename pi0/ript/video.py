@@ -6,6 +6,7 @@ Axes: n observed step; h w image size; height width of the video.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -44,12 +45,11 @@ def write_grid(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.mp4")  # an interrupted run leaves no broken video
     # H.264 in yuv420p plays everywhere and needs even sizes.
-    with imageio.get_writer(partial, fps=rate, codec="libx264", quality=8, macro_block_size=2) as writer:
-        for step in range(0, max(map(len, rollouts)), stride):
-            frame = _frame(rollouts, images, tiles, step)
-            writer.append_data(frame)
-        for _ in range(round(_HOLD * rate)):
-            writer.append_data(frame)
+    steps = range(0, max(map(len, rollouts)) + round(_HOLD * rate) * stride, stride)
+    writer: Any = imageio.get_writer(partial, fps=rate, codec="libx264", quality=8, macro_block_size=2)
+    with writer:
+        for step in steps:
+            writer.append_data(_frame(rollouts, images, tiles, step))
     partial.replace(path)
 
 

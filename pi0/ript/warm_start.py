@@ -22,8 +22,6 @@ from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.episodes import EpisodeSet, load_episodes
 from pi0.ript.windows import Windows, concatenate, episode_windows
 
-CACHE = Path("outputs/warm_start")
-
 
 @dataclass(frozen=True)
 class WarmStart:
@@ -49,7 +47,7 @@ class WarmStart:
         )
 
 
-def warm_start(spec: WarmStart, cache: Path = CACHE) -> PI0Policy:
+def warm_start(spec: WarmStart, cache: Path) -> PI0Policy:
     """Return the policy of a warm start: made with a progress bar, or found in the cache."""
     data = cache / f"demonstrations-{_digest(asdict(spec.demonstrations()), spec.episodes)}"
     if not data.exists():
