@@ -36,7 +36,7 @@ class InitialStateDataset(Dataset[InitialState]):
         """Yield the states without end: each once in a random order, then again in another."""
         generator = np.random.default_rng(seed)
         while True:
-            for index in generator.permutation(len(self)):
+            for index in generator.permutation(len(self)).tolist():
                 yield self[index]
 
 

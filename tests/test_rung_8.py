@@ -1,0 +1,123 @@
+"""The first rung runs end to end, gives the same numbers again, and says what is wrong with its settings."""
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pi0.ript import environments
+from pi0.ript.environments import get_environment
+from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
+from pi0.ript.warm_start import WarmStart, warm_start
+
+SCRIPT = Path(__file__).parent.parent / "8_train_with_epochs.py"
+SMALL = (  # arguments
+    "--num_iterations 2 --group_size 3 --groups_per_iteration 2 --max_sampling_attempts 3 --num_epochs 2 "
+    "--num_states 5 --eval_states 7 --num_draws 1"
+).split()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("warm_start")
+
+
+@pytest.fixture
+def small_environment(monkeypatch):
+    """The embedded environment with a warm start of seconds and a deadline that is half met."""
+    small = replace(
+        environments.ENVIRONMENTS["metaworld"],
+        max_steps=60,
+        num_slots=4,
+        warm_start={"episodes": 3, "steps": 12, "num_workers": 0},
+    )
+    monkeypatch.setitem(environments.ENVIRONMENTS, "metaworld", small)
+    return small
+
+
+def run(output: Path, cache: Path, monkeypatch, *arguments: str) -> dict:
+    command = [str(SCRIPT), *SMALL, "--output_dir", str(output), "--warm_start_dir", str(cache), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    return json.loads((output / "results.json").read_text())
+
+
+def test_it_runs_and_gives_the_same_numbers_whatever_the_workers(
+    tmp_path, cache, monkeypatch, small_environment, capsys
+):
+    first = run(tmp_path / "first", cache, monkeypatch, "--num_workers", "0")
+    again = run(tmp_path / "again", cache, monkeypatch, "--num_workers", "1")
+    printed = capsys.readouterr().out
+    assert printed.count("iteration 1") == 2
+    assert "metaworld/button-press-v3" in printed
+    assert len(first["metrics"]) == 2
+    for one, other in zip(first["metrics"], again["metrics"], strict=True):
+        del one["time/elapsed_s"], other["time/elapsed_s"]
+        assert one == other
+    assert (first["before"], first["after"]) == (again["before"], again["after"])
+    assert first["before"]["num_episodes"] == 7
+    for name in ("before.mp4", "after.mp4", "policy/model.safetensors"):
+        assert (tmp_path / "first" / name).stat().st_size > 1000
+    weights = "policy/model.safetensors"
+    assert (tmp_path / "first" / weights).read_bytes() == (tmp_path / "again" / weights).read_bytes()
+
+
+def test_the_warm_start_is_made_once_and_again_when_a_setting_changes(tmp_path, small_environment):
+    spec = small_environment.warm_start_spec(seed=0)
+    policy = warm_start(spec, tmp_path)
+    made = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    warm_start(spec, tmp_path)
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == made
+    longer = warm_start(replace(spec, steps=13), tmp_path)
+    new = {p.name for p in tmp_path.iterdir()} - set(made)
+    assert len(new) == 1
+    assert new.pop().startswith("policy-"), "the demonstrations are the same"
+    assert not np.array_equal(
+        longer.model.action_out_proj.weight.detach(), policy.model.action_out_proj.weight.detach()
+    )
+
+
+def test_training_and_held_out_states_are_disjoint_and_the_order_is_seeded():
+    env = get_environment("metaworld").make(num_workers=0)
+    dataset = InitialStateDataset(env, 5)
+    heldout = heldout_states(env, range(6), train=dataset)
+    assert len(heldout) == 6
+    assert not {s.hash for s in dataset.states} & {s.hash for s in heldout}
+    order = dataset.shuffled(0)
+    first, second = [next(order) for _ in range(5)], [next(order) for _ in range(5)]
+    assert set(first) == set(second) == set(dataset.states), "each state once, then again"
+    again = dataset.shuffled(0)
+    assert [next(again) for _ in range(10)] == first + second
+    env.close()
+
+
+class Unvarying:
+    """A policy of one action, so that every group has one outcome."""
+
+    def chunks(self, observations, tasks, generators, among):
+        return np.zeros((len(observations), 8, 4), np.float32)
+
+
+def test_uniform_groups_are_dropped_within_bounded_attempts_and_said_so(capsys):
+    env = replace(get_environment("metaworld"), max_steps=9, num_slots=6).make(num_workers=0)
+    states = InitialStateDataset(env, 3).shuffled(0)
+    options = {"num_groups": 2, "max_attempts": 5, "seed": (0,)}
+    collection = collect_groups(env, Unvarying(), states, group_size=2, **options)
+    assert (len(collection.kept), len(collection.tried)) == (0, 5)
+    assert collection.success_rate == 0.0
+    assert len(collection.windows(8)) == 0
+    assert "all 5 groups had one outcome (0%" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"group_size: expected at least 2 .* found 1"):
+        collect_groups(env, Unvarying(), states, group_size=1, **options)
+    env.close()
+
+
+def test_unknown_names_come_with_a_suggestion(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown environment 'metawrld'; did you mean 'metaworld'"):
+        get_environment("metawrld")
+    with pytest.raises(ValueError, match=r"unknown task 'button-pres'; did you mean"):
+        warm_start(WarmStart("metaworld", ("button-pres",), "hesitating"), tmp_path)
