@@ -129,6 +129,8 @@ class LiberoSimulation(Simulation):
             )
         self._robosuite = self._env.env
         self._robosuite._observables = {}  # sampled every 2 ms, and never read here
+        compiled = mujoco.MjModel.from_xml_string(self._robosuite.model.get_xml())
+        self._compiled_poses = {name: getattr(compiled, name).copy() for name in _MOVED_BY_RESET}
         self._sample(seed=0)
         self._controller_attributes = numeric_attributes(self._robot.controller)
         self._size = self.snapshot().size
@@ -218,6 +220,10 @@ class LiberoSimulation(Simulation):
     def _sample(self, seed: int) -> None:
         """Reset to a placement that depends on the seed alone."""
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)  # soft resets forget to
+        for name, poses in self._compiled_poses.items():
+            # LIBERO places objects on a fixture by the world position of one of its sites, which it
+            # takes for the position in the fixture's frame: true before the fixture is first moved.
+            getattr(self._mujoco[0], name)[:] = poses
         with _numpy_seed(seed):
             for _ in range(_MAX_PLACEMENTS):
                 try:
