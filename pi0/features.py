@@ -29,6 +29,8 @@ class FeatureConfig:
     # lerobot appends a newline to the task; openpi also strips it and turns underscores and newlines to
     # spaces.
     prompt: Literal["lerobot", "openpi"] = "lerobot"
+    # pi05 only: is the discretised state part of the prompt? (openpi: discrete_state_input)
+    state_in_prompt: bool = True
     # lerobot resizes float images without antialiasing; openpi resizes uint8 images with it (PIL).
     resize: Literal["bilinear", "antialias"] = "bilinear"
     # lerobot averages the loss over the robot's dimensions, openpi over all padded ones.

@@ -19,7 +19,7 @@ def sample_time(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "..."]:
-    """Return training times `scale * Beta(alpha, 1) + offset`, by default in (0.001, 1].
+    """Return training times `scale * Beta(alpha, 1) + offset`, by default in [0.001, 1).
 
     Beta(alpha, 1) has the distribution function x^alpha, so its inverse at a uniform number is exact and
     needs no rejection loop and no copy between devices (openpi pi0.py: compute_loss draws Beta(1.5, 1)).

@@ -20,7 +20,7 @@ from pi0.config import VARIANTS, Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig, NormalizationMode
 from pi0.normalize import Statistics
 from pi0.prompts import PALIGEMMA_TOKENIZER
-from pi0.weights import CheckpointError, read_tensors
+from pi0.weights import CheckpointError, read_json, read_tensors
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 _MODES: dict[str, NormalizationMode] = {
@@ -51,6 +51,12 @@ def read_config(values: Mapping[str, Any], directory: Path) -> Pi0Config:
     file = f"{directory}/config.json"
     if values.get("n_obs_steps", 1) != 1 or values.get("time_sampling_beta_beta", 1.0) != 1.0:
         raise CheckpointError(f"{file}: expected n_obs_steps 1 and time_sampling_beta_beta 1, found others")
+    unsupported = [
+        name for name in ("adapt_to_pi_aloha", "use_delta_joint_actions_aloha") if values.get(name)
+    ]
+    if unsupported or (values.get("rtc_config") or {}).get("enabled"):
+        raise CheckpointError(f"{file}: not supported: {unsupported or 'rtc_config'}")
+    values = {"num_inference_steps": values.get("num_steps", 10), **values}  # its name in early releases
     variants = {
         "vlm": values.get("paligemma_variant", "gemma_2b"),
         "expert": values.get("action_expert_variant", "gemma_300m"),
@@ -113,9 +119,9 @@ def _relative_actions(values: Mapping[str, Any], action_dim: int) -> tuple[bool,
 def read_statistics(directory: Path) -> Statistics:
     """Return the statistics of the preprocessor's normaliser; none if the directory has no preprocessor."""
     step = _step(directory, "normalizer_processor")
-    if step is None:
+    if step is None or "state_file" not in step:  # lerobot leaves it out where there are no statistics
         return {}
-    file = directory / step.get("state_file", "")
+    file = directory / step["state_file"]
     if not file.is_file():
         raise CheckpointError(
             f"{directory}/{PREPROCESSOR}: its normaliser names {file.name!r}, which is not there"
@@ -153,7 +159,7 @@ def _step(directory: Path, name: str) -> dict[str, Any] | None:
     file = directory / PREPROCESSOR
     if not file.exists():
         return None
-    steps = [step for step in json.loads(file.read_text())["steps"] if step.get("registry_name") == name]
+    steps = [step for step in read_json(file)["steps"] if step.get("registry_name") == name]
     return steps[0] if steps else None
 
 
@@ -193,11 +199,11 @@ def write(
     }
     (directory / "config.json").write_text(json.dumps(policy, indent=4) + "\n")
     dims = {STATE: features.state_dim, ACTION: features.action_dim}  # openpi's statistics can be longer
-    flat = {
-        f"{feature}.{name}": torch.as_tensor(value, dtype=torch.float32)[: dims.get(feature)].contiguous()
-        for feature, values in statistics.items()
-        for name, value in values.items()
-    }
+    flat: dict[str, Tensor] = {}
+    for feature, values in statistics.items():
+        for name, value in values.items():
+            vector = torch.atleast_1d(torch.as_tensor(value, dtype=torch.float32))
+            flat[f"{feature}.{name}"] = vector[: dims.get(feature)].contiguous()
     normalize = {"eps": 1e-8, "features": {**inputs, **outputs}, "norm_map": mapping}
     relative_step = {"enabled": relative, "exclude_joints": ["absolute"], "action_names": names}
     before = _preprocessor_steps(config, normalize, relative_step, tokenizer)

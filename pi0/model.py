@@ -212,6 +212,8 @@ class Pi0Model(nn.Module):
         shape = (observation.batch_size, self.config.chunk_size, self.config.max_action_dim)
         if noise is None:
             noise = torch.randn(shape, device=observation.state.device, generator=generator)
+        if noise.shape != shape:
+            raise ValueError(f"noise: expected {shape}, found {tuple(noise.shape)}")
         contexts = []
         if guidance != 0.0:
             prefix = self.prefix(observation) if prefix is None else prefix
@@ -257,8 +259,8 @@ class Pi0Model(nn.Module):
         are computed in float32.
         """
         for stack in (self.vlm, self.expert, self.vision.blocks, self.vision.projector):
-            for module in stack.modules():
-                if isinstance(module, Linear | nn.Embedding):
+            for name, module in stack.named_modules():
+                if isinstance(module, Linear | nn.Embedding) and not name.endswith(".dense"):
                     module.to(self.dtype)
         return self
 

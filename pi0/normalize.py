@@ -109,7 +109,14 @@ def _statistic(feature: str, name: str, dim: int, mode: str, statistics: Statist
             f"no {name!r} of {feature!r}, which {mode} normalisation needs; found "
             f"{known or 'no statistics'}. {_REMEDY}"
         )
-    value = torch.as_tensor(np.asarray(values[name]), dtype=torch.float32).flatten()
+    value = torch.as_tensor(np.asarray(values[name]), dtype=torch.float32)
+    if value.numel() != value.shape[-1]:
+        raise ValueError(
+            f"statistics of {feature!r}: expected one vector as {name}, found shape {tuple(value.shape)} "
+            f"(several "
+            "data sets?); pass those of one data set"
+        )
+    value = value.flatten()
     if len(value) < dim:
         raise ValueError(
             f"statistics of {feature!r}: expected at least {dim} values of {name}, found {len(value)}"

@@ -4,16 +4,14 @@
 `assets/{asset_id}/norm_stats.json`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pi0.config import VARIANTS, Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.normalize import Statistics
-from pi0.weights import CheckpointError
+from pi0.weights import CheckpointError, read_json
 
-TOKENIZER = "google/paligemma-3b-pt-224"
 CAMERAS = tuple(
     f"observation.images.{name}" for name in ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 )
@@ -62,7 +60,7 @@ def find_asset(directory: Path) -> Path:
 
 def read_statistics(asset: Path) -> Statistics:
     """Return the statistics under lerobot's feature names; absent quantiles are left out."""
-    values = json.loads(asset.read_text()).get("norm_stats", {})
+    values = read_json(asset).get("norm_stats", {})
     if not {"state", "actions"} <= set(values):
         raise CheckpointError(f"{asset}: expected norm_stats of state and actions, found {sorted(values)}")
     names = {STATE: "state", ACTION: "actions"}
@@ -99,6 +97,7 @@ def read_features(
         epsilon="openpi",
         relative_actions=(True,) * 6 + (False,) if extra_delta_transform else (),
         prompt="openpi",
+        state_in_prompt=not is_libero,  # openpi's pi05_libero: discrete_state_input=False
         resize="antialias",
         loss_dims="all",
     )

@@ -57,11 +57,6 @@ class PI0Policy(nn.Module):
                 f"action_dim: expected at most max_action_dim={config.max_action_dim}, found "
                 f"{features.action_dim}"
             )
-        if tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, found "
-                f"{config.vocab_size}"
-            )
         self.config, self.features, self.tokenizer = config, features, tokenizer
         self.statistics = {key: dict(value) for key, value in (statistics or {}).items()}
         self.state_normalizer = Normalizer(
@@ -129,7 +124,7 @@ class PI0Policy(nn.Module):
         elif indicator is not None:
             values = [indicator] * size
         states = None
-        if self.config.pi05:
+        if self.config.pi05 and self.features.state_in_prompt:
             states = observation.state[:, : self.features.state_dim].cpu().numpy()
         prompts = [
             build_prompt(
@@ -140,7 +135,9 @@ class PI0Policy(nn.Module):
             )
             for i, task in enumerate(tasks(batch, size))
         ]
-        tokens, token_mask = self.tokenizer.encode(prompts, self.config.tokenizer_max_length)
+        tokens, token_mask = self.tokenizer.encode(
+            prompts, self.config.tokenizer_max_length, self.config.vocab_size
+        )
         observation = replace(observation, tokens=tokens, token_mask=token_mask)
         if self.config.indicator == "embedding":
             observation = observation.with_indicator(torch.tensor([int(v) for v in values]))
@@ -187,8 +184,13 @@ class PI0Policy(nn.Module):
         mode a share `indicator_dropout` of the indicators is withheld. `generator` must be on the policy's
         device.
         """
+        if prefix is not None and self.config.indicator == "text":
+            raise ValueError(
+                "prefix: a prompt with an indicator is part of it, so this loss must encode its own"
+            )
         if indicator is not None:
-            indicator = self._dropped(indicator, len(batch[STATE]), generator)
+            size = len(checked_vector(batch, STATE, self.features.state_dim, self.device))
+            indicator = self._dropped(indicator, size, generator)
         observation = self.preprocess(batch, indicator)
         state = checked_vector(batch, STATE, self.features.state_dim, self.device)
         raw = checked_vector(batch, ACTION, self.features.action_dim, self.device, ndim=3)
@@ -211,7 +213,10 @@ class PI0Policy(nn.Module):
         is_pad = batch.get("action_is_pad")
         valid = torch.ones(raw.shape[:2], device=self.device)
         if is_pad is not None:
-            valid = 1.0 - torch.as_tensor(is_pad, device=self.device).to(valid.dtype)
+            is_pad = torch.as_tensor(is_pad, device=self.device)
+            if is_pad.shape != valid.shape:
+                raise ValueError(f"action_is_pad: expected {tuple(valid.shape)}, found {tuple(is_pad.shape)}")
+            valid = 1.0 - is_pad.to(valid.dtype)
         losses = losses * valid[..., None]
         if reduction == "element":
             return losses
@@ -261,7 +266,10 @@ class PI0Policy(nn.Module):
                 f"guidance: expected 1 for a policy without indicator, found {guidance}; there is nothing "
                 f"to guide by"
             )
-        observation = self.preprocess(batch, self._default(indicator), pad_prompts=pad_prompts)
+        indicator = self._default(indicator)
+        if guidance == 0.0:  # unconditional only: one pass
+            indicator, guidance, prefix = Indicator.NONE, 1.0, None
+        observation = self.preprocess(batch, indicator, pad_prompts=pad_prompts)
         options: dict[str, Any] = {"prefix": prefix}
         if guidance != 1.0 and self.config.indicator == "text":
             unconditional = self._with_prompt(observation, batch, Indicator.NONE, pad_prompts)

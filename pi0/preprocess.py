@@ -55,7 +55,7 @@ def model_image(
     Takes uint8 in [0, 255] or floating point in [0, 1], channels first or last. The aspect ratio is kept,
     and the padding is centred and black (openpi image_tools.py: resize_with_pad).
     """
-    x = torch.as_tensor(image)
+    x = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
     if x.ndim != 4 or 3 not in (x.shape[1], x.shape[-1]):
         raise ValueError(
             f"{name}: expected (batch, 3, height, width) or (batch, height, width, 3), found {tuple(x.shape)}"

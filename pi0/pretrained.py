@@ -5,6 +5,7 @@ and JSON are read, never a pickle.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +24,15 @@ from pi0.features import FeatureConfig
 from pi0.model import Pi0Model
 from pi0.normalize import Statistics
 from pi0.policy import PI0Policy
-from pi0.prompts import PromptTokenizer
+from pi0.prompts import PALIGEMMA_TOKENIZER, PromptTokenizer
 from pi0.trainable import initialize
 from pi0.weights import (
+    EMBEDDING,
     LM_HEAD,
     CheckpointError,
     WeightLoader,
     lerobot_state_dict,
+    read_json,
     read_tensors,
     unused_shapes,
 )
@@ -54,6 +57,7 @@ def load(
     path: str | Path,
     *,
     config: Pi0Config | None = None,
+    changes: Mapping[str, Any] | None = None,
     features: FeatureConfig | None = None,
     statistics: Statistics | None = None,
     tokenizer: PromptTokenizer | str | Path | None = None,
@@ -64,11 +68,11 @@ def load(
 ) -> PI0Policy:
     """Return the policy of a lerobot or openpi checkpoint, in evaluation mode.
 
-    What is given replaces what the checkpoint says: `config` (sizes, indicator, LoRA), `features` (cameras,
-    conventions), `statistics`. `weights` names what may be new or extra; LoRA adapters and an indicator
-    embedding that `config` asks for are always allowed to be new. `extra_delta_transform` belongs to
-    openpi's LIBERO checkpoints, whose files do not tell it. Raises ValueError or its subclass
-    CheckpointError with the file.
+    `changes` replaces single fields of the checkpoint's configuration (`{"dtype": "bfloat16"}`). `config`,
+    `features` (cameras, conventions) and `statistics` each replace the whole of what it says. `weights`
+    names what may be new or extra; LoRA adapters and an indicator embedding that `config` asks for are
+    always allowed to be new. `extra_delta_transform` belongs to openpi's LIBERO checkpoints, whose files do
+    not tell it. Raises ValueError or its subclass CheckpointError with the file.
     """
     directory = resolve(path)
     described = describe(directory, config, features, statistics, extra_delta_transform)
@@ -76,6 +80,7 @@ def load(
         tokenizer = PromptTokenizer.from_pretrained(tokenizer or described.tokenizer)
     tensors = read_tensors(directory / WEIGHTS)
     embedded, tensors = lerobot_format.split_embedded_statistics(tensors)
+    described = replace(described, config=replace(described.config, **(changes or {})))
     policy = PI0Policy(
         described.config,
         described.features,
@@ -84,14 +89,11 @@ def load(
         model=Pi0Model(described.config, seed=None),
     )
     weights = weights or WeightLoader()
-    allowed = WeightLoader(
-        (*weights.new, r"\.lora_[ab]$", r"^indicator_embedding\."), weights.extra, weights.report
-    )
-    own = directory / OWN_WEIGHTS
-    allowed.load(policy.model, described.config, tensors, str(directory / WEIGHTS))
-    new = {line.removeprefix("new: ") for line in allowed.report if line.startswith("new: ")}
+    weights = replace(weights, new=(*weights.new, r"\.lora_[ab]$", r"^indicator_embedding\."))
+    new = weights.load(policy.model, described.config, tensors, str(directory / WEIGHTS))
     initialize(policy.model, seed, only=new)
-    if own.exists():
+    own = directory / OWN_WEIGHTS
+    if own.exists() and described.config.indicator == "embedding":
         _load_own(policy.model, own)
     policy.source = directory / WEIGHTS
     return policy.to(device).eval()
@@ -114,6 +116,7 @@ def save(policy: PI0Policy, directory: Path) -> None:
     own = {
         n: p.detach().cpu() for n, p in policy.model.named_parameters() if n.startswith("indicator_embedding")
     }
+    (directory / OWN_WEIGHTS).unlink(missing_ok=True)
     if own:
         save_file(own, directory / OWN_WEIGHTS)
     tokenizer = _save_tokenizer(policy.tokenizer, directory)
@@ -159,6 +162,13 @@ def describe(
     if not (directory / "config.json").exists():
         raise CheckpointError(f"{directory}: no config.json, so its format is unknown")
     values = read_json(directory / "config.json")
+    is_openpi = "action_horizon" in values and not (directory / OWN_CONFIG).exists()
+    if extra_delta_transform is not None and (features is not None or not is_openpi):
+        raise ValueError(
+            "extra_delta_transform: only openpi checkpoints without features take it; this checkpoint or "
+            "your "
+            "FeatureConfig.relative_actions says it already"
+        )
     if (directory / OWN_CONFIG).exists():
         own = read_json(directory / OWN_CONFIG)
         found = lerobot_format.read_statistics(directory)
@@ -173,14 +183,14 @@ def describe(
             lerobot_format.read_statistics(directory),
             lerobot_format.read_tokenizer_name(directory),
         )
-    elif "action_horizon" in values:
+    elif is_openpi:
         config = config or openpi_format.read_config(values, directory)
         asset = openpi_format.find_asset(directory) if statistics is None or features is None else None
         read = Checkpoint(
             config,
             features or openpi_format.read_features(directory, asset, config, extra_delta_transform),
             openpi_format.read_statistics(asset) if asset is not None else {},
-            openpi_format.TOKENIZER,
+            PALIGEMMA_TOKENIZER,
         )
     else:
         raise CheckpointError(
@@ -190,17 +200,6 @@ def describe(
         )
     changes = {"config": config, "features": features, "statistics": statistics}
     return replace(read, **{name: value for name, value in changes.items() if value is not None})
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON object; what is not one is a CheckpointError with the file."""
-    try:
-        values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(values).__name__}")
-    return values
 
 
 def _load_own(model: Pi0Model, file: Path) -> None:
@@ -217,7 +216,7 @@ def _load_own(model: Pi0Model, file: Path) -> None:
 
 def _unused_tensors(policy: PI0Policy, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     shapes = unused_shapes(policy.config)
-    embedding = tensors["paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"]
+    embedding = tensors[EMBEDDING]
     # lerobot copies the head over the embedding when it loads, so the head must be the embedding.
     unused = {key: torch.zeros(shape, dtype=embedding.dtype) for key, shape in shapes.items()}
     unused[LM_HEAD] = embedding.clone()
@@ -231,7 +230,8 @@ def _unused_tensors(policy: PI0Policy, tensors: Mapping[str, Tensor]) -> dict[st
 
 def _save_tokenizer(tokenizer: PromptTokenizer, directory: Path) -> str:
     """Return the name under which the tokenizer is found again: its hub name, or the saved directory."""
-    if "/" in tokenizer.name and not Path(tokenizer.name).exists():
+    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", tokenizer.name) and not Path(tokenizer.name).exists()
+    if is_hub_name:
         return tokenizer.name
     tokenizer.save(directory / "tokenizer")
     return "tokenizer"

@@ -97,12 +97,12 @@ class PromptTokenizer:
         return len(self.tokenizer)
 
     def encode(
-        self, prompts: Sequence[str], max_length: int
+        self, prompts: Sequence[str], max_length: int, vocab_size: int
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
         """Return token ids and their mask, padded to the longest prompt.
 
-        A prompt of more than `max_length` tokens is an error (lerobot and openpi cut it silently), as is a
-        word that the vocabulary lacks.
+        A prompt of more than `max_length` tokens or with an id beyond `vocab_size` is an error (lerobot and
+        openpi cut it silently), as is a word that the vocabulary lacks.
         """
         encoded = self.tokenizer(list(prompts), add_special_tokens=True)
         ids: list[list[int]] = encoded["input_ids"]  # pyright: ignore[reportAssignmentType]
@@ -111,6 +111,11 @@ class PromptTokenizer:
                 raise ValueError(
                     f"prompt: expected at most tokenizer_max_length={max_length} tokens, found {len(row)} in "
                     f"{prompt!r}; shorten it or raise tokenizer_max_length"
+                )
+            if max(row) >= vocab_size:
+                raise ValueError(
+                    f"vocab_size: expected more than {max(row)}, the largest token id of {prompt!r}, found "
+                    f"{vocab_size}; policy and tokenizer do not belong together"
                 )
             if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in row:
                 raise ValueError(

@@ -5,10 +5,12 @@ Their checkpoints hold the same tensors under a few prefixes; the names below ar
 from several of theirs, stacked along the first axis.
 """
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -52,6 +54,17 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON object; what is not one is a CheckpointError with the file."""
+    try:
+        values = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
 @dataclass(frozen=True)
 class Source:
     """Where one of our parameters stands in a lerobot checkpoint."""
@@ -81,10 +94,9 @@ class WeightLoader:
 
     new: tuple[str, ...] = ()  # may be absent from the checkpoint; keep their starting values
     extra: tuple[str, ...] = ()  # may be in the checkpoint without a use; are dropped
-    report: list[str] = field(default_factory=list)  # filled with what was kept or dropped
 
-    def load(self, model: nn.Module, config: Pi0Config, tensors: Mapping[str, Tensor], file: str) -> None:
-        """Copy a lerobot or openpi checkpoint into the model, in the model's dtypes.
+    def load(self, model: nn.Module, config: Pi0Config, tensors: Mapping[str, Tensor], file: str) -> set[str]:
+        """Copy a lerobot or openpi checkpoint into the model; return the parameters that it does not have.
 
         Raises CheckpointError before anything is changed if a key is missing, unexpected or mis-shaped.
         """
@@ -118,9 +130,7 @@ class WeightLoader:
         with torch.no_grad():
             for name in ours:
                 parameters[name].copy_(sources[name].read(tensors))
-        self.report.extend(
-            [f"new: {name}" for name in sorted(new)] + [f"dropped: {key}" for key in sorted(dropped)]
-        )
+        return new
 
 
 def canonical_keys(tensors: Mapping[str, Tensor], config: Pi0Config) -> dict[str, Tensor]:

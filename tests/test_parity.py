@@ -90,7 +90,8 @@ def test_no_parameter_is_dead(pair, inputs):
     model = pair[1]
     model.zero_grad()
     our_loss(model, inputs).mean().backward()
-    assert not [n for n, g in gradients(model).items() if g.abs().max() == 0]
+    dead = [n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert not dead
 
 
 def test_expert_only_gradients_are_those_of_the_whole_model(pair, inputs):
@@ -139,13 +140,17 @@ def test_bfloat16_is_as_close_to_float32_as_lerobots():
         assert sum(mine) > 0, "the computation was not in bfloat16"
 
 
-def test_inference_weights_in_bfloat16_change_nothing():
-    model = Pi0Model(tiny_config(dtype="bfloat16"))
+@pytest.mark.parametrize("pi05", [False, True])
+def test_inference_weights_in_bfloat16_change_nothing(pi05):
+    model = Pi0Model(tiny_config(dtype="bfloat16", pi05=pi05))
+    with torch.no_grad():
+        for parameter in model.parameters():  # adaptive norms start at zero
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
     x = make_inputs(SIZES["tiny"], batch=2, cameras_real=2, prompt_tokens=9)
     before = model.sample(observation(x), noise=x.noise)
     num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     assert torch.equal(model.to_inference().sample(observation(x), noise=x.noise), before)
-    assert sum(p.numel() * p.element_size() for p in model.parameters()) < 0.7 * num_bytes
+    assert sum(p.numel() * p.element_size() for p in model.parameters()) < 0.8 * num_bytes
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -77,6 +77,18 @@ def test_checkpointing_changes_memory_not_gradients(batch):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (2, 7), (8,)])
+def test_padding_flags_of_another_shape_are_refused(policy, batch, shape):
+    with pytest.raises(ValueError, match=r"action_is_pad: expected \(2, 8\)"):
+        policy.loss({**batch, "action_is_pad": torch.zeros(shape, dtype=torch.bool)})
+
+
+def test_a_prefix_that_holds_an_indicator_cannot_be_used_for_another_loss(batch):
+    policy = toy_policy(indicator="text")
+    with pytest.raises(ValueError, match=r"prefix: a prompt with an indicator"):
+        policy.loss(batch, indicator=Indicator.NEGATIVE, prefix=policy.prefix(batch))
+
+
 # Raw units ----------------------------------------------------------------------------------------------
 
 
@@ -114,6 +126,11 @@ def test_normalisation_is_lerobots(mode):
     ours = Normalizer("action", 3, mode.lower(), policy.statistics)  # pyright: ignore
     torch.testing.assert_close(ours.encode(x), step._normalize_action(x, inverse=False))
     torch.testing.assert_close(ours.decode(x), back._normalize_action(x, inverse=True))
+
+
+def test_statistics_of_several_data_sets_are_refused():
+    with pytest.raises(ValueError, match=r"one vector as mean, found shape \(2, 3\)"):
+        Normalizer("action", 3, "mean_std", {"action": {"mean": torch.zeros(2, 3), "std": torch.ones(2, 3)}})
 
 
 def test_missing_statistics_say_how_to_make_them():
@@ -155,6 +172,11 @@ def test_samples_of_a_batch_do_not_influence_each_other(policy, batch, noise):
     torch.testing.assert_close(
         policy.sample_actions(alone, noise=noise[1:])[0], both[1], rtol=1e-5, atol=1e-5
     )
+
+
+def test_noise_of_another_shape_is_refused(policy, batch):
+    with pytest.raises(ValueError, match=r"noise: expected \(2, 8, 8\), found \(2, 5, 8\)"):
+        policy.sample_actions(batch, noise=torch.zeros(2, 5, 8))
 
 
 @pytest.mark.parametrize("mode", ["embedding", "text"])
@@ -258,8 +280,14 @@ def test_widths_beyond_the_models_are_refused():
         toy_policy(max_state_dim=3)
     with pytest.raises(ValueError, match=r"action_dim: expected at most max_action_dim=2, found 3"):
         toy_policy(max_action_dim=2)
-    with pytest.raises(ValueError, match=r"vocab_size: expected at least"):
-        toy_policy(vocab_size=10)
+
+
+def test_a_tokenizer_may_have_more_ids_than_the_model_as_long_as_prompts_do_not_use_them(policy, batch):
+    policy.tokenizer.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    assert policy.tokenizer.vocab_size == policy.config.vocab_size + 1, "as PaliGemma's on the hub"
+    assert policy.preprocess(batch).tokens.max() < policy.config.vocab_size
+    with pytest.raises(ValueError, match=r"vocab_size: expected more than \d+, the largest token id"):
+        policy.preprocess({**batch, "task": ["press <image>"] * 2})
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,44 @@ def test_a_statistics_file_that_is_not_there_is_named(tmp_path):
         PI0Policy.from_pretrained(tmp_path)
 
 
+def test_a_checkpoint_without_statistics_is_loaded_with_those_given(tmp_path):
+    """lerobot names no statistics file where it has none, as in a base checkpoint."""
+    tiny_policy().save_pretrained(tmp_path)
+    file = tmp_path / "policy_preprocessor.json"
+    processor = json.loads(file.read_text())
+    for step in processor["steps"]:
+        step.pop("state_file", None)
+    file.write_text(json.dumps(processor))
+    with pytest.raises(MissingStatisticsError):
+        PI0Policy.from_pretrained(tmp_path)
+    assert PI0Policy.from_pretrained(tmp_path, statistics=STATISTICS).statistics
+
+
+def test_single_fields_of_the_configuration_can_be_changed(tmp_path):
+    tiny_policy(n_action_steps=3).save_pretrained(tmp_path)
+    loaded = PI0Policy.from_pretrained(tmp_path, changes={"indicator": "embedding", "num_inference_steps": 4})
+    assert (loaded.config.n_action_steps, loaded.config.num_inference_steps) == (3, 4)
+    assert loaded.model.indicator_embedding.weight.abs().max() == 0, "new, and starts at zero"
+    loaded.save_pretrained(tmp_path)
+    again = PI0Policy.from_pretrained(tmp_path, changes={"indicator": "none"})
+    again.save_pretrained(tmp_path)
+    assert PI0Policy.from_pretrained(tmp_path).config.indicator == "none"
+
+
+def test_a_checkpoint_keeps_its_tokenizer_when_the_one_it_came_from_is_gone(tmp_path):
+    tiny_policy().save_pretrained(tmp_path / "first")
+    policy = PI0Policy.from_pretrained(tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    policy.save_pretrained(tmp_path / "second")
+    assert PI0Policy.from_pretrained(tmp_path / "second").tokenizer.vocab_size == TOKENIZER.vocab_size
+
+
+def test_an_option_that_cannot_apply_is_refused(tmp_path):
+    tiny_policy().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="extra_delta_transform: only openpi"):
+        PI0Policy.from_pretrained(tmp_path, extra_delta_transform=True)
+
+
 class Bomb:
     """Unpickling this marks the spot."""
 

@@ -15,10 +15,10 @@ from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
 from pi0.ript.warm_start import WarmStart, warm_start
 
 SCRIPT = Path(__file__).parent.parent / "8_train_with_epochs.py"
-SMALL = (  # arguments
-    "--num_iterations 2 --group_size 3 --groups_per_iteration 2 --max_sampling_attempts 3 --num_epochs 2 "
-    "--num_states 5 --eval_states 7 --num_draws 1"
-).split()
+SMALL = [
+    *("--num_iterations", "2", "--group_size", "3", "--groups_per_iteration", "2", "--num_draws", "1"),
+    *("--max_sampling_attempts", "3", "--num_epochs", "2", "--num_states", "5", "--eval_states", "7"),
+]
 
 
 @pytest.fixture(scope="module")

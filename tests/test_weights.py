@@ -61,10 +61,12 @@ def test_one_of_several_fused_keys_missing_is_named(tensors):
 def test_the_caller_says_what_may_be_new_or_extra(tensors):
     changed = {k: v for k, v in tensors.items() if not k.startswith("state_proj")}
     changed["value_head.weight"] = torch.zeros(2, 3)
-    report: list[str] = []
-    model = load(changed, new=(r"^state_proj\.",), extra=(r"^value_head\.",), report=report)
+    model = Pi0Model(tiny_config())
+    loader = WeightLoader(new=(r"^state_proj\.",), extra=(r"^value_head\.",))
+    assert loader.load(model, model.config, changed, "file") == {"state_proj.weight", "state_proj.bias"}
     assert torch.equal(model.state_proj.weight, Pi0Model(tiny_config()).state_proj.weight)
-    assert report == ["new: state_proj.bias", "new: state_proj.weight", "dropped: value_head.weight"]
+    assert loader.load(model, model.config, tensors, "file") == set()
+    assert torch.equal(model.state_proj.weight, tensors["state_proj.weight"])
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class Collection:
     def windows(self, horizon: int) -> Windows:
         """Return the training windows of the kept groups with leave-one-out advantages; can be empty."""
         groups = self.kept or self.tried[:1]
-        advantages = np.concatenate([leave_one_out(group.rewards) for group in groups])
+        advantages = leave_one_out(np.stack([group.rewards for group in groups])).ravel()
         windows = rollout_windows(
             [r for group in groups for r in group.rollouts], advantages.tolist(), horizon
         )

@@ -58,7 +58,7 @@ class Windows:
 
 def batches(indices: Int64[np.ndarray, " w"], size: int) -> list[Int64[np.ndarray, " b"]]:
     """Return the indices in runs of `size`; the last one can be shorter."""
-    return np.split(indices, range(size, len(indices), size))
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
 def concatenate(parts: Sequence[Windows]) -> Windows:
