@@ -16,12 +16,13 @@ CAMERA = "observation.images.front"
 
 def toy_policy(features: dict | None = None, **config) -> PI0Policy:
     """A toy policy whose every parameter is random, so that nothing is zero by accident."""
-    tokenizer = PromptTokenizer.from_texts(TASKS)
+    tokenizer = PromptTokenizer.from_texts(config.pop("tasks", TASKS))
+    action_dim = (features or {}).get("action_dim", 3)
     vocab_size = config.pop("vocab_size", tokenizer.vocab_size)
     generator = torch.Generator().manual_seed(3)
     statistics = {
         "observation.state": compute_statistics(torch.randn(50, 4, generator=generator) * 2 + 1),
-        "action": compute_statistics(torch.randn(50, 3, generator=generator) * 0.5 - 1),
+        "action": compute_statistics(torch.randn(50, action_dim, generator=generator) * 0.5 - 1),
     }
     policy = PI0Policy(
         toy_config(vocab_size, **{"tokenizer_max_length": 40, **config}),
@@ -34,6 +35,26 @@ def toy_policy(features: dict | None = None, **config) -> PI0Policy:
             if "indicator" not in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return policy.eval()
+
+
+METAWORLD = {"button-press-v3": "Press a button", "plate-slide-v3": "Slide a plate into a cabinet"}
+
+
+def metaworld_policy(features: dict | None = None, **config) -> PI0Policy:
+    """A toy policy that can act in Meta-World, in two tasks with prompts of different lengths."""
+    return toy_policy(
+        {"state_dim": 4, "action_dim": 4, **(features or {})},
+        **{"tasks": list(METAWORLD.values()), "indicator": "embedding", **config},
+    )
+
+
+@pytest.fixture(scope="session")
+def metaworld():
+    """Three slots in this process; an episode takes two chunks and a half."""
+    from pi0.ript.envs import make_env
+
+    with make_env("metaworld", METAWORLD, num_slots=3, max_steps=20) as env:
+        yield env
 
 
 @pytest.fixture

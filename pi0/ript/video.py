@@ -1,6 +1,6 @@
 """Videos of episodes side by side, each marked with its outcome.
 
-Axes: n observed step; h w image size; height width of the video.
+Axes: h w image size; height width of a tile.
 """
 
 import math
@@ -53,7 +53,7 @@ def write_grid(
     partial.replace(path)
 
 
-def _images(rollouts: Sequence[Rollout], camera: str | None) -> list[UInt8[np.ndarray, "n h w 3"]]:
+def _images(rollouts: Sequence[Rollout], camera: str | None) -> list[UInt8[np.ndarray, "_ h w 3"]]:
     """Return each episode's images of its camera, or raise."""
     if not rollouts:
         raise ValueError("rollouts: expected at least one episode to show, found none")
@@ -92,10 +92,10 @@ def _tile(rollout: Rollout, size: int) -> UInt8[np.ndarray, "height width 3"]:
 
 def _frame(
     rollouts: Sequence[Rollout],
-    images: Sequence[UInt8[np.ndarray, "n h w 3"]],
+    images: Sequence[UInt8[np.ndarray, "_ h w 3"]],
     tiles: Sequence[UInt8[np.ndarray, "height width 3"]],
     step: int,
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> UInt8[np.ndarray, "grid_height grid_width 3"]:
     """Return the grid at a step: every tile with its last image until then."""
     columns = math.ceil(math.sqrt(len(rollouts)))
     rows = math.ceil(len(rollouts) / columns)

@@ -1,0 +1,131 @@
+"""The loss of RIPT equals its definition, window by window, in value and gradient."""
+
+import pytest
+import torch
+from conftest import CAMERA, TASKS, toy_policy
+
+from pi0 import Indicator
+from pi0.ript.loss import AdvantageLoss
+
+ALPHA = 0.3
+DRAWS = 2
+
+
+def draws(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def policy():
+    policy = toy_policy(indicator="embedding")
+    with torch.no_grad():
+        policy.model.indicator_embedding.weight.normal_(generator=draws(4))
+    return policy
+
+
+@pytest.fixture
+def windows() -> dict:
+    """Four windows: a win, a loss, a draw, and a win that ends inside its window."""
+    g = draws(7)
+    return {
+        CAMERA: torch.randint(0, 256, (4, 48, 64, 3), dtype=torch.uint8, generator=g),
+        "observation.state": torch.randn(4, 4, generator=g),
+        "action": torch.randn(4, 8, 3, generator=g),
+        "action_is_pad": torch.arange(8)[None] >= torch.tensor([[8], [8], [8], [3]]),
+        "task": TASKS * 2,
+        "advantage": torch.tensor([1.0, -1 / 3, 0.0, 0.5]),
+    }
+
+
+def take(batch: dict, i: int) -> dict:
+    return {key: value[i : i + 1] for key, value in batch.items()}
+
+
+def by_definition(policy, windows: dict, alpha: float) -> list[torch.Tensor]:
+    """The loss of each window alone, at the noise that AdvantageLoss draws for it from draws(0)."""
+    g = draws(0)
+    noise = torch.randn(DRAWS, 4, 8, 8, generator=g)
+    time = policy.model.sample_time((DRAWS, 4), policy.device, g)
+    losses = []
+    for i, advantage in enumerate(windows["advantage"].tolist()):
+        one = {"noise": noise[:, i : i + 1], "time": time[:, i : i + 1]}
+        loss = alpha * policy.loss(take(windows, i), indicator=Indicator.NONE, **one)
+        if advantage > 0:
+            loss = loss + policy.loss(take(windows, i), indicator=Indicator.POSITIVE, **one)
+        losses.append(loss)
+    return losses
+
+
+def gradients(policy, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the loss adds to the gradients."""
+    policy.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def assert_close(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(
+            a[name], b[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_value_is_the_definition(policy, windows):
+    loss = AdvantageLoss(policy, ALPHA, DRAWS)(windows, draws(0))
+    torch.testing.assert_close(loss, sum(by_definition(policy, windows, ALPHA)))
+
+
+def test_gradient_is_the_sum_of_the_windows_gradients(policy, windows):
+    """So micro-batches of any size add up to the whole batch, given the noise of each window."""
+    whole = gradients(policy, AdvantageLoss(policy, ALPHA, DRAWS)(windows, draws(0)))
+    policy.zero_grad()
+    for loss in by_definition(policy, windows, ALPHA):
+        loss.backward()
+    assert_close(whole, {name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    assert max(g.abs().max() for g in whole.values()) > 1e-2
+
+
+def test_worse_windows_teach_the_unconditional_velocity_only(policy, windows):
+    windows["advantage"] = torch.tensor([-1.0, -0.2, 0.0, -3.0])
+    found = gradients(policy, AdvantageLoss(policy, ALPHA, DRAWS)(windows, draws(0)))
+    expected = gradients(policy, sum(by_definition(policy, windows, ALPHA)))
+    assert_close(found, expected)
+    embedding = found["model.indicator_embedding.weight"]
+    assert embedding[Indicator.NONE].abs().max() > 0
+    assert embedding[Indicator.POSITIVE].abs().max() == 0
+
+
+def test_better_windows_teach_the_positive_velocity_too(policy, windows):
+    embedding = gradients(policy, AdvantageLoss(policy, ALPHA)(windows, draws(0)))[
+        "model.indicator_embedding.weight"
+    ]
+    assert embedding[Indicator.POSITIVE].abs().max() > 0
+    assert embedding[Indicator.NEGATIVE].abs().max() == 0
+
+
+def test_without_better_windows_and_alpha_every_gradient_is_zero(policy, windows):
+    windows["advantage"] = -torch.ones(4)
+    found = gradients(policy, AdvantageLoss(policy, 0.0)(windows, draws(0)))
+    assert found.keys() == dict(policy.named_parameters()).keys()  # as distributed training needs it
+    assert not any(g.any() for g in found.values())
+
+
+def test_the_generator_is_the_only_source_of_chance(windows):
+    loss = AdvantageLoss(toy_policy(indicator="embedding", indicator_dropout=0.5), ALPHA)
+    with torch.no_grad():
+        loss.policy.model.indicator_embedding.weight.normal_(generator=draws(4))
+    loss.train()
+    windows["advantage"] = torch.ones(4)
+    values = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        values.append(loss(windows, draws(0)).item())
+    assert len(set(values)) == 1
+    assert loss(windows, draws(1)).item() != values[0]
+
+
+@pytest.mark.parametrize("indicator", ["none", "text"])
+def test_the_terms_need_a_shared_prefix(indicator):
+    with pytest.raises(ValueError, match=f"indicator: expected 'embedding' .* found '{indicator}'"):
+        AdvantageLoss(toy_policy(indicator=indicator), ALPHA)
