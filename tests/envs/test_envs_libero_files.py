@@ -12,6 +12,7 @@ import torch
 
 from pi0.ript.envs import InitialStateError, make_env, make_suite
 from pi0.ript.envs import libero_files as files
+from pi0.ript.envs.libero import _import_libero
 
 TASK = "pick_up_the_milk_and_place_it_in_the_basket"
 
@@ -29,8 +30,16 @@ def assets(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_tasks_are_the_benchmarks(tmp_path):
+@pytest.fixture
+def without_assets(tmp_path):
+    """LIBERO imported with an empty folder of assets; later tests prepare its import again."""
     files.prepare_import(tmp_path)
+    yield
+    _import_libero.cache_clear()
+
+
+@pytest.mark.usefixtures("without_assets")
+def test_tasks_are_the_benchmarks():
     from libero.libero import benchmark
 
     for suite in files.SUITES:
