@@ -122,9 +122,13 @@ def test_states_and_slots_are_checked(make):
         make(tasks=["upp"])
 
 
-@pytest.mark.parametrize(("command", "reason"), [(DIE, "exit code 3"), (HANG, "did not answer")])
-def test_lost_worker_is_replaced_and_its_episodes_count_once(make, command, reason):
-    env = make(num_slots=4, num_workers=2, timeout=1.0)
+@pytest.mark.parametrize(
+    ("command", "reason", "timeout"),
+    [(DIE, "exit code 3", 60.0), (HANG, "did not answer", 8.0)],  # long enough for a busy machine
+    ids=["dies", "hangs"],
+)
+def test_lost_worker_is_replaced_and_its_episodes_count_once(make, command, reason, timeout):
+    env = make(num_slots=4, num_workers=2, timeout=timeout)
     start(env, [0, 1, 2, 3])  # worker 0 has slots 0 and 2
     env.step_chunk({slot: chunk(1) for slot in range(4)})
     results = env.step_chunk({0: chunk(1, 1.0, command), 1: chunk(1)})
