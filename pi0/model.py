@@ -199,14 +199,14 @@ class Pi0Model(nn.Module):
         guidance: float = 1.0,
         prefix: Prefix | None = None,
         unconditional: Observation | None = None,
-        unconditional_prefix: Prefix | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b h a"]:
         """Return normalised, padded actions: the velocity integrated from noise in `num_steps` Euler steps.
 
         With guidance s the velocity is `v_u + s (v_c - v_u)`, where v_u is that of the `unconditional`
-        observation (default: the same with the indicator withheld, which shares the prefix). s = 1 and s = 0
-        cost one pass, other values one pass at twice the batch.
+        observation: by default the same with the indicator withheld, which shares the prefix; otherwise one
+        with the same images and another prompt. s = 1 and s = 0 cost one pass, other values one pass at
+        twice the batch.
         """
         num_steps = self.config.num_inference_steps if num_steps is None else num_steps
         shape = (observation.batch_size, self.config.chunk_size, self.config.max_action_dim)
@@ -214,17 +214,19 @@ class Pi0Model(nn.Module):
             noise = torch.randn(shape, device=observation.state.device, generator=generator)
         if noise.shape != shape:
             raise ValueError(f"noise: expected {shape}, found {tuple(noise.shape)}")
-        contexts = []
+        contexts, images = [], None
         if guidance != 0.0:
-            prefix = self.prefix(observation) if prefix is None else prefix
+            if prefix is None:
+                images = self.image_tokens(observation)
+                prefix = self.prefix(observation, images)
             contexts.append(self.context(prefix, observation))
         if guidance != 1.0:
-            if unconditional is None:
-                unconditional = observation.with_indicator(Indicator.NONE)
-                unconditional_prefix = prefix if unconditional_prefix is None else unconditional_prefix
-            if unconditional_prefix is None:
-                unconditional_prefix = self.prefix(unconditional)
-            contexts.append(self.context(unconditional_prefix, unconditional))
+            if unconditional is not None:
+                prefix = self.prefix(unconditional, images)
+            elif prefix is None:
+                prefix = self.prefix(observation)
+            unconditional = unconditional or observation.with_indicator(Indicator.NONE)
+            contexts.append(self.context(prefix, unconditional))
         return self._integrate(contexts, noise, num_steps, guidance)
 
     def _integrate(

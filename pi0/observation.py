@@ -20,6 +20,17 @@ class Indicator(IntEnum):
     NEGATIVE = 2
 
 
+def withhold(
+    indicator: Int[Tensor, " b"],
+    share: float,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Int[Tensor, " b"]:
+    """Return the indicators with a random share of them NONE; draws are made on the generator's device."""
+    draw = torch.rand(len(indicator), device=device, generator=generator).to(indicator.device)
+    return indicator.where(draw >= share, int(Indicator.NONE))
+
+
 @dataclass(frozen=True)
 class Observation:
     """A batch of model inputs; build it with `PI0Policy.preprocess`, or by hand for tests and benchmarks."""

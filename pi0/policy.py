@@ -21,9 +21,9 @@ from pi0.config import Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.model import Pi0Model, Prefix
 from pi0.normalize import Normalizer, Statistics
-from pi0.observation import Indicator, Observation
+from pi0.observation import Indicator, Observation, withhold
 from pi0.preprocess import checked_vector, model_images, padded, tasks
-from pi0.prompts import PromptTokenizer, build_prompt
+from pi0.prompts import PromptTokenizer, build_prompts
 
 Batch = Mapping[str, Any]
 Indicators = Indicator | Int[Tensor, " b"] | None  # one for all samples, or one for each
@@ -90,58 +90,71 @@ class PI0Policy(nn.Module):
     # Raw units <-> model units ------------------------------------------------------------------------------
 
     def preprocess(
-        self, batch: Batch, indicator: Indicators = None, *, pad_prompts: bool = False
+        self,
+        batch: Batch,
+        indicator: Indicators = None,
+        *,
+        pad_prompts: bool = False,
+        state_only: bool = False,
     ) -> Observation:
         """Return the model's input for a raw batch; fields that do not fit are ValueErrors.
 
         `indicator` (values of `Indicator`) enters as the configuration says; default: none is given. With
-        `pad_prompts` the rounding of a sample does not depend on how long the others' prompts are.
+        `pad_prompts` the rounding of a sample does not depend on how long the others' prompts are. With
+        `state_only` images and prompts are left out, because a prefix that holds them is at hand.
         """
         raw = checked_vector(batch, STATE, self.features.state_dim, self.device)
-        images, image_mask = model_images(batch, self.features, self.config.vision.image_size, self.device)
-        if len(images) != len(raw):
-            raise ValueError(f"{STATE}: expected the cameras' batch size {len(images)}, found {len(raw)}")
+        size = self.config.vision.image_size
+        images, image_mask = torch.empty(len(raw), 0, 3, size, size), torch.ones(len(raw), 0).bool()
+        if not state_only:
+            images, image_mask = model_images(batch, self.features, size, self.device)
+            if len(images) != len(raw):
+                raise ValueError(f"{STATE}: expected the cameras' batch size {len(images)}, found {len(raw)}")
+        indicators = self._indicators(indicator, len(raw))
         observation = Observation(
             images=images,
             image_mask=image_mask,  # the masks stay on the host until they are compacted
             tokens=torch.empty(len(raw), 0, dtype=torch.long),
             token_mask=torch.empty(len(raw), 0, dtype=torch.bool),
             state=padded(self.state_normalizer.encode(raw), self.config.max_state_dim),
+            indicator=indicators if self.config.indicator == "embedding" else None,
         )
-        return self._with_prompt(observation, batch, indicator, pad_prompts)
+        if state_only:
+            return observation.to(self.device)
+        return self._with_prompt(observation, batch, indicators, pad_prompts)
 
-    def _with_prompt(
-        self, observation: Observation, batch: Batch, indicator: Indicators, pad_prompts: bool
-    ) -> Observation:
-        size = observation.batch_size
-        if indicator is not None and self.config.indicator == "none":
+    def _indicators(self, indicator: Indicators, size: int) -> Int[Tensor, " b"] | None:
+        """Return one indicator per sample, on the host."""
+        if indicator is None:
+            return None
+        if self.config.indicator == "none":
             raise ValueError(
                 "indicator: this policy takes none; set Pi0Config.indicator to 'text' or 'embedding'"
             )
+        return torch.as_tensor(indicator).expand(size).cpu()
+
+    def _with_prompt(
+        self,
+        observation: Observation,
+        batch: Batch,
+        indicators: Int[Tensor, " b"] | None,
+        pad_prompts: bool,
+    ) -> Observation:
+        size = observation.batch_size
         values = [Indicator.NONE] * size
-        if isinstance(indicator, Tensor):
-            values = [Indicator(v) for v in indicator.tolist()]
-        elif indicator is not None:
-            values = [indicator] * size
-        states = None
+        if indicators is not None and self.config.indicator == "text":
+            values = [Indicator(v) for v in indicators.tolist()]
+        states: Any = [None] * size
         if self.config.pi05 and self.features.state_in_prompt:
-            states = observation.state[:, : self.features.state_dim].cpu().numpy()
-        prompts = [
-            build_prompt(
-                task,
-                indicator=values[i] if self.config.indicator == "text" else Indicator.NONE,
-                state=None if states is None else states[i],
-                style=self.features.prompt,
-            )
-            for i, task in enumerate(tasks(batch, size))
-        ]
+            states = list(observation.state[:, : self.features.state_dim].cpu().numpy())
+        prompts = build_prompts(tasks(batch, size), values, states, self.features.prompt)
         tokens, token_mask = self.tokenizer.encode(
             prompts, self.config.tokenizer_max_length, self.config.vocab_size
         )
-        observation = replace(observation, tokens=tokens, token_mask=token_mask)
-        if self.config.indicator == "embedding":
-            observation = observation.with_indicator(torch.tensor([int(v) for v in values]))
-        observation = replace(observation, image_mask=observation.image_mask.cpu()).compact()
+        image_mask = observation.image_mask.cpu()
+        observation = replace(
+            observation, image_mask=image_mask, tokens=tokens, token_mask=token_mask
+        ).compact()
         length = self.config.tokenizer_max_length
         return (observation.pad_prompt(length) if pad_prompts else observation).to(self.device)
 
@@ -188,10 +201,11 @@ class PI0Policy(nn.Module):
             raise ValueError(
                 "prefix: a prompt with an indicator is part of it, so this loss must encode its own"
             )
-        if indicator is not None:
+        if self.training and self.config.indicator_dropout > 0.0 and indicator is not None:
             size = len(checked_vector(batch, STATE, self.features.state_dim, self.device))
-            indicator = self._dropped(indicator, size, generator)
-        observation = self.preprocess(batch, indicator)
+            given = torch.as_tensor(indicator).expand(size).cpu()
+            indicator = withhold(given, self.config.indicator_dropout, self.device, generator)
+        observation = self.preprocess(batch, indicator, state_only=prefix is not None)
         state = checked_vector(batch, STATE, self.features.state_dim, self.device)
         raw = checked_vector(batch, ACTION, self.features.action_dim, self.device, ndim=3)
         if raw.shape[:2] != (len(state), self.config.chunk_size):
@@ -222,15 +236,6 @@ class PI0Policy(nn.Module):
             return losses
         per_sample = losses.mean(-1).sum(1) / valid.sum(1).clamp(min=1.0)
         return per_sample if reduction == "sample" else per_sample.mean()
-
-    def _dropped(
-        self, indicator: Indicator | Tensor, size: int, generator: torch.Generator | None
-    ) -> Int[Tensor, " b"]:
-        values = torch.as_tensor(indicator, device=self.device).expand(size)
-        if not self.training or self.config.indicator_dropout == 0.0:
-            return values
-        draw = torch.rand(size, device=self.device, generator=generator)
-        return values.where(draw >= self.config.indicator_dropout, int(Indicator.NONE))
 
     # Acting -------------------------------------------------------------------------------------------------
 
@@ -269,33 +274,22 @@ class PI0Policy(nn.Module):
         indicator = self._default(indicator)
         if guidance == 0.0:  # unconditional only: one pass
             indicator, guidance, prefix = Indicator.NONE, 1.0, None
-        observation = self.preprocess(batch, indicator, pad_prompts=pad_prompts)
-        options: dict[str, Any] = {"prefix": prefix}
-        if guidance != 1.0 and self.config.indicator == "text":
-            unconditional = self._with_prompt(observation, batch, Indicator.NONE, pad_prompts)
-            options = self._two_prefixes(observation, unconditional, prefix)
+        has_two_prompts = guidance != 1.0 and self.config.indicator == "text"
+        state_only = prefix is not None and not has_two_prompts
+        observation = self.preprocess(batch, indicator, pad_prompts=pad_prompts, state_only=state_only)
+        unconditional = None
+        if has_two_prompts:
+            unconditional = self._with_prompt(observation, batch, None, pad_prompts)
         chunk = self.model.sample(
             observation,
             num_steps=num_steps,
             noise=noise,
             guidance=guidance,
             generator=generator,
-            **options,
+            prefix=prefix,
+            unconditional=unconditional,
         )
         return self.decode_actions(chunk, checked_vector(batch, STATE, self.features.state_dim, self.device))
-
-    def _two_prefixes(
-        self, observation: Observation, unconditional: Observation, prefix: Prefix | None
-    ) -> dict[str, Any]:
-        """Return conditional and unconditional prefixes: two prompts, one set of image tokens."""
-        images = self.model.image_tokens(observation)
-        if prefix is None:
-            prefix = self.model.prefix(observation, images)
-        return {
-            "prefix": prefix,
-            "unconditional": unconditional,
-            "unconditional_prefix": self.model.prefix(unconditional, images),
-        }
 
     def _default(self, indicator: Indicator | None) -> Indicator | None:
         if indicator is None and self.config.indicator != "none":

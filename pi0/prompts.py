@@ -47,6 +47,17 @@ def build_prompt(
     return f"Task: {task}, State: {' '.join(map(str, bins))};\n{advantage}Action: "
 
 
+def build_prompts(
+    tasks: Sequence[str],
+    indicators: Sequence[Indicator],
+    states: Sequence[Float[np.ndarray, " s"] | None],
+    style: Literal["lerobot", "openpi"],
+) -> list[str]:
+    """Return the prompt of each sample."""
+    samples = zip(tasks, indicators, states, strict=True)
+    return [build_prompt(task, indicator=i, state=state, style=style) for task, i, state in samples]
+
+
 class PromptTokenizer:
     """Turns prompts into right-padded token ids; wraps a transformers tokenizer."""
 

@@ -6,6 +6,7 @@ from conftest import CAMERA, TASKS, toy_policy
 
 from pi0 import Indicator, toy_config
 from pi0.normalize import MissingStatisticsError, Normalizer
+from pi0.observation import withhold
 from pi0.policy import PI0Policy
 
 
@@ -205,15 +206,16 @@ def test_a_new_indicator_embedding_changes_nothing(batch, noise):
 
 
 def test_the_indicator_is_withheld_at_the_set_rate_in_training_only(batch):
+    values = withhold(torch.ones(4000, dtype=torch.long), 0.3, torch.device("cpu"), draws(0))
+    assert 0.27 < (values == Indicator.NONE).float().mean() < 0.33
+    assert set(values.tolist()) == {int(Indicator.NONE), int(Indicator.POSITIVE)}
     policy = toy_policy(indicator="embedding", indicator_dropout=0.3)
     torch.nn.init.normal_(policy.model.indicator_embedding.weight, generator=draws(0))
-    values = policy._dropped(Indicator.POSITIVE, 4000, draws(0))
-    assert (values == Indicator.POSITIVE).all(), "evaluation mode withholds nothing"
-    policy.train()
-    values = policy._dropped(Indicator.POSITIVE, 4000, draws(0))
-    assert 0.27 < (values == Indicator.NONE).float().mean() < 0.33
     positive = torch.full((2,), int(Indicator.POSITIVE))
     fixed = {"noise": torch.zeros(1, 2, 8, 8), "time": torch.ones(1, 2)}
+    losses = {policy.loss(batch, indicator=positive, **fixed).item() for _ in range(20)}
+    assert len(losses) == 1, "evaluation mode withholds nothing"
+    policy.train()
     losses = {policy.loss(batch, indicator=positive, **fixed).item() for _ in range(20)}
     assert len(losses) > 1, "the loss uses the drawn indicators"
 
