@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import CAMERA, TASKS, toy_policy
 
-from pi0 import Indicator, toy_config
+from pi0 import Indicator, Observation, toy_config
 from pi0.normalize import MissingStatisticsError, Normalizer
 from pi0.observation import withhold
 from pi0.policy import PI0Policy
@@ -303,6 +303,14 @@ def test_a_configuration_that_cannot_be_is_refused(change):
         object.__setattr__(config, name, value)
     with pytest.raises(ValueError, match=next(reversed(change))):
         config.__post_init__()
+
+
+def test_the_input_specification_is_what_the_model_takes():
+    config = toy_config(20)
+    spec = config.inputs_spec(batch_size=2, num_cameras=3)
+    values = {name: torch.ones(shape, dtype=getattr(torch, dtype)) for name, (shape, dtype) in spec.items()}
+    actions = values.pop("actions")
+    assert config.create().loss(Observation(**values), actions).shape == actions.shape
 
 
 # Cameras ------------------------------------------------------------------------------------------------

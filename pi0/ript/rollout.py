@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 
-from pi0 import Indicator, PI0Policy
+from pi0 import PI0Policy
 from pi0.ript.envs import BatchedEnv, ChunkResult, EnvObservation, InitialState, Task
 
 MAX_ATTEMPTS = 3  # of an episode that dead or hanging workers interrupt
@@ -104,11 +104,6 @@ def observation_batch(
     }
     states = torch.from_numpy(np.stack([o.state for o in observations]))
     return {**images, "observation.state": states, "task": [task.instruction for task in tasks]}
-
-
-def positive(policy: PI0Policy) -> Indicator | None:
-    """Return the indicator that such a policy acts on."""
-    return None if policy.config.indicator == "none" else Indicator.POSITIVE
 
 
 @dataclass

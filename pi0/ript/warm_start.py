@@ -90,12 +90,7 @@ def toy_policy(spec: WarmStart, episodes: EpisodeSet) -> PI0Policy:
     return PI0Policy(config, features, tokenizer, statistics, seed=spec.seed)
 
 
-def train(
-    policy: PI0Policy,
-    episodes: EpisodeSet,
-    spec: WarmStart,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
-) -> PI0Policy:
+def train(policy: PI0Policy, episodes: EpisodeSet, spec: WarmStart) -> PI0Policy:
     """Minimise the flow-matching loss on windows at every step of the demonstrations; return the policy."""
     windows = demonstration_windows(episodes, policy.config.chunk_size)
     sampler = np.random.default_rng(spec.seed)
@@ -106,7 +101,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_and_decay(spec.steps))
     policy.train()
     with tqdm(range(spec.steps), unit="step", desc="supervised fine-tuning") as bar:
-        for step in bar:
+        for _step in bar:
             batch = windows.batch(sampler.integers(len(windows), size=spec.batch_size))
             loss = policy.loss(batch, num_draws=spec.num_draws, generator=generator)
             optimizer.zero_grad()
@@ -115,7 +110,6 @@ def train(
             optimizer.step()
             schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3f}")
-            on_step(step, loss.item())
     return policy.eval()
 
 
