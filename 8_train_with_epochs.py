@@ -1,149 +1,171 @@
 """RIPT with epochs: groups of rollouts from one state, leave-one-out advantages, several passes over them.
 
 Parent: none, this is the first rung
-Introduces: pi0.ript.warm_start, groups, rollout, advantage, windows, loss, evaluate
+Introduces: pi0.ript.starting_policy, groups, rollout, advantage, windows, loss, evaluate
 Run: python 8_train_with_epochs.py
 
-On a fresh machine this records demonstrations of a hesitating operator, trains a toy pi0 on them (both cached
-in outputs/warm_start), improves it by reinforcement learning, and compares both on held-out states. Nothing
-is downloaded. `--env libero` does the same on LIBERO; `--help` lists the settings.
+On a fresh machine this records demonstrations of a hesitating operator, trains a toy pi0 on them (both are
+cached), improves it by reinforcement learning, and compares both on held-out states. Nothing is downloaded.
+`--env libero` does the same on LIBERO; `--help` lists the settings.
 """
 
 import argparse
-import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pi0.ript.environments import get_environment
-from pi0.ript.evaluate import compare, evaluate, table
+from pi0.ript.evaluate import evaluate, table
 from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
 from pi0.ript.loss import AdvantageLoss
+from pi0.ript.results import new_run_directory, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.video import write_grid
-from pi0.ript.warm_start import warm_start
-from pi0.ript.windows import batches
+from pi0.ript.starting_policy import starting_policy
+from pi0.ript.windows import batches, shuffled_batches
+
+
+@dataclass
+class Task:
+    benchmark_name: str = "metaworld"  # or libero, or one of LIBERO's suites; see pi0/ript/environments.py
+    num_workers: int = 2  # processes that simulate; the result does not depend on it
+
+
+@dataclass
+class Algo:
+    rloo_batch_size: int = 8  # rollouts from each initial state (K)
+    data_batch_size: int = 16  # groups of mixed outcome per iteration; the others teach nothing
+    max_sampling_attempts: int = 32  # states to try for them
+    collection_cfg_scale: float = 2.0  # guidance towards a positive advantage in rollouts
+    num_epochs: int = 8  # passes over the windows of an iteration
+    micro_batch_size: int = 32  # windows per forward pass
+    gradient_accumulation_steps: int = 2  # micro-batches per optimizer step
+    lr: float = 1e-3  # at the start of an iteration, falling linearly to 0 at its end
+    grad_norm_clip: float = 1.0
+    cfg_uncond_weight: float = 0.1  # alpha: weight of the loss with the indicator withheld
+    num_draws: int = 2  # noise draws per window
+
+
+@dataclass
+class Dataset:
+    num_init_states: int = 200  # training states per task
+    window_stride: int = 4  # steps between training windows, besides those where the policy acted
+
+
+@dataclass
+class Training:
+    num_train_steps: int = 3  # iterations: collect, then improve
+    seed: int = 0
+
+
+@dataclass
+class Eval:
+    rollouts_per_task: int = 50  # held-out states; LIBERO has 50
+    first_state: int = 0
+    cfg_guidance_scale: float = 2.0
+    n_video: int = 6  # episodes per task in the video
 
 
 @dataclass
 class AdvancedTrainingConfig:
     """Everything that can be set; the defaults learn the embedded task in minutes on a laptop CPU."""
 
-    env: str = "metaworld"  # or libero; see pi0/ript/environments.py for tasks and demonstrations
-    seed: int = 0
-    output_dir: str = "outputs/8_train_with_epochs"
-    warm_start_dir: str = "outputs/warm_start"  # cache of demonstrations and of policies trained on them
-    num_iterations: int = 3  # collect, then improve
-    group_size: int = 8  # rollouts from each initial state (K)
-    groups_per_iteration: int = 16  # of mixed outcome; groups that all succeed or all fail teach nothing
-    max_sampling_attempts: int = 32  # states to try for them
-    num_states: int = 200  # training states per task
-    num_epochs: int = 8  # passes over the windows of an iteration
-    batch_size: int = 32  # windows per micro-batch
-    gradient_accumulation_steps: int = 2  # micro-batches per optimizer step
-    lr: float = 1e-3  # at the first epoch of an iteration, falling linearly to its last
-    max_grad_norm: float = 1.0
-    uncond_weight: float = 0.1  # alpha: weight of the loss with the indicator withheld
-    guidance: float = 2.0  # towards a positive advantage, in rollouts and in the final evaluation
-    num_draws: int = 2  # noise draws per window
-    eval_states: int = 50  # held-out states per task; LIBERO has 50
-    first_eval_state: int = 0
-    num_workers: int = 2  # processes that simulate; the result does not depend on it
+    exp_name: str = "8_train_with_epochs"
+    policy_path: str = "toy"  # trained here on demonstrations; or a pi0 checkpoint
+    device: str = "cpu"
+    output_dir: str = "pi0/ript/output"
+    warm_start_dir: str = "pi0/ript/output/warm_start"  # cache of demonstrations and of toy policies
+    task: Task = field(default_factory=Task)
+    algo: Algo = field(default_factory=Algo)
+    dataset: Dataset = field(default_factory=Dataset)
+    training: Training = field(default_factory=Training)
+    eval: Eval = field(default_factory=Eval)
 
 
 def parse_arguments() -> AdvancedTrainingConfig:
+    config = AdvancedTrainingConfig()
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for field in fields(AdvancedTrainingConfig):
-        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default, help=" ")
-    return AdvancedTrainingConfig(**vars(parser.parse_args()))
+    for name, value in asdict(config).items():
+        for key, default in value.items() if isinstance(value, dict) else [("", value)]:
+            flags = ["--env"] * (key == "benchmark_name") + [f"--{name}.{key}".rstrip(".")]
+            parser.add_argument(*flags, dest=flags[-1][2:], type=type(default), default=default, help=" ")
+    for name, value in vars(parser.parse_args()).items():
+        section, _, key = name.rpartition(".")
+        setattr(getattr(config, section) if section else config, key, value)
+    return config
 
 
 def main(config: AdvancedTrainingConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
-    start = time.monotonic()
-    environment = get_environment(config.env)
-    output_dir = Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    env = environment.make(config.num_workers)
-    policy = warm_start(environment.warm_start_spec(config.seed), Path(config.warm_start_dir))
-    learner = AdvantageLoss(policy, config.uncond_weight, config.num_draws)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    states = InitialStateDataset(env, config.num_states)
-    drawn_states = states.shuffled(config.seed)
-    last = config.first_eval_state + config.eval_states
-    heldout = heldout_states(env, range(config.first_eval_state, last), train=states)
-    shuffler = np.random.default_rng(config.seed)
-    draws = torch.Generator(policy.device).manual_seed(config.seed)
-    before = evaluate(env, GuidedPolicy(policy), heldout, num_recorded=6)
+    seed, algo = config.training.seed, config.algo
+    run_dir = new_run_directory(Path(config.output_dir) / config.exp_name)
+    environment = get_environment(**asdict(config.task))
+    env = environment.make()
+    policy = starting_policy(config.policy_path, environment, config.warm_start_dir, seed, config.device)
+    learner = AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    states = InitialStateDataset(env, config.dataset.num_init_states)
+    drawn_states = states.shuffled(seed)
+    heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
+    before = evaluate(env, GuidedPolicy(policy), heldout, num_recorded=config.eval.n_video)
+    write_evaluation(run_dir / "before", before)
 
     metrics = []
-    for iteration in range(config.num_iterations):
+    for iteration in range(config.training.num_train_steps):
+        start = time.monotonic()
         # Collect
-        guidance = config.guidance if iteration > 0 else 1.0  # the indicator means nothing before training
         collection = collect_groups(
             env,
-            GuidedPolicy(policy, guidance),
+            # The indicator means nothing before training.
+            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
             drawn_states,
-            num_groups=config.groups_per_iteration,
-            group_size=config.group_size,
-            max_attempts=config.max_sampling_attempts,
-            seed=(config.seed, iteration),
-            render_every=environment.render_every,
+            num_groups=algo.data_batch_size,
+            group_size=algo.rloo_batch_size,
+            max_attempts=algo.max_sampling_attempts,
+            seed=(seed, iteration),
+            render_every=config.dataset.window_stride,
         )
         windows = collection.windows(policy.config.chunk_size)
         # Improve
         policy.train()
         losses = []
-        for epoch in range(config.num_epochs):
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = config.lr * (1.0 - epoch / config.num_epochs)
-            for step in batches(shuffler.permutation(len(windows)), step_size(config)):
-                for micro_batch in batches(step, config.batch_size):
-                    loss = learner(windows.batch(micro_batch), draws) / len(step)
-                    loss.backward()
-                    losses.append(loss.item() * len(step) / len(micro_batch))
-                torch.nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
+        step_size = algo.micro_batch_size * algo.gradient_accumulation_steps
+        steps = shuffled_batches(len(windows), step_size, algo.num_epochs, seed=(seed, iteration))
+        for number, step in enumerate(steps):
+            total = torch.zeros((), device=policy.device)
+            for micro_batch in batches(step, algo.micro_batch_size):
+                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, number)) / len(step)
+                loss.backward()
+                total += loss.detach()
+            torch.nn.utils.clip_grad_norm_(learner.parameters(), algo.grad_norm_clip)
+            optimizer.param_groups[0]["lr"] = algo.lr * (1 - number / len(steps))
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(total.item())
         policy.eval()
         # Report
         metrics.append(
             {
                 "iteration": iteration,
-                "rollout/success": collection.success_rate,
-                "rollout/groups": len(collection.kept),
-                "rollout/attempts": len(collection.tried),
+                **collection.metrics(),
                 "train/windows": len(windows),
                 "train/loss": float(np.mean(losses)) if losses else None,
-                "time/elapsed_s": round(time.monotonic() - start, 1),
+                "time/iteration_s": round(time.monotonic() - start, 1),
             }
         )
         print(
             "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics[-1].items())
         )
 
-    after = evaluate(env, GuidedPolicy(policy, config.guidance), heldout, num_recorded=6)
+    guided = GuidedPolicy(policy, config.eval.cfg_guidance_scale)
+    after = evaluate(env, guided, heldout, num_recorded=config.eval.n_video)
     env.close()
-    print(table(before, after))
-    results = {
-        "config": asdict(config),
-        "metrics": metrics,
-        "before": before.to_dict(),
-        "after": after.to_dict(),
-        "comparison": compare(before, after).to_dict(),
-    }
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    write_grid(output_dir / "before.mp4", before.recorded)
-    write_grid(output_dir / "after.mp4", after.recorded)
-    policy.save_pretrained(output_dir / "policy")
-    print(f"results, videos and policy: {output_dir}")
-
-
-def step_size(config: AdvancedTrainingConfig) -> int:
-    return config.batch_size * config.gradient_accumulation_steps
+    write_evaluation(run_dir / "after", after)
+    write_results(run_dir / "results.json", asdict(config), metrics, before, after)
+    policy.save_pretrained(run_dir / "policy")
+    print(f"{table(before, after)}\nresults, videos and policy: {run_dir}")
 
 
 if __name__ == "__main__":

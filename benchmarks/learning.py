@@ -23,15 +23,16 @@ FIRST_EVAL_STATE = 1000  # settings were chosen on states 0 to 399
 
 def run(rung: int, seed: int, directory: Path, rest: list[str]) -> dict[str, Any]:
     """Return the results of one run, with its wall and CPU time."""
-    output = directory / f"seed{seed}"
+    name = f"seed{seed}"
     command = [
-        sys.executable, str(ROOT / SCRIPTS[rung]), "--seed", str(seed), "--output_dir", str(output),
-        "--warm_start_dir", str(directory / "warm_start"), "--first_eval_state", str(FIRST_EVAL_STATE),
-        "--eval_states", "200", *rest,
+        sys.executable, str(ROOT / SCRIPTS[rung]), "--training.seed", str(seed),
+        "--output_dir", str(directory), "--exp_name", name,
+        "--warm_start_dir", str(directory / "warm_start"), "--eval.first_state", str(FIRST_EVAL_STATE),
+        "--eval.rollouts_per_task", "200", *rest,
     ]  # fmt: skip
     start, cpu = time.monotonic(), _children_cpu()
     subprocess.run(command, cwd=ROOT, check=True)
-    results = json.loads((output / "results.json").read_text())
+    results = json.loads((directory / name / "results.json").read_text())
     return {**results, "seed": seed, "wall_s": time.monotonic() - start, "cpu_s": _children_cpu() - cpu}
 
 

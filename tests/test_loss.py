@@ -1,5 +1,6 @@
 """The loss of RIPT equals its definition, window by window, in value and gradient."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import CAMERA, TASKS, toy_policy
@@ -34,6 +35,7 @@ def windows() -> dict:
         "action_is_pad": torch.arange(8)[None] >= torch.tensor([[8], [8], [8], [3]]),
         "task": TASKS * 2,
         "advantage": torch.tensor([1.0, -1 / 3, 0.0, 0.5]),
+        "window": torch.tensor([3, 0, 7, 5]),
     }
 
 
@@ -41,14 +43,17 @@ def take(batch: dict, i: int) -> dict:
     return {key: value[i : i + 1] for key, value in batch.items()}
 
 
+SEED = (0, 4)
+
+
 def by_definition(policy, windows: dict, alpha: float) -> list[torch.Tensor]:
-    """The loss of each window alone, at the noise that AdvantageLoss draws for it from draws(0)."""
-    g = draws(0)
-    noise = torch.randn(DRAWS, 4, 8, 8, generator=g)
-    time = policy.model.sample_time((DRAWS, 4), policy.device, g)
+    """The loss of each window alone, at the noise that AdvantageLoss draws for it from SEED."""
     losses = []
     for i, advantage in enumerate(windows["advantage"].tolist()):
-        one = {"noise": noise[:, i : i + 1], "time": time[:, i : i + 1]}
+        key = np.random.SeedSequence((*SEED, windows["window"][i].item())).generate_state(1)[0]
+        g = draws(int(key))
+        noise = torch.randn(DRAWS, 8, 8, generator=g)[:, None]
+        one = {"noise": noise, "time": policy.model.sample_time((DRAWS, 1), policy.device, g)}
         loss = alpha * policy.loss(take(windows, i), indicator=Indicator.NONE, **one)
         if advantage > 0:
             loss = loss + policy.loss(take(windows, i), indicator=Indicator.POSITIVE, **one)
@@ -72,13 +77,13 @@ def assert_close(a: dict, b: dict) -> None:
 
 
 def test_value_is_the_definition(policy, windows):
-    loss = AdvantageLoss(policy, ALPHA, DRAWS)(windows, draws(0))
+    loss = AdvantageLoss(policy, ALPHA, DRAWS)(windows, SEED)
     torch.testing.assert_close(loss, sum(by_definition(policy, windows, ALPHA)))
 
 
 def test_gradient_is_the_sum_of_the_windows_gradients(policy, windows):
     """So micro-batches of any size add up to the whole batch, given the noise of each window."""
-    whole = gradients(policy, AdvantageLoss(policy, ALPHA, DRAWS)(windows, draws(0)))
+    whole = gradients(policy, AdvantageLoss(policy, ALPHA, DRAWS)(windows, SEED))
     policy.zero_grad()
     for loss in by_definition(policy, windows, ALPHA):
         loss.backward()
@@ -88,7 +93,7 @@ def test_gradient_is_the_sum_of_the_windows_gradients(policy, windows):
 
 def test_worse_windows_teach_the_unconditional_velocity_only(policy, windows):
     windows["advantage"] = torch.tensor([-1.0, -0.2, 0.0, -3.0])
-    found = gradients(policy, AdvantageLoss(policy, ALPHA, DRAWS)(windows, draws(0)))
+    found = gradients(policy, AdvantageLoss(policy, ALPHA, DRAWS)(windows, SEED))
     expected = gradients(policy, sum(by_definition(policy, windows, ALPHA)))
     assert_close(found, expected)
     embedding = found["model.indicator_embedding.weight"]
@@ -97,7 +102,7 @@ def test_worse_windows_teach_the_unconditional_velocity_only(policy, windows):
 
 
 def test_better_windows_teach_the_positive_velocity_too(policy, windows):
-    embedding = gradients(policy, AdvantageLoss(policy, ALPHA)(windows, draws(0)))[
+    embedding = gradients(policy, AdvantageLoss(policy, ALPHA)(windows, SEED))[
         "model.indicator_embedding.weight"
     ]
     assert embedding[Indicator.POSITIVE].abs().max() > 0
@@ -106,23 +111,32 @@ def test_better_windows_teach_the_positive_velocity_too(policy, windows):
 
 def test_without_better_windows_and_alpha_every_gradient_is_zero(policy, windows):
     windows["advantage"] = -torch.ones(4)
-    found = gradients(policy, AdvantageLoss(policy, 0.0)(windows, draws(0)))
+    found = gradients(policy, AdvantageLoss(policy, 0.0)(windows, SEED))
     assert found.keys() == dict(policy.named_parameters()).keys()  # as distributed training needs it
     assert not any(g.any() for g in found.values())
 
 
-def test_the_generator_is_the_only_source_of_chance(windows):
-    loss = AdvantageLoss(toy_policy(indicator="embedding", indicator_dropout=0.5), ALPHA)
-    with torch.no_grad():
-        loss.policy.model.indicator_embedding.weight.normal_(generator=draws(4))
-    loss.train()
-    windows["advantage"] = torch.ones(4)
+def test_the_seed_is_the_only_source_of_chance(policy, windows):
+    loss = AdvantageLoss(policy, ALPHA).train()
     values = []
-    for seed in range(8):
+    for seed in range(4):
         torch.manual_seed(seed)
-        values.append(loss(windows, draws(0)).item())
+        values.append(loss(windows, SEED).item())
     assert len(set(values)) == 1
-    assert loss(windows, draws(1)).item() != values[0]
+    assert loss(windows, (0, 5)).item() != values[0]
+
+
+def test_the_order_of_the_windows_does_not_matter(policy, windows):
+    """Noise belongs to a window, not to its place in a batch, so processes can share a step."""
+    order = [2, 0, 3, 1]
+    shuffled = {k: [v[i] for i in order] if isinstance(v, list) else v[order] for k, v in windows.items()}
+    loss = AdvantageLoss(policy, ALPHA, DRAWS)
+    torch.testing.assert_close(loss(shuffled, SEED), loss(windows, SEED))
+
+
+def test_dropout_of_the_indicator_is_refused():
+    with pytest.raises(ValueError, match=r"indicator_dropout: expected 0 .* found 0.5"):
+        AdvantageLoss(toy_policy(indicator="embedding", indicator_dropout=0.5), ALPHA)
 
 
 @pytest.mark.parametrize("indicator", ["none", "text"])

@@ -1,15 +1,16 @@
-"""The two environments that the ladder's scripts know by name, with the demonstrations to start from.
+"""The environments that the scripts know by name, with the demonstrations that a toy policy starts from.
 
-Both are RECAP's own case: a competent but hesitating operator under a deadline. The policy imitates the
-hesitation and often misses the deadline; reinforcement learning makes it brisk.
+"metaworld" and "libero" are toy-sized and RECAP's own case: a competent but hesitating operator under a
+deadline. The policy imitates the hesitation and often misses the deadline; reinforcement learning makes it
+brisk. LIBERO's suites by their own names are the benchmark as published: all tasks, its images and deadlines.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pi0.ript.envs import BatchedEnv, make_env
-from pi0.ript.envs.base import did_you_mean
+from pi0.ript.envs import BatchedEnv, TaskSuite, make_env, make_suite
+from pi0.ript.envs.base import Task, did_you_mean
 from pi0.ript.warm_start import WarmStart
 
 
@@ -18,40 +19,86 @@ class Environment:
     """An environment as the ladder uses it: tasks, deadlines, demonstrations."""
 
     name: str  # see pi0.ript.envs.registry
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...] | None  # None: all of the suite
     options: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int | None = None  # deadline in policy steps; None: the suite's own
     num_slots: int = 32  # episodes that run at the same time; each holds a simulator
-    render_every: int = 4  # images for training inside chunks, every so many steps
+    num_workers: int = 2  # processes that simulate; the result does not depend on it
     warm_start: Mapping[str, Any] = field(default_factory=dict)  # settings of `WarmStart`
 
-    def make(self, num_workers: int) -> BatchedEnv:
+    def suite(self) -> TaskSuite:
+        """Return the family of tasks; loads no simulator."""
+        return make_suite(self.name, **self.options)
+
+    def make(self) -> BatchedEnv:
         """Return the environment."""
         return make_env(
             self.name,
             self.tasks,
             num_slots=self.num_slots,
-            num_workers=num_workers,
+            num_workers=min(self.num_workers, self.num_slots),
             max_steps=self.max_steps,
             **self.options,
         )
 
     def warm_start_spec(self, seed: int) -> WarmStart:
-        """Return what the policy to improve is made from."""
-        return WarmStart(
-            env=self.name,
-            tasks=self.tasks,
-            env_options=dict(self.options),
-            operator="hesitating",
-            seed=seed,
-            **self.warm_start,
-        )
+        """Return what the toy policy to improve is made from."""
+        tasks = self.tasks or tuple(task.name for task in self.suite().tasks())
+        settings = {"operator": "hesitating", **self.warm_start}
+        return WarmStart(env=self.name, tasks=tasks, env_options=dict(self.options), seed=seed, **settings)
 
 
-def get_environment(name: str) -> Environment:
-    """Return an environment by name; an unknown one is an error with a suggestion."""
-    return ENVIRONMENTS[did_you_mean("environment", name, ENVIRONMENTS)]
+def get_environment(
+    benchmark_name: str,
+    *,
+    task_names: Sequence[str | int] | None = None,
+    max_episode_length: int | None = None,
+    num_parallel_envs: int | None = None,
+    num_workers: int | None = None,
+    warm_start: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Environment:
+    """Return an environment by name; what is not None replaces its settings.
 
+    Args:
+        benchmark_name: One of `ENVIRONMENTS`.
+        task_names: Names, or numbers in the suite's order.
+        max_episode_length: Deadline in policy steps.
+        num_parallel_envs: Episodes that run at the same time in this process's workers.
+        num_workers: Processes that simulate.
+        warm_start: Settings of `WarmStart`.
+        options: Of the suite: `image_size`, `render_quality`, ...
+
+    Raises:
+        ValueError: A name is unknown; the message suggests known ones.
+    """
+    chosen = ENVIRONMENTS[did_you_mean("benchmark_name", benchmark_name, ENVIRONMENTS)]
+    options = {**chosen.options, **_given(options)}
+    changes: dict[str, Any] = {
+        "max_steps": max_episode_length,
+        "num_slots": num_parallel_envs,
+        "num_workers": num_workers,
+    }
+    if task_names is not None:
+        changes["tasks"] = _task_names(make_suite(chosen.name, **options).tasks(), task_names)
+    warm_start = {**chosen.warm_start, **_given(warm_start or {})}
+    return replace(chosen, options=options, warm_start=warm_start, **_given(changes))
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _task_names(tasks: Sequence[Task], chosen: Sequence[str | int]) -> tuple[str, ...]:
+    """Return the names; numbers count the suite's tasks from 0."""
+    names = [task.name for task in tasks]
+    for one in chosen:
+        if isinstance(one, int) and not 0 <= one < len(names):
+            raise ValueError(f"task_names: expected a number from 0 to {len(names) - 1}, found {one}")
+    return tuple(names[one] if isinstance(one, int) else did_you_mean("task", one, names) for one in chosen)
+
+
+LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 
 ENVIRONMENTS = {
     "metaworld": Environment("metaworld", ("button-press-v3",)),
@@ -68,4 +115,17 @@ ENVIRONMENTS = {
         num_slots=8,
         warm_start={"chunk_size": 10, "steps": 800},
     ),
+    **{
+        suite: Environment(
+            "libero",
+            None,
+            options={
+                "suite": suite,
+                "camera_names": ("image", "image2"),
+            },  # as lerobot's checkpoints call them
+            num_slots=8,
+            warm_start={"chunk_size": 10, "steps": 800},
+        )
+        for suite in LIBERO_SUITES
+    },
 }

@@ -6,13 +6,14 @@ Axes: none; an evaluation is a list of episodes, at most one per initial state.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
 from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.peers import ALONE, Peers, share
 from pi0.ript.rollout import ChunkPolicy, Rollout, rollout
 
 Interval = tuple[float, float]
@@ -87,6 +88,11 @@ class Evaluation:
             "episodes": [asdict(episode) for episode in self.episodes],
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
+        """Return the evaluation that `to_dict` described, without recorded episodes."""
+        return cls(values["seed"], tuple(EpisodeResult(**episode) for episode in values["episodes"]))
+
     def __str__(self) -> str:
         """Return successes, rate and interval in one line."""
         low, high = self.interval
@@ -131,8 +137,9 @@ def evaluate(
     num_recorded: int = 0,
     render_every: int = 2,
     on_finished: Callable[[Rollout], None] | None = None,
+    peers: Peers = ALONE,
 ) -> Evaluation:
-    """Return the result of one episode from each state.
+    """Return the result of one episode from each state, the same on all peers, who share the work.
 
     Two policies evaluated with one seed meet the same states and the same noise, whichever other states there
     are.
@@ -144,20 +151,22 @@ def evaluate(
         seed: Of the noise.
         num_recorded: Episodes per task, the first ones, that are kept with their images for a video.
         render_every: Steps between the images of those.
-        on_finished: Called with each episode when it ends.
+        on_finished: Called with each episode of this process when it ends.
+        peers: The processes that evaluate together.
 
     Raises:
         ValueError: There are no states, or one occurs twice.
     """
     _require_distinct(states)
     shown = _first_of_each_task(states, num_recorded)
-    results: dict[str, EpisodeResult] = {}
-    with tqdm(total=len(states), unit="episode", desc="evaluation") as bar:
+    mine = share(states, peers)
+    results: list[EpisodeResult] = []
+    with tqdm(total=len(mine), unit="episode", desc="evaluation", disable=peers.rank > 0) as bar:
 
         def finish(episode: Rollout) -> None:
             state = episode.initial_state
-            results[state.hash] = EpisodeResult(state.task, state.hash, episode.success, len(episode))
-            bar.set_postfix_str(f"{sum(r.success for r in results.values())} succeeded", refresh=False)
+            results.append(EpisodeResult(state.task, state.hash, episode.success, len(episode)))
+            bar.set_postfix_str(f"{sum(r.success for r in results)} succeeded", refresh=False)
             bar.update()
             if on_finished is not None:
                 on_finished(episode)
@@ -166,9 +175,15 @@ def evaluate(
             seeds = [episode_seed(seed, state) for state in part]
             return rollout(env, policy, part, seeds, on_finished=finish, **images)
 
-        recorded = run([state for state in states if state in shown], render_every=render_every)
-        run([state for state in states if state not in shown], keep_images=False)
-    return Evaluation(seed, tuple(results[state.hash] for state in states), tuple(recorded))
+        recorded = run([state for state in mine if state in shown], render_every=render_every)
+        run([state for state in mine if state not in shown], keep_images=False)
+    by_state = {r.state: r for part in peers.gather(results) for r in part}
+    videos = {r.initial_state: r for part in peers.gather(recorded) for r in part}
+    return Evaluation(
+        seed,
+        tuple(by_state[state.hash] for state in states),
+        tuple(videos[state] for state in states if state in videos),
+    )
 
 
 def episode_seed(seed: int, state: InitialState) -> int:

@@ -3,9 +3,11 @@
 Axes: n groups, g episodes in a group.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import count, islice
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +16,8 @@ from tqdm import tqdm
 
 from pi0.ript.advantage import is_informative, leave_one_out
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
-from pi0.ript.rollout import ChunkPolicy, Rollout, rollout
+from pi0.ript.peers import ALONE, Peers, gather_shares, share
+from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 from pi0.ript.windows import Windows, rollout_windows
 
 
@@ -34,15 +37,30 @@ class InitialStateDataset(Dataset[InitialState]):
 
     def shuffled(self, seed: int) -> Iterator[InitialState]:
         """Yield the states without end: each once in a random order, then again in another."""
-        generator = np.random.default_rng(seed)
-        while True:
-            for index in generator.permutation(len(self)).tolist():
-                yield self[index]
+        return (self[state_at(position, len(self), seed)] for position in count())
 
 
-def heldout_states(env: BatchedEnv, indices: Iterable[int], train: InitialStateDataset) -> list[InitialState]:
-    """Return these held-out states of each task; one that is also trained on is an error."""
-    indices = list(indices)
+def state_at(position: int, num_states: int, seed: int) -> int:
+    """Return which state is at a position of the endless random order in which training visits the states."""
+    epoch, offset = divmod(position, num_states)
+    return int(_order(epoch, num_states, seed)[offset])
+
+
+@lru_cache(maxsize=4)
+def _order(epoch: int, num_states: int, seed: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_states)
+
+
+@runtime_checkable
+class HasStates(Protocol):
+    """A dataset of training states."""
+
+    states: Sequence[InitialState]
+
+
+def heldout_states(env: BatchedEnv, first: int, count: int, train: HasStates) -> list[InitialState]:
+    """Return `count` held-out states of each task; one that is also trained on is an error."""
+    indices = range(first, first + count)
     states = [s for task in env.tasks for s in env.initial_states(task, "heldout", indices)]
     require_disjoint(train.states, states)
     return states
@@ -72,6 +90,17 @@ class Collection:
         """Return the share of successes in all rollouts, the dropped ones too."""
         return float(np.mean([group.rewards.mean() for group in self.tried]))
 
+    def metrics(self) -> dict[str, Any]:
+        """Return what a log should say of it; steps are policy steps until success or deadline."""
+        rewards = np.stack([group.rewards for group in self.tried])
+        return {
+            "rollout/success": self.success_rate,
+            "rollout/groups": len(self.kept),
+            "rollout/attempts": len(self.tried),
+            "rollout/advantage_std": float(leave_one_out(rewards).std()),
+            "rollout/steps": float(np.mean([len(r) for group in self.tried for r in group.rollouts])),
+        }
+
     def windows(self, horizon: int) -> Windows:
         """Return the training windows of the kept groups with leave-one-out advantages; can be empty."""
         groups = self.kept or self.tried[:1]
@@ -92,41 +121,63 @@ def collect_groups(
     max_attempts: int,
     seed: tuple[int, ...],
     render_every: int | None = None,
+    peers: Peers = ALONE,
+    run: RolloutFunction = rollout,
 ) -> Collection:
     """Return `num_groups` groups of mixed outcome, or as many as `max_attempts` states gave.
 
     Works in rounds: as many states as groups are missing are tried at once, so that all slots stay busy.
-    Episode noise is keyed by (seed, attempt, episode), whatever the number of slots and workers.
+    Episode noise is keyed by (seed, attempt, episode), whatever the number of slots, workers and peers.
+
+    Args:
+        env: Runs the episodes.
+        policy: Acts; the same on all peers.
+        states: This process's share of the states to try: attempt i is made by peer `i % size`.
+        num_groups: Of mixed outcome, to be found by all peers together.
+        group_size: Episodes from each state (K).
+        max_attempts: States to try at most, by all peers together.
+        seed: Of the noise.
+        render_every: Keep images for training inside chunks, every so many steps.
+        peers: The processes that collect together. Each returns the whole collection.
+        run: Runs a list of episodes; see `rollout`.
     """
     if group_size < 2:
         leave_one_out(np.zeros((1, group_size)))  # says why
     tried: list[Group] = []
     kept: list[Group] = []
-    with tqdm(unit="episode", desc="rollouts", leave=False) as bar:
+    with tqdm(unit="episode", desc="rollouts", total=0, leave=False, disable=peers.rank > 0) as bar:
 
         def on_finished(episode: Rollout) -> None:
             bar.update()
 
         while len(kept) < num_groups and len(tried) < max_attempts:
-            missing = min(num_groups - len(kept), max_attempts - len(tried))
-            drawn = [state for state in islice(states, missing) for _ in range(group_size)]
-            first = len(tried) * group_size
-            seeds = [_episode_seed(*seed, first + i) for i in range(len(drawn))]
-            bar.total = first + len(drawn)
-            finished = rollout(env, policy, drawn, seeds, render_every=render_every, on_finished=on_finished)
-            groups = [Group(finished[i : i + group_size]) for i in range(0, len(finished), group_size)]
+            attempts = range(len(tried), min(len(tried) + num_groups - len(kept), max_attempts))
+            mine = share(attempts, peers, len(tried))
+            drawn = [state for state in islice(states, len(mine)) for _ in range(group_size)]
+            seeds = [_episode_seed(*seed, group_size * a + k) for a in mine for k in range(group_size)]
+            bar.total += len(drawn)
+            finished = run(env, policy, drawn, seeds, render_every=render_every, on_finished=on_finished)
+            groups = [_group(finished[i : i + group_size]) for i in range(0, len(finished), group_size)]
+            groups = gather_shares(groups, peers, len(tried))
             tried += groups
             kept += [group for group in groups if is_informative(group.rewards[None])[0]]
             bar.set_postfix(groups=f"{len(kept)}/{num_groups}")
     collection = Collection(kept, tried)
-    if not kept:
+    if not kept and peers.rank == 0:
         tqdm.write(
             f"all {len(tried)} groups had one outcome ({100 * collection.success_rate:.0f}% of the rollouts "
-            "succeeded), so there is nothing to learn from: use tasks of middling difficulty, more "
-            "rollouts per "
-            "state (group_size), more states (max_sampling_attempts), or a better warm start"
+            "succeeded), so there is nothing to learn from: use tasks of middling difficulty, more rollouts "
+            "per state (rloo_batch_size), more states (max_sampling_attempts), or a better warm start"
         )
     return collection
+
+
+def _group(rollouts: Sequence[Rollout]) -> Group:
+    """Return a group, without the images if nothing can be learned from it: they are what takes the room."""
+    group = Group(rollouts)
+    if is_informative(group.rewards[None])[0]:
+        return group
+    return Group([replace(rollout, images={}) for rollout in rollouts])
 
 
 def _episode_seed(*key: int) -> int:

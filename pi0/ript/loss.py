@@ -1,8 +1,9 @@
 """The objective of RIPT on a flow policy: imitate what was better than its group, keep the rest in mind."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,23 +25,42 @@ class AdvantageLoss(nn.Module):
                 "indicator: expected 'embedding' (the two terms share a prefix), found "
                 f"{policy.config.indicator!r}"
             )
+        if policy.config.indicator_dropout > 0:
+            raise ValueError(
+                "indicator_dropout: expected 0 (the unconditional term takes its place), found "
+                f"{policy.config.indicator_dropout}"
+            )
         self.policy, self.uncond_weight, self.num_draws = policy, uncond_weight, num_draws
 
-    def forward(
-        self, batch: Mapping[str, Any], generator: torch.Generator | None = None
-    ) -> Float[Tensor, ""]:
-        """Return the summed loss of a batch with `advantage` (b,)."""
+    def forward(self, batch: Mapping[str, Any], seed: Sequence[int]) -> Float[Tensor, ""]:
+        """Return the summed loss of a batch with `advantage` (b,) and the windows' numbers, `window` (b,).
+
+        Noise and flow times of a window are a function of `seed` and of its number alone, so the sum over an
+        optimizer step does not depend on how the step is cut into batches or spread over processes.
+        """
         policy = self.policy
         is_better = batch["advantage"].to(policy.device) > 0
-        size, k = len(is_better), self.num_draws
-        shape = (k, size, policy.config.chunk_size, policy.config.max_action_dim)
-        draws = {
-            "noise": torch.randn(shape, device=policy.device, generator=generator),
-            "time": policy.model.sample_time((k, size), policy.device, generator),
+        noise, time = self._draws(batch["window"].tolist(), seed)
+        shared = {
+            "noise": noise.to(policy.device),
+            "time": time.to(policy.device),
             "prefix": policy.model.prefix(policy.preprocess(batch)),
             "reduction": "sample",
-            "generator": generator,  # which indicators are withheld
         }
-        unconditional = policy.loss(batch, indicator=Indicator.NONE, **draws)
-        conditional = policy.loss(batch, indicator=Indicator.POSITIVE, **draws)
+        unconditional = policy.loss(batch, indicator=Indicator.NONE, **shared)
+        conditional = policy.loss(batch, indicator=Indicator.POSITIVE, **shared)
         return (is_better * conditional + self.uncond_weight * unconditional).sum()
+
+    def _draws(
+        self, windows: Sequence[int], seed: Sequence[int]
+    ) -> tuple[Float[Tensor, "k b h a"], Float[Tensor, "k b"]]:
+        """Return noise and flow times, on the host."""
+        config, k = self.policy.config, self.num_draws
+        noise = torch.empty(k, len(windows), config.chunk_size, config.max_action_dim)
+        time = torch.empty(k, len(windows))
+        for i, window in enumerate(windows):
+            key = int(np.random.SeedSequence((*seed, window)).generate_state(1)[0])
+            generator = torch.Generator().manual_seed(key)
+            noise[:, i] = torch.randn(noise[:, i].shape, generator=generator)
+            time[:, i] = self.policy.model.sample_time((k,), torch.device("cpu"), generator)
+        return noise, time

@@ -144,6 +144,25 @@ def rollout(
     return _Runner(env, policy, states, seeds, render_every, keep_images, on_finished).run()
 
 
+@runtime_checkable
+class RolloutFunction(Protocol):
+    """What runs episodes: `rollout`, or something around it."""
+
+    def __call__(
+        self,
+        env: BatchedEnv,
+        policy: ChunkPolicy,
+        states: Sequence[InitialState],
+        seeds: Sequence[int],
+        *,
+        render_every: int | None = None,
+        keep_images: bool = True,
+        on_finished: Callable[[Rollout], None] | None = None,
+    ) -> list[Rollout]:
+        """Return one finished episode per initial state, in order."""
+        ...
+
+
 class _Runner:
     """Keeps the slots busy: a slot whose episode ends takes the next one at once."""
 

@@ -47,8 +47,11 @@ class WarmStart:
         )
 
 
-def warm_start(spec: WarmStart, cache: Path) -> PI0Policy:
-    """Return the policy of a warm start: made with a progress bar, or found in the cache."""
+def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
+    """Return the policy of a warm start: made with a progress bar, or found in the cache.
+
+    `changes` replace single fields of its configuration, as in `pi0.pretrained.load`.
+    """
     data = cache / f"demonstrations-{_digest(asdict(spec.demonstrations()), spec.episodes)}"
     if not data.exists():
         _collect(spec, data)
@@ -61,7 +64,7 @@ def warm_start(spec: WarmStart, cache: Path) -> PI0Policy:
         policy.save_pretrained(partial)
         partial.rename(directory)
     tqdm.write(f"warm start: {directory}")
-    return PI0Policy.from_pretrained(directory)
+    return PI0Policy.from_pretrained(directory, changes=changes)
 
 
 def toy_policy(spec: WarmStart, episodes: EpisodeSet) -> PI0Policy:

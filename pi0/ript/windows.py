@@ -33,7 +33,7 @@ class Windows:
         return len(self.states)
 
     def batch(self, indices: Int64[np.ndarray, " b"]) -> dict[str, Any]:
-        """Return some windows as a batch for `PI0Policy.loss`, with their `advantage`."""
+        """Return some windows as a batch for `PI0Policy.loss`, with `advantage` and number (`window`)."""
         images = {f"observation.images.{c}": torch.from_numpy(x[indices]) for c, x in self.images.items()}
         return {
             **images,
@@ -42,6 +42,7 @@ class Windows:
             "action_is_pad": torch.from_numpy(self.is_pad[indices]),
             "task": [self.instructions[i] for i in indices.tolist()],
             "advantage": torch.from_numpy(self.advantages[indices]),
+            "window": torch.from_numpy(indices),
         }
 
     def select(self, indices: Int64[np.ndarray, " k"]) -> "Windows":
@@ -59,6 +60,14 @@ class Windows:
 def batches(indices: Int64[np.ndarray, " w"], size: int) -> list[Int64[np.ndarray, " b"]]:
     """Return the indices in runs of `size`; the last one can be shorter."""
     return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+def shuffled_batches(
+    num_windows: int, size: int, num_epochs: int, seed: Sequence[int]
+) -> list[Int64[np.ndarray, " b"]]:
+    """Return the optimizer steps of some passes over all windows, each pass in an order of its own."""
+    orders = [np.random.default_rng((*seed, epoch)).permutation(num_windows) for epoch in range(num_epochs)]
+    return [step for order in orders for step in batches(order, size)]
 
 
 def concatenate(parts: Sequence[Windows]) -> Windows:

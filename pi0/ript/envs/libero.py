@@ -30,8 +30,8 @@ from pi0.ript.envs.mujoco_render import (
 )
 from pi0.ript.envs.mujoco_state import get_physics, require_size, require_stable, set_physics
 
-CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-"""Image key to LIBERO's camera."""
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+"""LIBERO's names of its cameras: third person and wrist."""
 SETTLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 TRAIN_SEED = 10_000
 """Training states use the placement sampler's seeds from here on."""
@@ -64,6 +64,8 @@ class LiberoSuite(TaskSuite):
     by 1 to 3 of 255 on average. Physics is bit for bit the same."""
     settle_steps: int = 10
     """Steps with the gripper opening and the arm still, before an episode's first observation."""
+    camera_names: tuple[str, str] = ("agentview", "wrist")
+    """What the images of the two cameras are called; a policy takes them by these names."""
 
     max_idle = 2
 
@@ -76,6 +78,8 @@ class LiberoSuite(TaskSuite):
                 "expected 0 < image_size <= render_size, found "
                 f"image_size={self.image_size}, render_size={self.render_size}"
             )
+        if len(set(self.camera_names)) != len(CAMERAS):
+            raise ValueError(f"camera_names: expected two different names, found {self.camera_names}")
         if self.settle_steps < 0:
             raise ValueError(f"settle_steps must not be negative, found {self.settle_steps}")
 
@@ -90,7 +94,7 @@ class LiberoSuite(TaskSuite):
                 hz=_HZ,
                 action_dim=7,
                 state_dim=8,
-                cameras=tuple(CAMERAS),
+                cameras=self.camera_names,
                 image_size=self.image_size,
             )
             for name in libero_files.task_names(self.suite)
@@ -235,7 +239,8 @@ class LiberoSimulation(Simulation):
 
     @cached_property
     def _cameras(self) -> dict[str, Any]:
-        return {key: fixed_camera(self._mujoco[0], name) for key, name in CAMERAS.items()}
+        names = zip(self.task.cameras, CAMERAS, strict=True)
+        return {key: fixed_camera(self._mujoco[0], camera) for key, camera in names}
 
     @cached_property
     def _option(self) -> Any:

@@ -1,0 +1,52 @@
+"""What a run leaves behind: its directory, evaluations with videos, and the results in one file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pi0.ript.evaluate import Evaluation, compare
+from pi0.ript.video import write_grid
+
+
+def new_run_directory(path: str | Path) -> Path:
+    """Make an empty directory and return it; what an earlier run left there moves to PATH.1, .2, ..."""
+    path = Path(path)
+    if path.exists() and any(path.iterdir()):
+        number = 1
+        while (older := path.with_name(f"{path.name}.{number}")).exists():
+            number += 1
+        path.rename(older)
+        print(f"the earlier run in {path} is now in {older}")  # noqa: T201
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def one_line(row: Mapping[str, Any]) -> str:
+    """Return a row of metrics as one line of text."""
+    return "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write PATH.json, and PATH.mp4 with the recorded episodes, if there are any."""
+    path.with_suffix(".json").write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    if evaluation.recorded:
+        write_grid(path.with_suffix(".mp4"), evaluation.recorded)
+
+
+def write_results(
+    path: Path,
+    config: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    before: Evaluation,
+    after: Evaluation,
+) -> None:
+    """Write configuration, rows of metrics and the comparison on the held-out states as JSON."""
+    results = {
+        "config": config,
+        "metrics": metrics,
+        "before": before.to_dict(),
+        "after": after.to_dict(),
+        "comparison": compare(before, after).to_dict(),
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")

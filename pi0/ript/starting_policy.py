@@ -1,0 +1,83 @@
+"""The policy that training starts from: a checkpoint, or a toy trained here on demonstrations."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pi0 import PI0Policy
+from pi0.ript.environments import Environment
+from pi0.ript.warm_start import warm_start
+
+TOY = "toy"
+
+
+def starting_policy(
+    path: str,
+    environment: Environment,
+    cache: str | Path,
+    seed: int,
+    device: str = "cpu",
+    *,
+    freeze: str = "none",
+    dtype: str | None = None,
+    n_action_steps: int | None = None,
+    extra_delta_transform: bool | None = None,
+) -> PI0Policy:
+    """Return the policy, with an indicator of the advantage that changes nothing before it is trained.
+
+    Args:
+        path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
+        environment: Whose demonstrations the toy imitates.
+        cache: Directory of demonstrations and toy policies, which are made once.
+        seed: Of demonstrations and toy policy.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
+        freeze: What is not trained; see `pi0.trainable.FREEZE_CHOICES`.
+        dtype: Of computation; the weights that are trained stay float32. None: as the checkpoint says.
+        n_action_steps: Actions of a chunk that are executed; None: as the checkpoint says.
+        extra_delta_transform: What openpi's LIBERO checkpoints leave open; see `pi0.pretrained.load`.
+
+    Raises:
+        ValueError: The device is missing, or nothing is at the path, with the remedy.
+    """
+    where = require_device(device)
+    changes: dict[str, Any] = {"indicator": "embedding", "indicator_dropout": 0.0}
+    changes |= {"dtype": dtype} if dtype else {}
+    changes |= {"n_action_steps": n_action_steps} if n_action_steps else {}
+    if path == TOY:
+        policy = warm_start(environment.warm_start_spec(seed), Path(cache), **changes)
+    else:
+        if path.startswith((".", "/", "~")) and not Path(path).expanduser().exists():
+            raise ValueError(
+                f"policy_path: nothing at {path!r}; expected a pi0 checkpoint directory, the name of a hub "
+                "repository, or 'toy' for a small policy that is trained here on demonstrations"
+            )
+        policy = PI0Policy.from_pretrained(
+            path, changes=changes, extra_delta_transform=extra_delta_transform, device=where, seed=seed
+        )
+    _require_cameras(policy, environment)
+    policy.model.freeze(freeze)
+    return policy.to(where)
+
+
+def _require_cameras(policy: PI0Policy, environment: Environment) -> None:
+    expected = [key.removeprefix("observation.images.") for key in policy.features.present_cameras]
+    found = environment.suite().tasks()[0].cameras
+    if not set(expected) <= set(found):
+        raise ValueError(
+            f"camera_names: the policy takes {expected}, the environment shows {list(found)}; "
+            "rename the environment's with task.camera_names, third-person view first"
+        )
+
+
+def require_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" is a GPU if there is one. A missing one is a ValueError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: {name!r} is not there, found {torch.cuda.device_count()} CUDA devices; "
+            "use device=cpu, or device=auto"
+        )
+    return device
