@@ -12,16 +12,17 @@ cached), improves it by reinforcement learning, and compares both on held-out st
 import argparse
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pi0.ript.environments import get_environment
-from pi0.ript.evaluate import evaluate, table
+from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
 from pi0.ript.loss import AdvantageLoss
-from pi0.ript.results import new_run_directory, write_evaluation, write_results
+from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import starting_policy
 from pi0.ript.windows import batches, shuffled_batches
@@ -109,7 +110,8 @@ def main(config: AdvancedTrainingConfig) -> None:
     states = InitialStateDataset(env, config.dataset.num_init_states)
     drawn_states = states.shuffled(seed)
     heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
-    before = evaluate(env, GuidedPolicy(policy), heldout, num_recorded=config.eval.n_video)
+    evaluation = partial(evaluate, env, states=heldout, num_recorded=config.eval.n_video)
+    before = evaluation(policy=GuidedPolicy(policy))
     write_evaluation(run_dir / "before", before)
 
     metrics = []
@@ -155,17 +157,11 @@ def main(config: AdvancedTrainingConfig) -> None:
                 "time/iteration_s": round(time.monotonic() - start, 1),
             }
         )
-        print(
-            "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics[-1].items())
-        )
+        print(one_line(metrics[-1]))
 
-    guided = GuidedPolicy(policy, config.eval.cfg_guidance_scale)
-    after = evaluate(env, guided, heldout, num_recorded=config.eval.n_video)
+    after = evaluation(policy=GuidedPolicy(policy, config.eval.cfg_guidance_scale))
     env.close()
-    write_evaluation(run_dir / "after", after)
-    write_results(run_dir / "results.json", asdict(config), metrics, before, after)
-    policy.save_pretrained(run_dir / "policy")
-    print(f"{table(before, after)}\nresults, videos and policy: {run_dir}")
+    write_results(run_dir, asdict(config), metrics, before, after, policy)
 
 
 if __name__ == "__main__":

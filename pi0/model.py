@@ -76,7 +76,7 @@ class Pi0Model(nn.Module):
     def image_tokens(self, observation: Observation) -> Float[Tensor, "b n d"]:
         """Return the tokens of all cameras in the language model's width."""
         tokens = self.vision(observation.images.flatten(0, 1), self.dtype)
-        return tokens.view(observation.batch_size, -1, tokens.shape[-1])
+        return tokens.unflatten(0, observation.images.shape[:2]).flatten(1, 2)
 
     def prefix(self, observation: Observation, image_tokens: Float[Tensor, "b n d"] | None = None) -> Prefix:
         """Return the keys and values of images and prompt; reuse them for any number of states and samples.

@@ -115,6 +115,8 @@ class PromptTokenizer:
         A prompt of more than `max_length` tokens or with an id beyond `vocab_size` is an error (lerobot and
         openpi cut it silently), as is a word that the vocabulary lacks.
         """
+        if not prompts:  # the library's tokenizer fails; a process of distributed training can have no sample
+            return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.bool)
         encoded = self.tokenizer(list(prompts), add_special_tokens=True)
         ids: list[list[int]] = encoded["input_ids"]  # pyright: ignore[reportAssignmentType]
         for prompt, row in zip(prompts, ids, strict=True):

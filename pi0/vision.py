@@ -72,7 +72,7 @@ class VisionTower(nn.Module):
         b, _, height, width = images.shape
         s = self.patch_size
         patches = images.float().view(b, 3, height // s, s, width // s, s).permute(0, 2, 4, 1, 3, 5)
-        x = self.patch(patches.reshape(b, -1, 3 * s * s)) + self.position.float()
+        x = self.patch(patches.flatten(1, 2).flatten(2)) + self.position.float()
         x = x.to(dtype)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pi0.ript.evaluate import Evaluation, compare
+from pi0 import PI0Policy
+from pi0.ript.evaluate import Evaluation, compare, table
 from pi0.ript.video import write_grid
 
 
@@ -35,13 +36,16 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_results(
-    path: Path,
+    run_dir: Path,
     config: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     before: Evaluation,
     after: Evaluation,
+    policy: PI0Policy,
 ) -> None:
-    """Write configuration, rows of metrics and the comparison on the held-out states as JSON."""
+    """Write the improved policy, its evaluation and everything in figures (results.json); print the table."""
+    policy.save_pretrained(run_dir / "policy")
+    write_evaluation(run_dir / "after", after)
     results = {
         "config": config,
         "metrics": metrics,
@@ -49,4 +53,5 @@ def write_results(
         "after": after.to_dict(),
         "comparison": compare(before, after).to_dict(),
     }
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"{table(before, after)}\nresults, videos and policy: {run_dir}")  # noqa: T201

@@ -1,0 +1,104 @@
+"""RIPT with a configuration: YAML files, overrides on the command line, checked before any work.
+
+Parent: 8_train_with_epochs.py
+Introduces: pi0.ript.config
+Run: python 9_train_with_config.py --config_path pi0/ript/config/minimal_test.yaml
+
+Everything that can be set, with its default, is in pi0/ript/config/schema.py. Overrides are `algo.lr=2e-5`.
+"""
+
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from pi0.ript.config import TrainConfig, parse_config, save_config
+
+from pi0.ript.environments import get_environment
+from pi0.ript.evaluate import evaluate
+from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
+from pi0.ript.loss import AdvantageLoss
+from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
+from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.starting_policy import starting_policy
+from pi0.ript.windows import batches, shuffled_batches
+
+
+def main(config: TrainConfig) -> None:
+    torch.set_num_threads(1)  # a toy model gains nothing from threads
+    seed, algo = config.training.seed, config.algo
+    run_dir = new_run_directory(Path(config.output_dir) / config.exp_name)
+    save_config(config, run_dir)
+    environment = get_environment(**asdict(config.task))
+    env = environment.make()
+    options = {
+        "cache": config.warm_start_dir,
+        "seed": seed,
+        "device": config.device,
+        **asdict(config.policy),
+    }
+    policy = starting_policy(config.policy_path, environment, **options)
+    learner = AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    states = InitialStateDataset(env, config.dataset.num_init_states)
+    drawn_states = states.shuffled(seed)
+    heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
+    evaluation = partial(evaluate, env, states=heldout, num_recorded=config.eval.n_video)
+    before = evaluation(policy=GuidedPolicy(policy))
+    write_evaluation(run_dir / "before", before)
+
+    print("✓ 训练正常启动 / training started")
+    metrics = []
+    for iteration in range(config.training.num_train_steps):
+        start = time.monotonic()
+        # Collect
+        collection = collect_groups(
+            env,
+            # The indicator means nothing before training.
+            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
+            drawn_states,
+            num_groups=algo.data_batch_size,
+            group_size=algo.rloo_batch_size,
+            max_attempts=algo.max_sampling_attempts,
+            seed=(seed, iteration),
+            render_every=config.dataset.window_stride,
+        )
+        windows = collection.windows(policy.config.chunk_size)
+        # Improve
+        policy.train()
+        losses = []
+        step_size = algo.micro_batch_size * algo.gradient_accumulation_steps
+        steps = shuffled_batches(len(windows), step_size, algo.num_epochs, seed=(seed, iteration))
+        for number, step in enumerate(steps):
+            total = torch.zeros((), device=policy.device)
+            for micro_batch in batches(step, algo.micro_batch_size):
+                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, number)) / len(step)
+                loss.backward()
+                total += loss.detach()
+            torch.nn.utils.clip_grad_norm_(learner.parameters(), algo.grad_norm_clip)
+            optimizer.param_groups[0]["lr"] = algo.lr * (1 - number / len(steps))
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(total.item())
+        policy.eval()
+        # Report
+        metrics.append(
+            {
+                "iteration": iteration,
+                **collection.metrics(),
+                "train/windows": len(windows),
+                "train/loss": float(np.mean(losses)) if losses else None,
+                "time/iteration_s": round(time.monotonic() - start, 1),
+            }
+        )
+        print(one_line(metrics[-1]))
+
+    after = evaluation(policy=GuidedPolicy(policy, config.eval.cfg_guidance_scale))
+    env.close()
+    write_results(run_dir, asdict(config), metrics, before, after, policy)
+
+
+if __name__ == "__main__":
+    main(parse_config())

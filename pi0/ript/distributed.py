@@ -1,0 +1,192 @@
+"""Several processes as one training run: torchrun, DDP (nccl on GPUs, gloo on CPUs), shared collections.
+
+The result is that of one process on the same global batch: states are drawn in one global order, every
+process holds every collected group, and an optimizer step is split among the processes.
+"""
+
+import atexit
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pi0.ript.windows import batches
+
+
+class PeerLostError(RuntimeError):
+    """Another process of the run ended or stopped answering."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among its peers; alone, every method is the identity."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    group: Any = None  # for objects, which travel through the host
+
+    def device(self, name: str) -> str:
+        """Return this process's own device: "cuda" becomes a GPU of its own on this machine."""
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{self.local_rank}" if name == "cuda" else name
+
+    def gather[T](self, items: list[T]) -> list[list[T]]:
+        """Return everybody's list by rank."""
+        gathered: list[Any] = [items]
+        if self.size > 1:
+            gathered = [None] * self.size
+            with _clear_errors(self.rank):
+                dist.all_gather_object(gathered, items, group=self.group)
+        return gathered
+
+    def sum(self, value: Float[Tensor, ""]) -> float:
+        """Return the sum of everybody's number."""
+        return float(sum(part[0] for part in self.gather([value.item()])))
+
+    def on_main[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Return what the function returns on rank 0, where alone it runs; the others wait."""
+        return self.gather([function(*args, **options)] if self.rank == 0 else [])[0][0]
+
+    def first[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Return what the function returns here, after rank 0 has run it: it makes what the others find."""
+        if self.rank > 0:
+            self.gather([])
+        result = function(*args, **options)
+        if self.rank == 0:
+            self.gather([])
+        return result
+
+    def shard[T](self, items: Iterator[T]) -> Iterator[T]:
+        """Yield this process's share of one global order: every `size`-th item."""
+        return islice(items, self.rank, None, self.size)
+
+    def wrap(self, learner: nn.Module) -> nn.Module:
+        """Return the learner, so that gradients are averaged over the processes."""
+        if self.size == 1:
+            return learner
+        # Every parameter has a gradient in every step (held by a test), so none needs to be searched for.
+        return DistributedDataParallel(learner, process_group=None, broadcast_buffers=False)
+
+    def micro_batches(
+        self, learner: nn.Module, step: Int64[np.ndarray, " n"], size: int
+    ) -> Iterator[Int64[np.ndarray, " b"]]:
+        """Yield this process's share of an optimizer step; gradients are exchanged with the last of them.
+
+        A process with nothing to do gets one empty batch, so that it takes part in the exchange.
+        """
+        mine = batches(step[self.rank :: self.size], size) or [step[:0]]
+        for number, micro_batch in enumerate(mine, 1):
+            if isinstance(learner, DistributedDataParallel):
+                learner.require_backward_grad_sync = number == len(mine)
+            yield micro_batch
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Add this process's part of a loss to the gradients of the whole: DDP averages, a sum is wanted."""
+        with _clear_errors(self.rank):
+            (loss * self.size).backward()
+
+    def require_equal(self, model: nn.Module) -> None:
+        """Raise RuntimeError when the processes' parameters are not equal bit for bit."""
+        if self.size > 1:
+            sums = [p.detach().float().view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()]
+            everybody = self.gather([torch.stack(sums).cpu()])
+            if not all(torch.equal(other[0], everybody[0][0]) for other in everybody):
+                raise RuntimeError("the processes' parameters differ, so their gradients were not exchanged")
+
+    def print(self, *values: object) -> None:
+        """Print on rank 0."""
+        if self.rank == 0:
+            print(*values)  # noqa: T201
+
+
+def setup_distributed(config: Any) -> World:
+    """Return the world that torchrun's environment describes, after joining it; alone without torchrun.
+
+    Args:
+        config: With `device`, `distributed` (backend, timeout_seconds), `algo` and `dataset`.
+
+    Raises:
+        ValueError: There are fewer GPUs, groups or states than processes.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if size == 1:
+        return World()
+    _require_enough(config, size)
+    on_gpu = World(rank, size, local_rank).device(config.device).startswith("cuda")
+    backend = config.distributed.backend
+    if backend == "auto":
+        backend = "nccl" if on_gpu else "gloo"
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    timeout = timedelta(seconds=config.distributed.timeout_seconds)
+    dist.init_process_group(backend, timeout=timeout)
+    atexit.register(cleanup_distributed)  # a process that leaves its group open is aborted by it
+    return World(rank, size, local_rank, dist.new_group(backend="gloo", timeout=timeout))
+
+
+def cleanup_distributed() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def get_model_from_ddp[M: nn.Module](model: M | DistributedDataParallel) -> M:
+    """Return the module that DDP wraps, or the module itself."""
+    return cast("M", model.module) if isinstance(model, DistributedDataParallel) else model
+
+
+def _require_enough(config: Any, size: int) -> None:
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    found = {
+        "algo.data_batch_size": config.algo.data_batch_size,
+        "dataset.num_init_states": config.dataset.num_init_states,
+    }
+    for key, value in found.items():
+        if value < size:
+            raise ValueError(
+                f"{key}: expected at least one for each of the {size} processes, found {value}; start fewer "
+                "(torchrun --nproc_per_node) or raise it"
+            )
+    if config.device.startswith("cuda") and torch.cuda.device_count() < local_size:
+        raise ValueError(
+            f"device: expected a GPU for each of the {local_size} processes on this machine, found "
+            f"{torch.cuda.device_count()}; start fewer (torchrun --nproc_per_node) or use device=cpu"
+        )
+
+
+@contextlib.contextmanager
+def _clear_errors(rank: int) -> Iterator[None]:
+    """Say in one line what a broken connection means."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_connection(error):
+            raise
+        raise PeerLostError(
+            f"rank {rank}: another process of the run ended or stopped answering ({_first_line(error)}); its "
+            "own messages, above or in its log file, say why"
+        ) from None
+
+
+def _is_connection(error: RuntimeError) -> bool:
+    words = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
+        word in str(error).lower() for word in words
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
