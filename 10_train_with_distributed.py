@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pi0.ript.config import TrainConfig, parse_config, save_config
 
+from pi0.ript.config import TrainConfig, parse_config, save_config
 from pi0.ript.distributed import cleanup_distributed, get_model_from_ddp, setup_distributed
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate

@@ -12,9 +12,9 @@ from pathlib import Path
 import ladder
 import pytest
 import torch
-from pi0.ript.config import load_config_from_yaml
 
 from pi0.ript import environments
+from pi0.ript.config import load_config_from_yaml
 
 ROOT = ladder.ROOT
 MINIMAL = ROOT / "pi0/ript/config/minimal_test.yaml"

@@ -61,7 +61,8 @@ class Rung:
         """The modules that this rung introduces, by their dotted names; the first rung stands on the core."""
         if self.name == "8":
             return ()
-        return tuple(re.findall(r"pi0\.ript\.\w+", self.header("Introduces")))
+        names = self.header("Introduces").split(", ")
+        return tuple(name if name.startswith("pi0.") else f"pi0.ript.{name}" for name in names)
 
 
 RUNGS = {name: Rung(name) for name in SCRIPTS if (ROOT / SCRIPTS[name]).exists()}
