@@ -86,7 +86,9 @@ def get_environment(
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None}
+    """Return what is not None; lists, as files have them, become tuples."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 
 
 def _task_names(tasks: Sequence[Task], chosen: Sequence[str | int]) -> tuple[str, ...]:

@@ -1,11 +1,14 @@
 """The policy that training starts from: a checkpoint, or a toy trained here on demonstrations."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pi0 import PI0Policy
+from pi0.openpi_format import read_statistics
+from pi0.pretrained import WEIGHTS
 from pi0.ript.environments import Environment
 from pi0.ript.warm_start import warm_start
 
@@ -21,8 +24,10 @@ def starting_policy(
     *,
     freeze: str = "none",
     dtype: str | None = None,
+    gradient_checkpointing: bool = False,
     n_action_steps: int | None = None,
     extra_delta_transform: bool | None = None,
+    norm_stats_path: str | None = None,
 ) -> PI0Policy:
     """Return the policy, with an indicator of the advantage that changes nothing before it is trained.
 
@@ -34,8 +39,10 @@ def starting_policy(
         device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         freeze: What is not trained; see `pi0.trainable.FREEZE_CHOICES`.
         dtype: Of computation; the weights that are trained stay float32. None: as the checkpoint says.
+        gradient_checkpointing: Recompute each block in the backward pass: less memory, more time.
         n_action_steps: Actions of a chunk that are executed; None: as the checkpoint says.
         extra_delta_transform: What openpi's LIBERO checkpoints leave open; see `pi0.pretrained.load`.
+        norm_stats_path: An openpi norm_stats.json in place of the checkpoint's statistics.
 
     Raises:
         ValueError: The device is missing, or nothing is at the path, with the remedy.
@@ -43,17 +50,19 @@ def starting_policy(
     where = require_device(device)
     changes: dict[str, Any] = {"indicator": "embedding", "indicator_dropout": 0.0}
     changes |= {"dtype": dtype} if dtype else {}
+    changes |= {"gradient_checkpointing": True} if gradient_checkpointing else {}
     changes |= {"n_action_steps": n_action_steps} if n_action_steps else {}
+    require_policy_path(path)
     if path == TOY:
         policy = warm_start(environment.warm_start_spec(seed), Path(cache), **changes)
     else:
-        if path.startswith((".", "/", "~")) and not Path(path).expanduser().exists():
-            raise ValueError(
-                f"policy_path: nothing at {path!r}; expected a pi0 checkpoint directory, the name of a hub "
-                "repository, or 'toy' for a small policy that is trained here on demonstrations"
-            )
         policy = PI0Policy.from_pretrained(
-            path, changes=changes, extra_delta_transform=extra_delta_transform, device=where, seed=seed
+            Path(path).expanduser(),
+            changes=changes,
+            statistics=read_statistics(Path(norm_stats_path).expanduser()) if norm_stats_path else None,
+            extra_delta_transform=extra_delta_transform,
+            device=where,
+            seed=seed,
         )
     _require_cameras(policy, environment)
     policy.model.freeze(freeze)
@@ -70,10 +79,31 @@ def _require_cameras(policy: PI0Policy, environment: Environment) -> None:
         )
 
 
+def require_policy_path(path: str) -> None:
+    """Raise ValueError unless the path is "toy", a checkpoint directory, or may be a hub repository."""
+    remedy = (
+        "expected a pi0 checkpoint directory (of lerobot or openpi, with config.json and model.safetensors), "
+        "the name of a hub repository, or 'toy' for a small policy that is trained here on demonstrations"
+    )
+    place = Path(path).expanduser()
+    if path == TOY:
+        return
+    if re.search(r"[{}<>]", path):
+        raise ValueError(f"policy_path: nobody filled in the placeholder {path!r}; {remedy}")
+    if place.is_dir():
+        missing = [name for name in ("config.json", WEIGHTS) if not (place / name).exists()]
+        if missing:
+            raise ValueError(f"policy_path: {path!r} has no {' and no '.join(missing)}; {remedy}")
+    elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
+        raise ValueError(f"policy_path: nothing at {path!r}; {remedy}")
+
+
 def require_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is a GPU if there is one. A missing one is a ValueError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"device: expected cpu, cuda, cuda:1, ... or auto, found {name!r}")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(

@@ -1,0 +1,103 @@
+"""The command line of the scripts: a YAML file, a profile, and a new value for any key."""
+
+import argparse
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from pi0.ript.config.loading import PROFILES, load_config_from_yaml, say
+from pi0.ript.config.schema import ConfigError, TrainConfig
+from pi0.ript.config.validation import validate_config
+from pi0.ript.config.yaml_files import CONFIGS
+
+_EXAMPLE = "pi0/ript/config/debug_train_pi0.yaml"
+
+
+def parse_config(argv: Sequence[str] | None = None) -> TrainConfig:
+    """Return the checked configuration that the command line asks for.
+
+    Overrides are written `algo.lr=2e-5`, `--algo.lr=2e-5`, `--algo.lr 2e-5` or `--override algo.lr=2e-5`.
+    What is wrong is written to stderr, all of it, and ends the process with exit code 2.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    try:
+        if arguments.config_path is None:
+            raise ConfigError(f"expected a YAML file, for example: --config_path {_EXAMPLE}")
+        overrides = [*arguments.override, *_overrides(rest)]
+        if arguments.resume is not None and "=" in arguments.resume:  # `--resume algo.lr=2e-5`
+            overrides.append(arguments.resume)
+            arguments.resume = "auto"
+        if arguments.resume is not None:
+            overrides.append(f"resume={arguments.resume}")
+        config = load_config_from_yaml(arguments.config_path, overrides, arguments.profile)
+        say(f"✓ 配置文件加载成功 / configuration loaded: {arguments.config_path}")
+        validate_config(config)
+        say("✓ 配置验证通过 / configuration valid")
+    except ConfigError as error:
+        sys.stderr.write(f"{parser.prog}: error: {error}\n")
+        sys.exit(2)
+    return config
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s --config_path FILE [--profile NAME] [--resume [PATH]] [key=value ...]",
+        epilog=f"keys, with their defaults:\n{describe_keys()}",
+    )
+    profiles = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
+    configs = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
+    add = parser.add_argument
+    add("--config_path", metavar="FILE", help=f"YAML file, such as {_EXAMPLE}; beside it: {configs}")
+    add("--profile", metavar="NAME", help=f"{profiles}: a set of keys that replace the file's")
+    add(
+        "--resume", metavar="PATH", nargs="?", const="auto", help="continue; no PATH: newest valid checkpoint"
+    )
+    add(
+        "--override",
+        metavar="key=value",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="the same as key=value",
+    )
+    return parser
+
+
+def _overrides(rest: Sequence[str]) -> list[str]:
+    """Return the arguments that argparse does not know as "key=value"."""
+    overrides, waiting = [], iter(rest)
+    for word in waiting:
+        if "=" in word:
+            overrides.append(word)
+            continue
+        value = next(waiting, None) if word.startswith("--") else None
+        if value is None or value.startswith("--"):
+            expected = f"{word} VALUE" if word.startswith("--") else "key=value"
+            raise ConfigError(f"expected {expected}, found {word!r}; --help lists the keys")
+        overrides.append(f"{word}={value}")
+    return overrides
+
+
+def describe_keys(schema: Any = TrainConfig, prefix: str = "") -> str:
+    """Return a line per key: name, default, and the comment beside it in the schema."""
+    comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(schema), re.MULTILINE))
+    lines = []
+    for field, value in ((field, getattr(schema(), field.name)) for field in fields(schema)):
+        if is_dataclass(value):
+            doc = textwrap.shorten(type(value).__doc__ or "", 100)
+            lines += [
+                "",
+                f"{prefix}{field.name}: {doc}",
+                describe_keys(type(value), f"{prefix}{field.name}."),
+            ]
+        else:
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+            lines.append(f"  {f'{prefix}{field.name}={shown}':<44} {comments.get(field.name, '')}".rstrip())
+    return "\n".join(lines)

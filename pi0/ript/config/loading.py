@@ -1,0 +1,155 @@
+"""From a YAML file, a profile and the command line to one checked `TrainConfig`, and back to YAML."""
+
+import os
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pi0.ript.config.legacy_keys import translate
+from pi0.ript.config.schema import ConfigError, TrainConfig
+from pi0.ript.config.yaml_files import CONFIGS, parse_yaml, read_yaml
+from pi0.ript.envs.base import did_you_mean
+
+PROFILES = CONFIGS / "profiles"
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def load_config_from_yaml(
+    path: str | Path, overrides: Iterable[str] = (), profile: str | None = None
+) -> TrainConfig:
+    """Return the configuration of a YAML file; keys that it does not name have their defaults.
+
+    A profile's keys replace the file's, and overrides replace both. `${key}` stands for another key's value.
+    Notices about keys of earlier versions are printed.
+
+    Args:
+        path: Of the file.
+        overrides: "algo.lr=2e-5", "task.task_names=[3,4]", "eval.first_state=null", ...
+        profile: Name of one of the files in `PROFILES`.
+
+    Raises:
+        ConfigError: Something cannot be read, is unknown or has the wrong type; tells all of it.
+    """
+    layers = [(str(path), flatten(read_yaml(Path(path))))]
+    if profile is not None:
+        layers.append((f"profile {profile}", flatten(read_yaml(_profile_path(profile)))))
+    layers.append(("command line", parse_overrides(overrides)))
+    config, known = OmegaConf.structured(TrainConfig), default_values()
+    types = dict(_types(TrainConfig))
+    problems: list[str] = []
+    notices: list[str] = []
+    for source, given in layers:
+        translation = translate(given, known)
+        wrong = translation.problems
+        for key, value in translation.values.items():
+            wrong += _set(config, key, value, types[key])
+        problems += [f"{source}: {problem}" for problem in wrong]
+        notices += [f"{source}: {notice}" for notice in translation.notices]
+    problems += [problem for key in known for problem in _unresolved(config, key)]
+    if problems:
+        raise ConfigError(*problems)
+    for notice in notices:
+        say(notice)
+    OmegaConf.resolve(config)
+    return typing.cast(TrainConfig, OmegaConf.to_object(config))
+
+
+def save_config(config: TrainConfig, run_dir: str | Path) -> Path:
+    """Write the configuration in effect and return the file; loading it gives an equal configuration."""
+    file = Path(run_dir) / "experiment_cfg" / "config.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    return file
+
+
+def default_values() -> dict[str, Any]:
+    """Return every dotted key with its default."""
+    return flatten(asdict(TrainConfig()))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted keys and values; an empty section is left out."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return dotted keys and values of "key=value" texts; values are YAML; the last of a key counts."""
+    flat: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.lstrip("-").strip()
+        if not equals or not key:
+            raise ConfigError(f"expected key=value, such as algo.lr=2e-5, found {text!r}")
+        flat |= flatten({key: parse_yaml(value, f"command line, {key}")})
+    return flat
+
+
+def say(line: str) -> None:
+    """Print a line, once where torchrun started several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line)  # noqa: T201
+
+
+def _profile_path(name: str) -> Path:
+    try:
+        return (
+            PROFILES
+            / f"{did_you_mean('profile', name, (file.stem for file in PROFILES.glob('*.yaml')))}.yaml"
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _types(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, hint in typing.get_type_hints(schema).items():
+        if is_dataclass(hint):
+            yield from _types(hint, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint
+
+
+def _set(config: DictConfig, key: str, value: Any, hint: Any) -> list[str]:
+    """Set a key; return what is wrong with the value."""
+    if isinstance(value, bool) and bool not in (hint, *typing.get_args(hint)):
+        return [
+            f"{_expected(key, value, hint)} (in YAML, on, off, yes and no are true and false: quote them)"
+        ]
+    try:
+        OmegaConf.update(config, key, value)
+    except OmegaConfBaseException:
+        return [_expected(key, value, hint)]
+    return []
+
+
+def _unresolved(config: DictConfig, key: str) -> list[str]:
+    """Return what is wrong with the references to other keys in a value."""
+    try:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, ListConfig):
+            OmegaConf.to_container(value, resolve=True)
+    except OmegaConfBaseException as error:
+        written = flatten(typing.cast(dict[str, Any], OmegaConf.to_container(config)))[key]
+        return [f"{key}: {written!r} stands for nothing that fits: {str(error).splitlines()[0]}"]
+    return []
+
+
+def _expected(key: str, value: Any, hint: Any) -> str:
+    kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not NoneType]
+    if typing.get_origin(kinds[0]) is list:
+        inner = typing.get_args(kinds[0])[0]
+        members = " or ".join(_NAMES[kind] for kind in typing.get_args(inner) or (inner,))
+        names = f"a list of {members}, such as [a,b],"
+    else:
+        names = _NAMES[kinds[0]]
+    optional = " or null" if NoneType in typing.get_args(hint) else ""
+    found = "null" if value is None else repr(value)
+    return f"{key}: expected {names}{optional}, found {found}"

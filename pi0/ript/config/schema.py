@@ -1,0 +1,145 @@
+"""Every setting of a run, with its type and default: from the ninth rung on, the only place of defaults.
+
+The comment behind a field is what `--help` says of it.
+"""
+
+from dataclasses import dataclass, field
+
+
+class ConfigError(ValueError):
+    """What is wrong with a configuration, all of it: one problem per entry of `problems`."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        super().__init__(problems[0] if len(problems) == 1 else f"{len(problems)} problems:{listed}")
+
+
+@dataclass
+class WarmStartSettings:
+    """Demonstrations and supervised fine-tuning of a toy policy; null: the environment's own."""
+
+    operator: str | None = None  # who demonstrates: see pi0/ript/demonstrations/operators.py
+    episodes: int | None = None  # demonstrations per task
+    steps: int | None = None  # of supervised fine-tuning
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    num_draws: int | None = None  # noise draws per window
+    chunk_size: int | None = None  # actions that the toy predicts at once
+    num_workers: int | None = None  # processes that record demonstrations
+
+
+@dataclass
+class Task:
+    """The environment; the arguments of `get_environment`."""
+
+    benchmark_name: str = "metaworld"  # or libero, or one of LIBERO's suites; see pi0/ript/environments.py
+    task_names: list[str | int] | None = None  # names, or numbers in the suite's order; null: its own choice
+    max_episode_length: int | None = None  # deadline in policy steps; null: the suite's
+    num_parallel_envs: int | None = None  # episodes at once per process, each a simulator; null: its own
+    num_workers: int = 2  # processes that simulate; the result does not depend on it
+    image_size: int | None = None  # pixels of the square images that the policy sees
+    render_size: int | None = None  # LIBERO: pixels that are rendered, then resized to image_size
+    render_quality: str | None = None  # stock or fast
+    camera_names: list[str] | None = None  # LIBERO: the policy's names of third-person and wrist view
+    warm_start: WarmStartSettings = field(default_factory=WarmStartSettings)
+
+
+@dataclass
+class Policy:
+    """What changes in the policy that training starts from; the last arguments of `starting_policy`."""
+
+    freeze: str = "none"  # none, vision, expert_only, lora, or a regular expression of parameter names
+    dtype: str | None = None  # of computation: float32 or bfloat16; null: as the checkpoint says
+    gradient_checkpointing: bool = False  # less memory, a third more time
+    n_action_steps: int | None = None  # actions of a chunk that are executed; null: as the checkpoint says
+    extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
+    norm_stats_path: str | None = None  # an openpi norm_stats.json that replaces the checkpoint's statistics
+
+
+@dataclass
+class Algo:
+    """Collecting groups of rollouts and learning from them."""
+
+    rloo_batch_size: int = 8  # rollouts from each initial state (K)
+    data_batch_size: int = 16  # groups of mixed outcome per iteration, of all processes together
+    max_sampling_attempts: int = 32  # states to try for them
+    collection_cfg_scale: float = 2.0  # guidance towards a positive advantage in rollouts
+    num_epochs: int = 8  # passes over the windows of an iteration
+    micro_batch_size: int = 32  # windows per forward pass
+    gradient_accumulation_steps: int = 2  # micro-batches per optimizer step
+    lr: float = 1e-3  # at the start of an iteration, falling linearly to 0 at its end
+    grad_norm_clip: float = 1.0
+    cfg_uncond_weight: float = 0.1  # alpha: weight of the loss with the indicator withheld
+    num_draws: int = 2  # noise draws per window
+    enable_rollout_stats_tracking: bool = False  # skip mastered states: the last K rollouts succeeded
+    rollout_skip_threshold: int = 3  # skips before a mastered state is tried again
+
+
+@dataclass
+class Dataset:
+    """Training states and windows."""
+
+    num_init_states: int = 200  # training states per task
+    window_stride: int = 4  # steps between training windows, besides those where the policy acted
+
+
+@dataclass
+class Training:
+    """The run."""
+
+    num_train_steps: int = 3  # iterations: collect, then improve
+    seed: int = 0
+    save_freq: int = 1  # iterations between checkpoints
+    keep_last: int = 3  # checkpoints that are kept
+    max_nonfinite_steps: int = 3  # optimizer steps in a row without a finite loss before the run stops
+    profile_steps: int = 0  # optimizer steps that torch.profiler records
+    memory_limit_gb: float | None = None  # of each process; above it the run stops with a checkpoint
+
+
+@dataclass
+class Distributed:
+    """Several processes, started by torchrun."""
+
+    backend: str = "auto"  # gloo, nccl, or auto: nccl for GPUs, gloo for CPUs
+    timeout_seconds: int = 1800  # to wait for a peer; rollouts of the slowest process must fit
+
+
+@dataclass
+class Eval:
+    """The evaluation before and after training."""
+
+    rollouts_per_task: int = 50  # held-out states; LIBERO has 50
+    first_state: int = 0
+    cfg_guidance_scale: float = 2.0
+    n_video: int = 6  # episodes per task in the video
+
+
+@dataclass
+class Logging:
+    """Weights & Biases; log files and metrics are written in any case."""
+
+    use_wandb: bool = False
+    wandb_project: str = "ript-pi0"
+    wandb_entity: str | None = None
+    wandb_mode: str = "offline"  # online, offline or disabled
+
+
+@dataclass
+class TrainConfig:
+    """Everything that can be set; the defaults learn the embedded task in minutes on a laptop CPU."""
+
+    exp_name: str = "ript"  # the run is written to output_dir/exp_name
+    policy_path: str = "toy"  # trained here on demonstrations; or a pi0 checkpoint
+    device: str = "cpu"  # cpu, cuda, cuda:1, ..., or auto
+    output_dir: str = "pi0/ript/output"
+    warm_start_dir: str = "pi0/ript/output/warm_start"  # cache of demonstrations and of toy policies
+    resume: str | None = None  # auto: the newest valid checkpoint of the run; or a checkpoint's path
+    task: Task = field(default_factory=Task)
+    policy: Policy = field(default_factory=Policy)
+    algo: Algo = field(default_factory=Algo)
+    dataset: Dataset = field(default_factory=Dataset)
+    training: Training = field(default_factory=Training)
+    distributed: Distributed = field(default_factory=Distributed)
+    eval: Eval = field(default_factory=Eval)
+    logging: Logging = field(default_factory=Logging)

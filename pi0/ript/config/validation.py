@@ -1,0 +1,176 @@
+"""Checks of a configuration before any work: all that need no simulator and no weights."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from pi0 import toy_config
+from pi0.model import Pi0Model
+from pi0.openpi_format import read_statistics
+from pi0.ript.config.schema import ConfigError, TrainConfig
+from pi0.ript.demonstrations.operators import get_operator
+from pi0.ript.environments import Environment, get_environment
+from pi0.ript.starting_policy import TOY, require_device, require_policy_path
+from pi0.trainable import frozen_names
+
+_COUNTS = {
+    "algo": (
+        *("data_batch_size", "max_sampling_attempts", "num_epochs", "micro_batch_size", "num_draws"),
+        *("gradient_accumulation_steps", "rollout_skip_threshold"),
+    ),
+    "dataset": ("num_init_states", "window_stride"),
+    "training": ("num_train_steps", "save_freq", "keep_last", "max_nonfinite_steps"),
+    "distributed": ("timeout_seconds",),
+    "eval": ("rollouts_per_task",),
+    "task": ("max_episode_length", "num_parallel_envs", "image_size", "render_size"),
+    "policy": ("n_action_steps",),
+}
+_POSITIVE = {"algo": ("lr", "grad_norm_clip"), "training": ("memory_limit_gb",)}
+_NOT_NEGATIVE = {
+    "algo": ("collection_cfg_scale", "cfg_uncond_weight"),
+    "eval": ("cfg_guidance_scale", "first_state", "n_video"),
+    "training": ("seed", "profile_steps"),
+    "task": ("num_workers",),
+}
+_CHOICES = {
+    "policy": {"dtype": ("float32", "bfloat16")},
+    "distributed": {"backend": ("auto", "gloo", "nccl")},
+    "logging": {"wandb_mode": ("online", "offline", "disabled")},
+    "task": {"render_quality": ("stock", "fast")},
+}
+_HELDOUT_STATES = {"libero": 50}  # per task, where there is an end to them
+
+
+def validate_config(config: TrainConfig) -> None:
+    """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
+    problems = [*_ranges(config), *_algorithm(config), *_places(config), *_distribution(config)]
+    problems += _attempt(lambda: require_policy_path(config.policy_path))[1]
+    problems += [*_statistics(config), *_freeze(config)]
+    environment, wrong = _environment(config)
+    problems += wrong
+    if environment is not None:
+        problems += [*_evaluation(config, environment), *_toy(config, environment)]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _ranges(config: TrainConfig) -> Iterator[str]:
+    for names, is_right, expected in (
+        (_COUNTS, lambda value: value >= 1, "at least 1"),
+        (_POSITIVE, lambda value: 0 < value < math.inf, "a number above 0"),
+        (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "0 or more"),
+    ):
+        for section, keys in names.items():
+            for key in keys:
+                value = getattr(getattr(config, section), key)
+                if value is not None and not is_right(value):
+                    yield f"{section}.{key}: expected {expected}, found {value}"
+    for section, choices in _CHOICES.items():
+        for key, known in choices.items():
+            value = getattr(getattr(config, section), key)
+            if value is not None and value not in known:
+                yield f"{section}.{key}: expected one of {', '.join(known)}, found {value!r}"
+    for key, value in asdict(config.task.warm_start).items():
+        least = 0 if key == "num_workers" else 1
+        if isinstance(value, int) and value < least:
+            yield f"task.warm_start.{key}: expected at least {least}, found {value}"
+
+
+def _algorithm(config: TrainConfig) -> Iterator[str]:
+    algo = config.algo
+    if algo.rloo_batch_size < 2:
+        yield (
+            "algo.rloo_batch_size: expected at least 2, because an advantage compares the rollouts from one "
+            f"state, found {algo.rloo_batch_size}; use algo.rloo_batch_size=8, and fewer groups "
+            "(algo.data_batch_size) if that takes too long"
+        )
+    if algo.max_sampling_attempts < algo.data_batch_size:
+        yield (
+            f"algo.max_sampling_attempts: expected at least algo.data_batch_size={algo.data_batch_size}, "
+            f"because a group takes an attempt, found {algo.max_sampling_attempts}; use "
+            f"algo.max_sampling_attempts={2 * algo.data_batch_size}"
+        )
+
+
+def _places(config: TrainConfig) -> Iterator[str]:
+    if not re.fullmatch(r"\w[\w.=,+-]*", config.exp_name):
+        yield f"exp_name: expected a name for a directory (letters, digits, _ . -), found {config.exp_name!r}"
+    for key in ("output_dir", "warm_start_dir"):
+        place = Path(getattr(config, key)).expanduser()
+        file = next((one for one in (place, *place.parents) if one.exists() and not one.is_dir()), None)
+        if not place.name or file:
+            yield f"{key}: expected a directory, found {str(file or place)!r}"
+    if config.resume not in (None, "auto") and not Path(config.resume).exists():
+        yield f"resume: nothing at {config.resume!r}; expected a checkpoint's path, auto, or null"
+
+
+def _distribution(config: TrainConfig) -> Iterator[str]:
+    device, wrong = _attempt(lambda: require_device(config.device))
+    yield from wrong
+    if config.distributed.backend == "nccl" and device is not None and device.type != "cuda":
+        yield f"distributed.backend: nccl needs device=cuda, found device={config.device}; use auto or gloo"
+
+
+def _environment(config: TrainConfig) -> tuple[Environment | None, list[str]]:
+    if config.task.task_names == []:
+        return None, ["task.task_names: expected names or numbers, found an empty list; null: all tasks"]
+    environment, wrong = _attempt(lambda: get_environment(**asdict(config.task)), "task: ")
+    if environment is not None:
+        wrong = _attempt(environment.suite, "task: ")[1]
+    return None if wrong else environment, wrong
+
+
+def _evaluation(config: TrainConfig, environment: Environment) -> Iterator[str]:
+    last = config.eval.first_state + config.eval.rollouts_per_task
+    there_are = _HELDOUT_STATES.get(environment.name)
+    if there_are is not None and last > there_are:
+        yield (
+            f"eval.rollouts_per_task: {environment.name} has {there_are} held-out states per task, found "
+            f"first_state={config.eval.first_state} and rollouts_per_task={config.eval.rollouts_per_task}"
+        )
+
+
+def _statistics(config: TrainConfig) -> list[str]:
+    if config.policy.norm_stats_path is None:
+        return []
+    path = Path(config.policy.norm_stats_path).expanduser()
+    if not path.is_file():
+        return [f"policy.norm_stats_path: no file at {str(path)!r}; null takes the checkpoint's statistics"]
+    return _attempt(lambda: read_statistics(path), "policy.norm_stats_path: ")[1]
+
+
+def _freeze(config: TrainConfig) -> list[str]:
+    which = config.policy.freeze
+    wrong = _attempt(lambda: re.compile(which), f"policy.freeze: {which!r} is no regular expression: ")[1]
+    if wrong or config.policy_path != TOY:
+        return wrong
+    with torch.device("meta"):  # the toy's sizes do not change its parameters' names
+        toy = Pi0Model(toy_config(8), seed=None)
+    return _attempt(lambda: frozen_names(toy, which), "policy.")[1]
+
+
+def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:
+    if config.policy_path != TOY:
+        return
+    for key in ("norm_stats_path", "extra_delta_transform"):
+        if getattr(config.policy, key) is not None:
+            yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; use policy.{key}=null"
+    spec = environment.warm_start_spec(seed=0)
+    yield from _attempt(lambda: get_operator(spec.operator), "task.warm_start.operator: ")[1]
+    if (config.policy.n_action_steps or 1) > spec.chunk_size:
+        yield (
+            f"policy.n_action_steps: expected at most the toy's {spec.chunk_size} actions "
+            f"(task.warm_start.chunk_size), found {config.policy.n_action_steps}"
+        )
+
+
+def _attempt[T](check: Callable[[], T], prefix: str = "") -> tuple[T | None, list[str]]:
+    """Return the result of a check, or None and what it found wrong."""
+    try:
+        return check(), []
+    except (ValueError, re.error) as error:
+        return None, [f"{prefix}{error}"]

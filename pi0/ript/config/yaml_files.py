@@ -1,0 +1,94 @@
+"""Reads YAML as it is meant: 1e-4 is a number, a date is text, a key that is there twice is an error."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pi0.ript.config.schema import ConfigError
+
+CONFIGS = Path(__file__).parent
+"""The configurations that come with the package."""
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    lines: dict[str, int] = {}
+    loader.flatten_mapping(node)
+    for key_node, _ in node.value:
+        key, line = str(loader.construct_object(key_node, deep=True)), key_node.start_mark.line + 1
+        if key in lines:
+            where = f"{key_node.start_mark.name}: the key {key!r}"
+            raise ConfigError(f"{where} is there twice, in lines {lines[key]} and {line}; remove one")
+        lines[key] = line
+    return {
+        str(loader.construct_object(key, deep=True)): loader.construct_object(value, deep=True)
+        for key, value in node.value
+    }
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Return what a YAML text says; `source` names it in errors.
+
+    Raises:
+        ConfigError: It is not YAML, or a key is there twice; the message names the line.
+    """
+    loader = _Loader(text)
+    loader.name = source
+    try:
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{source}, line {line}: this is not YAML: {error.problem}") from error
+    finally:
+        loader.dispose()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the sections and keys of a YAML file; an empty file has none.
+
+    Raises:
+        ConfigError: There is no such file, or it is no mapping of keys.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config_path: {str(path)!r} {_nothing_there(path)}")
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values, found a {type(values).__name__}")
+    return values or {}
+
+
+def _nothing_there(path: Path) -> str:
+    folder = path if path.is_dir() else path.parent
+    nearby = sorted(folder.glob("*.y*ml")) if folder.is_dir() else []
+    if not nearby:
+        nearby = sorted(CONFIGS.glob("*.yaml"))
+    names = {file.stem: _short(file) for file in nearby}
+    close = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.6)
+    hint = f"did you mean {names[close[0]]}?" if close else f"there are: {', '.join(names.values())}"
+    what = "is a directory" if path.is_dir() else f"does not exist (looked in {Path.cwd()})"
+    return f"{what}; {hint}"
+
+
+def _short(file: Path) -> str:
+    absolute = file.resolve()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)

@@ -1,0 +1,293 @@
+"""Configuration: what files and command lines may say, and what is said about what they may not."""
+
+import json
+import runpy
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pi0.ript import config as config_package
+from pi0.ript.config import ConfigError, TrainConfig, load_config_from_yaml, parse_config, save_config
+from pi0.ript.config import validate_config as validate
+from pi0.ript.config.command_line import describe_keys
+from pi0.ript.config.legacy_keys import CONVERTED, RENAMED, WITHOUT_EFFECT
+from pi0.ript.config.loading import PROFILES, default_values
+from pi0.ript.environments import get_environment
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = Path(config_package.__file__).parent
+MINIMAL = CONFIGS / "minimal_test.yaml"
+LEGACY = Path(__file__).parent / "legacy_configs"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_first_rung_has_the_same_defaults():
+    first = asdict(runpy.run_path(str(ROOT / "8_train_with_epochs.py"))["AdvancedTrainingConfig"]())
+    ours = default_values()
+    theirs = {
+        f"{section}.{key}".rstrip("."): value
+        for section, values in first.items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+    assert len(theirs) > 25
+    assert {key: ours[key] for key in theirs if key != "exp_name"} == {
+        key: value for key, value in theirs.items() if key != "exp_name"
+    }
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("profile", [None, *(file.stem for file in PROFILES.glob("*.yaml"))])
+def test_the_files_of_the_package_load_and_are_valid_where_their_checkpoint_is(file, profile, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = load_config_from_yaml(file, profile=profile)
+    assert config != TrainConfig()
+    if config.policy_path == "toy":
+        validate(config)
+        return
+    with pytest.raises(ConfigError) as error:
+        validate(config)
+    assert [problem[:23] for problem in error.value.problems] == ["policy_path: nothing at"]
+
+
+def test_the_example_for_gpus_runs_here_with_the_overrides_in_its_header():
+    file = CONFIGS / "train_pi0_cfg_rl.yaml"
+    words = [word for line in file.read_text().splitlines() if line.startswith("#") for word in line.split()]
+    overrides = [word for word in words if "=" in word and not word.startswith("--")]
+    assert len(overrides) > 8
+    validate(load_config_from_yaml(file, overrides, "dev"))
+
+
+def test_every_setting_reaches_its_key_and_a_saved_configuration_is_the_same(tmp_path):
+    overrides = [
+        *(
+            "algo.lr=1e-4",
+            "--algo.grad_norm_clip=2e-1",
+            "task.task_names=[3,button-press-v3]",
+            "training.seed=7",
+        ),
+        *("exp_name=run_${training.seed}", "logging.wandb_entity=2024-01-01", "task.warm_start.steps=5"),
+    ]
+    config = load_config_from_yaml(MINIMAL, overrides)
+    assert (config.algo.lr, config.algo.grad_norm_clip, config.exp_name) == (1e-4, 0.2, "run_7")
+    assert config.task.task_names == [3, "button-press-v3"]
+    assert config.logging.wandb_entity == "2024-01-01"
+    saved = save_config(config, tmp_path)
+    assert saved == tmp_path / "experiment_cfg" / "config.yaml"
+    assert load_config_from_yaml(saved) == config
+    json.dumps(asdict(config))
+
+
+def test_sections_are_arguments_of_what_they_configure():
+    task = load_config_from_yaml(MINIMAL, ["task.benchmark_name=libero_goal", "task.camera_names=[a,b]"]).task
+    environment = get_environment(**asdict(task))
+    assert environment.options["camera_names"] == ("a", "b")
+    assert environment.warm_start["steps"] == 100
+    assert environment.warm_start["chunk_size"] == 10, "null leaves the environment's own"
+
+
+def test_the_order_is_file_profile_command_line(tmp_path):
+    file = write(tmp_path, "algo: {lr: 1e-4, rloo_batch_size: 9, data_batch_size: 9}\n")
+    config = load_config_from_yaml(file, ["algo.data_batch_size=3"], "dev")
+    assert (config.algo.lr, config.algo.rloo_batch_size, config.algo.data_batch_size) == (1e-4, 3, 3)
+
+
+def test_command_lines_are_written_in_several_ways(capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    path = ["--config_path", str(MINIMAL)]
+    expected = load_config_from_yaml(MINIMAL, ["algo.lr=2e-5", "eval.first_state=3"])
+    for words in (
+        ["algo.lr=2e-5", "eval.first_state=3"],
+        ["--algo.lr=2e-5", "--eval.first_state", "3"],
+        ["--override", "algo.lr=2e-5", "eval.first_state=3"],
+        ["--override", "algo.lr=2e-5", "--override", "eval.first_state=3"],
+        ["--lr", "2e-5", "--eval.first_state", "3"],
+    ):
+        assert parse_config([*path, *words]) == expected
+    printed = capsys.readouterr().out
+    assert f"✓ 配置文件加载成功 / configuration loaded: {MINIMAL}\n" in printed
+    assert "✓ 配置验证通过 / configuration valid\n" in printed
+    assert parse_config([*path, "--resume"]).resume == "auto"
+    assert parse_config([*path, "--resume", "algo.lr=2e-5", "eval.first_state=3"]) == replace(
+        expected, resume="auto"
+    )
+    assert parse_config([*path, "--resume", str(CONFIGS)]).resume == str(CONFIGS)
+    capsys.readouterr()
+    monkeypatch.setenv("RANK", "1")
+    parse_config(path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "expected a YAML file, for example: --config_path pi0/ript/config/debug_train_pi0.yaml"),
+        (
+            ["--config_path", str(MINIMAL.with_stem("minmal_test"))],
+            "did you mean pi0/ript/config/minimal_test",
+        ),
+        (["--config_path", "none.yaml"], "there are: "),
+        (["algo.lrr=1"], "unknown key 'algo.lrr'; did you mean 'algo.lr'?"),
+        (["algo.steps=1"], "algo has: rloo_batch_size"),
+        (["rloo_batch_size=3"], "did you mean 'algo.rloo_batch_size'"),
+        (["algo.lr=fast"], "command line: algo.lr: expected a number, found 'fast'"),
+        (["algo.lr=null"], "algo.lr: expected a number, found null"),
+        (["algo.num_epochs=1.5"], "algo.num_epochs: expected a whole number, found 1.5"),
+        (["algo.num_epochs=true"], "algo.num_epochs: expected a whole number, found True"),
+        (["exp_name=off"], "exp_name: expected text, found False (in YAML, on, off"),
+        (["task.task_names=3"], "expected a list of text or a whole number, such as [a,b], or null, found 3"),
+        (["algo=3"], "algo: expected a section with keys such as rloo_batch_size, found 3"),
+        (["algo.lr={a: 1}"], "algo.lr: expected a value, found the section {a: ...}"),
+        (["algo.lr=${algo.nothing}"], "algo.lr: '${algo.nothing}' stands for nothing that fits"),
+        (["algo.lr=${exp_name}"], "could not be converted to Float"),
+        (["algo.lr=[1"], "command line, algo.lr, line 1: this is not YAML"),
+        (["--algo.lr"], "expected --algo.lr VALUE, found '--algo.lr'"),
+        (["stray"], "expected key=value, found 'stray'"),
+        (["--profile", "develop"], "unknown profile 'develop'; did you mean 'dev'?"),
+        (["distributed.fp16=true"], "use policy.dtype=bfloat16"),
+        (["algo.rloo_batch_size=1"], "use algo.rloo_batch_size=8"),
+        (["algo.max_sampling_attempts=2"], "use algo.max_sampling_attempts=8"),
+        (["device=gpu"], "device: expected cpu, cuda, cuda:1, ... or auto, found 'gpu'"),
+    ],
+    ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_ends_with_code_2_and_one_message(words, said, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if words and words[0] != "--config_path":
+        words = ["--config_path", str(MINIMAL), *words]
+    with pytest.raises(SystemExit) as stop:
+        parse_config(words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("algo.lr=0", "algo.lr: expected a number above 0, found 0"),
+        ("algo.lr=.nan", "algo.lr: expected a number above 0, found nan"),
+        ("algo.data_batch_size=0", "algo.data_batch_size: expected at least 1, found 0"),
+        ("eval.n_video=-1", "eval.n_video: expected 0 or more, found -1"),
+        ("training.memory_limit_gb=0", "training.memory_limit_gb: expected a number above 0"),
+        ("policy.dtype=float16", "policy.dtype: expected one of float32, bfloat16, found 'float16'"),
+        ("policy.freeze=visoin", "policy.freeze: 'visoin' matches no parameter"),
+        ("policy.freeze='a('", "policy.freeze: 'a(' is no regular expression"),
+        ("policy.n_action_steps=9", "expected at most the toy's 8 actions"),
+        ("policy.extra_delta_transform=true", "use policy.extra_delta_transform=null"),
+        ("policy.norm_stats_path=nothing.json", "policy.norm_stats_path: no file at 'nothing.json'"),
+        ("policy_path='{pi0_model_path}'", "nobody filled in the placeholder '{pi0_model_path}'"),
+        ("policy_path=./nothing", "policy_path: nothing at './nothing'"),
+        ("policy_path=tests", "policy_path: 'tests' has no config.json and no model.safetensors"),
+        ("task.benchmark_name=metawrld", "unknown benchmark_name 'metawrld'; did you mean 'metaworld'"),
+        ("task.task_names=[buton-press-v3]", "unknown task 'buton-press-v3'; did you mean 'button-press-v3'"),
+        ("task.task_names=[50]", "expected a number from 0 to 49, found 50"),
+        ("task.task_names=[]", "task.task_names: expected names or numbers, found an empty list"),
+        ("task.render_size=64", "unknown option of environment 'metaworld': 'render_size'"),
+        ("task.warm_start.operator=hesitate", "unknown operator 'hesitate'; did you mean 'hesitating'"),
+        ("task.warm_start.steps=0", "task.warm_start.steps: expected at least 1, found 0"),
+        ("distributed.backend=mpi", "distributed.backend: expected one of auto, gloo, nccl, found 'mpi'"),
+        ("distributed.backend=nccl", "nccl needs device=cuda, found device=cpu"),
+        ("logging.wandb_mode='off'", "expected one of online, offline, disabled, found 'off'"),
+        ("exp_name=a/b", "exp_name: expected a name for a directory"),
+        ("output_dir=README.md/runs", "output_dir: expected a directory, found 'README.md'"),
+        ("resume=nothing", "resume: nothing at 'nothing'"),
+    ],
+)
+def test_wrong_values_are_refused(override, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_config_from_yaml(MINIMAL, [override])
+    with pytest.raises(ConfigError) as error:
+        validate(config)
+    assert said in str(error.value)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        load_config_from_yaml(MINIMAL, ["algo.lrr=1", "evl.n_video=3", "algo.num_epochs=x"])
+    assert len(error.value.problems) == 3
+    config = load_config_from_yaml(MINIMAL, ["algo.lr=-1", "training.seed=-1", "task.benchmark_name=moon"])
+    with pytest.raises(ConfigError, match=r"^3 problems:\n  - algo\.lr: "):
+        validate(config)
+
+
+def test_libero_has_an_end_of_held_out_states():
+    overrides = ["task.benchmark_name=libero_goal", "task.max_episode_length=null"]
+    validate(load_config_from_yaml(MINIMAL, [*overrides, "eval.first_state=43"]))
+    with pytest.raises(ConfigError, match="libero has 50 held-out states per task"):
+        validate(load_config_from_yaml(MINIMAL, [*overrides, "eval.first_state=44"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("algo:\n  lr: 1e-4\n  num_draws: 2\n  lr: 1e-5\n", "the key 'lr' is there twice, in lines 2 and 4"),
+        ("algo: [1\nb: 2\n", "line 2: this is not YAML"),
+        ("- a\n", "expected keys and values, found a list"),
+        ("policy_path: {checkpoint}\n", "a text with braces needs quotes"),
+    ],
+)
+def test_wrong_files_are_refused(text, said, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load_config_from_yaml(write(tmp_path, text))
+    assert said in str(error.value)
+
+
+def test_empty_files_and_sections_are_defaults(tmp_path):
+    assert load_config_from_yaml(write(tmp_path, "")) == TrainConfig()
+    assert load_config_from_yaml(write(tmp_path, "algo:\nlogging: {}\n")) == TrainConfig()
+
+
+def load_legacy(name: str, capsys) -> tuple[TrainConfig, str]:
+    config = load_config_from_yaml(LEGACY / f"{name}.yaml")
+    return config, capsys.readouterr().out
+
+
+def test_files_of_earlier_versions_load(capsys):
+    debug, said = load_legacy("debug", capsys)
+    assert (debug.algo.rloo_batch_size, debug.algo.lr, debug.task.task_names) == (1, 1e-5, None)
+    assert debug.policy.norm_stats_path == "./norm_stats/norm_stats.json"
+    assert "norm_stats_path -> policy.norm_stats_path" in said
+    assert "algo.enable_dynamic_sampling" in said.split("keys without effect: ")[1]
+    train, said = load_legacy("train_cfg_rl", capsys)
+    assert train.task.task_names == ["put_the_wine_bottle_on_top_of_the_cabinet"]
+    assert (train.policy.dtype, train.eval.rollouts_per_task) == ("bfloat16", 10)
+    style, said = load_legacy("ript_vla_style", capsys)
+    assert (style.algo.data_batch_size, style.algo.micro_batch_size) == (6, 8)
+    assert "algo.data_batch_size=2 gives way to algo.demo_batch_size=6" in said
+    assert style.task.task_names == ["pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate", 3]
+    spread, said = load_legacy("distributed", capsys)
+    assert spread.exp_name == "distributed_libero_goal_seed42"
+    assert (spread.task.task_names, spread.resume, spread.training.keep_last) == ([9], "auto", 5)
+    assert (spread.policy.freeze, spread.policy.dtype) == ("expert_only", "bfloat16")
+    assert (spread.policy.gradient_checkpointing, spread.eval.cfg_guidance_scale) == (True, 3.0)
+    assert (spread.algo.lr, spread.algo.num_epochs) == (2e-5, 4), "present names win over duplicates"
+    assert "optimizer.lr=0.0001 gives way to algo.lr=2e-05" in said
+
+
+def test_an_old_key_on_the_command_line_wins_over_the_file():
+    assert load_config_from_yaml(MINIMAL, ["algo.demo_batch_size=5"]).algo.data_batch_size == 5
+    assert (
+        load_config_from_yaml(LEGACY / "debug.yaml", ["norm_stats_path=null"]).policy.norm_stats_path is None
+    )
+
+
+def test_tables_of_old_keys_point_at_keys_that_exist_and_hide_none():
+    known = default_values()
+    assert {*RENAMED.values(), *(meaning.key for meaning in CONVERTED.values())} <= {*known, ""}
+    assert not set(known) & ({*RENAMED, *CONVERTED})
+    assert not [key for key in known if WITHOUT_EFFECT.fullmatch(key)]
+
+
+def test_help_lists_every_key_with_its_default_and_meaning():
+    text = describe_keys()
+    assert not [key for key in default_values() if f" {key}=" not in text]
+    assert "algo.rloo_batch_size=8 " in text
+    assert "rollouts from each initial state (K)" in text
