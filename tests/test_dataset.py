@@ -1,13 +1,13 @@
 """Initial states as a Dataset: made once, disjoint from the held-out ones, drawn in one resumable order."""
 
 import json
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from pi0.ript.dataset import LiberoInitStateDataset, StateSampler, collate_fn_state
+from pi0.ript.dataset import LiberoInitStateDataset, StateSampler, collate_fn_state, drawn
 from pi0.ript.envs import InitialStateError, make_env, require_disjoint
 from pi0.ript.groups import Collection, Group, InitialStateDataset
 from pi0.ript.rollout import Rollout
@@ -26,7 +26,7 @@ def dataset(env, tmp_path_factory):
 
 
 def loader(dataset, sampler):
-    return chain.from_iterable(DataLoader(dataset, sampler=sampler, collate_fn=collate_fn_state))
+    return drawn(DataLoader(dataset, sampler=sampler, collate_fn=collate_fn_state), lambda text: None)
 
 
 def tried(env, dataset, indices, solved=()):
@@ -76,6 +76,16 @@ def test_one_process_draws_the_order_of_the_rungs_before(env, dataset):
     assert list(islice(now, 37)) == list(islice(before, 37))
 
 
+def test_the_first_batch_is_reported(dataset):
+    said = []
+    states = drawn(DataLoader(dataset, collate_fn=collate_fn_state), said.append)
+    assert not said
+    assert list(states) == dataset.states
+    assert said == [
+        "✓ 批处理采样正常工作 / batches are drawn, the first: state 0 of metaworld/button-press-v3"
+    ]
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_processes_share_the_order_of_one(dataset, size):
     everything = list(islice(StateSampler(dataset, seed=7), 36))
@@ -91,11 +101,11 @@ def test_the_position_continues_exactly_after_any_iteration(env, dataset, size):
     draws = [loader(dataset, sampler) for sampler in ranks]
 
     def iterate(ranks, draws):
-        drawn = [dataset.states.index(next(draws[i % size])) for i in range(4)]
+        taken = [dataset.states.index(next(draws[i % size])) for i in range(4)]
         for sampler in ranks:
-            sampler.update(tried(env, dataset, drawn, solved={0, 4, 8}))
+            sampler.update(tried(env, dataset, taken, solved={0, 4, 8}))
         assert len({json.dumps(sampler.state_dict()) for sampler in ranks}) == 1
-        return drawn
+        return taken
 
     for _ in range(30):
         order.append(iterate(ranks, draws))
@@ -113,9 +123,9 @@ def test_mastered_states_are_passed_over_and_come_back(env, dataset):
         sampler = StateSampler(dataset, seed=3, skip_threshold=skip_threshold)
         draws, counts = iter(sampler), np.zeros(15, int)
         for _ in range(60):
-            drawn = [next(draws) for _ in range(4)]
-            np.add.at(counts, drawn, 1)
-            sampler.update(tried(env, dataset, drawn, solved))
+            taken = [next(draws) for _ in range(4)]
+            np.add.at(counts, taken, 1)
+            sampler.update(tried(env, dataset, taken, solved))
         return counts, sampler
 
     counts, _ = times_tried(0, {2, 5})

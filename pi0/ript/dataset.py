@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from importlib.metadata import version
 from itertools import count
@@ -69,6 +69,16 @@ class LiberoInitStateDataset(Dataset[InitialState]):
 def collate_fn_state(samples: list[InitialState]) -> list[InitialState]:
     """Return a batch of states as they are: those of different tasks differ in length."""
     return samples
+
+
+def drawn(loader: Iterable[list[InitialState]], report: Callable[[str], object]) -> Iterator[InitialState]:
+    """Yield the states of the loader's batches, and report the first batch."""
+    for number, batch in enumerate(loader):
+        if number == 0:
+            report(
+                f"✓ 批处理采样正常工作 / batches are drawn, the first: state {batch[0].index} of {batch[0].task}"
+            )
+        yield from batch
 
 
 class StateSampler(DistributedSampler[InitialState]):
