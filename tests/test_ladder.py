@@ -84,7 +84,8 @@ def test_nothing_is_merely_indented(step):
 
 def test_scripts_fit_a_few_screens():
     for rung in ladder.RUNGS.values():
-        assert len(rung.source.splitlines()) <= 165, rung.path.name
+        limit = 170 if rung.name == "8" else 150  # the first holds its settings too
+        assert len(rung.source.splitlines()) <= limit, rung.path.name
 
 
 # 3: at rest nothing changes ---------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def runs(tmp_path_factory):
         environments.ENVIRONMENTS["metaworld"],
         max_steps=settings.max_episode_length,
         num_slots=settings.num_parallel_envs,
-        warm_start={k: v for k, v in settings.warm_start.items() if v is not None},
+        warm_start={k: v for k, v in vars(settings.warm_start).items() if v is not None},
     )
     found = {}
     with pytest.MonkeyPatch.context() as patch:
