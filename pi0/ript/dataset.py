@@ -75,9 +75,7 @@ def drawn(loader: Iterable[list[InitialState]], report: Callable[[str], object])
     """Yield the states of the loader's batches, and report the first batch."""
     for number, batch in enumerate(loader):
         if number == 0:
-            report(
-                f"✓ 批处理采样正常工作 / batches are drawn, the first: state {batch[0].index} of {batch[0].task}"
-            )
+            report(f"✓ 批处理采样正常工作 / batches are drawn: state {batch[0].index} of {batch[0].task}")
         yield from batch
 
 
