@@ -87,8 +87,9 @@ def test_every_setting_reaches_its_key_and_a_saved_configuration_is_the_same(tmp
 def test_sections_are_arguments_of_what_they_configure():
     task = load_config_from_yaml(MINIMAL, ["task.benchmark_name=libero_goal", "task.camera_names=[a,b]"]).task
     environment = get_environment(**asdict(task))
-    assert environment.options["camera_names"] == ("a", "b")
-    assert environment.warm_start["steps"] == 100
+    hash(environment.suite())
+    assert environment.suite().tasks()[0].cameras == ("a", "b")
+    assert environment.warm_start["steps"] == 80
     assert environment.warm_start["chunk_size"] == 10, "null leaves the environment's own"
 
 
@@ -218,11 +219,22 @@ def test_all_problems_are_told_at_once():
         validate(config)
 
 
+LIBERO = ["task.benchmark_name=libero_goal", "task.task_names=[put_the_bowl_on_the_plate]"]
+
+
 def test_libero_has_an_end_of_held_out_states():
-    overrides = ["task.benchmark_name=libero_goal", "task.max_episode_length=null"]
-    validate(load_config_from_yaml(MINIMAL, [*overrides, "eval.first_state=43"]))
+    validate(load_config_from_yaml(MINIMAL, [*LIBERO, "eval.first_state=43"]))
     with pytest.raises(ConfigError, match="libero has 50 held-out states per task"):
-        validate(load_config_from_yaml(MINIMAL, [*overrides, "eval.first_state=44"]))
+        validate(load_config_from_yaml(MINIMAL, [*LIBERO, "eval.first_state=44"]))
+
+
+def test_a_toy_needs_tasks_that_somebody_demonstrates():
+    with pytest.raises(
+        ConfigError, match=r"nobody can demonstrate turn_on_the_stove; .*put_the_bowl_on_the_"
+    ):
+        validate(load_config_from_yaml(MINIMAL, [LIBERO[0], "task.task_names=[7]"]))
+    with pytest.raises(ConfigError, match="task_names of another benchmark"):
+        validate(load_config_from_yaml(MINIMAL, ["task.benchmark_name=libero_10"]))
 
 
 @pytest.mark.parametrize(

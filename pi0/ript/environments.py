@@ -86,9 +86,7 @@ def get_environment(
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is not None; lists, as files have them, become tuples."""
-    given = {key: value for key, value in settings.items() if value is not None}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _task_names(tasks: Sequence[Task], chosen: Sequence[str | int]) -> tuple[str, ...]:

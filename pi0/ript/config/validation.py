@@ -12,6 +12,7 @@ from pi0 import toy_config
 from pi0.model import Pi0Model
 from pi0.openpi_format import read_statistics
 from pi0.ript.config.schema import ConfigError, TrainConfig
+from pi0.ript.demonstrations.experts import tasks_with_expert
 from pi0.ript.demonstrations.operators import get_operator
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
@@ -161,6 +162,13 @@ def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:
             yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; use policy.{key}=null"
     spec = environment.warm_start_spec(seed=0)
     yield from _attempt(lambda: get_operator(spec.operator), "task.warm_start.operator: ")[1]
+    tasks = environment.suite().select(spec.tasks)
+    if missing := [task.name for task in tasks if task not in tasks_with_expert(tasks)]:
+        known = [task.name for task in tasks_with_expert(environment.suite().tasks())]
+        yield (
+            f"policy_path: 'toy' learns from demonstrations, nobody can demonstrate {', '.join(missing)}; "
+            f"use a checkpoint, or task.task_names of {', '.join(known) or 'another benchmark'}"
+        )
     if (config.policy.n_action_steps or 1) > spec.chunk_size:
         yield (
             f"policy.n_action_steps: expected at most the toy's {spec.chunk_size} actions "

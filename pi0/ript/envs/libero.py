@@ -64,13 +64,14 @@ class LiberoSuite(TaskSuite):
     by 1 to 3 of 255 on average. Physics is bit for bit the same."""
     settle_steps: int = 10
     """Steps with the gripper opening and the arm still, before an episode's first observation."""
-    camera_names: tuple[str, str] = ("agentview", "wrist")
+    camera_names: Sequence[str] = ("agentview", "wrist")
     """What the images of the two cameras are called; a policy takes them by these names."""
 
     max_idle = 2
 
     def __post_init__(self) -> None:
-        """Check the options."""
+        """Check the options; a list of names, as files have it, becomes a tuple."""
+        object.__setattr__(self, "camera_names", tuple(self.camera_names))  # renderers are kept by suite
         did_you_mean("LIBERO suite", self.suite, libero_files.SUITES)
         require_render_quality(self.render_quality)
         if not 0 < self.image_size <= self.render_size:
@@ -94,7 +95,7 @@ class LiberoSuite(TaskSuite):
                 hz=_HZ,
                 action_dim=7,
                 state_dim=8,
-                cameras=self.camera_names,
+                cameras=tuple(self.camera_names),
                 image_size=self.image_size,
             )
             for name in libero_files.task_names(self.suite)
