@@ -52,7 +52,7 @@ class Algo:
 @dataclass
 class Dataset:
     num_init_states: int = 200  # training states per task
-    window_stride: int = 4  # steps between training windows, besides those where the policy acted
+    window_stride: int = 5  # steps between training windows, besides those where the policy acted
 
 
 @dataclass

@@ -18,7 +18,7 @@ from pi0.ript.config import load_config_from_yaml
 
 ROOT = ladder.ROOT
 MINIMAL = ROOT / "pi0/ript/config/minimal_test.yaml"
-LATER = [name for name in ladder.RUNGS if name != "8"]
+REFERENCE = ROOT / "pi0/ript/scripts/train_ript_pi0.py"
 RUNG_OF = {module: rung.name for rung in ladder.RUNGS.values() for module in rung.introduces}
 
 
@@ -120,9 +120,16 @@ def runs(tmp_path_factory):
             ]
             patch.setattr(sys, "argv", [str(rung.path), *arguments, *paths])
             runpy.run_path(str(rung.path), run_name="__main__")
-            found[rung.name] = json.loads((directory / rung.name / "results.json").read_text())
-            found[rung.name]["directory"] = directory / rung.name
+            found[rung.name] = read(directory / rung.name)
+        paths[1] = "--exp_name=reference"
+        patch.setattr(sys, "argv", [str(REFERENCE), f"--config_path={MINIMAL}", "task.num_workers=0", *paths])
+        runpy.run_path(str(REFERENCE), run_name="__main__")
+        found["reference"] = read(directory / "reference")
     return found
+
+
+def read(directory: Path) -> dict:
+    return json.loads((directory / "results.json").read_text()) | {"directory": directory}
 
 
 def as_flags(config) -> list[str]:
@@ -148,6 +155,15 @@ def test_at_rest_a_step_changes_no_number(runs, step):
     assert child["before"] == parent["before"]
     assert child["after"] == parent["after"]
     files = [run["directory"] / "policy/model.safetensors" for run in (parent, child)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_reference_trainer_gives_the_numbers_of_the_last_rung(runs):
+    last, reference = runs[list(ladder.RUNGS)[-1]], runs["reference"]
+    for ours, theirs in zip(trajectory(last), trajectory(reference), strict=True):
+        assert {k: ours[k] for k in theirs} == theirs
+    assert last["after"] == reference["after"]
+    files = [run["directory"] / "policy/model.safetensors" for run in (last, reference)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 

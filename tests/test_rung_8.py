@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pi0.ript import environments
+from pi0.ript.demonstrations.experts import require_expert
 from pi0.ript.environments import get_environment
 from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
 from pi0.ript.warm_start import WarmStart, warm_start
@@ -115,6 +116,18 @@ def test_uniform_groups_are_dropped_within_bounded_attempts_and_said_so(capsys):
     with pytest.raises(ValueError, match=r"group_size: expected at least 2 .* found 1"):
         collect_groups(env, Unvarying(), states, group_size=1, **options)
     env.close()
+
+
+@pytest.mark.parametrize("name", environments.ENVIRONMENTS)
+def test_the_known_environments_demonstrations_can_be_made(name):
+    environment = get_environment(name)
+    plan = environment.warm_start_spec(seed=0).demonstrations()
+    for task in plan.selected():
+        if name in ("metaworld", "libero"):
+            require_expert(task)
+        assert environment.max_steps is None or environment.max_steps <= task.max_steps
+    operator = plan.resolved_operator()  # a quality that is no field of an operator is an error
+    assert operator.hesitation > 0, "what reinforcement learning is to take away"
 
 
 def test_unknown_names_come_with_a_suggestion(tmp_path):

@@ -55,7 +55,10 @@ def _order(epoch: int, num_states: int, seed: int) -> np.ndarray:
 class HasStates(Protocol):
     """A dataset of training states."""
 
-    states: Sequence[InitialState]
+    @property
+    def states(self) -> Sequence[InitialState]:
+        """All of them."""
+        ...
 
 
 def heldout_states(env: BatchedEnv, first: int, count: int, train: HasStates) -> list[InitialState]:

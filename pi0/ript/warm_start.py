@@ -30,6 +30,7 @@ class WarmStart:
     env: str
     tasks: tuple[str, ...]
     operator: str
+    quality: dict[str, float] = field(default_factory=dict)  # fields of the operator that differ
     env_options: dict[str, Any] = field(default_factory=dict)
     episodes: int = 40  # per task
     steps: int = 500  # of the optimizer
@@ -43,7 +44,12 @@ class WarmStart:
     def demonstrations(self) -> DemonstrationPlan:
         """Return the plan of the demonstrations."""
         return DemonstrationPlan(
-            env=self.env, tasks=self.tasks, operator=self.operator, seed=self.seed, options=self.env_options
+            env=self.env,
+            tasks=self.tasks,
+            operator=self.operator,
+            quality=self.quality,
+            seed=self.seed,
+            options=self.env_options,
         )
 
 
@@ -87,7 +93,7 @@ def toy_policy(spec: WarmStart, episodes: EpisodeSet) -> PI0Policy:
         action_dim=action_dim,
     )
     statistics = {
-        "observation.state": _with_floor(compute_statistics(episodes.states), 0.01),
+        "observation.state": _with_floor(compute_statistics(episodes.states), 0.002),
         "action": _with_floor(compute_statistics(episodes.actions), 0.05),
     }
     return PI0Policy(config, features, tokenizer, statistics, seed=spec.seed)
@@ -153,6 +159,6 @@ def _digest(*values: Any) -> str:
 
 
 def _code_hash() -> str:
-    """Return the hash of the policy's source: other code may give other weights."""
-    files = sorted(Path(pi0.__file__).parent.glob("*.py"))
+    """Return the hash of the source of policy and training: other code may give other weights."""
+    files = [*sorted(Path(pi0.__file__).parent.glob("*.py")), Path(__file__)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

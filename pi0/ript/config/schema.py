@@ -81,7 +81,7 @@ class Dataset:
     """Training states and windows."""
 
     num_init_states: int = 200  # training states per task
-    window_stride: int = 4  # steps between training windows, besides those where the policy acted
+    window_stride: int = 5  # steps between training windows, besides those where the policy acted
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Trainers that are part of the package."""
