@@ -1,0 +1,145 @@
+"""Checkpoints as directories that are there completely or not at all, each with hashes of all its files.
+
+A directory is written under a temporary name, every file is flushed to the disk, the manifest with size and
+SHA-256 of the others comes last, and renaming publishes it. What is to be deleted is renamed away first.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "checkpoint.json"
+_NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or used; the message names the file, the reason and the remedy."""
+
+
+def checkpoint_path(run_dir: Path, iteration: int, step: int = 0) -> Path:
+    """Return the directory of the checkpoint before an iteration, or before a step inside it."""
+    return run_dir / (f"checkpoint-{iteration}-{step}" if step else f"checkpoint-{iteration}")
+
+
+def position(path: Path) -> tuple[int, int] | None:
+    """Return (iteration, step) of a checkpoint by its directory's name, None if it has no such name."""
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def published(run_dir: Path) -> list[Path]:
+    """Return the checkpoints of a run by position, corrupt ones too."""
+    found = {p: path for path in run_dir.glob("checkpoint-*") if (p := position(path))}
+    return [found[p] for p in sorted(found)]
+
+
+def partial_path(path: Path) -> Path:
+    """Return where a checkpoint is before it is published."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def begin(path: Path) -> Path:
+    """Return an empty directory to write a checkpoint to; what interrupted writes left is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(".checkpoint-*"):
+        shutil.rmtree(stale)
+    partial = partial_path(path)
+    partial.mkdir()
+    return partial
+
+
+def publish(partial: Path, path: Path, facts: Mapping[str, Any], outside: Iterable[Path] = ()) -> None:
+    """Make a written directory the checkpoint at `path`; files `outside`, below its parent, belong to it."""
+    written = sorted(file for file in partial.rglob("*") if file.is_file())
+    files = {str(file.relative_to(partial)): file for file in written}
+    files |= {f"../{file.relative_to(path.parent)}": file for file in outside}
+    entries = {name: {"size": file.stat().st_size, "sha256": _sha256(file)} for name, file in files.items()}
+    body = {**facts, "files": entries}
+    (partial / MANIFEST).write_text(json.dumps({"sha256": _digest(body), **body}, indent=1) + "\n")
+    for file in [*written, partial / MANIFEST]:
+        _flush(file)
+    for directory in {file.parent for file in written} | {partial}:
+        _flush(directory)
+    if path.exists():  # a corrupt one, or of a position that was reached again
+        path.rename(path.with_name(f".{path.name}.replaced"))
+    partial.rename(path)
+    _flush(path.parent)
+    shutil.rmtree(path.with_name(f".{path.name}.replaced"), ignore_errors=True)
+
+
+def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
+    """Return the manifest of a checkpoint whose files are all as they were written.
+
+    Args:
+        path: The checkpoint.
+        hashes: Also read every file; otherwise sizes must do.
+
+    Raises:
+        CheckpointError: With the first file that is not, and why.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        expected = manifest.pop("sha256")
+        entries = manifest["files"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: {MANIFEST} is missing, so this is no finished checkpoint") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from None
+    if _digest(manifest) != expected:
+        raise CheckpointError(f"{path}: {MANIFEST} is damaged (its content has another hash)")
+    for name, entry in entries.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{path}: {name} is missing")
+        if file.stat().st_size != entry["size"]:
+            raise CheckpointError(f"{path}: {name} has {file.stat().st_size} bytes, expected {entry['size']}")
+        if hashes and _sha256(file) != entry["sha256"]:
+            raise CheckpointError(f"{path}: {name} is damaged (its content has another hash)")
+    return manifest
+
+
+def prune(newest: Path, keep_last: int) -> None:
+    """Delete what is older than the checkpoint just published, but for the last complete ones.
+
+    Of those inside an iteration only the newest of all stays: they need episodes that are deleted.
+    """
+    older = published(newest.parent)
+    older = older[: older.index(newest)]
+    keep = [path for path in older if _is_complete(path) and position(path)[1] == 0]  # pyright: ignore[reportOptionalSubscript]
+    keep = keep[len(keep) - min(keep_last - 1, len(keep)) :]
+    for path in older:
+        if path not in keep:
+            gone = path.with_name(f".{path.name}.deleted")
+            path.rename(gone)
+            shutil.rmtree(gone)
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        verify(path, hashes=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or a directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

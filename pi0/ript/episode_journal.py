@@ -1,0 +1,72 @@
+"""A journal of finished episodes, one file each, so that an interrupted run does not run them again."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from pi0.ript.checkpoint_files import CheckpointError
+from pi0.ript.envs import InitialState, Task
+from pi0.ript.rollout import Rollout
+
+_UNREADABLE = (BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError, RuntimeError)
+"""What reading a damaged .npz raises, depending on where the damage is."""
+
+_IMAGES = "images/"
+
+
+class EpisodeJournal:
+    """The episodes in a directory, found by initial state and noise seed; several processes may share it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def files(self) -> list[Path]:
+        """Return the files of all episodes."""
+        return sorted(self.directory.glob("*.npz"))
+
+    def write(self, episode: Rollout) -> None:
+        """Add an episode; when this returns it is on the disk."""
+        path = self._path(episode.initial_state, episode.seed)
+        partial = path.with_suffix(".partial")
+        arrays = {name: getattr(episode, name) for name in ("states", "actions", "observed")}
+        arrays |= {f"{_IMAGES}{camera}": frames for camera, frames in episode.images.items()}
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez(file, success=np.array(episode.success), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"{path}: the finished episode could not be written ({error}); make room, then continue the "
+                "run with --resume"
+            ) from error
+
+    def read(self, task: Task, state: InitialState, seed: int) -> Rollout | None:
+        """Return an episode bit for bit, None if it is not there or damaged, which is said."""
+        path = self._path(state, seed)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}  # checks every CRC
+                return Rollout(
+                    task=task,
+                    initial_state=state,
+                    seed=seed,
+                    success=bool(arrays.pop("success")),
+                    **{name: arrays.pop(name) for name in ("states", "actions", "observed")},
+                    images={name.removeprefix(_IMAGES): frames for name, frames in arrays.items()},
+                )
+        except FileNotFoundError:
+            return None
+        except _UNREADABLE as error:
+            print(f"{path} is damaged ({type(error).__name__}: {error}): its episode is run again")  # noqa: T201
+            return None
+
+    def _path(self, state: InitialState, seed: int) -> Path:
+        return self.directory / f"{state.hash[:16]}-{seed}.npz"

@@ -1,0 +1,83 @@
+"""Stopping a run from outside: signals only ask, the run stops where a checkpoint makes sense.
+
+Ctrl+C, SIGTERM and SIGUSR1 are noticed before each chunk of actions and after each optimizer step. All
+processes then agree to stop, write a checkpoint and leave with the code 128 + signal (130, 143, 138), which
+schedulers read as "interrupted, may be started again". A second signal leaves at once.
+
+Under torchrun the agent hands on SIGTERM and Ctrl+C, but dies of SIGUSR1 and leaves its workers alone, unless
+told otherwise: `torchrun --signals-to-handle SIGTERM,SIGINT,SIGUSR1` (or TORCHELASTIC_SIGNALS_TO_HANDLE). It
+kills workers that have not left 30 s later; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives large checkpoints more time.
+The agent's own exit code is 1; those of the processes are in its message.
+"""
+
+import atexit
+import os
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol, runtime_checkable
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SAME_REQUEST_SECONDS = 2.0  # `timeout` signals a process and its group, so that one request arrives twice
+
+
+class StoppedError(SystemExit):
+    """The run was asked to stop and has left a checkpoint; the code is 128 + signal."""
+
+
+@dataclass
+class _Request:
+    code: int = 0
+    time: float = 0.0
+
+
+_request = _Request()
+
+
+def setup_signal_handlers() -> None:
+    """Make SIGINT, SIGTERM and SIGUSR1 ask the run to stop; forget what was asked before."""
+    _request.code = 0
+    for number in _SIGNALS:
+        signal.signal(number, _on_signal)
+
+
+def stop_requested() -> int:
+    """Return the exit code to leave with if this process was asked to stop, otherwise 0."""
+    return _request.code
+
+
+def request_stop(number: signal.Signals, reason: str) -> None:
+    """Ask the run to stop as the signal would; the first request counts."""
+    _request.code = _request.code or 128 + number
+    _say(reason)
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    if not _request.code:
+        _request.code, _request.time = 128 + number, time.monotonic()
+        _say(f"{name}: stopping with a checkpoint as soon as possible; a second signal leaves at once")
+    elif time.monotonic() - _request.time > _SAME_REQUEST_SECONDS:
+        _say(f"{name} again: leaving at once, the checkpoint before stays as it is")
+        os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    """Write a line without Python's buffers: a handler may run in the middle of a print."""
+    os.write(2, f"\n[rank {os.environ.get('RANK', '0')}] {text}\n".encode())
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """Something to be closed; twice does no harm."""
+
+    def close(self) -> None:
+        """Close."""
+        ...
+
+
+def cleanup_on_exit(*resources: Closable) -> None:
+    """Close the resources when the process leaves, in whatever way but os._exit and kill -9."""
+    for resource in resources:
+        atexit.register(resource.close)

@@ -1,0 +1,131 @@
+"""Guards of a long run: memory, losses that are not finite, and a profiler for its first steps."""
+
+import atexit
+import gc
+import math
+import signal
+from pathlib import Path
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pi0.ript.checkpoint import Progress
+from pi0.ript.interruption import request_stop
+
+_COLLECT_ABOVE = 0.9  # of the limit
+
+
+class NonFiniteLossError(RuntimeError):
+    """Several optimizer steps in a row had no finite loss or gradient."""
+
+
+def monitor_memory(limit_gb: float | None = None) -> dict[str, float]:
+    """Return the memory in use as metrics, in 10^9 bytes: host (with simulators), and GPU at its peak.
+
+    Above nine tenths of the limit on the host's, garbage is collected. If it is still above the limit, the
+    run is asked to stop (with a checkpoint, exit code 137), before the kernel ends it without one.
+    """
+    used = _resident_gb()
+    if limit_gb and used > _COLLECT_ABOVE * limit_gb:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        used = _resident_gb()
+        if used > limit_gb:
+            request_stop(
+                signal.SIGKILL,
+                f"memory: this process and its simulators use {used:.2f} GB, the simulators "
+                f"{used - _resident_gb(children=False):.2f} GB, more than training.memory_limit_gb={limit_gb:g}, "
+                "after garbage collection: stopping with a checkpoint; raise the limit, or lower "
+                "task.num_parallel_envs, algo.data_batch_size or algo.rloo_batch_size",
+            )
+    metrics = {"memory/rss_gb": round(used, 3)}
+    if torch.cuda.is_available():
+        metrics["memory/gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    return metrics
+
+
+def _resident_gb(children: bool = True) -> float:
+    """Return the resident memory of this process and, if asked, of its child processes."""
+    process = psutil.Process()
+    total = process.memory_info().rss
+    for child in process.children(recursive=True) if children else ():
+        try:
+            total += child.memory_info().rss
+        except psutil.NoSuchProcess:  # it has just ended
+            continue
+    return total / 1e9
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    loss: float,
+    gradient_norm: Float[Tensor, ""],
+    progress: Progress,
+    limit: int,
+) -> None:
+    """Make an optimizer step, or none if loss or gradient are not finite, and count it in `progress`.
+
+    Args:
+        optimizer: Whose gradients are used up.
+        loss: Of the whole step, summed over all processes, so that all of them decide alike.
+        gradient_norm: Of the gradients that all processes share.
+        progress: Counts the step; a step that is not skipped adds its loss.
+        limit: Skipped steps in a row at which the run ends.
+
+    Raises:
+        NonFiniteLossError: That many were skipped.
+    """
+    norm = gradient_norm.item()
+    if math.isfinite(loss) and math.isfinite(norm):
+        optimizer.step()
+        progress.losses.append(loss)
+        progress.nonfinite = 0
+    else:
+        progress.nonfinite += 1
+        where = f"iteration {progress.iteration}, optimizer step {progress.step}"
+        found = f"{where}: the loss is {loss}, the norm of its gradient {norm}"
+        if progress.nonfinite >= limit:
+            raise NonFiniteLossError(
+                f"{found}; that is number {progress.nonfinite} in a row, training.max_nonfinite_steps={limit}. "
+                "Lower algo.lr or algo.grad_norm_clip, or look at the data of this step"
+            )
+        print(f"{found}: skipped on all processes")  # noqa: T201
+    optimizer.zero_grad()
+    progress.step += 1
+
+
+class ProfileWindow:
+    """Profiles some optimizer steps from the first `step` on, then writes a trace; with 0 it does nothing."""
+
+    def __init__(self, num_steps: int, path: Path) -> None:
+        self.path, self._left = path, num_steps
+        self._profiler: torch.profiler.profile | None = None
+
+    def step(self) -> None:
+        """Say that an optimizer step has ended."""
+        if self._profiler is not None:
+            self._left -= 1
+            self._profiler.step()
+            if self._left == 0:
+                self.close()
+        elif self._left > 0:
+            self._profiler = torch.profiler.profile()
+            self._profiler.start()
+            atexit.register(self.close)
+
+    def close(self) -> None:
+        """Write the trace of what was recorded, once."""
+        if self._profiler is not None:
+            profiler, self._profiler, self._left = self._profiler, None, 0
+            profiler.stop()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(self.path))
+            print(f"profile of the first steps (chrome://tracing, perfetto): {self.path}")  # noqa: T201
+
+
+def profile_window(num_steps: int, run_dir: Path, rank: int = 0) -> ProfileWindow:
+    """Return the profiler of the first optimizer steps; it writes to run_dir/profiling."""
+    return ProfileWindow(num_steps, run_dir / "profiling" / f"trace_rank{rank}.json")

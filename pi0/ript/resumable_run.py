@@ -1,0 +1,235 @@
+"""A run that can be stopped anywhere and continued: what a script holds of its checkpoints."""
+
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import nn
+
+from pi0.ript.checkpoint import (
+    Progress,
+    Stateful,
+    load_checkpoint,
+    read_progress,
+    save_checkpoint,
+    together,
+)
+from pi0.ript.checkpoint_files import CheckpointError, verify
+from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
+from pi0.ript.episode_journal import EpisodeJournal
+from pi0.ript.interruption import StoppedError, stop_requested
+from pi0.ript.peers import ALONE, Peers
+from pi0.ript.resuming import find_checkpoint, require_same_settings, settings, settings_hash
+from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
+
+_BEFORE = "before"  # the evaluation whose episodes are kept: a continued run reports it, too
+
+
+class Checkpoints:
+    """The checkpoints of one run, and the episodes that it need not run again.
+
+    All processes call every method at the same points.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sampler: Stateful | None,
+        config: Any,
+        peers: Peers = ALONE,
+    ) -> None:
+        """Find the checkpoint to continue from, as `config.resume` says; `resume` continues from it.
+
+        Raises:
+            CheckpointError: The one asked for, or every one, is not valid.
+            ChangedSettingsError: It was made with other settings.
+        """
+        self.run_dir, self.model, self.optimizer, self.sampler = run_dir, model, optimizer, sampler
+        self.config, self.peers, self.progress = config, peers, Progress()
+        self._all_episodes = run_dir / "episodes"
+        self._episodes = self._all_episodes / settings_hash(config)
+        self._found = together(self._find if peers.rank == 0 else lambda: None, peers)[0]
+        self._saved_at: tuple[int, int] | None = None
+        if self._found:
+            self.progress = read_progress(self._found)
+            self._saved_at = _position(self.progress)
+        self._collected: EpisodeJournal | None = None
+        self._sampler_state = self._sampler_position()
+
+    def resume(self) -> Progress:
+        """Continue from the checkpoint that was found, if any; return where the run stands, and keep it."""
+        if self._found:
+            self.progress = load_checkpoint(
+                self._found, self.model, self.optimizer, self.sampler, peers=self.peers, is_verified=True
+            )
+            self._sampler_state = self._sampler_position()
+        return self.progress
+
+    def save(self) -> None:
+        """Write a checkpoint after an iteration if it is time for one, after the last, and to stop."""
+        progress, training = self.progress, self.config.training
+        self._sampler_state = self._sampler_position()
+        code = self._asked_to_stop()
+        if code or progress.iteration % training.save_freq == 0 or self._is_last():
+            self._write()
+        if code:
+            self._leave(code)
+
+    def stop_if_asked(self) -> None:
+        """Write a checkpoint and leave if a process was asked to stop; to be called after optimizer steps.
+
+        Raises:
+            StoppedError: The run is over for now, on all processes.
+        """
+        if code := self._asked_to_stop():
+            self._write()
+            self._leave(code)
+
+    def rollout(self, name: str) -> RolloutFunction:
+        """Return a function that runs episodes as `rollout` does, each once even if the run is interrupted.
+
+        Finished ones are kept in a journal. When a process is asked to stop, episodes are left at their next
+        chunk, and all processes leave with a checkpoint.
+
+        Args:
+            name: What the episodes are for. Until the next iteration is over they are found by name, initial
+                state and seed, so the policy of one name must not change.
+        """
+        journal = EpisodeJournal(self._episodes / name)
+
+        def run(
+            env: BatchedEnv,
+            policy: ChunkPolicy,
+            states: Sequence[InitialState],
+            seeds: Sequence[int],
+            *,
+            render_every: int | None = None,
+            keep_images: bool = True,
+            on_finished: Callable[[Rollout], None] | None = None,
+        ) -> list[Rollout]:
+            self._collected = journal
+            keys = list(zip(states, seeds, strict=True))
+            finished = {i: journal.read(env.tasks[s.task], s, n) for i, (s, n) in enumerate(keys)}
+            missing = [i for i, episode in finished.items() if episode is None]
+            self._require_reproducible(name, len(missing))
+            report = on_finished or (lambda _: None)
+
+            def keep(episode: Rollout) -> None:
+                journal.write(episode)
+                report(episode)
+
+            for episode in finished.values():
+                if episode is not None:
+                    report(episode)
+            try:
+                made = rollout(
+                    env,
+                    _Interruptible(policy),
+                    [states[i] for i in missing],
+                    [seeds[i] for i in missing],
+                    render_every=render_every,
+                    keep_images=keep_images,
+                    on_finished=keep,
+                )
+            except _InterruptedError:
+                made = []
+            if code := self._asked_to_stop():
+                self._write()
+                self._leave(code)
+            finished |= dict(zip(missing, made, strict=True))
+            return [episode for _, episode in sorted(finished.items()) if episode is not None]
+
+        return run
+
+    def _find(self) -> Path | None:
+        path = find_checkpoint(self.run_dir, self.config.resume)
+        if path is None:
+            return None
+        require_same_settings(verify(path, hashes=False)["config"], settings(self.config), path)
+        theirs = path.parent / self._all_episodes.name
+        if path.parent.resolve() != self.run_dir.resolve() and theirs.exists():
+            shutil.copytree(theirs, self._all_episodes, dirs_exist_ok=True)
+        return path
+
+    def _require_reproducible(self, name: str, num_missing: int) -> None:
+        """Refuse to collect with a policy that has learned from this collection already."""
+        if self.progress.step and num_missing and name != _BEFORE:
+            raise CheckpointError(
+                f"{num_missing} episodes of {self._episodes / name} are gone, and the policy has changed "
+                "since; continue from the checkpoint before (--resume PATH)"
+            )
+
+    def _asked_to_stop(self) -> int:
+        """Return the exit code that all processes leave with, 0 to go on."""
+        return max(code for codes in self.peers.gather([stop_requested()]) for code in codes)
+
+    def _is_last(self) -> bool:
+        return self.progress.iteration >= self.config.training.num_train_steps
+
+    def _sampler_position(self) -> dict[str, Any] | None:
+        return self.sampler.state_dict() if self.sampler else None
+
+    def _write(self) -> None:
+        """Write a checkpoint, unless the present position is that of the last one."""
+        if self._saved_at == _position(self.progress):
+            return
+        save_checkpoint(
+            self.model,
+            self.optimizer,
+            self.progress.iteration,
+            self.config,
+            self.run_dir,
+            progress=self.progress,
+            sampler_state=self._sampler_state,
+            episodes=self._needed_episodes(),
+            peers=self.peers,
+            keep_last=self.config.training.keep_last,
+        )
+        self._saved_at = _position(self.progress)
+        if self.peers.rank == 0 and self.progress.step == 0:
+            for journal in self._episodes.glob("*"):
+                if journal.name != _BEFORE:
+                    shutil.rmtree(journal)
+
+    def _needed_episodes(self) -> Collection[Path]:
+        """Return the files that an iteration under way is continued with: those of its collection."""
+        return self._collected.files() if self._collected and self.progress.step else []
+
+    def _leave(self, code: int) -> None:
+        if self.peers.rank == 0:
+            where = f"iteration {self.progress.iteration}, optimizer step {self.progress.step}"
+            print(f"stopped at {where}; continue with --resume")  # noqa: T201
+        raise StoppedError(code)
+
+
+class _InterruptedError(Exception):
+    """Episodes were left because this process was asked to stop."""
+
+
+class _Interruptible:
+    """A policy that stops acting when the process is asked to stop."""
+
+    def __init__(self, policy: ChunkPolicy) -> None:
+        self.policy = policy
+
+    def chunks(
+        self,
+        observations: Sequence[EnvObservation],
+        tasks: Sequence[Task],
+        generators: Sequence[torch.Generator],
+        among: Collection[Task],
+    ) -> Float32[np.ndarray, "b h a"]:
+        """Return the actions to execute next."""
+        if stop_requested():
+            raise _InterruptedError
+        return self.policy.chunks(observations, tasks, generators, among)
+
+
+def _position(progress: Progress) -> tuple[int, int]:
+    return progress.iteration, progress.step
