@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.peers import ALONE, Peers, share
-from pi0.ript.rollout import ChunkPolicy, Rollout, rollout
+from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 Interval = tuple[float, float]
 
@@ -138,6 +138,7 @@ def evaluate(
     render_every: int = 2,
     on_finished: Callable[[Rollout], None] | None = None,
     peers: Peers = ALONE,
+    run: RolloutFunction = rollout,
 ) -> Evaluation:
     """Return the result of one episode from each state, the same on all peers, who share the work.
 
@@ -153,6 +154,7 @@ def evaluate(
         render_every: Steps between the images of those.
         on_finished: Called with each episode of this process when it ends.
         peers: The processes that evaluate together.
+        run: Runs a list of episodes; see `rollout`.
 
     Raises:
         ValueError: There are no states, or one occurs twice.
@@ -171,12 +173,12 @@ def evaluate(
             if on_finished is not None:
                 on_finished(episode)
 
-        def run(part: list[InitialState], **images: Any) -> list[Rollout]:
+        def episodes_from(part: list[InitialState], **images: Any) -> list[Rollout]:
             seeds = [episode_seed(seed, state) for state in part]
-            return rollout(env, policy, part, seeds, on_finished=finish, **images)
+            return run(env, policy, part, seeds, on_finished=finish, **images)
 
-        recorded = run([state for state in mine if state in shown], render_every=render_every)
-        run([state for state in mine if state not in shown], keep_images=False)
+        recorded = episodes_from([state for state in mine if state in shown], render_every=render_every)
+        episodes_from([state for state in mine if state not in shown], keep_images=False)
     by_state = {r.state: r for part in peers.gather(results) for r in part}
     videos = {r.initial_state: r for part in peers.gather(recorded) for r in part}
     return Evaluation(

@@ -37,7 +37,7 @@ def monitor_memory(limit_gb: float | None = None) -> dict[str, float]:
             request_stop(
                 signal.SIGKILL,
                 f"memory: this process and its simulators use {used:.2f} GB, the simulators "
-                f"{used - _resident_gb(children=False):.2f} GB, more than training.memory_limit_gb={limit_gb:g}, "
+                f"{used - _resident_gb(children=False):.2f} GB, more than memory_limit_gb={limit_gb:g}, "
                 "after garbage collection: stopping with a checkpoint; raise the limit, or lower "
                 "task.num_parallel_envs, algo.data_batch_size or algo.rloo_batch_size",
             )
@@ -89,7 +89,7 @@ def take_step(
         found = f"{where}: the loss is {loss}, the norm of its gradient {norm}"
         if progress.nonfinite >= limit:
             raise NonFiniteLossError(
-                f"{found}; that is number {progress.nonfinite} in a row, training.max_nonfinite_steps={limit}. "
+                f"{found}; that is number {progress.nonfinite} in a row (max_nonfinite_steps={limit}). "
                 "Lower algo.lr or algo.grad_norm_clip, or look at the data of this step"
             )
         print(f"{found}: skipped on all processes")  # noqa: T201

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
-from pi0.ript.checkpoint import (
+from pi0.ript.checkpoint.state import (
     Progress,
     Stateful,
     load_checkpoint,
@@ -18,12 +18,12 @@ from pi0.ript.checkpoint import (
     save_checkpoint,
     together,
 )
-from pi0.ript.checkpoint_files import CheckpointError, verify
+from pi0.ript.checkpoint.files import CheckpointError, verify
 from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
-from pi0.ript.episode_journal import EpisodeJournal
+from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.peers import ALONE, Peers
-from pi0.ript.resuming import find_checkpoint, require_same_settings, settings, settings_hash
+from pi0.ript.checkpoint.resuming import find_checkpoint, require_same_settings, settings, settings_hash
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 _BEFORE = "before"  # the evaluation whose episodes are kept: a continued run reports it, too

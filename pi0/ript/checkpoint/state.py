@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pi0 import PI0Policy
-from pi0.ript.checkpoint_files import (
+from pi0.ript.checkpoint.files import (
     CheckpointError,
     begin,
     checkpoint_path,
@@ -33,7 +33,7 @@ from pi0.ript.checkpoint_files import (
     verify,
 )
 from pi0.ript.peers import ALONE, Peers
-from pi0.ript.resuming import settings
+from pi0.ript.checkpoint.resuming import settings
 
 _WEIGHTS, _TRAINER, _PROGRESS = "trainable.safetensors", "trainer.pt", "progress.json"
 _PACKAGES = ("torch", "lerobot", "mujoco", "metaworld", "hf-libero", "robosuite")
@@ -248,8 +248,8 @@ def _require_same_model(
         )
     if fingerprint != found:
         raise CheckpointError(
-            f"{path}: the weights that are not trained differ from those of the run; the files at policy_path "
-            "or the statistics are others than when it started"
+            f"{path}: the weights that are not trained differ from those of the run; the files at "
+            "policy_path or the statistics are others than when it started"
         )
 
 

@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from pi0.ript.checkpoint_files import CheckpointError
+from pi0.ript.checkpoint.files import CheckpointError
 from pi0.ript.envs import InitialState, Task
 from pi0.ript.rollout import Rollout
 

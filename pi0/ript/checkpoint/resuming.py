@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
-from pi0.ript.checkpoint_files import CheckpointError, position, published, verify
+from pi0.ript.checkpoint.files import CheckpointError, position, published, verify
 
 AUTO = "auto"
 
@@ -61,8 +61,8 @@ def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
         return path
     if candidates:
         raise CheckpointError(
-            f"resume: none of the {len(candidates)} checkpoints in {run_dir} is valid, see above; start again "
-            "without --resume (the directory is kept under another name)"
+            f"resume: none of the {len(candidates)} checkpoints in {run_dir} is valid, see above; start "
+            "again without --resume (the directory is kept under another name)"
         )
     print(f"resume: no checkpoint in {run_dir} yet, starting from the beginning")  # noqa: T201
     return None

@@ -1,0 +1,19 @@
+"""Checkpoints: a run that can be stopped anywhere, and continued as if nothing had happened."""
+
+from pi0.ript.checkpoint.files import CheckpointError
+from pi0.ript.checkpoint.resumable import Checkpoints
+from pi0.ript.checkpoint.resuming import ChangedSettingsError, find_checkpoint
+from pi0.ript.checkpoint.run_directory import RunInUseError, open_run_directory
+from pi0.ript.checkpoint.state import Progress, load_checkpoint, save_checkpoint
+
+__all__ = [
+    "ChangedSettingsError",
+    "CheckpointError",
+    "Checkpoints",
+    "Progress",
+    "RunInUseError",
+    "find_checkpoint",
+    "load_checkpoint",
+    "open_run_directory",
+    "save_checkpoint",
+]
