@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
+from pi0.ript.checkpoint.files import CheckpointError, verify
+from pi0.ript.checkpoint.journal import EpisodeJournal
+from pi0.ript.checkpoint.resuming import find_checkpoint, require_same_settings, settings, settings_hash
 from pi0.ript.checkpoint.state import (
     Progress,
     Stateful,
@@ -18,12 +21,9 @@ from pi0.ript.checkpoint.state import (
     save_checkpoint,
     together,
 )
-from pi0.ript.checkpoint.files import CheckpointError, verify
 from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
-from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.peers import ALONE, Peers
-from pi0.ript.checkpoint.resuming import find_checkpoint, require_same_settings, settings, settings_hash
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 _BEFORE = "before"  # the evaluation whose episodes are kept: a continued run reports it, too

@@ -32,8 +32,8 @@ from pi0.ript.checkpoint.files import (
     published,
     verify,
 )
-from pi0.ript.peers import ALONE, Peers
 from pi0.ript.checkpoint.resuming import settings
+from pi0.ript.peers import ALONE, Peers
 
 _WEIGHTS, _TRAINER, _PROGRESS = "trainable.safetensors", "trainer.pt", "progress.json"
 _PACKAGES = ("torch", "lerobot", "mujoco", "metaworld", "hf-libero", "robosuite")
