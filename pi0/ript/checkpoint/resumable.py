@@ -10,16 +10,15 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
-from pi0.ript.checkpoint.files import CheckpointError, verify
+from pi0.ript.checkpoint.files import CheckpointError
 from pi0.ript.checkpoint.journal import EpisodeJournal
-from pi0.ript.checkpoint.resuming import find_checkpoint, require_same_settings, settings, settings_hash
+from pi0.ript.checkpoint.resuming import settings_hash
 from pi0.ript.checkpoint.state import (
     Progress,
     Stateful,
     load_checkpoint,
     read_progress,
     save_checkpoint,
-    together,
 )
 from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
 from pi0.ript.interruption import StoppedError, stop_requested
@@ -38,27 +37,36 @@ class Checkpoints:
     def __init__(
         self,
         run_dir: Path,
+        found: Path | None,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         sampler: Stateful | None,
         config: Any,
         peers: Peers = ALONE,
     ) -> None:
-        """Find the checkpoint to continue from, as `config.resume` says; `resume` continues from it.
+        """Change nothing yet: `resume` continues from the checkpoint that was found.
 
-        Raises:
-            CheckpointError: The one asked for, or every one, is not valid.
-            ChangedSettingsError: It was made with other settings.
+        Args:
+            run_dir: The run's directory, and
+            found: the checkpoint to continue from; see `open_run_directory`.
+            model: The policy, or a learner that has it as `policy`, not wrapped.
+            optimizer: Of its parameters.
+            sampler: Of states.
+            config: With `training` (num_train_steps, save_freq, keep_last); kept in checkpoints.
+            peers: The processes that train together.
         """
         self.run_dir, self.model, self.optimizer, self.sampler = run_dir, model, optimizer, sampler
         self.config, self.peers, self.progress = config, peers, Progress()
         self._all_episodes = run_dir / "episodes"
         self._episodes = self._all_episodes / settings_hash(config)
-        self._found = together(self._find if peers.rank == 0 else lambda: None, peers)[0]
+        self._found = found
         self._saved_at: tuple[int, int] | None = None
-        if self._found:
-            self.progress = read_progress(self._found)
+        if found:
+            self.progress = read_progress(found)
             self._saved_at = _position(self.progress)
+            theirs = found.parent / self._all_episodes.name
+            if peers.rank == 0 and found.parent.resolve() != run_dir.resolve() and theirs.exists():
+                shutil.copytree(theirs, self._all_episodes, dirs_exist_ok=True)
         self._collected: EpisodeJournal | None = None
         self._sampler_state = self._sampler_position()
 
@@ -146,16 +154,6 @@ class Checkpoints:
             return [episode for _, episode in sorted(finished.items()) if episode is not None]
 
         return run
-
-    def _find(self) -> Path | None:
-        path = find_checkpoint(self.run_dir, self.config.resume)
-        if path is None:
-            return None
-        require_same_settings(verify(path, hashes=False)["config"], settings(self.config), path)
-        theirs = path.parent / self._all_episodes.name
-        if path.parent.resolve() != self.run_dir.resolve() and theirs.exists():
-            shutil.copytree(theirs, self._all_episodes, dirs_exist_ok=True)
-        return path
 
     def _require_reproducible(self, name: str, num_missing: int) -> None:
         """Refuse to collect with a policy that has learned from this collection already."""

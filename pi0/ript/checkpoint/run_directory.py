@@ -4,8 +4,10 @@ import fcntl
 import os
 import socket
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from pi0.ript.checkpoint.files import verify
+from pi0.ript.checkpoint.resuming import find_checkpoint, require_same_settings, settings
 from pi0.ript.results import new_run_directory
 
 _LOCK = ".lock"
@@ -16,20 +18,30 @@ class RunInUseError(RuntimeError):
     """Another process is writing to the run's directory."""
 
 
-def open_run_directory(path: str | Path, resume: str | None = None) -> Path:
-    """Make the run's directory this process's own and return it: an empty one, or with `resume` the old one.
+def open_run_directory(config: Any) -> tuple[Path, Path | None]:
+    """Return the run's directory, from now on this process's own, and the checkpoint to continue from.
+
+    Without `config.resume` the directory is a new, empty one, and the checkpoint None.
+
+    Args:
+        config: With `output_dir`, `exp_name` and `resume`.
 
     Raises:
-        RunInUseError: A live process has it.
+        RunInUseError: A live process has the directory.
+        CheckpointError: The checkpoint asked for, or every one of the run, is not valid.
+        ChangedSettingsError: It was made with settings that would have another result.
     """
-    path = Path(path)
+    path = Path(config.output_dir) / config.exp_name
     if (path / _LOCK).exists():
         _lock(path)
-    if resume is None:
+    if config.resume is None:
         new_run_directory(path)
     path.mkdir(parents=True, exist_ok=True)
     _lock(path)
-    return path
+    found = find_checkpoint(path, config.resume)
+    if found:
+        require_same_settings(verify(found, hashes=False)["config"], settings(config), found)
+    return path, found
 
 
 def _lock(path: Path) -> None:
