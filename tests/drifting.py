@@ -25,8 +25,13 @@ SCRIPT = ROOT / "13_train_production_ready.py"
 SETTINGS = [
     *("task.benchmark_name=drifting", "task.max_episode_length=20", "task.num_parallel_envs=5"),
     *("algo.rloo_batch_size=3", "algo.data_batch_size=3", "algo.max_sampling_attempts=4"),
-    *("algo.num_epochs=2", "algo.micro_batch_size=8", "algo.gradient_accumulation_steps=2", "algo.lr=1e-4"),
-    *("dataset.num_init_states=7", "eval.rollouts_per_task=5", "eval.n_video=0", "training.num_train_steps=2"),
+    *("algo.num_epochs=2", "algo.micro_batch_size=16", "algo.gradient_accumulation_steps=1", "algo.lr=1e-4"),
+    *(
+        "dataset.num_init_states=7",
+        "eval.rollouts_per_task=5",
+        "eval.n_video=0",
+        "training.num_train_steps=2",
+    ),
     "algo.enable_rollout_stats_tracking=true",
 ]
 
@@ -94,7 +99,12 @@ def prepare(directory: Path) -> None:
 
 def run(directory: Path, name: str, *arguments: str) -> None:
     """Run the script on the suite; it must be known, see `install`."""
-    settings = [*SETTINGS, f"policy_path={directory / 'start'}", f"output_dir={directory}", f"exp_name={name}"]
+    settings = [
+        *SETTINGS,
+        f"policy_path={directory / 'start'}",
+        f"output_dir={directory}",
+        f"exp_name={name}",
+    ]
     base = ROOT / "pi0/ript/config/minimal_test.yaml"
     before = sys.argv
     sys.argv = [str(SCRIPT), "--config_path", str(base), *settings, *arguments]

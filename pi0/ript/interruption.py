@@ -7,7 +7,7 @@ schedulers read as "interrupted, may be started again". A second signal leaves a
 Under torchrun the agent hands on SIGTERM and Ctrl+C, but dies of SIGUSR1 and leaves its workers alone, unless
 told otherwise: `torchrun --signals-to-handle SIGTERM,SIGINT,SIGUSR1` (or TORCHELASTIC_SIGNALS_TO_HANDLE). It
 kills workers that have not left 30 s later; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives large checkpoints more time.
-The agent's own exit code is 1; those of the processes are in its message.
+The agent's own exit code is 1 then; its processes print that they stopped, and where.
 """
 
 import atexit

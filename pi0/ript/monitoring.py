@@ -108,7 +108,6 @@ class ProfileWindow:
         """Say that an optimizer step has ended."""
         if self._profiler is not None:
             self._left -= 1
-            self._profiler.step()
             if self._left == 0:
                 self.close()
         elif self._left > 0:

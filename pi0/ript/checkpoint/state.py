@@ -113,9 +113,10 @@ def save_checkpoint(
     progress = progress or Progress(iteration=step)
     path = checkpoint_path(Path(output_dir), progress.iteration, progress.step)
     partial, policy, is_main = partial_path(path), _policy(model), peers.rank == 0
+    random_states = _rng_state()
 
     def write_state() -> None:
-        torch.save(_rng_state(), partial / _rng_file(peers.rank))
+        torch.save(random_states, partial / _rng_file(peers.rank))
         if is_main:
             trained = {n: p.detach().cpu().contiguous() for n, p in _trained(policy).items()}
             save_file(trained, partial / _WEIGHTS)
@@ -145,6 +146,7 @@ def save_checkpoint(
             "If the disk is full make room, then continue with --resume; "
             f"as before there are {[other.name for other in published(path.parent)]}"
         ) from error
+    _set_rng_state(random_states)  # of which writing uses some
     return path
 
 

@@ -20,7 +20,10 @@ from pi0.ript.envs.slots import Slots
 
 _DEFAULT_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 _START_SECONDS = 300.0  # a cold file system and a loaded machine
-_MAIN = "from pi0.ript.envs.worker import main; main()"
+_MAIN = (  # deaf before the imports, which take a second
+    "import signal as s; [s.signal(n, s.SIG_IGN) for n in (s.SIGINT, s.SIGTERM, s.SIGUSR1)]; "
+    "from pi0.ript.envs.worker import main; main()"
+)
 
 
 class WorkerError(RuntimeError):

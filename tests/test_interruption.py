@@ -1,0 +1,95 @@
+"""Signals ask once, insist twice; environment workers do not hear them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pi0.ript import interruption
+from pi0.ript.envs import BatchedEnv
+from pi0.ript.interruption import cleanup_on_exit, request_stop, setup_signal_handlers, stop_requested
+
+sys.path.append(str(Path(__file__).parent / "envs"))
+from counting_env import CountingSuite
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    before = {number: signal.getsignal(number) for number in interruption._SIGNALS}
+    setup_signal_handlers()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", interruption._SIGNALS)
+def test_a_signal_only_asks(number, capfd):
+    assert stop_requested() == 0
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)  # what `timeout` does
+    assert stop_requested() == 128 + number
+    assert capfd.readouterr().err.count("stopping with a checkpoint") == 1
+    setup_signal_handlers()
+    assert stop_requested() == 0
+
+
+def test_the_first_request_counts(capfd):
+    request_stop(signal.SIGKILL, "no room")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop_requested() == 137
+    assert "no room" in capfd.readouterr().err
+
+
+def test_a_second_signal_leaves_at_once(monkeypatch):
+    left = []
+    monkeypatch.setattr(interruption, "_SAME_REQUEST_SECONDS", 0.0)
+    monkeypatch.setattr(os, "_exit", left.append)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert not left
+    time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert left == [143]
+
+
+def test_workers_go_on_when_their_group_is_signalled_and_end_with_their_parent():
+    with BatchedEnv(CountingSuite(), num_slots=1, num_workers=1) as env:
+        env.reset({0: env.initial_states("up", "train", [0])[0]})
+        worker = env._workers[0].process.pid
+        for number in interruption._SIGNALS:
+            os.kill(worker, number)
+        assert env.step_chunk({0: np.ones((2, 2))})[0].executed == 2
+        assert env._workers[0].process.pid == worker
+        env._workers[0]._pipe.close()  # as when the parent is killed
+        assert env._workers[0].process.wait(20) == 0
+        env._workers = []
+
+
+def test_a_worker_is_deaf_from_its_first_moment():
+    env = BatchedEnv(CountingSuite(), num_slots=1, num_workers=1)
+    time.sleep(0.2)  # the interpreter is up, its imports take longer
+    os.kill(env._workers[0].process.pid, signal.SIGTERM)
+    worker = env._workers[0].process.pid
+    env.initial_states("up", "train", [0])
+    assert env._workers[0].process.pid == worker
+    env.close()
+    env.close()  # twice does no harm
+
+
+def test_resources_are_closed_when_the_process_raises(tmp_path):
+    code = f"""
+from pathlib import Path
+from pi0.ript.interruption import cleanup_on_exit
+class Resource:
+    def close(self): Path({str(tmp_path / "closed")!r}).touch()
+cleanup_on_exit(Resource())
+raise ValueError("on purpose")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "on purpose" in ended.stderr
+    assert (tmp_path / "closed").exists()
+    assert callable(cleanup_on_exit)
