@@ -10,7 +10,6 @@ Stopped at any point, a run continues with --resume and ends as if it had not be
 import time
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from pi0.ript.checkpoint import Checkpoints, open_run_directory
 from pi0.ript.config import TrainConfig, parse_config, save_config
-from pi0.ript.dataset import LiberoInitStateDataset, StateSampler, collate_fn_state
+from pi0.ript.dataset import LiberoInitStateDataset, StateSampler, collate_fn_state, drawn
 from pi0.ript.distributed import cleanup_distributed, get_model_from_ddp, setup_distributed
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
@@ -54,14 +53,20 @@ def main(config: TrainConfig) -> None:
     policy = world.first(starting_policy, config.policy_path, environment, **options)
     learner = world.wrap(AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    names = config.task.benchmark_name, config.task.task_names
-    states = world.first(LiberoInitStateDataset, *names, config.dataset.num_init_states, env=env)
+    states = world.first(
+        LiberoInitStateDataset,
+        config.task.benchmark_name,
+        config.task.task_names,
+        config.dataset.num_init_states,
+        cache=config.warm_start_dir,
+        env=env,
+    )
     threshold = algo.rollout_skip_threshold if algo.enable_rollout_stats_tracking else 0
     sampler = StateSampler(states, world.size, world.rank, seed, skip_threshold=threshold)
     loader = DataLoader(states, sampler=sampler, collate_fn=collate_fn_state)
     world.print(f"✓ LiberoInitStateDataset创建成功 ({len(states)}个初始状态 / initial states)")
     world.print(f"✓ DataLoader创建成功 / data loader ready: {world.size} process(es), {states.path}")
-    drawn_states = chain.from_iterable(loader)
+    drawn_states = drawn(loader, world.print)
     heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
     evaluation = partial(evaluate, env, states=heldout, num_recorded=config.eval.n_video, peers=world)
     setup_signal_handlers()
