@@ -111,7 +111,7 @@ class ProfileWindow:
             if self._left == 0:
                 self.close()
         elif self._left > 0:
-            self._profiler = torch.profiler.profile()
+            self._profiler = torch.profiler.profile(acc_events=True)
             self._profiler.start()
             atexit.register(self.close)
 

@@ -185,11 +185,12 @@ def load_checkpoint(
         optimizer.load_state_dict(trainer["optimizer"])
         if sampler is not None:
             sampler.load_state_dict(trainer["sampler"])
-        if (path / _rng_file(peers.rank)).exists():
-            _set_rng_state(torch.load(path / _rng_file(peers.rank), weights_only=True))
     if peers.rank == 0:
         _say_what_changed(manifest, peers.size)
-    return read_progress(path)
+    progress, own = read_progress(path), path / _rng_file(peers.rank)
+    if optimizer is not None and own.exists():
+        _set_rng_state(torch.load(own, weights_only=True))
+    return progress
 
 
 def read_progress(path: Path) -> Progress:
