@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pi0.observation import Indicator
 
@@ -68,6 +68,8 @@ class PromptTokenizer:
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path = PALIGEMMA_TOKENIZER) -> "PromptTokenizer":
         """Return a tokenizer from a directory or the hub; the default is that of every pi0 checkpoint."""
+        from transformers import AutoTokenizer  # it imports much that toy runs and workers have no use for
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
         except (OSError, ValueError) as error:
