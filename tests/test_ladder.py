@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import ladder
 import pytest
-import torch
 
 from pi0.ript import environments
 from pi0.ript.config import load_config_from_yaml
@@ -19,6 +19,11 @@ from pi0.ript.config import load_config_from_yaml
 ROOT = ladder.ROOT
 MINIMAL = ROOT / "pi0/ript/config/minimal_test.yaml"
 REFERENCE = ROOT / "pi0/ript/scripts/train_ript_pi0.py"
+SMALLER = [  # than the minimal configuration, which all rungs run here, one after the other
+    *("algo.rloo_batch_size=2", "algo.data_batch_size=2", "algo.max_sampling_attempts=5"),
+    "algo.num_epochs=1",
+    *("eval.rollouts_per_task=3", "eval.n_video=1"),
+]
 RUNG_OF = {module: rung.name for rung in ladder.RUNGS.values() for module in rung.introduces}
 
 
@@ -95,7 +100,7 @@ def test_scripts_fit_a_few_screens():
 def runs(tmp_path_factory):
     """What every rung prints and writes on the minimal configuration, each run in this process."""
     directory = tmp_path_factory.mktemp("ladder")
-    config = load_config_from_yaml(MINIMAL)
+    config = load_config_from_yaml(MINIMAL, SMALLER)
     settings = config.task
     small = replace(
         environments.ENVIRONMENTS["metaworld"],
@@ -104,6 +109,9 @@ def runs(tmp_path_factory):
         warm_start={k: v for k, v in vars(settings.warm_start).items() if v is not None},
     )
     found = {}
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setitem(environments.ENVIRONMENTS, "metaworld", small)
@@ -112,7 +120,7 @@ def runs(tmp_path_factory):
             if rung.name == "8":  # its command takes minutes; the same settings as flags do not
                 arguments = [*as_flags(config), "--task.num_workers", "0"]
             else:
-                arguments += ["task.num_workers=0"]
+                arguments += ["task.num_workers=0", *SMALLER]
             paths = [
                 f"--output_dir={directory}",
                 f"--exp_name={rung.name}",
@@ -122,9 +130,13 @@ def runs(tmp_path_factory):
             runpy.run_path(str(rung.path), run_name="__main__")
             found[rung.name] = read(directory / rung.name)
         paths[1] = "--exp_name=reference"
-        patch.setattr(sys, "argv", [str(REFERENCE), f"--config_path={MINIMAL}", "task.num_workers=0", *paths])
+        patch.setattr(
+            sys, "argv", [str(REFERENCE), f"--config_path={MINIMAL}", "task.num_workers=0", *SMALLER, *paths]
+        )
         runpy.run_path(str(REFERENCE), run_name="__main__")
         found["reference"] = read(directory / "reference")
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     return found
 
 
@@ -219,7 +231,13 @@ def test_two_processes_run_the_command_of_the_header(tmp_path, runs):
         str(20000 + os.getpid() % 9999),
     ]
     cache = runs["10"]["directory"].parent / "cache"
-    paths = [f"output_dir={tmp_path}", "exp_name=pair", f"warm_start_dir={cache}", "task.num_workers=0"]
+    paths = [
+        f"output_dir={tmp_path}",
+        "exp_name=pair",
+        f"warm_start_dir={cache}",
+        "task.num_workers=0",
+        *SMALLER,
+    ]
     subprocess.run([*command, *paths], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     pair = json.loads((Path(tmp_path) / "pair/results.json").read_text())
     assert pair["before"] == runs["10"]["before"]
@@ -227,4 +245,3 @@ def test_two_processes_run_the_command_of_the_header(tmp_path, runs):
     loss = first.pop("train/loss"), alone.pop("train/loss")
     assert first == alone
     assert loss[0] == pytest.approx(loss[1], rel=1e-3)
-    assert torch.isfinite(torch.tensor([row["train/loss"] for row in trajectory(pair)])).all()
