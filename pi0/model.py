@@ -9,13 +9,14 @@ d width.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pi0.config import Pi0Config
+from pi0.config import Pi0Config, SiglipConfig
 from pi0.flow import euler, interpolate, sample_time, time_embedding
 from pi0.gemma import ActionExpert, KeyValues, LanguageModel
 from pi0.layers import Linear
@@ -36,37 +37,26 @@ class Prefix:
         return Prefix(self.kv.repeat(times), self.num_valid.repeat(times))
 
 
-class Pi0Model(nn.Module):
-    """pi0 and pi05 at any size; tensors in, tensors out (see `PI0Policy` for raw data)."""
+class PrefixConfig(Protocol):
+    """What encoding a prefix needs to know."""
 
-    def __init__(
-        self, config: Pi0Config, *, seed: int | None = 0, device: torch.device | str = "cpu"
-    ) -> None:
-        """Build the model; with seed None its values are undefined until weights are loaded."""
-        super().__init__()
-        self.config = config
-        with torch.device("meta"):  # allocates nothing and draws no random numbers
-            self._build(config)
-        self.to_empty(device=device)
-        if seed is not None:
-            initialize(self, seed)
+    @property
+    def vision(self) -> SiglipConfig:
+        """Size of the vision tower."""
+        ...
 
-    def _build(self, config: Pi0Config) -> None:
-        d = config.expert.width
-        checkpointing = {"gradient_checkpointing": config.gradient_checkpointing}
-        self.vision = VisionTower(config.vision, config.vlm.width, **checkpointing)
-        self.vlm = LanguageModel(config.vlm, config.vocab_size, **checkpointing)
-        self.expert = ActionExpert(config.expert, adaptive=config.pi05, **checkpointing)
-        self.action_in_proj = Linear(config.max_action_dim, d)
-        self.action_out_proj = Linear(d, config.max_action_dim)
-        # pi0 mixes time into the action tokens; pi05 feeds it to the adaptive norms.
-        self.time_mlp_in = Linear(d if config.pi05 else 2 * d, d)
-        self.time_mlp_out = Linear(d, d)
-        if not config.pi05:
-            self.state_proj = Linear(config.max_state_dim, d)
-        if config.indicator == "embedding":
-            # Starts at zero, so that adding it to a pretrained policy changes nothing.
-            self.indicator_embedding = nn.Embedding(len(Indicator), d)
+    @property
+    def dtype(self) -> str:
+        """Of the computation."""
+        ...
+
+
+class PrefixModel(nn.Module):
+    """A vision tower and a language model that encode images and prompt; what reads them is a subclass's."""
+
+    config: PrefixConfig
+    vision: VisionTower
+    vlm: LanguageModel
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,6 +89,41 @@ class Pi0Model(nn.Module):
         mask = torch.cat([image_mask, observation.token_mask], dim=1)
         # Padding takes no position (openpi pi0.py: positions = cumsum(mask) - 1).
         return Prefix(self.vlm(x, mask.cumsum(1) - 1, mask, self.dtype), mask.sum(1))
+
+
+class Pi0Model(PrefixModel):
+    """pi0 and pi05 at any size; tensors in, tensors out (see `PI0Policy` for raw data)."""
+
+    config: Pi0Config
+
+    def __init__(
+        self, config: Pi0Config, *, seed: int | None = 0, device: torch.device | str = "cpu"
+    ) -> None:
+        """Build the model; with seed None its values are undefined until weights are loaded."""
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):  # allocates nothing and draws no random numbers
+            self._build(config)
+        self.to_empty(device=device)
+        if seed is not None:
+            initialize(self, seed)
+
+    def _build(self, config: Pi0Config) -> None:
+        d = config.expert.width
+        checkpointing = {"gradient_checkpointing": config.gradient_checkpointing}
+        self.vision = VisionTower(config.vision, config.vlm.width, **checkpointing)
+        self.vlm = LanguageModel(config.vlm, config.vocab_size, **checkpointing)
+        self.expert = ActionExpert(config.expert, adaptive=config.pi05, **checkpointing)
+        self.action_in_proj = Linear(config.max_action_dim, d)
+        self.action_out_proj = Linear(d, config.max_action_dim)
+        # pi0 mixes time into the action tokens; pi05 feeds it to the adaptive norms.
+        self.time_mlp_in = Linear(d if config.pi05 else 2 * d, d)
+        self.time_mlp_out = Linear(d, d)
+        if not config.pi05:
+            self.state_proj = Linear(config.max_state_dim, d)
+        if config.indicator == "embedding":
+            # Starts at zero, so that adding it to a pretrained policy changes nothing.
+            self.indicator_embedding = nn.Embedding(len(Indicator), d)
 
     def context(self, prefix: Prefix, observation: Observation) -> Prefix:
         """Return the prefix with the state token (and its indicator) behind it; pi05 has none.

@@ -41,7 +41,8 @@ def initialize(model: nn.Module, seed: int, only: Collection[str] | None = None)
     second factor, adaptive norms and the indicator start at 0.
     """
     generator = torch.Generator().manual_seed(seed)
-    depth = {part: sum(1 for _ in getattr(model, part).blocks) for part in ("vision", "vlm", "expert")}
+    parts = {part: getattr(model, part, None) for part in ("vision", "vlm", "expert")}
+    depth = {part: len(stack.blocks) for part, stack in parts.items() if stack is not None}
     for name, parameter in model.named_parameters():
         if only is not None and name not in only:
             continue

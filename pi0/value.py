@@ -1,0 +1,261 @@
+"""A value function: a distribution over bins of a scalar in [-1, 0], read out at a learned token.
+
+Two forms through one class. "expert": a small Gemma whose tokens read a policy's keys and values of images
+and prompt; the policy is not trained by it. "separate": the same behind a vision tower and language model of
+its own.
+
+Axis legend: b batch, n bins, s state dim, d width.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pi0.features import STATE, FeatureConfig
+from pi0.gemma import ActionExpert, LanguageModel
+from pi0.layers import Linear
+from pi0.model import Prefix, PrefixModel
+from pi0.normalize import Normalizer, Statistics
+from pi0.observation import Indicator, Observation
+from pi0.policy import Batch, PI0Policy
+from pi0.preprocess import checked_vector, model_images, padded, tasks
+from pi0.prompts import PromptTokenizer, build_prompts
+from pi0.trainable import initialize
+from pi0.value_config import ValueConfig, require_readable
+from pi0.vision import VisionTower
+from pi0.weights import CheckpointError, read_json, read_tensors
+
+WEIGHTS = "model.safetensors"
+CONFIG = "value_config.json"
+TOKENIZER = "tokenizer"
+
+
+def bin_centers(num_bins: int, device: torch.device | str = "cpu") -> Float[Tensor, " {num_bins}"]:
+    """Return the middles of equal bins of [-1, 0]."""
+    return (torch.arange(num_bins, device=device, dtype=torch.float32) + 0.5 - num_bins) / num_bins
+
+
+def bin_of(returns: Float[Tensor, " b"], num_bins: int) -> Int[Tensor, " b"]:
+    """Return the bin of each return: `int((r + 1) * (num_bins - 1))`, clamped to the bins there are.
+
+    In float64, as in OpenTau's reward.py: calculate_return_bins_with_equal_width, which does not clamp.
+    """
+    return ((returns.double() + 1.0) * (num_bins - 1)).long().clamp(0, num_bins - 1)
+
+
+class ValueLoss(NamedTuple):
+    """What training a value function minimises, and how well it does; means over the batch."""
+
+    cross_entropy: Float[Tensor, ""]
+    accuracy: Float[Tensor, ""]
+    """Share of samples whose most likely bin is that of the return."""
+    error: Float[Tensor, ""]
+    """Mean absolute difference of value and return."""
+
+
+class Inputs(NamedTuple):
+    """Conventions of raw data, needed where there is no policy to lend its own."""
+
+    features: FeatureConfig
+    tokenizer: PromptTokenizer
+    statistics: Statistics
+
+
+class ValueFunction(PrefixModel):
+    """Values of raw observations: batches with the keys of `PI0Policy`, without actions."""
+
+    def __init__(self, config: ValueConfig, source: PI0Policy | Inputs, *, seed: int | None = 0) -> None:
+        """Build it; with seed None the parameters are undefined until weights are loaded.
+
+        `source` is, in the expert form, the policy whose prefix is read: it is kept as it is, belongs to the
+        caller and must not change afterwards. In the separate form it only says what raw data mean.
+        """
+        super().__init__()
+        self.config = config
+        # In a tuple, because the policy's parameters are not this module's.
+        self._policy = (source,) if config.form == "expert" and isinstance(source, PI0Policy) else ()
+        if config.form == "expert" and not self._policy:
+            raise ValueError("source: the expert form reads a policy's prefix; expected that PI0Policy")
+        if self._policy:
+            require_readable(config.expert, self._policy[0].config.vlm)
+            if config.max_state_dim != self._policy[0].config.max_state_dim:
+                raise ValueError(
+                    f"max_state_dim: expected the policy's {self._policy[0].config.max_state_dim}, found "
+                    f"{config.max_state_dim}"
+                )
+        self.features, self.tokenizer = source.features, source.tokenizer
+        self.statistics = {STATE: dict(source.statistics[STATE])} if STATE in source.statistics else {}
+        with torch.device("meta"):
+            self._build()
+        self.to_empty(device=source.device if isinstance(source, PI0Policy) else "cpu")
+        self.normalizer = Normalizer(
+            STATE,
+            self.features.state_dim,
+            self.features.state_normalization,
+            self.statistics,
+            self.features.epsilon,
+        ).to(self.device)
+        if seed is not None:
+            initialize(self, seed)
+
+    def _build(self) -> None:
+        config, width = self.config, self.config.expert.width
+        if config.vlm is not None:
+            self.vision = VisionTower(config.vision, config.vlm.width)
+            self.vlm = LanguageModel(config.vlm, config.vocab_size)
+        self.expert = ActionExpert(config.expert, adaptive=False)
+        self.state_proj = Linear(config.max_state_dim, width)
+        self.readout = nn.Parameter(torch.empty(width))
+        self.head = Linear(width, config.num_bins)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.readout.device
+
+    @property
+    def reads(self) -> PI0Policy | None:
+        """The policy whose prefix is read; None in the separate form."""
+        return self._policy[0] if self._policy else None
+
+    def forward(self, batch: Batch) -> Float[Tensor, "b n"]:
+        """Return the logits of the bins."""
+        observation, prefix = self._observe(batch)
+        state = self.state_proj(observation.state.float())
+        tokens = torch.stack([state, self.readout.float().expand_as(state)], dim=1)
+        positions = prefix.num_valid[:, None] + torch.arange(2, device=self.device)
+        dtype = getattr(torch, self.config.dtype)
+        return self.head(self.expert(tokens, positions, prefix.kv, None, dtype)[:, 1])
+
+    @torch.no_grad()
+    def values(self, batch: Batch) -> Float[Tensor, " b"]:
+        """Return the expected return of each observation, in [-1, 0]."""
+        return self.expectation(self(batch))
+
+    def expectation(self, logits: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
+        """Return the mean of the distributions."""
+        return logits.float().softmax(-1) @ bin_centers(self.config.num_bins, logits.device)
+
+    def loss(self, batch: Batch, returns: Float[Tensor, " b"]) -> ValueLoss:
+        """Return the cross entropy of the returns' bins, with accuracy and error for the log."""
+        logits = self(batch)
+        returns = returns.to(self.device)
+        target = bin_of(returns, self.config.num_bins)
+        return ValueLoss(
+            F.cross_entropy(logits.float(), target),
+            (logits.argmax(-1) == target).float().mean().detach(),
+            (self.expectation(logits) - returns).abs().mean().float().detach(),
+        )
+
+    def _observe(self, batch: Batch) -> tuple[Observation, Prefix]:
+        if self._policy:
+            with torch.no_grad():
+                observation = self._policy[0].preprocess(batch)
+                return observation, self._policy[0].model.prefix(observation)
+        observation = self._preprocess(batch)
+        return observation, self.prefix(observation)
+
+    def _preprocess(self, batch: Batch) -> Observation:
+        """Return the model's input, as `PI0Policy.preprocess` does for a policy without indicator."""
+        raw = checked_vector(batch, STATE, self.features.state_dim, self.device)
+        images, image_mask = model_images(batch, self.features, self.config.vision.image_size, self.device)
+        prompts = build_prompts(
+            tasks(batch, len(raw)), [Indicator.NONE] * len(raw), [None] * len(raw), self.features.prompt
+        )
+        tokens, token_mask = self.tokenizer.encode(
+            prompts, self.config.tokenizer_max_length, self.config.vocab_size
+        )
+        state = padded(self.normalizer.encode(raw), self.config.max_state_dim)
+        return Observation(images, image_mask, tokens, token_mask, state).compact().to(self.device)
+
+    # Files --------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write weights, sizes and conventions; in the expert form also a hash of the prefix it reads."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
+        save_file(tensors, directory / WEIGHTS)
+        statistics = {name: torch.as_tensor(v).tolist() for name, v in self.statistics.get(STATE, {}).items()}
+        described = {
+            "config": asdict(self.config),
+            "features": self.features.to_dict(),
+            "statistics": {STATE: statistics},
+            "prefix_hash": prefix_hash(self._policy[0]) if self._policy else None,
+        }
+        self.tokenizer.save(directory / TOKENIZER)
+        (directory / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, policy: PI0Policy | None = None) -> "ValueFunction":
+        """Return what `save_pretrained` wrote, in evaluation mode.
+
+        The expert form needs the policy that it was trained on; another one is a CheckpointError, as are
+        missing, unexpected and mis-shaped tensors.
+        """
+        directory = Path(directory)
+        for name in (WEIGHTS, CONFIG):
+            if not (directory / name).exists():
+                raise CheckpointError(f"{directory}: expected {name} of a value function; it is not there")
+        described = read_json(directory / CONFIG)
+        config = ValueConfig.from_dict(described["config"])
+        source: PI0Policy | Inputs
+        if config.form == "expert":
+            source = _require_policy(directory, policy, described["prefix_hash"])
+        else:
+            tokenizer = PromptTokenizer.from_pretrained(directory / TOKENIZER)
+            source = Inputs(
+                FeatureConfig.from_dict(described["features"]), tokenizer, described["statistics"]
+            )
+        value = cls(config, source, seed=None)
+        _load(value, read_tensors(directory / WEIGHTS), directory / WEIGHTS)
+        return value.eval()
+
+
+def prefix_hash(policy: PI0Policy) -> str:
+    """Return the SHA-256 of the weights that a prefix is made with."""
+    digest = hashlib.sha256()
+    for name, parameter in policy.model.named_parameters():
+        if name.startswith(("vision.", "vlm.")):
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _require_policy(directory: Path, policy: PI0Policy | None, expected: str) -> PI0Policy:
+    if policy is None:
+        raise CheckpointError(
+            f"{directory}: this value function reads a policy's prefix; pass the policy it was trained on"
+        )
+    found = prefix_hash(policy)
+    if found != expected:
+        raise CheckpointError(
+            f"{directory}: trained on a policy whose prefix weights have the hash {expected[:16]}, found "
+            f"{found[:16]}; pass that policy, or train the value function again on this one"
+        )
+    return policy
+
+
+def _load(value: ValueFunction, tensors: Mapping[str, Tensor], file: Path) -> None:
+    parameters = dict(value.named_parameters())
+    problems = [f"  missing    {name}" for name in parameters if name not in tensors]
+    problems += [f"  unexpected {name}" for name in tensors if name not in parameters]
+    problems += [
+        f"  mis-shaped {name}: expected {list(parameters[name].shape)}, found {list(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name in parameters and parameters[name].shape != tensor.shape
+    ]
+    if problems:
+        raise CheckpointError(f"{file} does not fit its {CONFIG}:\n" + "\n".join(problems))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
