@@ -51,10 +51,10 @@ class PrefixConfig(Protocol):
         ...
 
 
-class PrefixModel(nn.Module):
+class PrefixModel[C: PrefixConfig](nn.Module):
     """A vision tower and a language model that encode images and prompt; what reads them is a subclass's."""
 
-    config: PrefixConfig
+    config: C
     vision: VisionTower
     vlm: LanguageModel
 
@@ -91,10 +91,8 @@ class PrefixModel(nn.Module):
         return Prefix(self.vlm(x, mask.cumsum(1) - 1, mask, self.dtype), mask.sum(1))
 
 
-class Pi0Model(PrefixModel):
+class Pi0Model(PrefixModel[Pi0Config]):
     """pi0 and pi05 at any size; tensors in, tensors out (see `PI0Policy` for raw data)."""
-
-    config: Pi0Config
 
     def __init__(
         self, config: Pi0Config, *, seed: int | None = 0, device: torch.device | str = "cpu"

@@ -70,7 +70,7 @@ class Inputs(NamedTuple):
     statistics: Statistics
 
 
-class ValueFunction(PrefixModel):
+class ValueFunction(PrefixModel[ValueConfig]):
     """Values of raw observations: batches with the keys of `PI0Policy`, without actions."""
 
     def __init__(self, config: ValueConfig, source: PI0Policy | Inputs, *, seed: int | None = 0) -> None:

@@ -1,0 +1,156 @@
+"""Sparse reward and returns: -1 per step until success, and C_neg where an episode fails (requirement 004).
+
+Normalised to [-1, 0]. The formulas are those of OpenTau's policies/value/reward.py, which neither clamps nor
+checks the normaliser, so that its failures leave the bins.
+
+Axes: t frame of an episode, e episode, n frame of all episodes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from pi0.ript.episodes import EpisodeDataError, EpisodeSet
+
+
+class Outcome(StrEnum):
+    """How an episode ended."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    TRUNCATED = "truncated"  # by a deadline, without success
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The reward, in the names of requirement 004."""
+
+    number_of_bins: int = 201
+    C_neg: float | int = -1000.0
+    """Added to the return of every frame of a failed episode."""
+    reward_normalizer: float | int | Literal["auto"] = "auto"
+    """What returns are divided by. "auto": the least that keeps every return in [-1, 0]."""
+    N_steps_look_ahead: int = 50
+    truncated: Literal["failure", "unpenalised"] = "failure"
+    """Whether C_neg also meets an episode that only ran out of time."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        checks = {
+            "number_of_bins": (self.number_of_bins >= 2, "at least 2"),
+            "C_neg": (self.C_neg <= 0, "at most 0"),
+            "N_steps_look_ahead": (self.N_steps_look_ahead >= 1, "at least 1"),
+            "truncated": (self.truncated in ("failure", "unpenalised"), "'failure' or 'unpenalised'"),
+            "reward_normalizer": (
+                self.reward_normalizer == "auto"
+                if isinstance(self.reward_normalizer, str)
+                else self.reward_normalizer > 0,
+                "'auto' or a positive number",
+            ),
+        }
+        for name, (is_ok, expected) in checks.items():
+            if not is_ok:
+                raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
+
+    @property
+    def normalizer(self) -> float:
+        """Return the number; "auto" must have been resolved before."""
+        if self.reward_normalizer == "auto":
+            raise ValueError("reward_normalizer: 'auto' needs episodes; call RewardConfig.resolve first")
+        return float(self.reward_normalizer)
+
+    def resolve(self, longest: int) -> "RewardConfig":
+        """Return the configuration with a normaliser for episodes of up to `longest` frames.
+
+        Raises:
+            ValueError: The configured one would push returns below -1.
+        """
+        needed = longest - 1 - self.C_neg
+        if self.reward_normalizer == "auto":
+            return replace(self, reward_normalizer=max(needed, 1.0))
+        if self.normalizer < needed:
+            raise ValueError(
+                f"reward_normalizer: expected at least {needed:g} (longest episode {longest} frames - 1, "
+                f"plus |C_neg| {-self.C_neg:g}), found {self.normalizer:g}: returns would leave [-1, 0] and "
+                "their bins; raise it, or set 'auto'"
+            )
+        return self
+
+
+def outcomes(
+    successes: Sequence[bool | None],
+    truncated: Sequence[bool] | None = None,
+    unlabelled: Literal["error", "success", "failure"] = "error",
+) -> tuple[Outcome, ...]:
+    """Return how each episode ended.
+
+    Args:
+        successes: True, False, or None where nobody knows.
+        truncated: Which episodes without success only ran out of time; None: none is known to.
+        unlabelled: What an unknown end counts as.
+
+    Raises:
+        EpisodeDataError: There is an unlabelled episode and no choice of what it counts as.
+    """
+    unknown = [i for i, success in enumerate(successes) if success is None]
+    if unknown and unlabelled == "error":
+        raise EpisodeDataError(
+            f"{len(unknown)} of {len(successes)} episodes have no success label (the first is number "
+            f"{unknown[0]}); a failure taken for a success would be imitated. Label them, or choose "
+            "unlabelled='success' for curated demonstrations, or 'failure'"
+        )
+    known = [unlabelled == "success" if success is None else success for success in successes]
+    cut = truncated or [False] * len(known)
+    ends = {True: Outcome.TRUNCATED, False: Outcome.FAILURE}
+    return tuple(Outcome.SUCCESS if ok else ends[c] for ok, c in zip(known, cut, strict=True))
+
+
+def set_outcomes(episodes: EpisodeSet, deadlines: dict[str, int] | None = None) -> tuple[Outcome, ...]:
+    """Return how the episodes of a set ended.
+
+    `deadlines` (task id -> steps): an episode without success that lasted so long was truncated.
+    """
+    limits = [(deadlines or {}).get(labels.task_id) for labels in episodes.labels]
+    truncated = [
+        limit is not None and length >= limit
+        for limit, length in zip(limits, episodes.lengths.tolist(), strict=True)
+    ]
+    return outcomes([labels.success for labels in episodes.labels], truncated)
+
+
+def returns(length: int, outcome: Outcome, config: RewardConfig) -> Float64[np.ndarray, " t"]:
+    """Return `(t - (length - 1) [+ C_neg]) / normalizer` of each frame, clamped to [-1, 0]."""
+    steps = np.arange(length, dtype=np.float64) - length + 1
+    total = steps + config.C_neg if _is_penalised(outcome, config) else steps
+    return np.clip(total / config.normalizer, -1.0, 0.0)
+
+
+def n_step_rewards(length: int, outcome: Outcome, config: RewardConfig) -> Float64[np.ndarray, " t"]:
+    """Return the reward of the next N steps of each frame, fewer at the end; not clamped."""
+    n = config.N_steps_look_ahead
+    t = np.arange(length)
+    rewards = np.maximum(t - length + 1, -n).astype(np.float64)
+    if _is_penalised(outcome, config):
+        rewards += config.C_neg * reaches_end(length, n)
+    return rewards / config.normalizer
+
+
+def reaches_end(length: int, n: int) -> Bool[np.ndarray, " t"]:
+    """Return from which frames N steps lead beyond the last frame."""
+    return np.arange(length) + n >= length
+
+
+def frame_returns(
+    lengths: Sequence[int], ends: Sequence[Outcome], config: RewardConfig
+) -> Float64[np.ndarray, " n"]:
+    """Return the returns of all frames of some episodes, one episode after the other."""
+    parts = [returns(length, end, config) for length, end in zip(lengths, ends, strict=True)]
+    return np.concatenate(parts)
+
+
+def _is_penalised(outcome: Outcome, config: RewardConfig) -> bool:
+    return outcome is Outcome.FAILURE or (outcome is Outcome.TRUNCATED and config.truncated == "failure")
