@@ -1,0 +1,222 @@
+"""Advantages of all frames, the threshold that makes a chosen share of them positive, and their file.
+
+An advantage is compared as `A > epsilon`. What has no advantage is NaN: neither positive nor negative.
+
+Axes: t frame of an episode, e episode, n frame of all episodes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from pi0.ript.episodes import EpisodeDataError, EpisodeSet
+from pi0.ript.recap.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
+
+ADVANTAGES_PATH = Path("meta/advantages.json")
+LINEAGE_PATH = Path("meta/advantages_lineage.json")
+_DECIMALS = 6  # of the file format; computed advantages have no more, so that the file holds what was used
+
+
+def compute_advantages(
+    values: Float64[np.ndarray, " n"],
+    lengths: Sequence[int],
+    ends: Sequence[Outcome],
+    config: RewardConfig,
+) -> Float64[np.ndarray, " n"]:
+    """Return `A_t = r_t + ... + r_(t+N-1) + V(t+N) - V(t)` of every frame, rounded to 6 decimals.
+
+    V is 0 beyond the end, where the rewards already hold the whole return. `values` are those of all frames,
+    one episode after the other.
+    """
+    if len(values) != sum(lengths):
+        raise ValueError(f"values: expected one for each of {sum(lengths)} frames, found {len(values)}")
+    parts, first = [], 0
+    for length, end in zip(lengths, ends, strict=True):
+        v = values[first : first + length]
+        later = np.roll(v, -config.N_steps_look_ahead) if config.N_steps_look_ahead < length else v
+        later = np.where(reaches_end(length, config.N_steps_look_ahead), 0.0, later)
+        parts.append(n_step_rewards(length, end, config) + later - v)
+        first += length
+    return np.round(np.concatenate(parts), _DECIMALS)
+
+
+def threshold(advantages: Float64[np.ndarray, " n"], positive_fraction: float) -> float:
+    """Return epsilon, between two neighbouring advantages, such that `A > epsilon` for the share asked for.
+
+    Exact to one frame: round(share * n) frames are positive. Where equal advantages straddle that place, all
+    of them get one label, whichever brings the share nearer (negative if both are as near). Frames without
+    advantage (NaN) do not count.
+
+    Raises:
+        ValueError: The share is not in [0, 1], or no frame has an advantage.
+    """
+    if not 0.0 <= positive_fraction <= 1.0:
+        raise ValueError(f"positive_fraction: expected a share in [0, 1], found {positive_fraction}")
+    ranked = np.sort(advantages[np.isfinite(advantages)])[::-1]
+    n = len(ranked)
+    if n == 0:
+        raise ValueError("advantages: no frame has one, so there is no threshold; label the data first")
+    k = round(positive_fraction * n)
+    if 0 < k < n and ranked[k - 1] == ranked[k]:
+        above, through = int((ranked > ranked[k]).sum()), int((ranked >= ranked[k]).sum())
+        k = above if k - above <= through - k else through
+    if k == 0:
+        return float(np.nextafter(ranked[0], np.inf))
+    if k == n:
+        return float(np.nextafter(ranked[-1], -np.inf))
+    low, high = float(ranked[k]), float(ranked[k - 1])
+    middle = low + (high - low) / 2
+    return middle if middle < high else low
+
+
+def thresholds(
+    advantages: Float64[np.ndarray, " n"],
+    tasks: Sequence[str],
+    positive_fraction: float,
+    scope: Literal["global", "per_task"] = "global",
+) -> dict[str, float]:
+    """Return epsilon for each task: one for all, or each its own, so that hard tasks have positives too."""
+    names = np.asarray(tasks)
+    if len(names) != len(advantages):
+        raise ValueError(f"tasks: expected one for each of {len(advantages)} frames, found {len(names)}")
+    known = sorted(set(tasks))
+    if scope == "global":
+        return dict.fromkeys(known, threshold(advantages, positive_fraction))
+    return {task: threshold(advantages[names == task], positive_fraction) for task in known}
+
+
+def is_positive(
+    advantages: Float64[np.ndarray, " n"], tasks: Sequence[str], epsilon: Mapping[str, float]
+) -> Bool[np.ndarray, " n"]:
+    """Return which frames are better than their task's epsilon; False where there is no advantage."""
+    unknown = sorted(set(tasks) - epsilon.keys())
+    if unknown:
+        raise ValueError(f"epsilon: expected a threshold for {unknown}, found those of {sorted(epsilon)}")
+    return advantages > np.array([epsilon[task] for task in tasks])
+
+
+def coverage(advantages: Float64[np.ndarray, " n"]) -> float:
+    """Return the share of frames that have an advantage."""
+    return float(1.0 - np.isnan(advantages).mean())
+
+
+def percentiles(advantages: Float64[np.ndarray, " n"]) -> str:
+    """Return the percentiles as OpenTau's script prints them (requirement 004, sub-stage 3)."""
+    found = np.percentile(advantages[np.isfinite(advantages)], range(0, 101, 5))
+    lines = [f"  {p:03d}th percentile: {v:.6f}" for p, v in zip(range(0, 101, 5), found, strict=True)]
+    return "\n".join(["Advantage percentiles for deciding epsilon threshold:", *lines])
+
+
+# Files ------------------------------------------------------------------------------------------------------
+
+
+def write_advantages(
+    directory: str | Path,
+    episodes: EpisodeSet,
+    advantages: Float64[np.ndarray, " n"],
+    lineage: Mapping[str, Any],
+) -> Path:
+    """Write `meta/advantages.json` as OpenTau reads it, and beside it what it was made from; return its path.
+
+    Missing advantages (NaN) are left out. `lineage` (value function, reward, epsilon ...) is plain JSON; the
+    hashes of the episodes and of the file are added to it.
+    """
+    directory = Path(directory)
+    keys = _keys(episodes)
+    if len(keys) != len(advantages):
+        raise ValueError(f"advantages: expected one for each of {len(keys)} frames, found {len(advantages)}")
+    if np.isinf(advantages).any():
+        raise ValueError("advantages: expected finite numbers, or NaN for a missing one, found infinite ones")
+    labelled = zip(keys, advantages.tolist(), strict=True)
+    text = json.dumps({k: f"{a:.{_DECIMALS}f}" for k, a in labelled if a == a}, indent=4)
+    hashes = {"content_hash": _content_hash(episodes), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
+    path = directory / ADVANTAGES_PATH
+    # The lineage first: a file without its lineage would pass for one made elsewhere.
+    _write_atomically(directory / LINEAGE_PATH, json.dumps({**lineage, **hashes}, indent=2) + "\n")
+    _write_atomically(path, text)
+    return path
+
+
+def read_advantages(
+    directory: str | Path,
+    episodes: EpisodeSet,
+    missing: Literal["error", "positive", "negative", "drop"] = "error",
+) -> Float64[np.ndarray, " n"]:
+    """Return the advantage of every frame of a data set, from a file of ours or of OpenTau.
+
+    `missing` says what a frame without one is: an error, infinite (always positive or negative), or NaN.
+
+    Raises:
+        EpisodeDataError: No file, one of other episodes, or a frame without advantage and no choice made.
+    """
+    path = Path(directory) / ADVANTAGES_PATH
+    if not path.exists():
+        raise EpisodeDataError(f"{path} is missing; compute the advantages of this data set first")
+    text = path.read_text()
+    _require_lineage(path, text, episodes)
+    entries = {_parsed(path, key): float(value) for key, value in json.loads(text).items()}
+    keys = [_parsed(path, key) for key in _keys(episodes)]
+    strange = entries.keys() - set(keys)
+    if strange:
+        raise EpisodeDataError(
+            f"{path}: {len(strange)} of {len(entries)} entries are of no frame of this data set (the first: "
+            f"{min(strange)}): it belongs to other episodes or another frame rate; compute advantages again"
+        )
+    fill = {"positive": np.inf, "negative": -np.inf}.get(missing, np.nan)
+    found = np.array([entries.get(key, fill) for key in keys])
+    count = len(keys) - len(entries)
+    if count and missing == "error":
+        raise EpisodeDataError(
+            f"{path}: {count} of {len(keys)} frames have no advantage; compute them for all frames, or "
+            "choose missing='positive', 'negative' or 'drop'"
+        )
+    return found
+
+
+def read_lineage(directory: str | Path) -> dict[str, Any]:
+    """Return what the advantages of a data set were made from; empty for a file made elsewhere."""
+    path = Path(directory) / LINEAGE_PATH
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _keys(episodes: EpisodeSet) -> list[str]:
+    """Return OpenTau's key of each frame: the episode, and its float32 timestamp with all its digits."""
+    return [
+        f"{number},{float(np.float32(t / episodes.fps))}"
+        for number, length in enumerate(episodes.lengths.tolist())
+        for t in range(length)
+    ]
+
+
+def _parsed(path: Path, key: str) -> tuple[int, float]:
+    episode, _, timestamp = key.partition(",")
+    try:
+        return int(episode), float(np.float32(timestamp))
+    except ValueError as error:
+        raise EpisodeDataError(f"{path}: expected keys 'episode,timestamp', found {key!r}") from error
+
+
+def _content_hash(episodes: EpisodeSet) -> str | None:
+    return episodes.collection.get("content_hash")
+
+
+def _require_lineage(path: Path, text: str, episodes: EpisodeSet) -> None:
+    lineage = read_lineage(path.parent.parent)
+    checks = {"content_hash": _content_hash(episodes), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
+    for name, found in checks.items():
+        if lineage and lineage[name] != found:
+            raise EpisodeDataError(
+                f"{path} is stale: {LINEAGE_PATH.name} says {name} {lineage[name]}, found {found}; compute "
+                "the advantages again"
+            )
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
