@@ -40,7 +40,7 @@ class AdvantageLoss(nn.Module):
         """
         policy = self.policy
         is_better = batch["advantage"].to(policy.device) > 0
-        noise, time = self._draws(batch["window"].tolist(), seed)
+        noise, time = window_draws(policy, batch["window"].tolist(), seed, self.num_draws)
         shared = {
             "noise": noise.to(policy.device),
             "time": time.to(policy.device),
@@ -51,16 +51,17 @@ class AdvantageLoss(nn.Module):
         conditional = policy.loss(batch, indicator=Indicator.POSITIVE, **shared)
         return (is_better * conditional + self.uncond_weight * unconditional).sum()
 
-    def _draws(
-        self, windows: Sequence[int], seed: Sequence[int]
-    ) -> tuple[Float[Tensor, "k b h a"], Float[Tensor, "k b"]]:
-        """Return noise and flow times, on the host."""
-        config, k = self.policy.config, self.num_draws
-        noise = torch.empty(k, len(windows), config.chunk_size, config.max_action_dim)
-        time = torch.empty(k, len(windows))
-        for i, window in enumerate(windows):
-            key = int(np.random.SeedSequence((*seed, window)).generate_state(1)[0])
-            generator = torch.Generator().manual_seed(key)
-            noise[:, i] = torch.randn(noise[:, i].shape, generator=generator)
-            time[:, i] = self.policy.model.sample_time((k,), torch.device("cpu"), generator)
-        return noise, time
+
+def window_draws(
+    policy: PI0Policy, windows: Sequence[int], seed: Sequence[int], num_draws: int
+) -> tuple[Float[Tensor, "k b h a"], Float[Tensor, "k b"]]:
+    """Return noise and flow times, on the host; those of a window depend on the seed and its number alone."""
+    config = policy.config
+    noise = torch.empty(num_draws, len(windows), config.chunk_size, config.max_action_dim)
+    time = torch.empty(num_draws, len(windows))
+    for i, window in enumerate(windows):
+        key = int(np.random.SeedSequence((*seed, window)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(key)
+        noise[:, i] = torch.randn(noise[:, i].shape, generator=generator)
+        time[:, i] = policy.model.sample_time((num_draws,), torch.device("cpu"), generator)
+    return noise, time

@@ -6,7 +6,7 @@ checks the normaliser, so that its failures leave the bins.
 Axes: t frame of an episode, e episode, n frame of all episodes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
@@ -109,7 +109,7 @@ def outcomes(
     return tuple(Outcome.SUCCESS if ok else ends[c] for ok, c in zip(known, cut, strict=True))
 
 
-def set_outcomes(episodes: EpisodeSet, deadlines: dict[str, int] | None = None) -> tuple[Outcome, ...]:
+def set_outcomes(episodes: EpisodeSet, deadlines: Mapping[str, int] | None = None) -> tuple[Outcome, ...]:
     """Return how the episodes of a set ended.
 
     `deadlines` (task id -> steps): an episode without success that lasted so long was truncated.

@@ -1,16 +1,18 @@
-"""Sources of training data: sets of episodes, how often each is drawn, and the windows drawn from it.
+"""Sources of training data: sets of episodes, how often each is drawn, and batches of windows from them.
 
-Axes: n frame (window) of a set, e episode, w drawn window, h action horizon.
+A window starts at every frame. Axes: n frame (window) of a set, b drawn window, h action horizon.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float64, Int64
 
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet
+from pi0.ript.recap.returns import Outcome, RewardConfig, frame_returns, set_outcomes
 from pi0.ript.windows import Windows
 
 AdvantageMode = Literal["on", "use", "ignore"]
@@ -26,6 +28,8 @@ class Source:
     advantage: AdvantageMode = "use"
     weight: float | None = None
     """Relative frequency of its windows; None: as many as it has frames."""
+    deadlines: Mapping[str, int] | None = None
+    """Task id -> steps after which an episode without success counts as truncated; None: none does."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -43,75 +47,89 @@ class Source:
         """Return the number of frames of all episodes."""
         return int(self.episodes.lengths.sum())
 
+    @property
+    def ends(self) -> tuple[Outcome, ...]:
+        """Return how each episode ended."""
+        return set_outcomes(self.episodes, self.deadlines)
+
+    def returns(self, reward: RewardConfig) -> Float64[np.ndarray, " n"]:
+        """Return the return of each frame."""
+        return frame_returns(self.episodes.lengths.tolist(), self.ends, reward)
+
     def frame_tasks(self) -> list[str]:
         """Return the task of each frame: its id, or in a set made elsewhere its instruction."""
-        names = [labels.task_id or labels.instruction for labels in self.episodes.labels]
-        return [
-            n for n, length in zip(names, self.episodes.lengths.tolist(), strict=True) for _ in range(length)
-        ]
+        return _by_frame(self.episodes, [x.task_id or x.instruction for x in self.episodes.labels])
 
 
 def frame_windows(episodes: EpisodeSet, horizon: int) -> Windows:
     """Return a window at every frame of every episode; images and states are not copied."""
-    ends = np.repeat(episodes.starts + episodes.lengths, episodes.lengths)
+    ends = np.repeat(episodes.starts + episodes.lengths, episodes.lengths)[:, None]
     steps = np.arange(len(ends))[:, None] + np.arange(horizon)
     return Windows(
         images=episodes.images,
         states=episodes.states,
-        actions=episodes.actions[np.minimum(steps, ends[:, None] - 1)],
-        is_pad=steps >= ends[:, None],
-        instructions=[
-            labels.instruction
-            for labels, length in zip(episodes.labels, episodes.lengths.tolist(), strict=True)
-            for _ in range(length)
-        ],
+        actions=episodes.actions[np.minimum(steps, ends - 1)],
+        is_pad=steps >= ends,
+        instructions=_by_frame(episodes, [labels.instruction for labels in episodes.labels]),
         advantages=np.zeros(len(ends), np.float32),
     )
-
-
-def episode_of_frame(episodes: EpisodeSet) -> Int64[np.ndarray, " n"]:
-    """Return the number of the episode that each frame belongs to."""
-    return np.repeat(np.arange(len(episodes)), episodes.lengths)
 
 
 class Mixture:
     """Draws windows of several sources: first the source by its weight, then one of its windows, uniformly.
 
-    A drawn window is its place among the windows of all sources, one source after the other.
+    Windows are numbered through all sources, one source after the other.
     """
 
     def __init__(
-        self, sources: Sequence[Source], usable: Sequence[Bool[np.ndarray, " n"]] | None = None
+        self,
+        sources: Sequence[Source],
+        horizon: int,
+        usable: Sequence[Bool[np.ndarray, " _"]] | None = None,
     ) -> None:
         """Prepare to draw; windows that are not `usable` (one array per source) are never drawn.
 
         Raises:
-            EpisodeDataError: A source with weight has no usable window.
+            EpisodeDataError: A source has no usable window and its weight is not 0.
         """
         if not sources:
             raise EpisodeDataError("sources: expected at least one set of episodes, found none")
-        masks = usable or [np.ones(source.num_frames, bool) for source in sources]
-        self.offsets = np.cumsum([0, *(source.num_frames for source in sources)])
-        self._rows = [np.flatnonzero(mask) + first for mask, first in zip(masks, self.offsets, strict=False)]
+        masks = [np.ones(source.num_frames, bool) for source in sources] if usable is None else usable
+        self._windows = [frame_windows(source.episodes, horizon) for source in sources]
+        self._firsts = np.cumsum([0, *(source.num_frames for source in sources)])
+        self._usable = [np.flatnonzero(m) + i for m, i in zip(masks, self._firsts[:-1], strict=True)]
         weights = [
-            len(rows) if source.weight is None else source.weight
-            for source, rows in zip(sources, self._rows, strict=True)
+            len(windows) if source.weight is None else source.weight
+            for source, windows in zip(sources, self._usable, strict=True)
         ]
-        empty = [
-            s.name for s, w, rows in zip(sources, weights, self._rows, strict=True) if w and not len(rows)
-        ]
+        found = zip(sources, self._usable, strict=True)
+        empty = [source.name for source, windows in found if source.weight != 0 and not len(windows)]
         if empty or not sum(weights):
             raise EpisodeDataError(
                 f"nothing to train on in {empty or 'any source: all weights are 0'}; give it labels or "
                 "weight, or leave it out"
             )
-        self._shares: Float64[np.ndarray, " s"] = np.array(weights, float) / sum(weights)
+        self._shares = np.array(weights, float) / sum(weights)
 
-    def draw(self, count: int, seed: Sequence[int]) -> Int64[np.ndarray, " w"]:
-        """Return windows, with replacement: a function of the seed alone."""
+    def draw(self, count: int, seed: Sequence[int]) -> Int64[np.ndarray, " b"]:
+        """Return the numbers of windows drawn with replacement, in order: a function of the seed alone."""
         rng = np.random.default_rng(tuple(seed))
-        sources = rng.choice(len(self._rows), size=count, p=self._shares)
-        places = rng.random(count)
-        return np.array(
-            [self._rows[s][int(p * len(self._rows[s]))] for s, p in zip(sources, places, strict=True)]
-        )
+        sources = rng.choice(len(self._usable), size=count, p=self._shares).tolist()
+        places = rng.random(count).tolist()
+        drawn = [self._usable[s][int(p * len(self._usable[s]))] for s, p in zip(sources, places, strict=True)]
+        return np.sort(np.array(drawn, np.int64))
+
+    def batch(self, windows: Int64[np.ndarray, " b"]) -> dict[str, Any]:
+        """Return windows, given in order of their numbers, as a batch for a policy or a value function."""
+        cuts = np.searchsorted(windows, self._firsts)
+        parts = [
+            w.batch(windows[i:j] - first)
+            for w, first, i, j in zip(self._windows, self._firsts, cuts[:-1], cuts[1:], strict=False)
+            if j > i
+        ]
+        joined: dict[str, Any] = {k: torch.cat([p[k] for p in parts]) for k in parts[0] if k != "task"}
+        return {**joined, "task": [t for p in parts for t in p["task"]], "window": torch.from_numpy(windows)}
+
+
+def _by_frame(episodes: EpisodeSet, values: Sequence[str]) -> list[str]:
+    return [v for v, length in zip(values, episodes.lengths.tolist(), strict=True) for _ in range(length)]

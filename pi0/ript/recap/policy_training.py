@@ -1,0 +1,186 @@
+"""Fine-tunes the policy on everything there is, each window with the indicator of its advantage.
+
+Axes: n frame of a set, m frame of all sets, b window of a batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from pi0 import Indicator, PI0Policy
+from pi0.ript.loss import window_draws
+from pi0.ript.recap.advantages import is_positive
+from pi0.ript.recap.sources import Mixture, Source
+
+_WARMUP = 20  # steps
+_DROPOUT_STREAM = 1  # keeps the draws of the dropout apart from those of the noise
+
+
+@dataclass(frozen=True)
+class PolicyTraining:
+    """How the policy is fine-tuned."""
+
+    steps: int = 200
+    batch_size: int = 64
+    learning_rate: float = 1e-3  # after a short warm-up, level, then down to 0 over the last 30%
+    weight_decay: float = 1e-4
+    num_draws: int = 2  # noise draws per window, which share the prefix
+    indicator_dropout: float = 0.3  # share of windows trained without indicator, as guidance needs
+    use_awr: bool = False  # weigh each window by exp(A / beta) as well
+    awr_beta: float = 1.0
+    awr_max_weight: float = 10.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if not 0.0 <= self.indicator_dropout <= 1.0:
+            raise ValueError(f"indicator_dropout: expected a share, found {self.indicator_dropout}")
+        if not (self.awr_beta > 0 and self.awr_max_weight > 0):
+            raise ValueError(
+                f"awr_beta, awr_max_weight: expected positive numbers, found {self.awr_beta}, "
+                f"{self.awr_max_weight}"
+            )
+
+
+def train_policy(
+    policy: PI0Policy,
+    sources: Sequence[Source],
+    advantages: Sequence[Float64[np.ndarray, " _"]],
+    epsilon: Mapping[str, float],
+    settings: PolicyTraining,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> PI0Policy:
+    """Minimise the flow-matching loss on a mixture of sources; return the policy, which is changed.
+
+    Windows are a function of (seed, step), noise, flow times and dropout of (seed, step, window).
+
+    Args:
+        policy: Takes an indicator; its frozen parameters stay.
+        sources: Whose windows are drawn by weight. One without advantage is left out where it counts.
+        advantages: Of every frame of each source; NaN where there is none.
+        epsilon: Threshold of each task, see `advantages.thresholds`.
+        settings: Steps, learning rate, ...
+        log: Receives the figures of every step.
+    """
+    _require_indicator(policy)
+    for source, found in zip(sources, advantages, strict=True):
+        _require_length(source, found)
+    labels = [indicators(s, a, epsilon) for s, a in zip(sources, advantages, strict=True)]
+    weights = torch.from_numpy(np.concatenate([_weights(a, settings) for a in advantages]))
+    usable = [~_is_missing(s, a, settings) for s, a in zip(sources, advantages, strict=True)]
+    mixture = Mixture(sources, policy.config.chunk_size, usable)
+    indicator = np.concatenate(labels)
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+    )
+    policy.train()
+    with tqdm(range(settings.steps), unit="step", desc="policy") as bar:
+        for step in bar:
+            windows = mixture.draw(settings.batch_size, (settings.seed, step))
+            given = withhold_keyed(indicator[windows], windows, (settings.seed, step), settings)
+            losses = _losses(policy, mixture.batch(windows), given, (settings.seed, step), settings)
+            loss = (losses * weights[windows].to(losses)).mean()
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * min(
+                1.0, (step + 1) / _WARMUP, (settings.steps - step) / (0.3 * settings.steps)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            row = {
+                "step": step,
+                "loss": loss.item(),
+                "positive": float((given == Indicator.POSITIVE).mean()),
+                "withheld": float((given == Indicator.NONE).mean()),
+            }
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
+            if log is not None:
+                log(row)
+    return policy.eval()
+
+
+def indicators(
+    source: Source, advantages: Float64[np.ndarray, " n"], epsilon: Mapping[str, float]
+) -> Int64[np.ndarray, " n"]:
+    """Return the indicator of each frame, as the source's mode says; a missing advantage is NEGATIVE."""
+    if source.advantage == "use":
+        positive = is_positive(advantages, source.frame_tasks(), epsilon)
+        return np.where(positive, int(Indicator.POSITIVE), int(Indicator.NEGATIVE))
+    one = Indicator.POSITIVE if source.advantage == "on" else Indicator.NONE
+    return np.full(source.num_frames, int(one))
+
+
+def withhold_keyed(
+    indicator: Int64[np.ndarray, " b"],
+    windows: Int64[np.ndarray, " b"],
+    seed: Sequence[int],
+    settings: PolicyTraining,
+) -> Int64[np.ndarray, " b"]:
+    """Return the indicators with a share of them NONE; which ones depends on seed and window alone."""
+    draws = [np.random.default_rng((*seed, window, _DROPOUT_STREAM)).random() for window in windows.tolist()]
+    return np.where(np.array(draws) < settings.indicator_dropout, int(Indicator.NONE), indicator)
+
+
+def awr_weights(
+    advantages: Float64[np.ndarray, " n"], beta: float, largest: float
+) -> Float32[np.ndarray, " n"]:
+    """Return `min(exp(A / beta), largest)`; NaN stays NaN."""
+    return np.exp(np.minimum(advantages / beta, np.log(largest))).astype(np.float32)
+
+
+def _weights(advantages: Float64[np.ndarray, " n"], settings: PolicyTraining) -> Float32[np.ndarray, " n"]:
+    if not settings.use_awr:
+        return np.ones(len(advantages), np.float32)
+    return awr_weights(advantages, settings.awr_beta, settings.awr_max_weight)
+
+
+def _is_missing(
+    source: Source, advantages: Float64[np.ndarray, " n"], settings: PolicyTraining
+) -> Bool[np.ndarray, " n"]:
+    """Return which frames lack an advantage that something asks for."""
+    return np.isnan(advantages) & (source.advantage == "use" or settings.use_awr)
+
+
+def _require_length(source: Source, advantages: Float64[np.ndarray, " n"]) -> None:
+    if len(advantages) != source.num_frames:
+        raise ValueError(
+            f"{source.name}: advantages: expected one for each of {source.num_frames} frames, found "
+            f"{len(advantages)}"
+        )
+
+
+def _losses(
+    policy: PI0Policy,
+    batch: Mapping[str, Any],
+    indicator: Int64[np.ndarray, " b"],
+    seed: Sequence[int],
+    settings: PolicyTraining,
+) -> Tensor:
+    noise, time = window_draws(policy, batch["window"].tolist(), seed, settings.num_draws)
+    return policy.loss(
+        batch,
+        reduction="sample",
+        indicator=torch.from_numpy(indicator),
+        noise=noise.to(policy.device),
+        time=time.to(policy.device),
+    )
+
+
+def _require_indicator(policy: PI0Policy) -> None:
+    if policy.config.indicator == "none":
+        raise ValueError(
+            "indicator: this policy takes none, so an advantage has nowhere to enter; load it with "
+            "changes={'indicator': 'text'} or 'embedding'"
+        )
+    if policy.config.indicator_dropout > 0:
+        raise ValueError(
+            "indicator_dropout: expected 0 in the policy (PolicyTraining has its own), found "
+            f"{policy.config.indicator_dropout}"
+        )

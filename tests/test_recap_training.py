@@ -1,0 +1,394 @@
+"""RECAP's two trainings, its gates and its data, on episodes whose value shows in the image."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, toy_policy
+
+from pi0 import Indicator
+from pi0.ript.episodes import (
+    CollectionInfo,
+    Episode,
+    EpisodeDataError,
+    EpisodeLabels,
+    EpisodeWriter,
+    load_episodes,
+)
+from pi0.ript.recap.advantages import thresholds
+from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
+from pi0.ript.recap.policy_training import (
+    PolicyTraining,
+    awr_weights,
+    indicators,
+    train_policy,
+    withhold_keyed,
+)
+from pi0.ript.recap.recording import episode_set, record_rollouts, rollout_episode
+from pi0.ript.recap.returns import Outcome, RewardConfig
+from pi0.ript.recap.sources import Mixture, Source, frame_windows
+from pi0.ript.recap.value_training import (
+    Calibration,
+    ValueTraining,
+    calibration,
+    heldout_episodes,
+    predict,
+    train_value,
+)
+from pi0.ript.rollout import GuidedPolicy, rollout
+from pi0.ript.warm_start import demonstration_windows
+from pi0.value import ValueFunction
+from pi0.value_config import expert_value_config
+
+SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
+GOOD = Calibration(
+    num_episodes=9, num_frames=90, correlation=0.8, calibration_error=0.1, error=0.1, separation=0.9
+)
+LABELS = LabelFigures(coverage=1.0, positive_fraction=0.3, target_fraction=0.3)
+
+
+def chain(number: int, length: int, success: bool) -> Episode:
+    """An episode whose image shows how far it is (brightness) and how it will end (left half)."""
+    images = np.zeros((length, 16, 16, 3), np.uint8)
+    images[:] = (np.arange(length) * 255 // 12).astype(np.uint8)[:, None, None, None]
+    images[:, :, :8] = 255 if success else 0
+    rng = np.random.default_rng(number)
+    return Episode(
+        images={"front": images},
+        states=rng.normal(size=(length, 4)).astype(np.float32),
+        actions=np.arange(3 * length, dtype=np.float32).reshape(length, 3),
+        labels=EpisodeLabels(TASKS[number % 2], success, task_id=f"suite/{number % 2}", seed=number),
+    )
+
+
+def chains(first: int, count: int) -> Source:
+    made = [chain(first + i, 8 + i % 4, success=i % 3 > 0) for i in range(count)]
+    return Source(f"rollouts-{first}", episode_set(made, fps=20))
+
+
+REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
+
+
+# Data -------------------------------------------------------------------------------------------------------
+
+
+def test_windows_of_a_set_are_those_of_its_episodes():
+    episodes = chains(0, 5).episodes
+    ours, theirs = frame_windows(episodes, 6), demonstration_windows(episodes, 6)
+    assert np.shares_memory(ours.images["front"], episodes.images["front"])
+    for name in ("states", "actions", "is_pad"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    np.testing.assert_array_equal(ours.images["front"], theirs.images["front"])
+    assert ours.instructions == theirs.instructions
+
+
+def test_a_mixture_draws_by_weight_and_only_what_is_usable():
+    sources = [replace(chains(0, 4), weight=3.0), replace(chains(50, 6), weight=1.0)]
+    n = sources[0].num_frames
+    usable = [np.arange(n) % 2 == 0, np.ones(sources[1].num_frames, bool)]
+    mixture = Mixture(sources, 6, usable)
+    drawn = mixture.draw(4000, (7, 1))
+    first = drawn < n
+    assert first.mean() == pytest.approx(0.75, abs=0.03)
+    assert set(drawn[first]) == set(range(0, n, 2)), "uniform over the usable ones, none left out"
+    assert set(drawn[~first]) == set(range(n, n + sources[1].num_frames))
+    assert np.array_equal(drawn, mixture.draw(4000, (7, 1)))
+    assert not np.array_equal(drawn, mixture.draw(4000, (7, 2)))
+
+
+def test_a_batch_has_the_windows_of_their_numbers():
+    sources = [chains(0, 2), chains(50, 3)]
+    mixture = Mixture(sources, 6)
+    n = sources[0].num_frames
+    windows = np.array([0, 3, 3, n, n + 11])
+    batch = mixture.batch(windows)
+    assert batch["window"].tolist() == windows.tolist()
+    for row, window in enumerate(windows.tolist()):
+        source, frame = (sources[0], window) if window < n else (sources[1], window - n)
+        one = frame_windows(source.episodes, 6).batch(np.array([frame]))
+        for key in (CAMERA, "observation.state", "action", "action_is_pad"):
+            assert torch.equal(batch[key][row], one[key][0])
+        assert batch["task"][row] == one["task"][0]
+    assert mixture.batch(np.array([n + 1]))["observation.state"].shape == (1, 4)
+
+
+def test_sources_that_cannot_be_drawn_from_are_refused():
+    source = chains(0, 2)
+    none = np.zeros(source.num_frames, bool)
+    with pytest.raises(EpisodeDataError, match="nothing to train on in \\['rollouts-0'\\]"):
+        Mixture([source, chains(9, 2)], 6, [none, np.ones(chains(9, 2).num_frames, bool)])
+    with pytest.raises(EpisodeDataError, match="all weights are 0"):
+        Mixture([replace(source, weight=0.0)], 6)
+    with pytest.raises(ValueError, match="weight: expected at least 0"):
+        replace(source, weight=-1.0)
+
+
+def test_recorded_rollouts_are_their_episodes_and_do_not_run_twice(metaworld, tmp_path):
+    policy = GuidedPolicy(metaworld_policy())
+    states = [s for task in METAWORLD for s in metaworld.initial_states(task, "train", [0])]
+    states, seeds = [states[0], *states], [1, 2, 3]
+    info = CollectionInfo(fps=40, robot_type="sawyer", storage="image", origin={})
+    writer = EpisodeWriter(tmp_path / "rollouts", info)
+    record_rollouts(metaworld, policy, states[:2], seeds[:2], writer, "policy:abc")
+    files = {p: p.stat().st_mtime_ns for p in writer.partial.glob("episode-*")}
+    assert len(files) == 2
+    record_rollouts(metaworld, policy, states, seeds, writer, "policy:abc")
+    assert all(p.stat().st_mtime_ns == t for p, t in files.items())
+    loaded = load_episodes(writer.finalize())
+    run = rollout(metaworld, policy, states, seeds, render_every=1)
+    expected = [rollout_episode(r, "policy:abc") for r in run]
+    assert [e.content_hash() for e in loaded] == [e.content_hash() for e in expected]
+    in_memory = episode_set(expected, 40)
+    assert in_memory.collection["content_hash"] == loaded.collection["content_hash"]
+    assert np.array_equal(in_memory.starts, loaded.starts)
+    with pytest.raises(EpisodeDataError, match="render_every=1"):
+        rollout_episode(rollout(metaworld, policy, states[:1], seeds[:1])[0], "policy:abc")
+    with pytest.raises(ValueError, match="found one twice"):
+        record_rollouts(metaworld, policy, states[:2], [1, 1], writer, "policy:abc")
+
+
+# Value ------------------------------------------------------------------------------------------------------
+
+
+def test_held_out_episodes_are_the_same_whatever_the_other_sources():
+    source, settings = chains(0, 20), ValueTraining(validation_fraction=0.2)
+    held = heldout_episodes(source, settings)
+    assert held.sum() == 4
+    assert np.array_equal(held, heldout_episodes(source, settings))
+    assert not np.array_equal(held, heldout_episodes(replace(source, name="other"), settings))
+    assert heldout_episodes(chains(0, 2), settings).sum() == 1
+    assert heldout_episodes(chains(0, 1), settings).sum() == 0
+
+
+@pytest.fixture(scope="module")
+def trained():
+    policy = toy_policy(indicator="embedding")
+    sources = [chains(0, 18), chains(50, 12)]
+    settings = ValueTraining(steps=60, batch_size=32, learning_rate=3e-3, seed=2)
+    runs = []
+    for _ in range(2):
+        value, rows = ValueFunction(expert_value_config(policy), policy, seed=1), []
+        runs.append((value, train_value(value, sources, REWARD, settings, rows.append), rows))
+    return policy, sources, runs
+
+
+def test_a_value_function_learns_what_the_image_shows(trained):
+    _, sources, runs = trained
+    value, found, rows = runs[0]
+    assert found.num_episodes == 4 + 2
+    assert found.correlation is not None
+    assert found.correlation > 0.9
+    assert found.separation == 1.0
+    assert found.calibration_error <= found.error < 0.15
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert set(rows[0]) == {"step", "loss", "train_accuracy", "error"}
+    values = predict(value, sources[0].episodes)
+    assert values.shape == (sources[0].num_frames,)
+    some = np.array([3, 40])
+    np.testing.assert_allclose(predict(value, sources[0].episodes, some), values[some], atol=1e-5)
+    assert check_gates(found, LABELS, Gates())[0].startswith("value correlation: 0.9")
+
+
+def test_training_is_a_function_of_its_seed(trained):
+    _, _, ((first, found, rows), (second, again, other)) = trained
+    assert (found, rows) == (again, other)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_other_bins_are_refused(trained):
+    value = trained[2][0][0]
+    with pytest.raises(ValueError, match="number_of_bins: expected the value function's 201, found 51"):
+        train_value(value, [chains(0, 3)], replace(REWARD, number_of_bins=51), ValueTraining(steps=1))
+
+
+def test_calibration_in_closed_form():
+    returns = np.array([-0.3, -0.2, -0.1, -0.9, -0.8])
+    ends = [SUCCESS, FAILURE]
+    exact = calibration(returns, returns, [3, 2], ends)
+    assert exact.correlation == pytest.approx(1.0)
+    assert (exact.calibration_error, exact.error, exact.separation) == (0.0, 0.0, 1.0)
+    shifted = calibration(returns - 0.05, returns, [3, 2], ends)
+    assert shifted.calibration_error == pytest.approx(0.05)
+    # Errors that cancel within a tenth of the range do not make it miscalibrated.
+    noisy = calibration(np.array([-0.34, -0.36]), np.array([-0.31, -0.39]), [1, 1], ends)
+    assert noisy.error == pytest.approx(0.03)
+    assert noisy.calibration_error == pytest.approx(0.0, abs=1e-12)
+    swapped = calibration(np.array([-0.9, -0.1, -0.5]), np.array([-0.1, -0.9, -0.9]), [1, 1, 1],
+                          [SUCCESS, FAILURE, FAILURE])  # fmt: skip
+    assert swapped.separation == 0.0
+    assert calibration(np.full(2, -0.5), np.array([-0.1, -0.9]), [1, 1], ends).correlation is None
+    assert calibration(np.full(2, -0.5), np.array([-0.1, -0.9]), [1, 1], ends).separation == 0.5
+    assert calibration(returns, returns, [3, 2], [SUCCESS, SUCCESS]).separation is None
+
+
+@pytest.mark.parametrize(
+    ("calibration_changes", "label_changes", "message"),
+    [
+        ({"correlation": 0.1}, {}, "value correlation: 0.100 on 9 held-out episodes, at least 0.3"),
+        ({"correlation": None}, {}, "value correlation: none, values are constant"),
+        ({"separation": 0.5}, {}, "value separation: 0.500"),
+        ({}, {"coverage": 0.99}, "label coverage: 0.990, at least 1"),
+        ({}, {"positive_fraction": 0.0}, "positive fraction: 0.000, 0.3 within 0.05"),
+    ],
+)
+def test_a_gate_stops_with_the_figure_and_what_to_try(calibration_changes, label_changes, message):
+    with pytest.raises(GateError) as error:
+        check_gates(replace(GOOD, **calibration_changes), replace(LABELS, **label_changes), Gates())
+    assert message in str(error.value)
+    assert "\n  try: " in str(error.value)
+    assert str(error.value).count("try:") == 1
+
+
+def test_gates_let_good_figures_through():
+    assert len(check_gates(GOOD, LABELS, Gates())) == 4
+    assert "not judged" in check_gates(replace(GOOD, separation=None), LABELS, Gates())[1]
+
+
+# Policy -----------------------------------------------------------------------------------------------------
+
+
+def test_indicators_follow_the_mode_and_the_threshold_of_the_task():
+    source = chains(0, 2)
+    advantages = np.linspace(0, 1, source.num_frames)
+    epsilon = {"suite/0": 0.2, "suite/1": 0.8}
+    limits = np.array([epsilon[task] for task in source.frame_tasks()])
+    expected = np.where(advantages > limits, Indicator.POSITIVE, Indicator.NEGATIVE)
+    assert {1, 2} == set(expected)
+    assert np.array_equal(indicators(source, advantages, epsilon), expected)
+    assert (indicators(replace(source, advantage="on"), advantages, {}) == Indicator.POSITIVE).all()
+    assert (indicators(replace(source, advantage="ignore"), advantages, {}) == Indicator.NONE).all()
+
+
+def test_dropout_is_keyed_by_seed_step_and_window():
+    settings = PolicyTraining(indicator_dropout=0.3)
+    windows = np.arange(3000)
+    given = np.full(3000, int(Indicator.POSITIVE))
+    kept = withhold_keyed(given, windows, (0, 5), settings)
+    assert (kept == Indicator.NONE).mean() == pytest.approx(0.3, abs=0.03)
+    assert set(kept) == {Indicator.NONE, Indicator.POSITIVE}
+    part = windows[100:200]
+    assert np.array_equal(withhold_keyed(given[part], part, (0, 5), settings), kept[part])
+    assert not np.array_equal(withhold_keyed(given, windows, (0, 6), settings), kept)
+
+
+def test_awr_weights():
+    found = awr_weights(np.array([0.0, 0.5, 40.0, 1e4, -np.inf]), beta=0.5, largest=10.0)
+    np.testing.assert_allclose(found, [1.0, np.e, 10.0, 10.0, 0.0], rtol=1e-6)
+
+
+SHORT = PolicyTraining(steps=3, batch_size=8, learning_rate=1e-3, seed=4)
+
+
+def fresh(mode: str = "embedding"):
+    return toy_policy({"image_keys": (CAMERA,)}, indicator=mode)
+
+
+def labelled() -> tuple[list[Source], list[np.ndarray]]:
+    sources = [chains(0, 4), chains(50, 4)]
+    return sources, [np.linspace(-1, 1, source.num_frames) for source in sources]
+
+
+EPSILON = {"suite/0": 0.0, "suite/1": 0.0}
+
+
+@pytest.mark.parametrize("mode", ["embedding", "text"])
+def test_policy_training_is_a_function_of_its_seed_and_of_the_labels(mode):
+    sources, advantages = labelled()
+
+    def trained(changed: list[np.ndarray] = advantages, **changes):
+        rows: list[dict] = []
+        policy = train_policy(fresh(mode), sources, changed, EPSILON, replace(SHORT, **changes), rows.append)
+        assert not policy.training
+        return torch.nn.utils.parameters_to_vector(policy.parameters()).detach(), rows
+
+    first, rows = trained()
+    assert torch.equal(first, trained()[0])
+    assert not torch.equal(first, trained(seed=5)[0])
+    assert not torch.equal(first, trained([-a for a in advantages])[0])
+    assert not torch.equal(first, trained(use_awr=True)[0])
+    assert [row["step"] for row in rows] == [0, 1, 2]
+
+
+def test_the_loss_is_that_of_the_policy_at_the_keyed_noise():
+    from pi0.ript.loss import window_draws
+
+    sources, advantages = labelled()
+    rows: list[dict] = []
+    settings = replace(SHORT, steps=1, indicator_dropout=0.0, use_awr=True, awr_beta=0.5)
+    train_policy(fresh(), sources, advantages, EPSILON, settings, rows.append)
+    policy = fresh()
+    mixture = Mixture(sources, 8)
+    windows = mixture.draw(8, (4, 0))
+    a = np.concatenate(advantages)[windows]
+    noise, time = window_draws(policy, windows.tolist(), (4, 0), 2)
+    indicator = torch.from_numpy(np.where(a > 0, int(Indicator.POSITIVE), int(Indicator.NEGATIVE)))
+    losses = policy.loss(
+        mixture.batch(windows), reduction="sample", indicator=indicator, noise=noise, time=time
+    )
+    weights = torch.from_numpy(np.minimum(np.exp(a / 0.5), 10.0)).float()
+    assert rows[0]["loss"] == pytest.approx((losses * weights).mean().item(), rel=1e-5)
+    assert rows[0]["positive"] == pytest.approx((a > 0).mean())
+
+
+def test_frames_without_advantage_are_left_out():
+    sources, advantages = labelled()
+    missing = [np.where(np.arange(len(a)) % 2, np.nan, a) for a in advantages]
+    policy = train_policy(fresh(), sources, missing, EPSILON, replace(SHORT, use_awr=True))
+    assert all(torch.isfinite(p).all() for p in policy.parameters())
+    nothing = [np.full(len(a), np.nan) for a in advantages]
+    with pytest.raises(EpisodeDataError, match="nothing to train on"):
+        train_policy(fresh(), sources, nothing, EPSILON, SHORT)
+    forced = [replace(source, advantage="on") for source in sources]
+    rows: list[dict] = []
+    train_policy(fresh(), forced, nothing, {}, replace(SHORT, indicator_dropout=0.0), rows.append)
+    assert rows[0]["positive"] == 1.0
+
+
+def test_frozen_parameters_stay():
+    sources, advantages = labelled()
+    policy = fresh()
+    policy.model.freeze("vision")
+    before = {n: p.clone() for n, p in policy.named_parameters()}
+    train_policy(policy, sources, advantages, EPSILON, SHORT)
+    for name, parameter in policy.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+def test_policies_that_cannot_take_the_label_are_refused():
+    sources, advantages = labelled()
+    with pytest.raises(ValueError, match="this policy takes none"):
+        train_policy(fresh("none"), sources, advantages, EPSILON, SHORT)
+    dropping = toy_policy({"image_keys": (CAMERA,)}, indicator="text", indicator_dropout=0.3)
+    with pytest.raises(ValueError, match="indicator_dropout: expected 0"):
+        train_policy(dropping, sources, advantages, EPSILON, SHORT)
+    with pytest.raises(ValueError, match="advantages: expected one for each of"):
+        train_policy(fresh(), sources, [advantages[0], advantages[1][1:]], EPSILON, SHORT)
+
+
+def test_the_policy_learns_to_tell_positive_from_negative():
+    """Two ways to act in the same places: after training the indicator chooses between them."""
+    made = []
+    for number in range(8):
+        episode = chain(0, 10, success=True)
+        episode.images["front"][:] = 100
+        actions = np.full((10, 3), 1.0 if number % 2 else -1.0, np.float32)
+        made.append(replace(episode, states=np.zeros((10, 4), np.float32), actions=actions))
+    source = Source("both", episode_set(made, 20))
+    advantages = np.repeat(np.arange(8) % 2, 10).astype(float)
+    policy = fresh()
+    policy.action_normalizer.low.zero_()
+    policy.action_normalizer.scale_in.fill_(1.0)
+    policy.action_normalizer.scale_out.fill_(1.0)
+    settings = PolicyTraining(steps=50, batch_size=12, learning_rate=4e-3, num_draws=1)
+    epsilon = thresholds(advantages, source.frame_tasks(), 0.5)
+    train_policy(policy, [source], [advantages], epsilon, settings)
+    batch = Mixture([source], 8).batch(np.arange(16))
+    observed = {k: batch[k] for k in (CAMERA, "observation.state", "task")}
+    means = {}
+    for indicator in (Indicator.POSITIVE, Indicator.NEGATIVE):
+        noise = torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(0))
+        means[indicator] = policy.sample_actions(observed, noise=noise, indicator=indicator).mean().item()
+    assert means[Indicator.POSITIVE] > 0.5
+    assert means[Indicator.NEGATIVE] < -0.5
