@@ -29,6 +29,7 @@ class PolicyTraining:
     steps: int = 200
     batch_size: int = 64
     learning_rate: float = 1e-3  # after a short warm-up, level, then down to 0 over the last 30%
+    indicator_learning_rate: float = 1e-2  # of an indicator that is an embedding: it starts at zero
     weight_decay: float = 1e-4
     num_draws: int = 2  # noise draws per window, which share the prefix
     indicator_dropout: float = 0.3  # share of windows trained without indicator, as guidance needs
@@ -77,9 +78,8 @@ def train_policy(
     mixture = Mixture(sources, policy.config.chunk_size, usable)
     indicator = np.concatenate(labels)
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
-    )
+    optimizer = _optimizer(policy, settings)
+    rates = [group["lr"] for group in optimizer.param_groups]
     policy.train()
     with tqdm(range(settings.steps), unit="step", desc="policy") as bar:
         for step in bar:
@@ -87,9 +87,9 @@ def train_policy(
             given = withhold_keyed(indicator[windows], windows, (settings.seed, step), settings)
             losses = _losses(policy, mixture.batch(windows), given, (settings.seed, step), settings)
             loss = (losses * weights[windows].to(losses)).mean()
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * min(
-                1.0, (step + 1) / _WARMUP, (settings.steps - step) / (0.3 * settings.steps)
-            )
+            factor = min(1.0, (step + 1) / _WARMUP, (settings.steps - step) / (0.3 * settings.steps))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -133,6 +133,18 @@ def awr_weights(
 ) -> Float32[np.ndarray, " n"]:
     """Return `min(exp(A / beta), largest)`; NaN stays NaN."""
     return np.exp(np.minimum(advantages / beta, np.log(largest))).astype(np.float32)
+
+
+def _optimizer(policy: PI0Policy, settings: PolicyTraining) -> torch.optim.AdamW:
+    """Return the optimizer; an embedded indicator has a learning rate of its own."""
+    named = [(n, p) for n, p in policy.named_parameters() if p.requires_grad]
+    indicator = [p for n, p in named if "indicator_embedding" in n]
+    others = [p for n, p in named if "indicator_embedding" not in n]
+    groups = [
+        {"params": others, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+        {"params": indicator, "lr": settings.indicator_learning_rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
 
 def _weights(advantages: Float64[np.ndarray, " n"], settings: PolicyTraining) -> Float32[np.ndarray, " n"]:
