@@ -50,7 +50,7 @@ def main(config: TrainConfig) -> None:
     learner = world.wrap(AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     states = InitialStateDataset(env, config.dataset.num_init_states)
-    drawn_states = world.shard(states.shuffled(seed))
+    num_tried = 0
     heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
     evaluation = partial(evaluate, env, states=heldout, num_recorded=config.eval.n_video, peers=world)
     before = evaluation(policy=GuidedPolicy(policy))
@@ -60,6 +60,7 @@ def main(config: TrainConfig) -> None:
     metrics = []
     for iteration in range(config.training.num_train_steps):
         start = time.monotonic()
+        drawn_states = world.shard(states.shuffled(seed, num_tried))
         timer = PhaseTimer()
         # Collect
         collection = collect_groups(
@@ -74,6 +75,7 @@ def main(config: TrainConfig) -> None:
             render_every=config.dataset.window_stride,
             peers=world,
         )
+        num_tried += len(collection.tried)
         windows = collection.windows(policy.config.chunk_size)
         timer.split("collect")
         # Improve

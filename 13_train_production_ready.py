@@ -146,4 +146,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_config())
+    main(parse_config(resumes=True))

@@ -115,11 +115,11 @@ def test_command_lines_are_written_in_several_ways(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert f"✓ 配置文件加载成功 / configuration loaded: {MINIMAL}\n" in printed
     assert "✓ 配置验证通过 / configuration valid\n" in printed
-    assert parse_config([*path, "--resume"]).resume == "auto"
-    assert parse_config([*path, "--resume", "algo.lr=2e-5", "eval.first_state=3"]) == replace(
+    assert parse_config([*path, "--resume"], resumes=True).resume == "auto"
+    assert parse_config([*path, "--resume", "algo.lr=2e-5", "eval.first_state=3"], resumes=True) == replace(
         expected, resume="auto"
     )
-    assert parse_config([*path, "--resume", str(CONFIGS)]).resume == str(CONFIGS)
+    assert parse_config([*path, "--resume", str(CONFIGS)], resumes=True).resume == str(CONFIGS)
     capsys.readouterr()
     monkeypatch.setenv("RANK", "1")
     parse_config(path)
@@ -304,3 +304,12 @@ def test_help_lists_every_key_with_its_default_and_meaning():
     assert not [key for key in default_values() if f" {key}=" not in text]
     assert "algo.rloo_batch_size=8 " in text
     assert "rollouts from each initial state (K)" in text
+
+
+def test_a_script_without_checkpoints_refuses_to_resume(capsys):
+    arguments = ["--config_path", str(MINIMAL), "--resume"]
+    with pytest.raises(SystemExit) as stop:
+        parse_config(arguments)
+    assert stop.value.code == 2
+    assert "resume:" in capsys.readouterr().err
+    assert parse_config(arguments, resumes=True).resume == "auto"

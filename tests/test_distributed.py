@@ -22,7 +22,6 @@ CONFIG = SimpleNamespace(
     device="cpu",
     distributed=SimpleNamespace(backend="auto", timeout_seconds=60),
     algo=SimpleNamespace(data_batch_size=4),
-    dataset=SimpleNamespace(num_init_states=15),
 )
 
 
@@ -174,16 +173,37 @@ def test_alone_is_the_identity():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"algo": SimpleNamespace(data_batch_size=1)},
-            "algo.data_batch_size: expected at least one for each",
-        ),
-        ({"dataset": SimpleNamespace(num_init_states=1)}, "dataset.num_init_states: expected at least one"),
+        ({"algo": SimpleNamespace(data_batch_size=1)}, "algo.data_batch_size: expected a group or more"),
         ({"device": "cuda"}, "device: expected a GPU for each of the 2 processes"),
+        ({"device": "auto"}, "device: expected a GPU for each of the 2 processes"),
     ],
 )
 def test_more_processes_than_work_are_refused_before_they_connect(monkeypatch, change, message):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=message):
         setup_distributed(SimpleNamespace(**(vars(CONFIG) | change)))
+
+
+def test_one_gpu_for_all_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"device: 'cuda:0' would put 2 processes on one GPU"):
+        setup_distributed(SimpleNamespace(**(vars(CONFIG) | {"device": "cuda:0"})))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_try_the_states_of_one_after_odd_numbers_of_attempts_too(size):
+    """As rungs 10 and 11 draw them: the share begins anew where the last collection of all ended."""
+
+    def order(first):
+        return iter(range(first, 100))  # InitialStateDataset.shuffled(seed, first)
+
+    worlds = [World(rank, size) for rank in range(size)]
+    tried, first = [], 0
+    for attempts in (5, 3, 4):
+        draws = [world.shard(order(first)) for world in worlds]
+        tried += [next(draws[attempt % size]) for attempt in range(attempts)]
+        first += attempts
+    assert tried == list(range(12))

@@ -115,17 +115,17 @@ def setup_distributed(config: Any) -> World:
     """Return the world that torchrun's environment describes, after joining it; alone without torchrun.
 
     Args:
-        config: With `device`, `distributed` (backend, timeout_seconds), `algo` and `dataset`.
+        config: With `device`, `distributed` (backend, timeout_seconds) and `algo`.
 
     Raises:
-        ValueError: There are fewer GPUs, groups or states than processes.
+        ValueError: There are fewer GPUs or groups than processes.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if size == 1:
         return World()
-    _require_enough(config, size)
     on_gpu = World(rank, size, local_rank).device(config.device).startswith("cuda")
+    _require_enough(config, size, on_gpu)
     backend = config.distributed.backend
     if backend == "auto":
         backend = "nccl" if on_gpu else "gloo"
@@ -148,22 +148,22 @@ def get_model_from_ddp[M: nn.Module](model: M | DistributedDataParallel) -> M:
     return cast("M", model.module) if isinstance(model, DistributedDataParallel) else model
 
 
-def _require_enough(config: Any, size: int) -> None:
+def _require_enough(config: Any, size: int, on_gpu: bool) -> None:
+    if config.algo.data_batch_size < size:
+        raise ValueError(
+            f"algo.data_batch_size: expected a group or more for each of the {size} processes, found "
+            f"{config.algo.data_batch_size}; start fewer (torchrun --nproc_per_node) or raise it"
+        )
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    found = {
-        "algo.data_batch_size": config.algo.data_batch_size,
-        "dataset.num_init_states": config.dataset.num_init_states,
-    }
-    for key, value in found.items():
-        if value < size:
-            raise ValueError(
-                f"{key}: expected at least one for each of the {size} processes, found {value}; start fewer "
-                "(torchrun --nproc_per_node) or raise it"
-            )
-    if config.device.startswith("cuda") and torch.cuda.device_count() < local_size:
+    if on_gpu and torch.cuda.device_count() < local_size:
         raise ValueError(
             f"device: expected a GPU for each of the {local_size} processes on this machine, found "
             f"{torch.cuda.device_count()}; start fewer (torchrun --nproc_per_node) or use device=cpu"
+        )
+    if on_gpu and ":" in config.device:
+        raise ValueError(
+            f"device: {config.device!r} would put {size} processes on one GPU; use device=cuda, which gives "
+            "each its own"
         )
 
 

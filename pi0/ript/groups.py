@@ -35,9 +35,9 @@ class InitialStateDataset(Dataset[InitialState]):
         """Return one state."""
         return self.states[index]
 
-    def shuffled(self, seed: int) -> Iterator[InitialState]:
-        """Yield the states without end: each once in a random order, then again in another."""
-        return (self[state_at(position, len(self), seed)] for position in count())
+    def shuffled(self, seed: int, first: int = 0) -> Iterator[InitialState]:
+        """Yield the states without end, from a position on: each in a random order, then again in another."""
+        return (self[state_at(position, len(self), seed)] for position in count(first))
 
 
 def state_at(position: int, num_states: int, seed: int) -> int:

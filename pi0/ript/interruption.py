@@ -29,7 +29,8 @@ class StoppedError(SystemExit):
 @dataclass
 class _Request:
     code: int = 0
-    time: float = 0.0
+    is_signalled: bool = False  # the code can also come from `request_stop`
+    time: float = 0.0  # of the signal
 
 
 _request = _Request()
@@ -37,7 +38,7 @@ _request = _Request()
 
 def setup_signal_handlers() -> None:
     """Make SIGINT, SIGTERM and SIGUSR1 ask the run to stop; forget what was asked before."""
-    _request.code = 0
+    _request.code, _request.is_signalled = 0, False
     for number in _SIGNALS:
         signal.signal(number, _on_signal)
 
@@ -55,8 +56,9 @@ def request_stop(number: signal.Signals, reason: str) -> None:
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    if not _request.code:
-        _request.code, _request.time = 128 + number, time.monotonic()
+    if not _request.is_signalled:
+        _request.is_signalled, _request.time = True, time.monotonic()
+        _request.code = _request.code or 128 + number
         _say(f"{name}: stopping with a checkpoint as soon as possible; a second signal leaves at once")
     elif time.monotonic() - _request.time > _SAME_REQUEST_SECONDS:
         _say(f"{name} again: leaving at once, the checkpoint before stays as it is")

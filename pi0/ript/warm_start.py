@@ -6,6 +6,8 @@ changed setting never meets an old result.
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -66,9 +68,12 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
     directory = cache / f"policy-{_digest(settings, episodes.collection['content_hash'], _code_hash())}"
     if not directory.exists():
         policy = train(toy_policy(spec, episodes), episodes, spec)
-        partial = directory.with_suffix(".partial")
+        partial = directory.with_suffix(f".{os.getpid()}.partial")
         policy.save_pretrained(partial)
-        partial.rename(directory)
+        if directory.exists():  # another run was faster
+            shutil.rmtree(partial)
+        else:
+            partial.rename(directory)
     tqdm.write(f"warm start: {directory}")
     return PI0Policy.from_pretrained(directory, changes=changes)
 

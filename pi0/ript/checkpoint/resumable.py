@@ -67,6 +67,7 @@ class Checkpoints:
             theirs = found.parent / self._all_episodes.name
             if peers.rank == 0 and found.parent.resolve() != run_dir.resolve() and theirs.exists():
                 shutil.copytree(theirs, self._all_episodes, dirs_exist_ok=True)
+            peers.gather([])
         self._collected: EpisodeJournal | None = None
         self._sampler_state = self._sampler_position()
 
@@ -77,6 +78,8 @@ class Checkpoints:
                 self._found, self.model, self.optimizer, self.sampler, peers=self.peers, is_verified=True
             )
             self._sampler_state = self._sampler_position()
+            if self._found.parent.resolve() != self.run_dir.resolve():
+                self._saved_at = None  # not in this run's directory
         return self.progress
 
     def save(self) -> None:
@@ -86,6 +89,7 @@ class Checkpoints:
         code = self._asked_to_stop()
         if code or progress.iteration % training.save_freq == 0 or self._is_last():
             self._write()
+            self._forget_episodes()
         if code:
             self._leave(code)
 
@@ -190,7 +194,10 @@ class Checkpoints:
             keep_last=self.config.training.keep_last,
         )
         self._saved_at = _position(self.progress)
-        if self.peers.rank == 0 and self.progress.step == 0:
+
+    def _forget_episodes(self) -> None:
+        """Remove the episodes of iterations that are over and saved."""
+        if self.peers.rank == 0:
             for journal in self._episodes.glob("*"):
                 if journal.name != _BEFORE:
                     shutil.rmtree(journal)

@@ -32,9 +32,10 @@ def open_run_directory(config: Any) -> tuple[Path, Path | None]:
         ChangedSettingsError: It was made with settings that would have another result.
     """
     path = Path(config.output_dir) / config.exp_name
-    if (path / _LOCK).exists():
+    is_ours = (path / _LOCK).exists()  # another rung's run is moved aside, --resume or not
+    if is_ours:
         _lock(path)
-    if config.resume is None:
+    if config.resume is None or not is_ours:
         new_run_directory(path)
     path.mkdir(parents=True, exist_ok=True)
     _lock(path)

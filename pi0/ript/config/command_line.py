@@ -17,8 +17,10 @@ from pi0.ript.config.yaml_files import CONFIGS
 _EXAMPLE = "pi0/ript/config/debug_train_pi0.yaml"
 
 
-def parse_config(argv: Sequence[str] | None = None) -> TrainConfig:
+def parse_config(argv: Sequence[str] | None = None, *, resumes: bool = False) -> TrainConfig:
     """Return the checked configuration that the command line asks for.
+
+    A script that has no checkpoints to resume from says so with `resumes`; asking it to is an error then.
 
     Overrides are written `algo.lr=2e-5`, `--algo.lr=2e-5`, `--algo.lr 2e-5` or `--override algo.lr=2e-5`.
     What is wrong is written to stderr, all of it, and ends the process with exit code 2.
@@ -36,6 +38,10 @@ def parse_config(argv: Sequence[str] | None = None) -> TrainConfig:
             overrides.append(f"resume={arguments.resume}")
         config = load_config_from_yaml(arguments.config_path, overrides, arguments.profile)
         say(f"✓ 配置文件加载成功 / configuration loaded: {arguments.config_path}")
+        if config.resume is not None and not resumes:
+            raise ConfigError(
+                f"resume: {parser.prog} keeps no checkpoints; 13_train_production_ready.py does"
+            )
         validate_config(config)
         say("✓ 配置验证通过 / configuration valid")
     except ConfigError as error:

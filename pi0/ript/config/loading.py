@@ -57,7 +57,10 @@ def load_config_from_yaml(
     for notice in notices:
         say(notice)
     OmegaConf.resolve(config)
-    return typing.cast(TrainConfig, OmegaConf.to_object(config))
+    made = typing.cast(TrainConfig, OmegaConf.to_object(config))
+    made.output_dir = str(Path(made.output_dir).expanduser())
+    made.warm_start_dir = str(Path(made.warm_start_dir).expanduser())
+    return made
 
 
 def save_config(config: TrainConfig, run_dir: str | Path) -> Path:

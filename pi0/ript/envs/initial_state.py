@@ -1,6 +1,7 @@
 """Initial states: full simulator states, hashed, saved to one file and checked when read back."""
 
 import hashlib
+import os
 import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ def save_initial_states(path: str | Path, states: Sequence[InitialState]) -> str
     if not states:
         raise InitialStateError(f"{path}: there are no states to save")
     digest = pool_hash(states)
-    temporary = Path(path).with_suffix(".partial.npz")
+    temporary = Path(path).with_suffix(f".{os.getpid()}.partial.npz")  # two runs can make the same file
     temporary.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         temporary,
