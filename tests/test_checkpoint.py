@@ -313,6 +313,16 @@ def test_a_directory_has_one_writer(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_resume_moves_the_run_of_another_rung_aside(tmp_path):
+    """It left neither lock nor checkpoint, so there is nothing to continue, and it must not be written over."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text("{}")
+    config = SimpleNamespace(output_dir=str(tmp_path), exp_name="run", resume="auto")
+    assert open_run_directory(config) == (tmp_path / "run", None)
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert (tmp_path / "run.1" / "results.json").read_text() == "{}"
+
+
 # The journal ------------------------------------------------------------------------------------------------
 
 TASK = Task("toy", "one", "do it", 9, 10.0, 2, 3, ("front",), 4)

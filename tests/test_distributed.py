@@ -191,19 +191,3 @@ def test_one_gpu_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"device: 'cuda:0' would put 2 processes on one GPU"):
         setup_distributed(SimpleNamespace(**(vars(CONFIG) | {"device": "cuda:0"})))
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_processes_try_the_states_of_one_after_odd_numbers_of_attempts_too(size):
-    """As rungs 10 and 11 draw them: the share begins anew where the last collection of all ended."""
-
-    def order(first):
-        return iter(range(first, 100))  # InitialStateDataset.shuffled(seed, first)
-
-    worlds = [World(rank, size) for rank in range(size)]
-    tried, first = [], 0
-    for attempts in (5, 3, 4):
-        draws = [world.shard(order(first)) for world in worlds]
-        tried += [next(draws[attempt % size]) for attempt in range(attempts)]
-        first += attempts
-    assert tried == list(range(12))

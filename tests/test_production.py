@@ -151,6 +151,14 @@ def test_a_continued_run_is_the_uninterrupted_one(place, events, whole, position
     assert not list((place / name).glob(".checkpoint*")), "nothing is left over"
 
 
+def test_a_stop_keeps_the_finished_episodes_of_its_collection(place, events, whole):
+    name = "kept"
+    interrupted_run(place, name, POSITIONS["first collection"](events), stop)
+    assert list((place / name / "episodes").glob("*/iteration-0/*.npz"))
+    drifting.run(place, name, "--resume")
+    assert drifting.outcome(place / name) == whole
+
+
 def test_every_position_in_one_run(place, events, whole):
     """Stopped every few events, again and again, it comes to the same end."""
     arguments, stops = [], 0

@@ -21,7 +21,8 @@ class RunInUseError(RuntimeError):
 def open_run_directory(config: Any) -> tuple[Path, Path | None]:
     """Return the run's directory, from now on this process's own, and the checkpoint to continue from.
 
-    Without `config.resume` the directory is a new, empty one, and the checkpoint None.
+    Without `config.resume`, or if no run with checkpoints left it, the directory is a new, empty one (what was
+    there is moved aside), and the checkpoint None unless a path was given.
 
     Args:
         config: With `output_dir`, `exp_name` and `resume`.
