@@ -314,7 +314,7 @@ def test_a_directory_has_one_writer(tmp_path):
 
 
 def test_resume_moves_the_run_of_another_rung_aside(tmp_path):
-    """It left neither lock nor checkpoint, so there is nothing to continue, and it must not be written over."""
+    """It left neither lock nor checkpoint: nothing to continue, and nothing to write over."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text("{}")
     config = SimpleNamespace(output_dir=str(tmp_path), exp_name="run", resume="auto")

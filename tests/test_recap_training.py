@@ -165,11 +165,11 @@ def test_held_out_episodes_are_the_same_whatever_the_other_sources():
 def trained():
     policy = toy_policy(indicator="embedding")
     sources = [chains(0, 18), chains(50, 12)]
-    settings = ValueTraining(steps=60, batch_size=32, learning_rate=3e-3, seed=2)
+    settings = ValueTraining(steps=60, batch_size=32, learning_rate=3e-3)
     runs = []
     for _ in range(2):
         value, rows = ValueFunction(expert_value_config(policy), policy, seed=1), []
-        runs.append((value, train_value(value, sources, REWARD, settings, rows.append), rows))
+        runs.append((value, train_value(value, sources, REWARD, settings, (2,), log=rows.append), rows))
     return policy, sources, runs
 
 
@@ -278,7 +278,8 @@ def test_awr_weights():
     np.testing.assert_allclose(found, [1.0, np.e, 10.0, 10.0, 0.0], rtol=1e-6)
 
 
-SHORT = PolicyTraining(steps=3, batch_size=8, learning_rate=1e-3, seed=4)
+SHORT = PolicyTraining(steps=3, batch_size=8, learning_rate=1e-3)
+SEED = (4,)
 
 
 def fresh(mode: str = "embedding"):
@@ -297,15 +298,16 @@ EPSILON = {"suite/0": 0.0, "suite/1": 0.0}
 def test_policy_training_is_a_function_of_its_seed_and_of_the_labels(mode):
     sources, advantages = labelled()
 
-    def trained(changed: list[np.ndarray] = advantages, **changes):
+    def trained(changed: list[np.ndarray] = advantages, seed=SEED, **changes):
         rows: list[dict] = []
-        policy = train_policy(fresh(mode), sources, changed, EPSILON, replace(SHORT, **changes), rows.append)
+        settings = replace(SHORT, **changes)
+        policy = train_policy(fresh(mode), sources, changed, EPSILON, settings, seed, log=rows.append)
         assert not policy.training
         return torch.nn.utils.parameters_to_vector(policy.parameters()).detach(), rows
 
     first, rows = trained()
     assert torch.equal(first, trained()[0])
-    assert not torch.equal(first, trained(seed=5)[0])
+    assert not torch.equal(first, trained(seed=(5,))[0])
     assert not torch.equal(first, trained([-a for a in advantages])[0])
     assert not torch.equal(first, trained(use_awr=True)[0])
     assert [row["step"] for row in rows] == [0, 1, 2]
@@ -317,7 +319,7 @@ def test_the_loss_is_that_of_the_policy_at_the_keyed_noise():
     sources, advantages = labelled()
     rows: list[dict] = []
     settings = replace(SHORT, steps=1, indicator_dropout=0.0, use_awr=True, awr_beta=0.5)
-    train_policy(fresh(), sources, advantages, EPSILON, settings, rows.append)
+    train_policy(fresh(), sources, advantages, EPSILON, settings, SEED, log=rows.append)
     policy = fresh()
     mixture = Mixture(sources, 8)
     windows = mixture.draw(8, (4, 0))
@@ -342,7 +344,7 @@ def test_frames_without_advantage_are_left_out():
         train_policy(fresh(), sources, nothing, EPSILON, SHORT)
     forced = [replace(source, advantage="on") for source in sources]
     rows: list[dict] = []
-    train_policy(fresh(), forced, nothing, {}, replace(SHORT, indicator_dropout=0.0), rows.append)
+    train_policy(fresh(), forced, nothing, {}, replace(SHORT, indicator_dropout=0.0), log=rows.append)
     assert rows[0]["positive"] == 1.0
 
 

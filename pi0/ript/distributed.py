@@ -115,7 +115,7 @@ def setup_distributed(config: Any) -> World:
     """Return the world that torchrun's environment describes, after joining it; alone without torchrun.
 
     Args:
-        config: With `device`, `distributed` (backend, timeout_seconds) and `algo`.
+        config: With `device`, `distributed` (backend, timeout_seconds), and `algo` where groups are shared.
 
     Raises:
         ValueError: There are fewer GPUs or groups than processes.
@@ -149,7 +149,7 @@ def get_model_from_ddp[M: nn.Module](model: M | DistributedDataParallel) -> M:
 
 
 def _require_enough(config: Any, size: int, on_gpu: bool) -> None:
-    if config.algo.data_batch_size < size:
+    if hasattr(config, "algo") and config.algo.data_batch_size < size:
         raise ValueError(
             f"algo.data_batch_size: expected a group or more for each of the {size} processes, found "
             f"{config.algo.data_batch_size}; start fewer (torchrun --nproc_per_node) or raise it"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pi0 import PI0Policy
+from pi0.config import IndicatorMode
 from pi0.openpi_format import read_statistics
 from pi0.pretrained import WEIGHTS
 from pi0.ript.environments import Environment
@@ -26,6 +27,7 @@ def starting_policy(
     dtype: str | None = None,
     gradient_checkpointing: bool = False,
     n_action_steps: int | None = None,
+    indicator: IndicatorMode = "embedding",
     extra_delta_transform: bool | None = None,
     norm_stats_path: str | None = None,
 ) -> PI0Policy:
@@ -41,6 +43,7 @@ def starting_policy(
         dtype: Of computation; the weights that are trained stay float32. None: as the checkpoint says.
         gradient_checkpointing: Recompute each block in the backward pass: less memory, more time.
         n_action_steps: Actions of a chunk that are executed; None: as the checkpoint says.
+        indicator: How the advantage enters a checkpoint's policy.
         extra_delta_transform: What openpi's LIBERO checkpoints leave open; see `pi0.pretrained.load`.
         norm_stats_path: An openpi norm_stats.json in place of the checkpoint's statistics.
 
@@ -48,7 +51,7 @@ def starting_policy(
         ValueError: The device is missing, or nothing is at the path, with the remedy.
     """
     where = require_device(device)
-    changes: dict[str, Any] = {"indicator": "embedding", "indicator_dropout": 0.0}
+    changes: dict[str, Any] = {"indicator": indicator, "indicator_dropout": 0.0}
     changes |= {"dtype": dtype} if dtype else {}
     changes |= {"gradient_checkpointing": True} if gradient_checkpointing else {}
     changes |= {"n_action_steps": n_action_steps} if n_action_steps else {}

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import pi0
 from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, toy_config
+from pi0.config import IndicatorMode
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.episodes import EpisodeSet, load_episodes
@@ -67,7 +68,7 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
     settings = {k: v for k, v in asdict(spec).items() if k != "num_workers"}
     directory = cache / f"policy-{_digest(settings, episodes.collection['content_hash'], _code_hash())}"
     if not directory.exists():
-        policy = train(toy_policy(spec, episodes), episodes, spec)
+        policy = train(toy_policy(episodes, spec.chunk_size, spec.seed), episodes, spec)
         partial = directory.with_suffix(f".{os.getpid()}.partial")
         policy.save_pretrained(partial)
         if directory.exists():  # another run was faster
@@ -78,18 +79,20 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
     return PI0Policy.from_pretrained(directory, changes=changes)
 
 
-def toy_policy(spec: WarmStart, episodes: EpisodeSet) -> PI0Policy:
+def toy_policy(
+    episodes: EpisodeSet, chunk_size: int, seed: int, indicator: IndicatorMode = "embedding"
+) -> PI0Policy:
     """Return an untrained toy policy for these episodes."""
     tokenizer = PromptTokenizer.from_texts({labels.instruction for labels in episodes.labels})
     state_dim, action_dim = episodes.states.shape[1], episodes.actions.shape[1]
     size = next(iter(episodes.images.values())).shape[1]
     config = toy_config(
         tokenizer.vocab_size,
-        chunk_size=spec.chunk_size,
-        n_action_steps=spec.chunk_size,
+        chunk_size=chunk_size,
+        n_action_steps=chunk_size,
         max_state_dim=state_dim,
         max_action_dim=action_dim,
-        indicator="embedding",
+        indicator=indicator,
     )
     config = replace(config, vision=replace(config.vision, image_size=size, patch_size=size // 4))
     features = FeatureConfig(
@@ -101,7 +104,7 @@ def toy_policy(spec: WarmStart, episodes: EpisodeSet) -> PI0Policy:
         "observation.state": _with_floor(compute_statistics(episodes.states), 0.002),
         "action": _with_floor(compute_statistics(episodes.actions), 0.05),
     }
-    return PI0Policy(config, features, tokenizer, statistics, seed=spec.seed)
+    return PI0Policy(config, features, tokenizer, statistics, seed=seed)
 
 
 def train(policy: PI0Policy, episodes: EpisodeSet, spec: WarmStart) -> PI0Policy:

@@ -21,8 +21,8 @@ class RunInUseError(RuntimeError):
 def open_run_directory(config: Any) -> tuple[Path, Path | None]:
     """Return the run's directory, from now on this process's own, and the checkpoint to continue from.
 
-    Without `config.resume`, or if no run with checkpoints left it, the directory is a new, empty one (what was
-    there is moved aside), and the checkpoint None unless a path was given.
+    Without `config.resume`, or if no run with checkpoints left it, the directory is a new, empty one (what
+    was there is moved aside), and the checkpoint None unless a path was given.
 
     Args:
         config: With `output_dir`, `exp_name` and `resume`.
@@ -35,19 +35,23 @@ def open_run_directory(config: Any) -> tuple[Path, Path | None]:
     path = Path(config.output_dir) / config.exp_name
     is_ours = (path / _LOCK).exists()  # another rung's run is moved aside, --resume or not
     if is_ours:
-        _lock(path)
+        lock_directory(path)
     if config.resume is None or not is_ours:
         new_run_directory(path)
-    path.mkdir(parents=True, exist_ok=True)
-    _lock(path)
+    lock_directory(path)
     found = find_checkpoint(path, config.resume)
     if found:
         require_same_settings(verify(found, hashes=False)["config"], settings(config), found)
     return path, found
 
 
-def _lock(path: Path) -> None:
-    """Hold the directory's lock until this process ends; the kernel frees it, however that happens."""
+def lock_directory(path: Path) -> None:
+    """Make a directory this process's own until it ends; the kernel frees it, however that happens.
+
+    Raises:
+        RunInUseError: A live process has it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
     if path in _locks:
         _locks.pop(path).close()
     file = (path / _LOCK).open("a+")

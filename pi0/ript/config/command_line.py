@@ -5,44 +5,66 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from pi0.ript.config.loading import PROFILES, load_config_from_yaml, say
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.validation import validate_config
-from pi0.ript.config.yaml_files import CONFIGS
+from pi0.ript.config.yaml_files import CONFIGS, read_yaml
+from pi0.ript.envs.base import did_you_mean
 
 _EXAMPLE = "pi0/ript/config/debug_train_pi0.yaml"
 
 
-def parse_config(argv: Sequence[str] | None = None, *, resumes: bool = False) -> TrainConfig:
-    """Return the checked configuration that the command line asks for.
+@dataclass(frozen=True)
+class Algorithm:
+    """What a configuration file can be for: its settings, and their checks before any work."""
+
+    schema: type
+    validate: Callable[[Any], None]
+
+
+RIPT = Algorithm(TrainConfig, validate_config)
+
+
+def parse_config(
+    argv: Sequence[str] | None = None,
+    *,
+    resumes: bool = False,
+    algorithms: Mapping[str, Algorithm] | None = None,
+) -> Any:
+    """Return the checked configuration that the command line asks for: a `TrainConfig`.
+
+    A file whose key `algorithm` names one of `algorithms` has that one's settings instead.
 
     A script that has no checkpoints to resume from says so with `resumes`; asking it to is an error then.
 
     Overrides are written `algo.lr=2e-5`, `--algo.lr=2e-5`, `--algo.lr 2e-5` or `--override algo.lr=2e-5`.
     What is wrong is written to stderr, all of it, and ends the process with exit code 2.
     """
-    parser = _parser()
+    known = {"ript": RIPT, **(algorithms or {})}
+    parser = _parser(known)
     arguments, rest = parser.parse_known_args(argv)
     try:
         if arguments.config_path is None:
             raise ConfigError(f"expected a YAML file, for example: --config_path {_EXAMPLE}")
+        chosen = _algorithm(arguments.config_path, known)
         overrides = [*arguments.override, *_overrides(rest)]
         if arguments.resume is not None and "=" in arguments.resume:  # `--resume algo.lr=2e-5`
             overrides.append(arguments.resume)
             arguments.resume = "auto"
         if arguments.resume is not None:
-            overrides.append(f"resume={arguments.resume}")
-        config = load_config_from_yaml(arguments.config_path, overrides, arguments.profile)
+            overrides += _resume(arguments.resume, chosen, parser.prog, resumes)
+        config = load_config_from_yaml(
+            arguments.config_path, overrides, arguments.profile, schema=chosen.schema
+        )
         say(f"✓ 配置文件加载成功 / configuration loaded: {arguments.config_path}")
-        if config.resume is not None and not resumes:
-            raise ConfigError(
-                f"resume: {parser.prog} keeps no checkpoints; 13_train_production_ready.py does"
-            )
-        validate_config(config)
+        if getattr(config, "resume", None) is not None and not resumes:
+            raise ConfigError(_no_checkpoints(parser.prog))
+        chosen.validate(config)
         say("✓ 配置验证通过 / configuration valid")
     except ConfigError as error:
         sys.stderr.write(f"{parser.prog}: error: {error}\n")
@@ -50,12 +72,39 @@ def parse_config(argv: Sequence[str] | None = None, *, resumes: bool = False) ->
     return config
 
 
-def _parser() -> argparse.ArgumentParser:
+def _algorithm(path: str, known: Mapping[str, Algorithm]) -> Algorithm:
+    name = str(read_yaml(Path(path)).get("algorithm", "ript"))
+    try:
+        return known[did_you_mean("algorithm", name, known)]
+    except ValueError as error:
+        remedy = "; train_ript_pi0_final.py runs RECAP" if name == "recap" else ""
+        raise ConfigError(f"{path}: {error}{remedy}") from error
+
+
+def _resume(value: str, chosen: Algorithm, script: str, resumes: bool) -> list[str]:
+    """Return `--resume` as an override; an algorithm that always goes on where it stopped needs none."""
+    if not resumes:
+        raise ConfigError(_no_checkpoints(script))
+    if "resume" in {one.name for one in fields(chosen.schema)}:
+        return [f"resume={value}"]
+    if value != "auto":
+        raise ConfigError(f"--resume {value}: this run goes on by itself; leave the path out")
+    return []
+
+
+def _no_checkpoints(script: str) -> str:
+    return f"resume: {script} keeps no checkpoints; 13_train_production_ready.py does"
+
+
+def _parser(known: Mapping[str, Algorithm]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --config_path FILE [--profile NAME] [--resume [PATH]] [key=value ...]",
-        epilog=f"keys, with their defaults:\n{describe_keys()}",
+        epilog="\n\n".join(
+            f"keys of {name}, with their defaults:\n{describe_keys(one.schema)}"
+            for name, one in known.items()
+        ),
     )
     profiles = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
     configs = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
@@ -93,7 +142,8 @@ def _overrides(rest: Sequence[str]) -> list[str]:
 
 def describe_keys(schema: Any = TrainConfig, prefix: str = "") -> str:
     """Return a line per key: name, default, and the comment beside it in the schema."""
-    comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(schema), re.MULTILINE))
+    sources = "".join(inspect.getsource(base) for base in schema.__mro__[:-1])
+    comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", sources, re.MULTILINE))
     lines = []
     for field, value in ((field, getattr(schema(), field.name)) for field in fields(schema)):
         if is_dataclass(value):

@@ -120,18 +120,13 @@ def translate(given: Mapping[str, Any], known: Mapping[str, Any]) -> Translation
     renamed, ignored = [], []
     order = ["algo.demo_batch_size", *known, *CONVERTED, "task.task_name", *RENAMED]
     for old in sorted(given, key=lambda key: order.index(key) if key in order else len(order)):
-        value = given[old]
-        if old in CONVERTED:
-            new, value = _convert(old, value, result.problems)
-        elif old == "task.task_name":
-            new, value = "task.task_names", None if value is None else [value]
-        elif old in RENAMED or old in known:
-            new = RENAMED.get(old, old)
+        if _todays_key(old) in ("", *known):
+            new, value = _todays_setting(old, given[old], result.problems)
         elif WITHOUT_EFFECT.fullmatch(old):
             ignored.append(old)
             continue
         else:
-            result.problems.extend(_unknown(old, value, known))
+            result.problems.extend(_unknown(old, given[old], known))
             continue
         if new and (old == new or value is not None or known[new] is None):
             renamed += [f"{old} -> {new}"] * (old != new)
@@ -148,6 +143,22 @@ def translate(given: Mapping[str, Any], known: Mapping[str, Any]) -> Translation
     if ignored:
         result.notices.append(f"keys without effect: {', '.join(sorted(ignored))}")
     return result
+
+
+def _todays_key(old: str) -> str:
+    """Return what a key is called now, "" for one that has no successor."""
+    if old in CONVERTED:
+        return CONVERTED[old].key
+    return "task.task_names" if old == "task.task_name" else RENAMED.get(old, old)
+
+
+def _todays_setting(old: str, value: Any, problems: list[str]) -> tuple[str, Any]:
+    """Return key and value under today's name; no key if the old one asks for nothing or is wrong."""
+    if old in CONVERTED:
+        return _convert(old, value, problems)
+    if old == "task.task_name" and value is not None:
+        value = [value]
+    return _todays_key(old), value
 
 
 def _convert(old: str, value: Any, problems: list[str]) -> tuple[str, Any]:

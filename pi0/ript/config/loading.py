@@ -20,9 +20,12 @@ PROFILES = CONFIGS / "profiles"
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def load_config_from_yaml(
-    path: str | Path, overrides: Iterable[str] = (), profile: str | None = None
-) -> TrainConfig:
+def load_config_from_yaml[C](
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    profile: str | None = None,
+    schema: type[C] = TrainConfig,
+) -> C:
     """Return the configuration of a YAML file; keys that it does not name have their defaults.
 
     A profile's keys replace the file's, and overrides replace both. `${key}` stands for another key's value.
@@ -32,6 +35,7 @@ def load_config_from_yaml(
         path: Of the file.
         overrides: "algo.lr=2e-5", "task.task_names=[3,4]", "eval.first_state=null", ...
         profile: Name of one of the files in `PROFILES`.
+        schema: A dataclass whose fields have defaults; sections are dataclasses too.
 
     Raises:
         ConfigError: Something cannot be read, is unknown or has the wrong type; tells all of it.
@@ -40,8 +44,8 @@ def load_config_from_yaml(
     if profile is not None:
         layers.append((f"profile {profile}", flatten(read_yaml(_profile_path(profile)))))
     layers.append(("command line", parse_overrides(overrides)))
-    config, known = OmegaConf.structured(TrainConfig), default_values()
-    types = dict(_types(TrainConfig))
+    config, known = OmegaConf.structured(schema), default_values(schema)
+    types = dict(_types(schema))
     problems: list[str] = []
     notices: list[str] = []
     for source, given in layers:
@@ -57,13 +61,17 @@ def load_config_from_yaml(
     for notice in notices:
         say(notice)
     OmegaConf.resolve(config)
-    made = typing.cast(TrainConfig, OmegaConf.to_object(config))
-    made.output_dir = str(Path(made.output_dir).expanduser())
-    made.warm_start_dir = str(Path(made.warm_start_dir).expanduser())
+    try:
+        made: Any = OmegaConf.to_object(config)
+    except ValueError as error:  # of a section's own checks
+        raise ConfigError(f"{path}: {error}") from error
+    for key in ("output_dir", "warm_start_dir"):
+        if key in known:
+            setattr(made, key, str(Path(getattr(made, key)).expanduser()))
     return made
 
 
-def save_config(config: TrainConfig, run_dir: str | Path) -> Path:
+def save_config(config: Any, run_dir: str | Path) -> Path:
     """Write the configuration in effect and return the file; loading it gives an equal configuration."""
     file = Path(run_dir) / "experiment_cfg" / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +79,9 @@ def save_config(config: TrainConfig, run_dir: str | Path) -> Path:
     return file
 
 
-def default_values() -> dict[str, Any]:
+def default_values(schema: Any = TrainConfig) -> dict[str, Any]:
     """Return every dotted key with its default."""
-    return flatten(asdict(TrainConfig()))
+    return flatten(asdict(schema()))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -30,8 +30,8 @@ class WarmStartSettings:
 
 
 @dataclass
-class Task:
-    """The environment; the arguments of `get_environment`."""
+class EnvironmentSettings:
+    """The environment; arguments of `get_environment`."""
 
     benchmark_name: str = "metaworld"  # or libero, or one of LIBERO's suites; see pi0/ript/environments.py
     task_names: list[str | int] | None = None  # names, or numbers in the suite's order; null: its own choice
@@ -42,6 +42,12 @@ class Task:
     render_size: int | None = None  # LIBERO: pixels that are rendered, then resized to image_size
     render_quality: str | None = None  # stock or fast
     camera_names: list[str] | None = None  # LIBERO: the policy's names of third-person and wrist view
+
+
+@dataclass
+class Task(EnvironmentSettings):
+    """The environment, and how a toy policy begins; the arguments of `get_environment`."""
+
     warm_start: WarmStartSettings = field(default_factory=WarmStartSettings)
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,15 +49,28 @@ _HELDOUT_STATES = {"libero": 50}  # per task, where there is an end to them
 
 def validate_config(config: TrainConfig) -> None:
     """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
-    problems = [*_ranges(config), *_algorithm(config), *_places(config), *_distribution(config)]
-    problems += _attempt(lambda: require_policy_path(config.policy_path))[1]
+    problems = [*_ranges(config), *_algorithm(config), *_resume(config)]
+    environment, wrong = shared_problems(config)
+    problems += wrong
+    if environment is not None:
+        problems += _toy(config, environment)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def shared_problems(config: Any) -> tuple[Environment | None, list[str]]:
+    """Return the environment, if it can be had, and what is wrong with the settings of any algorithm.
+
+    These are exp_name, directories, device, distributed, policy_path, policy, task and eval.
+    """
+    problems = [*_places(config), *_distribution(config)]
+    problems += attempt(lambda: require_policy_path(config.policy_path))[1]
     problems += [*_statistics(config), *_freeze(config)]
     environment, wrong = _environment(config)
     problems += wrong
     if environment is not None:
-        problems += [*_evaluation(config, environment), *_toy(config, environment)]
-    if problems:
-        raise ConfigError(*problems)
+        problems += _evaluation(config, environment)
+    return environment, problems
 
 
 def _ranges(config: TrainConfig) -> Iterator[str]:
@@ -97,35 +111,38 @@ def _algorithm(config: TrainConfig) -> Iterator[str]:
         )
 
 
-def _places(config: TrainConfig) -> Iterator[str]:
+def _places(config: Any) -> Iterator[str]:
     if not re.fullmatch(r"\w[\w.=,+-]*", config.exp_name):
         yield f"exp_name: expected a name for a directory (letters, digits, _ . -), found {config.exp_name!r}"
-    for key in ("output_dir", "warm_start_dir"):
+    for key in (key for key in ("output_dir", "warm_start_dir") if hasattr(config, key)):
         place = Path(getattr(config, key)).expanduser()
         file = next((one for one in (place, *place.parents) if one.exists() and not one.is_dir()), None)
         if not place.name or file:
             yield f"{key}: expected a directory, found {str(file or place)!r}"
+
+
+def _resume(config: TrainConfig) -> Iterator[str]:
     if config.resume not in (None, "auto") and not Path(config.resume).exists():
         yield f"resume: nothing at {config.resume!r}; expected a checkpoint's path, auto, or null"
 
 
-def _distribution(config: TrainConfig) -> Iterator[str]:
-    device, wrong = _attempt(lambda: require_device(config.device))
+def _distribution(config: Any) -> Iterator[str]:
+    device, wrong = attempt(lambda: require_device(config.device))
     yield from wrong
     if config.distributed.backend == "nccl" and device is not None and device.type != "cuda":
         yield f"distributed.backend: nccl needs device=cuda, found device={config.device}; use auto or gloo"
 
 
-def _environment(config: TrainConfig) -> tuple[Environment | None, list[str]]:
+def _environment(config: Any) -> tuple[Environment | None, list[str]]:
     if config.task.task_names == []:
         return None, ["task.task_names: expected names or numbers, found an empty list; null: all tasks"]
-    environment, wrong = _attempt(lambda: get_environment(**asdict(config.task)), "task: ")
+    environment, wrong = attempt(lambda: get_environment(**asdict(config.task)), "task: ")
     if environment is not None:
-        wrong = _attempt(environment.suite, "task: ")[1]
+        wrong = attempt(environment.suite, "task: ")[1]
     return None if wrong else environment, wrong
 
 
-def _evaluation(config: TrainConfig, environment: Environment) -> Iterator[str]:
+def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
     last = config.eval.first_state + config.eval.rollouts_per_task
     there_are = _HELDOUT_STATES.get(environment.name)
     if there_are is not None and last > there_are:
@@ -135,23 +152,23 @@ def _evaluation(config: TrainConfig, environment: Environment) -> Iterator[str]:
         )
 
 
-def _statistics(config: TrainConfig) -> list[str]:
+def _statistics(config: Any) -> list[str]:
     if config.policy.norm_stats_path is None:
         return []
     path = Path(config.policy.norm_stats_path).expanduser()
     if not path.is_file():
         return [f"policy.norm_stats_path: no file at {str(path)!r}; null takes the checkpoint's statistics"]
-    return _attempt(lambda: read_statistics(path), "policy.norm_stats_path: ")[1]
+    return attempt(lambda: read_statistics(path), "policy.norm_stats_path: ")[1]
 
 
-def _freeze(config: TrainConfig) -> list[str]:
+def _freeze(config: Any) -> list[str]:
     which = config.policy.freeze
-    wrong = _attempt(lambda: re.compile(which), f"policy.freeze: {which!r} is no regular expression: ")[1]
+    wrong = attempt(lambda: re.compile(which), f"policy.freeze: {which!r} is no regular expression: ")[1]
     if wrong or config.policy_path != TOY:
         return wrong
     with torch.device("meta"):  # the toy's sizes do not change its parameters' names
         toy = Pi0Model(toy_config(8), seed=None)
-    return _attempt(lambda: frozen_names(toy, which), "policy.")[1]
+    return attempt(lambda: frozen_names(toy, which), "policy.")[1]
 
 
 def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:
@@ -161,7 +178,7 @@ def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:
         if getattr(config.policy, key) is not None:
             yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; use policy.{key}=null"
     spec = environment.warm_start_spec(seed=0)
-    yield from _attempt(lambda: get_operator(spec.operator), "task.warm_start.operator: ")[1]
+    yield from attempt(lambda: get_operator(spec.operator), "task.warm_start.operator: ")[1]
     tasks = environment.suite().select(spec.tasks)
     if missing := [task.name for task in tasks if task not in tasks_with_expert(tasks)]:
         known = [task.name for task in tasks_with_expert(environment.suite().tasks())]
@@ -176,7 +193,7 @@ def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:
         )
 
 
-def _attempt[T](check: Callable[[], T], prefix: str = "") -> tuple[T | None, list[str]]:
+def attempt[T](check: Callable[[], T], prefix: str = "") -> tuple[T | None, list[str]]:
     """Return the result of a check, or None and what it found wrong."""
     try:
         return check(), []

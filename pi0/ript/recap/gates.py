@@ -12,18 +12,14 @@ class GateError(RuntimeError):
     """A figure is too bad to go on with; the message has every such figure and what to try."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gates:
     """The least that the figures must reach; set one to its worst value to open that gate."""
 
-    min_correlation: float = 0.3
-    """Of value and return on held-out episodes."""
-    min_separation: float = 0.6
-    """Of held-out successes from failures (AUC); 0.5 is chance. Not judged if all ended alike."""
-    min_coverage: float = 1.0
-    """Share of frames that have an advantage."""
-    max_fraction_error: float = 0.05
-    """Distance of the positive share from the one asked for, over all ranked frames."""
+    min_correlation: float = 0.3  # of value and return on held-out episodes
+    min_separation: float = 0.6  # of held-out successes from failures (AUC, 0.5 is chance), if there are both
+    min_coverage: float = 1.0  # share of frames that have an advantage
+    max_fraction_error: float = 0.05  # of the positive share over all ranked frames
 
 
 @dataclass(frozen=True)

@@ -5,41 +5,48 @@ Axes: n frame of a set, m frame of all sets, b window of a batch.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
-from torch import Tensor
-from tqdm import tqdm
+from jaxtyping import Bool, Float, Float32, Float64, Int64
+from torch import Tensor, nn
 
 from pi0 import Indicator, PI0Policy
+from pi0.ript.distributed import World
 from pi0.ript.loss import window_draws
 from pi0.ript.recap.advantages import is_positive
 from pi0.ript.recap.sources import Mixture, Source
+from pi0.ript.recap.training_steps import Row, TrainingSteps
 
-_WARMUP = 20  # steps
 _DROPOUT_STREAM = 1  # keeps the draws of the dropout apart from those of the noise
 
 
-@dataclass(frozen=True)
+@dataclass
 class PolicyTraining:
     """How the policy is fine-tuned."""
 
     steps: int = 200
-    batch_size: int = 64
-    learning_rate: float = 1e-3  # after a short warm-up, level, then down to 0 over the last 30%
+    batch_size: int = 64  # windows per optimizer step, of all processes together
+    micro_batch_size: int = 64  # windows per forward pass of a process
+    learning_rate: float = 1e-3  # after a warm-up level, then down to 0
+    warmup_steps: int = 20
+    decay_fraction: float = 0.3  # the last part of the steps, in which the learning rate falls
     indicator_learning_rate: float = 1e-2  # of an indicator that is an embedding: it starts at zero
     weight_decay: float = 1e-4
+    grad_norm_clip: float = 1.0
     num_draws: int = 2  # noise draws per window, which share the prefix
     indicator_dropout: float = 0.3  # share of windows trained without indicator, as guidance needs
     use_awr: bool = False  # weigh each window by exp(A / beta) as well
     awr_beta: float = 1.0
     awr_max_weight: float = 10.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        for name in ("steps", "batch_size", "micro_batch_size", "num_draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if not 0.0 <= self.indicator_dropout <= 1.0:
             raise ValueError(f"indicator_dropout: expected a share, found {self.indicator_dropout}")
         if not (self.awr_beta > 0 and self.awr_max_weight > 0):
@@ -55,7 +62,11 @@ def train_policy(
     advantages: Sequence[Float64[np.ndarray, " _"]],
     epsilon: Mapping[str, float],
     settings: PolicyTraining,
-    log: Callable[[dict[str, Any]], None] | None = None,
+    seed: Sequence[int] = (0,),
+    *,
+    log: Callable[[Row], None] | None = None,
+    checkpoint: Path | None = None,
+    world: World | None = None,
 ) -> PI0Policy:
     """Minimise the flow-matching loss on a mixture of sources; return the policy, which is changed.
 
@@ -67,43 +78,82 @@ def train_policy(
         advantages: Of every frame of each source; NaN where there is none.
         epsilon: Threshold of each task, see `advantages.thresholds`.
         settings: Steps, learning rate, ...
+        seed: Of everything random.
         log: Receives the figures of every step.
+        checkpoint: A file that an interrupted training goes on with; see `TrainingSteps`.
+        world: The processes that train together; None: this one alone.
     """
+    world = world or World()
     _require_indicator(policy)
     for source, found in zip(sources, advantages, strict=True):
         _require_length(source, found)
-    labels = [indicators(s, a, epsilon) for s, a in zip(sources, advantages, strict=True)]
     weights = torch.from_numpy(np.concatenate([_weights(a, settings) for a in advantages]))
     usable = [~_is_missing(s, a, settings) for s, a in zip(sources, advantages, strict=True)]
     mixture = Mixture(sources, policy.config.chunk_size, usable)
-    indicator = np.concatenate(labels)
-    parameters = [p for p in policy.parameters() if p.requires_grad]
+    indicator = np.concatenate([indicators(s, a, epsilon) for s, a in zip(sources, advantages, strict=True)])
     optimizer = _optimizer(policy, settings)
     rates = [group["lr"] for group in optimizer.param_groups]
+    learner = world.wrap(_Learner(policy, settings.num_draws))
+    steps = TrainingSteps(
+        settings.steps,
+        policy,
+        optimizer,
+        description="policy",
+        checkpoint=checkpoint,
+        log=log,
+        world=world,
+    )
     policy.train()
-    with tqdm(range(settings.steps), unit="step", desc="policy") as bar:
-        for step in bar:
-            windows = mixture.draw(settings.batch_size, (settings.seed, step))
-            given = withhold_keyed(indicator[windows], windows, (settings.seed, step), settings)
-            losses = _losses(policy, mixture.batch(windows), given, (settings.seed, step), settings)
-            loss = (losses * weights[windows].to(losses)).mean()
-            factor = min(1.0, (step + 1) / _WARMUP, (settings.steps - step) / (0.3 * settings.steps))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            row = {
-                "step": step,
-                "loss": loss.item(),
-                "positive": float((given == Indicator.POSITIVE).mean()),
-                "withheld": float((given == Indicator.NONE).mean()),
-            }
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
-            if log is not None:
-                log(row)
+    for step in steps:
+        key = (*seed, step)
+        drawn = mixture.draw(settings.batch_size, key)
+        given = withhold_keyed(indicator[drawn], drawn, key, settings)
+        total = torch.zeros((), device=policy.device)
+        for part in world.micro_batches(learner, np.arange(len(drawn)), settings.micro_batch_size):
+            windows = drawn[part]
+            losses = learner(mixture.batch(windows), torch.from_numpy(given[part]), key)
+            loss = (losses * weights[windows].to(losses)).sum() / len(drawn)
+            world.backward(loss)
+            total += loss.detach()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * _factor(step, settings)
+        steps.update(settings.grad_norm_clip)
+        row = {
+            "loss": world.sum(total),
+            "positive": float((given == Indicator.POSITIVE).mean()),
+            "withheld": float((given == Indicator.NONE).mean()),
+        }
+        steps.done(row, {"loss": f"{row['loss']:.3f}"})
     return policy.eval()
+
+
+class _Learner(nn.Module):
+    """Flow-matching losses with the indicators given; what DDP wraps."""
+
+    def __init__(self, policy: PI0Policy, num_draws: int) -> None:
+        super().__init__()
+        self.policy, self.num_draws = policy, num_draws
+
+    def forward(
+        self, batch: Mapping[str, Any], indicator: Int64[Tensor, " b"], seed: Sequence[int]
+    ) -> Float[Tensor, " b"]:
+        """Return the loss of each window at noise and flow times of its own."""
+        policy = self.policy
+        noise, time = window_draws(policy, batch["window"].tolist(), seed, self.num_draws)
+        return policy.loss(
+            batch,
+            reduction="sample",
+            indicator=indicator,
+            noise=noise.to(policy.device),
+            time=time.to(policy.device),
+        )
+
+
+def _factor(step: int, settings: PolicyTraining) -> float:
+    """Return the factor on the learning rates."""
+    decay = settings.decay_fraction * settings.steps
+    left = (settings.steps - step) / decay if decay > 0 else 1.0
+    return min(1.0, (step + 1) / max(settings.warmup_steps, 1), left)
 
 
 def indicators(
@@ -166,23 +216,6 @@ def _require_length(source: Source, advantages: Float64[np.ndarray, " n"]) -> No
             f"{source.name}: advantages: expected one for each of {source.num_frames} frames, found "
             f"{len(advantages)}"
         )
-
-
-def _losses(
-    policy: PI0Policy,
-    batch: Mapping[str, Any],
-    indicator: Int64[np.ndarray, " b"],
-    seed: Sequence[int],
-    settings: PolicyTraining,
-) -> Tensor:
-    noise, time = window_draws(policy, batch["window"].tolist(), seed, settings.num_draws)
-    return policy.loss(
-        batch,
-        reduction="sample",
-        indicator=torch.from_numpy(indicator),
-        noise=noise.to(policy.device),
-        time=time.to(policy.device),
-    )
 
 
 def _require_indicator(policy: PI0Policy) -> None:

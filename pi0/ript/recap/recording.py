@@ -4,14 +4,17 @@ Axes: none.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
+from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.episodes import Episode, EpisodeDataError, EpisodeLabels, EpisodeSet, EpisodeWriter
-from pi0.ript.rollout import ChunkPolicy, Rollout, rollout
+from pi0.ript.interruption import StoppedError, stop_requested
+from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 _ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are let go
 
@@ -23,23 +26,35 @@ def record_rollouts(
     seeds: Sequence[int],
     writer: EpisodeWriter,
     source: str,
+    peers: Peers = ALONE,
 ) -> None:
     """Store one episode per initial state under its place in the list; those already stored do not run again.
 
+    Peers share the work; their writers are of one directory.
+
     Raises:
         ValueError: A state occurs twice with one seed; that would be the same episode.
+        StoppedError: The process was asked to stop; finished episodes are stored.
     """
     numbers = {(state.hash, seed): i for i, (state, seed) in enumerate(zip(states, seeds, strict=True))}
     if len(numbers) != len(states):
         raise ValueError("seeds: expected different ones for rollouts from one state, found one twice")
     finished = writer.finished()
-    todo = [i for i in range(len(states)) if i not in finished]
-    with tqdm(total=len(states), initial=len(finished), unit="episode", desc="rollouts") as bar:
+    mine = share(range(len(states)), peers)
+    todo = [i for i in mine if i not in finished]
+    successes = sum(labels.success for number, (labels, _) in finished.items() if number in mine)
+    options = {"unit": "episode", "desc": "rollouts", "disable": peers.rank > 0}
+    with tqdm(total=len(mine), initial=len(mine) - len(todo), **options) as bar:
 
         def store(episode: Rollout) -> None:
+            nonlocal successes
             number = numbers[episode.initial_state.hash, episode.seed]
             writer.add(number, rollout_episode(episode, source))
+            successes += episode.success
+            bar.set_postfix_str(f"{successes} succeeded", refresh=False)
             bar.update()
+            if code := stop_requested():
+                raise StoppedError(code)
 
         size = _ROUNDS_IN_MEMORY * env.num_slots
         for part in (todo[i : i + size] for i in range(0, len(todo), size)):
@@ -93,3 +108,49 @@ def episode_set(episodes: Sequence[Episode], fps: int) -> EpisodeSet:
         fps=fps,
         collection={"content_hash": hashlib.sha256(hashes.encode()).hexdigest()},
     )
+
+
+def journaled_rollout(journal: EpisodeJournal) -> RolloutFunction:
+    """Return `rollout` with a memory: what the journal has does not run again, what is finished is added.
+
+    Raises (when it runs):
+        StoppedError: The process was asked to stop.
+    """
+
+    def run(
+        env: BatchedEnv,
+        policy: ChunkPolicy,
+        states: Sequence[InitialState],
+        seeds: Sequence[int],
+        *,
+        render_every: int | None = None,
+        keep_images: bool = True,
+        on_finished: Callable[[Rollout], None] | None = None,
+    ) -> list[Rollout]:
+        report = on_finished or (lambda _: None)
+        keys = list(zip(states, seeds, strict=True))
+        finished = {i: journal.read(env.tasks[s.task], s, seed) for i, (s, seed) in enumerate(keys)}
+        for episode in finished.values():
+            if episode is not None:
+                report(episode)
+        missing = [i for i, episode in finished.items() if episode is None]
+
+        def keep(episode: Rollout) -> None:
+            journal.write(episode)
+            report(episode)
+            if code := stop_requested():
+                raise StoppedError(code)
+
+        made = rollout(
+            env,
+            policy,
+            [states[i] for i in missing],
+            [seeds[i] for i in missing],
+            render_every=render_every,
+            keep_images=keep_images,
+            on_finished=keep,
+        )
+        finished |= dict(zip(missing, made, strict=True))
+        return [episode for episode in finished.values() if episode is not None]
+
+    return run

@@ -25,18 +25,15 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"  # by a deadline, without success
 
 
-@dataclass(frozen=True)
+@dataclass
 class RewardConfig:
-    """The reward, in the names of requirement 004."""
+    """The reward."""
 
-    number_of_bins: int = 201
-    C_neg: float | int = -1000.0
-    """Added to the return of every frame of a failed episode."""
-    reward_normalizer: float | int | Literal["auto"] = "auto"
-    """What returns are divided by. "auto": the least that keeps every return in [-1, 0]."""
-    N_steps_look_ahead: int = 50
-    truncated: Literal["failure", "unpenalised"] = "failure"
-    """Whether C_neg also meets an episode that only ran out of time."""
+    number_of_bins: int = 201  # of the value function's distribution
+    C_neg: float | int = -1000.0  # added to the return of every frame of a failed episode
+    reward_normalizer: float | int | str = "auto"  # auto: the least that keeps every return in [-1, 0]
+    N_steps_look_ahead: int = 50  # steps of reward in an advantage
+    truncated: str = "failure"  # what an episode is that only ran out of time: failure or unpenalised
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -59,7 +56,7 @@ class RewardConfig:
     @property
     def normalizer(self) -> float:
         """Return the number; "auto" must have been resolved before."""
-        if self.reward_normalizer == "auto":
+        if isinstance(self.reward_normalizer, str):
             raise ValueError("reward_normalizer: 'auto' needs episodes; call RewardConfig.resolve first")
         return float(self.reward_normalizer)
 

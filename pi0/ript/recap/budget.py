@@ -1,0 +1,147 @@
+"""What a RECAP run is going to need: time, memory and disk, before it starts.
+
+Axes: b observation, h action horizon, a action dim.
+"""
+
+import shutil
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Float32
+
+from pi0.ript.envs import EnvObservation, Task
+from pi0.ript.recap.loop import Recap
+from pi0.ript.recap.policy_training import train_policy
+from pi0.ript.recap.recording import episode_set, rollout_episode
+from pi0.ript.recap.sources import Source
+from pi0.ript.rollout import rollout
+from pi0.ript.starting_policy import TOY
+from pi0.ript.warm_start import toy_policy
+
+
+class BudgetError(RuntimeError):
+    """Memory or disk cannot hold the run."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds: every episode is taken to last until its deadline."""
+
+    recorded: int
+    """Episodes with an image at every step."""
+    judged: int
+    """Episodes of evaluations."""
+    steps: int
+    """Of an episode."""
+    policy_updates: int
+    value_updates: int
+    memory_gb: float
+    """Of the images that are in memory at once."""
+    disk_gb: float
+    """Of all recorded images, uncompressed."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds that things take on this machine, in this process."""
+
+    step_with_image: float
+    step: float
+    update: float
+
+
+def budget(recap: Recap) -> Budget:
+    """Return what the run's configuration asks for."""
+    config, environment = recap.config, recap.environment
+    tasks = environment.suite().select(environment.tasks)
+    steps = max(recap.deadlines().values())
+    per_round = config.rollouts.num_states * config.rollouts.per_state
+    demonstrations = config.demonstrations.episodes or environment.warm_start_spec(config.seed).episodes
+    shown = 0 if config.demonstrations.root else demonstrations * len(tasks)
+    policies = config.rounds + 1 + 2 * config.baselines
+    training = config.rounds * config.finetuning.training.steps * (1 + 2 * config.baselines)
+    gb = 3 * len(tasks[0].cameras) * tasks[0].image_size ** 2 * steps / 1e9
+    return Budget(
+        recorded=shown + config.rounds * per_round,
+        judged=config.eval.rollouts_per_task * len(tasks) * policies,
+        steps=steps,
+        policy_updates=training + (0 if config.skip_sft else config.sft.steps),
+        value_updates=config.value.pretraining.steps + config.rounds * config.value.finetuning.steps,
+        memory_gb=gb * (shown + min(config.rounds, config.rollouts.keep_rounds) * per_round),
+        disk_gb=gb * (shown + config.rounds * per_round),
+    )
+
+
+def print_budget(recap: Recap) -> None:
+    """Print what the run needs, and for a toy how long it will take at the rates measured now.
+
+    Raises:
+        BudgetError: Memory or disk are too small.
+    """
+    needs, run_dir = budget(recap), recap.stages.run_dir
+    memory, disk = psutil.virtual_memory().available / 1e9, shutil.disk_usage(run_dir).free / 1e9
+    print(  # noqa: T201
+        f"budget: {needs.recorded} episodes to record and {needs.judged} to judge, of up to {needs.steps} "
+        f"steps; {needs.policy_updates} updates of the policy, {needs.value_updates} of the value function\n"
+        f"budget: up to {needs.memory_gb:.2g} GB of images in memory ({memory:.3g} GB available), "
+        f"{needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free)"
+    )
+    if needs.memory_gb > memory or needs.disk_gb > disk:
+        raise BudgetError(
+            "memory or disk are too small for this run: lower rollouts.num_states, rollouts.per_state, "
+            "rollouts.keep_rounds or task.image_size, or choose another output_dir"
+        )
+    if recap.config.policy_path == TOY and recap.stages.is_new("sft"):
+        minutes = _seconds(needs, measure(recap)) / 60
+        print(f"budget: about {minutes:.0f} minutes on this machine, if the others leave it alone")  # noqa: T201
+
+
+def measure(recap: Recap) -> Rates:
+    """Return how fast this machine is, from a few seconds of simulation and of training a toy."""
+    env, config = recap.env, recap.config
+    task = next(iter(env.tasks))
+    states = env.initial_states(task, "train", range(min(env.num_slots, 8)))
+    still, seeds = _Still(env.tasks[task].action_dim), list(range(len(states)))
+    rollout(env, still, states[:2], seeds[:2])  # loads the simulators
+    start = time.monotonic()
+    found = rollout(env, still, states, seeds, render_every=1)
+    with_image = (time.monotonic() - start) / sum(map(len, found))
+    start = time.monotonic()
+    rollout(env, still, states, seeds)
+    plain = (time.monotonic() - start) / sum(map(len, found))
+    episodes = episode_set([rollout_episode(one, "nobody") for one in found], round(env.tasks[task].hz))
+    policy = toy_policy(episodes, recap.chunk_size(), 0)
+    settings = replace(config.finetuning.training, steps=4, batch_size=config.sft.batch_size)
+    source = Source("budget", episodes, "on")
+    start = time.monotonic()
+    train_policy(policy, [source], [np.zeros(source.num_frames)], {}, settings)
+    return Rates(with_image, plain, (time.monotonic() - start) / settings.steps)
+
+
+class _Still:
+    """Commands no motion, eight steps at a time."""
+
+    def __init__(self, action_dim: int) -> None:
+        self.action_dim = action_dim
+
+    def chunks(
+        self,
+        observations: Sequence[EnvObservation],
+        tasks: Sequence[Task],
+        generators: Sequence[torch.Generator],
+        among: Collection[Task],
+    ) -> Float32[np.ndarray, "b h a"]:
+        return np.zeros((len(observations), 8, self.action_dim), np.float32)
+
+
+def _seconds(needs: Budget, rates: Rates) -> float:
+    # Inference adds to a simulator's step, a value update is about as dear as one of the policy.
+    updates = needs.policy_updates + needs.value_updates
+    return (
+        needs.steps * (needs.recorded * rates.step_with_image + needs.judged * rates.step)
+        + updates * rates.update
+    )

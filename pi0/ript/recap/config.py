@@ -1,0 +1,102 @@
+"""Every setting of a RECAP run, with its type and default.
+
+The comment behind a field is what `--help` says of it.
+"""
+
+from dataclasses import dataclass, field
+
+from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging, Policy
+from pi0.ript.recap.gates import Gates
+from pi0.ript.recap.policy_training import PolicyTraining
+from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.recap.value_training import ValueTraining
+
+
+@dataclass
+class RecapPolicy(Policy):
+    """The policy that SFT starts from."""
+
+    indicator: str = "embedding"  # how the advantage enters: embedding (state token) or text (prompt)
+    chunk_size: int | None = None  # of a toy: actions that it predicts at once; null: the environment's own
+
+
+@dataclass
+class Demonstrations:
+    """What SFT learns from: a data set, or what a scripted operator does in the simulator."""
+
+    root: str | None = None  # an existing LeRobotDataset v3; null: recorded in the run
+    assume_success: bool = False  # take every episode of a data set without labels for a success
+    operator: str | None = None  # who demonstrates: see pi0/ript/demonstrations/operators.py
+    quality: dict[str, float] | None = None  # fields of the operator that differ, such as {hesitation: 0.5}
+    episodes: int | None = None  # per task
+    num_workers: int = 2  # processes that record
+    sft_advantage: str = "on"  # the indicator in SFT: on (always positive) or ignore (none)
+    advantage: str = "use"  # and in fine-tuning: use (by the value function), on or ignore
+
+
+@dataclass
+class Value:
+    """The value function."""
+
+    form: str = "expert"  # expert: reads the SFT policy's prefix; separate: a model of the toy's size
+    width: int = 64  # of the expert
+    start_from: str = "pretrained"  # what fine-tuning starts from in each round: pretrained or previous
+    pretraining: ValueTraining = field(default_factory=lambda: ValueTraining(steps=200))
+    finetuning: ValueTraining = field(default_factory=ValueTraining)
+
+
+@dataclass
+class Rollouts:
+    """What a round collects."""
+
+    num_states: int = 32  # initial states of all tasks together
+    per_state: int = 8  # episodes from each
+    pool_size: int = 500  # training states per task that they are drawn from, without repetition
+    guidance: float = 1.0  # towards a positive advantage; the SFT policy is always used with 1
+    keep_rounds: int = 2  # how many rounds' rollouts are trained on; older ones are left out
+
+
+@dataclass
+class Advantage:
+    """How frames are labelled."""
+
+    positive_fraction: float = 0.3  # share of the ranked frames that is positive
+    scope: str = "per_task"  # one threshold per_task, or global
+    ranked: str = "rollouts"  # frames among which the threshold is found: rollouts, or all
+
+
+@dataclass
+class FineTuning:
+    """The policy's training in each round."""
+
+    start_from: str = "sft"  # sft or previous
+    training: PolicyTraining = field(default_factory=lambda: PolicyTraining(steps=300))
+
+
+@dataclass
+class RecapConfig:
+    """Everything that can be set; the defaults learn the embedded task in minutes on a laptop CPU."""
+
+    algorithm: str = "recap"  # what tells this file from one of RIPT
+    exp_name: str = "recap"  # the run is written to output_dir/exp_name; started again, it goes on there
+    policy_path: str = "toy"  # trained here on the demonstrations; or a pi0 checkpoint
+    device: str = "cpu"  # cpu, cuda, cuda:1, ..., or auto
+    output_dir: str = "pi0/ript/output"
+    seed: int = 0
+    rounds: int = 2  # of rollouts, value, advantages, policy
+    skip_sft: bool = False  # a checkpoint that needs none
+    on_stale: str = "refuse"  # a stage whose inputs have changed: refuse, or redo (the old one is kept)
+    baselines: bool = False  # also train on the demonstrations alone, and on successes alone, to compare
+    task: EnvironmentSettings = field(default_factory=EnvironmentSettings)
+    policy: RecapPolicy = field(default_factory=RecapPolicy)
+    demonstrations: Demonstrations = field(default_factory=Demonstrations)
+    sft: PolicyTraining = field(default_factory=lambda: PolicyTraining(steps=500, decay_fraction=0.7))
+    value: Value = field(default_factory=Value)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollouts: Rollouts = field(default_factory=Rollouts)
+    advantage: Advantage = field(default_factory=Advantage)
+    finetuning: FineTuning = field(default_factory=FineTuning)
+    gates: Gates = field(default_factory=Gates)
+    eval: Eval = field(default_factory=Eval)
+    distributed: Distributed = field(default_factory=Distributed)
+    logging: Logging = field(default_factory=Logging)

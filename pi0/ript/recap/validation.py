@@ -1,0 +1,114 @@
+"""Checks of a RECAP configuration before any work: all that need no simulator and no weights."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pi0.ript.config.schema import ConfigError
+from pi0.ript.config.validation import attempt, shared_problems
+from pi0.ript.demonstrations import DemonstrationPlan, tasks_with_expert
+from pi0.ript.environments import Environment
+from pi0.ript.recap.config import RecapConfig
+from pi0.ript.starting_policy import TOY
+
+_CHOICES = {
+    "on_stale": ("refuse", "redo"),
+    "policy.indicator": ("embedding", "text"),
+    "demonstrations.sft_advantage": ("on", "ignore"),
+    "demonstrations.advantage": ("use", "on", "ignore"),
+    "value.form": ("expert", "separate"),
+    "value.start_from": ("pretrained", "previous"),
+    "advantage.scope": ("per_task", "global"),
+    "advantage.ranked": ("rollouts", "all"),
+    "finetuning.start_from": ("sft", "previous"),
+    "policy.dtype": ("float32", "bfloat16", None),
+    "logging.wandb_mode": ("online", "offline", "disabled"),
+}
+_AT_LEAST = {
+    **dict.fromkeys(
+        ("rounds", "rollouts.num_states", "rollouts.per_state", "rollouts.keep_rounds", "value.width"), 1
+    ),
+    **dict.fromkeys(("eval.rollouts_per_task", "demonstrations.episodes", "policy.chunk_size"), 1),
+    **dict.fromkeys(("seed", "rollouts.guidance", "eval.cfg_guidance_scale", "eval.n_video"), 0),
+    **dict.fromkeys(("eval.first_state", "demonstrations.num_workers", "task.num_workers"), 0),
+}
+
+
+def validate_recap(config: RecapConfig) -> None:
+    """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
+    problems = [*_values(config)]
+    environment, wrong = shared_problems(config)
+    problems += wrong
+    if environment is not None:
+        problems += [*_data(config, environment), *_pool(config, environment)]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _values(config: RecapConfig) -> Iterator[str]:
+    values = _flat(asdict(config))
+    for key, known in _CHOICES.items():
+        if values[key] not in known:
+            yield f"{key}: expected one of {', '.join(map(str, known))}, found {values[key]!r}"
+    for key, least in _AT_LEAST.items():
+        value = values[key]
+        if value is not None and not least <= value < math.inf:
+            yield f"{key}: expected at least {least}, found {value}"
+    if not 0 < config.advantage.positive_fraction < 1:
+        yield (
+            "advantage.positive_fraction: expected a share between 0 and 1, found "
+            f"{config.advantage.positive_fraction}"
+        )
+    if config.policy_path == TOY and config.skip_sft:
+        yield "skip_sft: a toy policy is made by SFT; use skip_sft=false, or a checkpoint as policy_path"
+    if config.policy_path != TOY and config.policy.chunk_size is not None:
+        yield "policy.chunk_size: is that of the checkpoint; use policy.chunk_size=null"
+
+
+def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
+    settings = config.demonstrations
+    if settings.root is not None:
+        if not (Path(settings.root).expanduser() / "meta/info.json").exists():
+            yield (
+                f"demonstrations.root: no LeRobotDataset at {settings.root!r} (meta/info.json is missing); "
+                "null records demonstrations of a scripted operator"
+            )
+        return
+    spec = environment.warm_start_spec(0)
+    plan = replace(spec.demonstrations(), operator=settings.operator or spec.operator)
+    quality = dict(spec.quality if settings.quality is None else settings.quality)
+    yield from attempt(lambda: _operator(replace(plan, quality=quality)), "demonstrations: ")[1]
+    tasks = environment.suite().select(plan.tasks)
+    able = tasks_with_expert(tasks)
+    if missing := [task.name for task in tasks if task not in able]:
+        yield (
+            f"demonstrations.root: nobody can demonstrate {', '.join(missing)} here; give a data set, or "
+            "other task.task_names"
+        )
+
+
+def _pool(config: RecapConfig, environment: Environment) -> Iterator[str]:
+    there_are = config.rollouts.pool_size * len(environment.suite().select(environment.tasks))
+    needed = config.rounds * config.rollouts.num_states
+    if needed > there_are:
+        yield (
+            f"rollouts.pool_size: {config.rounds} rounds of {config.rollouts.num_states} states need "
+            f"{needed} different ones, there are {there_are}; raise it"
+        )
+
+
+def _operator(plan: DemonstrationPlan) -> Any:
+    try:
+        return plan.resolved_operator()
+    except TypeError as error:  # a quality that no operator has
+        raise ValueError(f"quality: {error}") from error
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and key != "quality"
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
