@@ -1,7 +1,7 @@
 """RECAP: a value function labels data as better or worse than expected, and the policy learns the labels.
 
-`loop` has the stages, in order: demonstrations, SFT and value function (`value_training`), then in every round
-rollouts (`recording`), value, `advantages` of all frames, `gates`, and the policy (`policy_training`).
+`loop` has the stages, in order: demonstrations, SFT and value function (`value_training`), then in every
+round rollouts (`recording`), value, `advantages` of all frames, `gates`, and the policy (`policy_training`).
 """
 
 from pi0.ript.config import Algorithm

@@ -14,26 +14,24 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float64
-from tqdm import tqdm
 
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.journal import EpisodeJournal
-from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
-from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
-from pi0.ript.episodes import CollectionInfo, EpisodeSet, EpisodeWriter, load_episodes
+from pi0.ript.episodes import CollectionInfo, EpisodeSet, EpisodeWriter
 from pi0.ript.evaluate import Evaluation, evaluate
 from pi0.ript.groups import InitialStateDataset, heldout_states, state_at
 from pi0.ript.recap.advantages import compute_advantages, read_advantages
 from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recap.data import DATASET, is_success, open_source, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.labels import LabelledSource, write_labels
 from pi0.ript.recap.policy_training import PolicyTraining, train_policy
 from pi0.ript.recap.recording import journaled_rollout, record_rollouts
 from pi0.ript.recap.returns import RewardConfig
-from pi0.ript.recap.sources import AdvantageMode, Source
+from pi0.ript.recap.sources import Source
 from pi0.ript.recap.stages import Artefact, Stages, hash_files, plain
 from pi0.ript.recap.training_steps import Row
 from pi0.ript.recap.value_training import Calibration, ValueTraining, predict, train_value
@@ -44,8 +42,8 @@ from pi0.ript.warm_start import toy_policy
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config, separate_value_config
 
-DATASET = "dataset"  # the LeRobotDataset in the directory of a stage that records
 _STATE_STREAM, _NOISE_STREAM = 1, 2
+_CHECKPOINT = "checkpoint.pt"
 
 
 class Recap:
@@ -74,7 +72,7 @@ class Recap:
         if settings.root is not None:
             root = Path(settings.root).expanduser()
             described = {"root": str(root), "meta": hash_files(root / "meta")}
-            make = partial(_refer, root)
+            make = partial(refer, root)
             return self.stages.run("demonstrations", make, settings=described, inputs={})
         spec = self.environment.warm_start_spec(self.config.seed)
         plan = replace(
@@ -84,7 +82,7 @@ class Recap:
         )
         episodes = settings.episodes or spec.episodes
         described = {"plan": asdict(plan), "episodes": episodes}
-        make = partial(_record_demonstrations, plan, episodes, settings.num_workers, self.world)
+        make = partial(record_demonstrations, plan, episodes, settings.num_workers, self.world)
         return self.stages.run("demonstrations", make, settings=described, inputs={})
 
     def supervised(self, demonstrations: Artefact) -> Artefact:
@@ -97,7 +95,9 @@ class Recap:
             if config.skip_sft:
                 self.world.on_main(policy.save_pretrained, work)
                 return {"steps": 0}
-            return self._train_policy(work, policy, [data], [_none(data)], {}, config.sft, 0)
+            return self._train_policy(
+                work, policy, [data], [np.full(data.num_frames, np.nan)], {}, config.sft, 0
+            )
 
         settings = {
             "policy_path": config.policy_path,
@@ -116,27 +116,17 @@ class Recap:
 
     def rollouts(self, number: int, policy: Artefact) -> Artefact:
         """Return episodes of the policy from training states that no round before has used."""
-        config, settings = self.config, self.config.rollouts
+        config = self.config
 
         def make(work: Path) -> Mapping[str, Any]:
-            states = self._states_of_round(number)
-            states = [state for state in states for _ in range(settings.per_state)]
-            key = (config.seed, _NOISE_STREAM, number)
-            seeds = [int(x) for x in np.random.SeedSequence(key).generate_state(len(states))]
-            first = next(iter(self.env.tasks.values()))
-            origin = {"policy": policy.hash, "guidance": self._guidance(policy), "round": number}
-            info = CollectionInfo(first.hz, self.environment.name, "image", origin)
-            writer = self.world.first(EpisodeWriter, work / DATASET, info)
-            guided = GuidedPolicy(self._load_policy(policy), self._guidance(policy))
-            name = f"policy:{policy.hash[:16]}"
-            record_rollouts(self.env, guided, states, seeds, writer, name, self.world)
-            self.world.gather([])
-            finished = self.world.on_main(_publish, writer)
-            return {"episodes": len(finished), "success": float(np.mean(finished))}
+            if not (work / DATASET).exists():
+                self._record(work, number, policy)
+            labels = open_source("rollouts", work, "use").episodes.labels
+            return {"episodes": len(labels), "success": float(np.mean([one.success for one in labels]))}
 
         described = {
-            "rollouts": plain(settings) | {"keep_rounds": None},
-            "task": _without_workers(self.config),
+            "rollouts": plain(config.rollouts) | {"keep_rounds": None, "guidance": self._guidance(policy)},
+            "task": plain(config.task) | {"num_workers": None},
             "round": number,
             "seed": config.seed,
         }
@@ -157,7 +147,7 @@ class Recap:
         def make(work: Path) -> Mapping[str, Any]:
             sources = self._sources(data)
             reward = self._reward(data["demonstrations"])
-            function = ValueFunction.from_pretrained(value.path, self._load_policy(sft))
+            function = self._load_value(value, sft)
             labelled = []
             for source in sources:
                 values = predict(function, source.episodes, peers=self.world)
@@ -232,7 +222,7 @@ class Recap:
 
         described = {
             "eval": plain(settings),
-            "task": _without_workers(self.config),
+            "task": plain(self.config.task) | {"num_workers": None},
             "pool_size": self.config.rollouts.pool_size,
         }
         made = self.stages.run(name, make, settings=described, inputs={"policy": policy})
@@ -284,7 +274,7 @@ class Recap:
         def make(work: Path) -> Mapping[str, Any]:
             sources = [replace(source, advantage="use") for source in self._sources(data)]
             # A success is better than any threshold; a failure has no advantage, and is left out.
-            labels = [np.where(_succeeded(source), np.inf, np.nan) for source in sources]
+            labels = [np.where(is_success(source), np.inf, np.nan) for source in sources]
             epsilon = dict.fromkeys({task for source in sources for task in source.frame_tasks()}, 0.0)
             policy = self._load_policy(sft, trains=True)
             return self._train_policy(work, policy, sources, labels, epsilon, training, 0)
@@ -305,16 +295,8 @@ class Recap:
         training = value.finetuning if start else value.pretraining
 
         def make(work: Path) -> Mapping[str, Any]:
-            policy = self._load_policy(sft)
-            if start is not None:
-                function = ValueFunction.from_pretrained(start.path, policy)
-            elif value.form == "expert":
-                sizes = expert_value_config(policy, value.width, num_bins=config.reward.number_of_bins)
-                function = ValueFunction(sizes, policy, seed=config.seed)
-            else:
-                sizes = separate_value_config(policy, num_bins=config.reward.number_of_bins)
-                function = ValueFunction(sizes, policy, seed=config.seed)
-            return self._train_value(work, function.to(policy.device), data, training, number)
+            function = self._load_value(start, sft) if start else self._new_value(sft)
+            return self._train_value(work, function, data, training, number)
 
         settings = {
             "value": {"form": value.form, "width": value.width},
@@ -345,9 +327,8 @@ class Recap:
             checkpoint=work / _CHECKPOINT,
             world=self.world,
         )
-        self.world.on_main(value.save_pretrained, work)
-        self.world.on_main(_write_training, work, rows)
-        self.world.on_main(_write_json, work / "calibration.json", found.to_dict())
+        self.world.on_main(_save, work, value, rows)
+        self.world.on_main((work / "calibration.json").write_text, json.dumps(found.to_dict(), indent=2))
         return {"calibration": found.to_dict(), "loss": rows[-1]["loss"]}
 
     def _train_policy(
@@ -372,10 +353,9 @@ class Recap:
             checkpoint=work / _CHECKPOINT,
             world=self.world,
         )
-        self.world.on_main(policy.save_pretrained, work)
-        self.world.on_main(_write_training, work, rows)
-        tenth = max(1, len(rows) // 10)
-        return {"steps": len(rows), "loss": float(np.mean([row["loss"] for row in rows[-tenth:]]))}
+        self.world.on_main(_save, work, policy, rows)
+        last = rows[-max(1, len(rows) // 10) :]
+        return {"steps": len(rows), "loss": float(np.mean([row["loss"] for row in last]))}
 
     def _untrained(self, episodes: EpisodeSet) -> PI0Policy:
         """Return the policy that SFT starts from."""
@@ -402,11 +382,39 @@ class Recap:
             policy.model.freeze(self.config.policy.freeze)
         return policy
 
+    def _new_value(self, sft: Artefact) -> ValueFunction:
+        policy, settings = self._load_policy(sft), self.config.value
+        bins = {"num_bins": self.config.reward.number_of_bins}
+        if settings.form == "expert":
+            sizes = expert_value_config(policy, settings.width, **bins)
+        else:
+            sizes = separate_value_config(policy, **bins)
+        return ValueFunction(sizes, policy, seed=self.config.seed).to(policy.device)
+
+    def _load_value(self, artefact: Artefact, sft: Artefact) -> ValueFunction:
+        policy = self._load_policy(sft)
+        return ValueFunction.from_pretrained(artefact.path, policy).to(policy.device)
+
     def _guidance(self, policy: Artefact, guidance: float | None = None) -> float:
         """Return the guidance of a policy; SFT and its rivals know no negative, so there is none for them."""
         if not policy.stage.startswith("round-"):
             return 1.0
         return self.config.rollouts.guidance if guidance is None else guidance
+
+    def _record(self, work: Path, number: int, policy: Artefact) -> None:
+        """Write the data set of a round's rollouts."""
+        config, tasks = self.config, self.env.tasks
+        states = [s for s in self._states_of_round(number) for _ in range(config.rollouts.per_state)]
+        sequence = np.random.SeedSequence((config.seed, _NOISE_STREAM, number))
+        seeds = [int(x) for x in sequence.generate_state(len(states))]
+        origin = {"policy": policy.hash, "guidance": self._guidance(policy), "round": number}
+        rate = next(iter(tasks.values())).hz
+        info = CollectionInfo(rate, self.environment.name, "image", origin)
+        writer = self.world.first(EpisodeWriter, work / DATASET, info)
+        guided = GuidedPolicy(self._load_policy(policy), self._guidance(policy))
+        record_rollouts(self.env, guided, states, seeds, writer, f"policy:{policy.hash[:16]}", self.world)
+        self.world.gather([])
+        self.world.on_main(writer.finalize)
 
     def _states_of_round(self, number: int) -> list[InitialState]:
         pool = InitialStateDataset(self.env, self.config.rollouts.pool_size)
@@ -425,12 +433,9 @@ class Recap:
         return [self._source(n, a, mode if n == "demonstrations" else "use") for n, a in data.items()]
 
     def _source(self, name: str, artefact: Artefact, advantage: str) -> Source:
-        reference = artefact.path / _REFERENCE
-        root = json.loads(reference.read_text())["root"] if reference.exists() else artefact.path / DATASET
-        assume = self.config.demonstrations.assume_success and name == "demonstrations"
-        episodes = load_episodes(root, assume_success=assume)
-        deadlines = None if name == "demonstrations" else self.deadlines()
-        return Source(name, episodes, cast("AdvantageMode", advantage), deadlines=deadlines)
+        if name == "demonstrations":
+            return open_source(name, artefact.path, advantage, self.config.demonstrations.assume_success)
+        return open_source(name, artefact.path, advantage, deadlines=self.deadlines())
 
     def chunk_size(self) -> int:
         """Return the actions that a toy predicts at once."""
@@ -448,64 +453,13 @@ class Recap:
         return self.config.reward.resolve(max([longest, *self.deadlines().values()]))
 
 
-_CHECKPOINT = "checkpoint.pt"
-_REFERENCE = "reference.json"
-
-
-def _refer(root: Path, work: Path) -> Mapping[str, Any]:
-    episodes = load_episodes(root, assume_success=True)
-    _write_json(work / _REFERENCE, {"root": str(root.resolve())})
-    return {"episodes": len(episodes), "longest": int(episodes.lengths.max())}
-
-
-def _record_demonstrations(
-    plan: DemonstrationPlan, count: int, num_workers: int, world: World, work: Path
-) -> Mapping[str, Any]:
-    output = work / DATASET
-
-    def record() -> None:
-        with tqdm(unit="episode", desc="demonstrations", total=count * len(plan.tasks)) as bar:
-
-            def show(schedule: Schedule) -> None:
-                bar.n = sum(len(schedule.kept(task)) for task in range(schedule.num_tasks))
-                bar.refresh()
-
-            collect_demonstrations(plan, output, count, num_workers=num_workers, progress=show)
-
-    if not output.exists():
-        world.on_main(record)
-    lengths = load_episodes(output).lengths
-    return {"episodes": len(lengths), "longest": int(lengths.max()), "mean_length": float(lengths.mean())}
-
-
-def _publish(writer: EpisodeWriter) -> list[bool]:
-    finished = [labels.success for labels, _ in writer.finished().values()]
-    writer.finalize()
-    return finished
+def _save(work: Path, model: PI0Policy | ValueFunction, rows: Sequence[Row]) -> None:
+    """Write what was trained and the figures of every step; the state of the training is no longer needed."""
+    model.save_pretrained(work)
+    (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (work / _CHECKPOINT).unlink(missing_ok=True)
 
 
 def _write_evaluation(work: Path, evaluation: Evaluation) -> None:
     write_evaluation(work / "evaluation", evaluation)
     shutil.rmtree(work / "episodes")
-
-
-def _write_training(work: Path, rows: Sequence[Row]) -> None:
-    (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (work / _CHECKPOINT).unlink(missing_ok=True)
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def _none(source: Source) -> Float64[np.ndarray, " n"]:
-    return np.full(source.num_frames, np.nan)
-
-
-def _succeeded(source: Source) -> np.ndarray:
-    return np.repeat([labels.success for labels in source.episodes.labels], source.episodes.lengths)
-
-
-def _without_workers(config: RecapConfig) -> dict[str, Any]:
-    """Return the settings of the environment that have an influence on episodes."""
-    return {k: v for k, v in plain(config.task).items() if k != "num_workers"}

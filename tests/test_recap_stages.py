@@ -1,0 +1,135 @@
+"""Stages: made once, skipped while they fit, continued, and refused or made again when they do not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pi0.ript.recap.stages import STATE, Stages, StaleStageError, hash_files
+
+
+class Work:
+    """Two stages, the second made from the first; counts how often each is made."""
+
+    def __init__(self, directory: Path, **options):
+        self.stages, self.made = Stages(directory, **options), []
+        self.crash_in = ""
+
+    def stage(self, name: str, text: str, **inputs):
+        def make(work: Path):
+            self.made.append(name)
+            (work / "part").write_text("half")
+            if self.crash_in == name:
+                raise KeyboardInterrupt
+            (work / "deep").mkdir()
+            (work / "deep/file").write_text(text + "".join(a.hash for a in inputs.values()))
+            return {"length": len(text), "list": (1, 2)}
+
+        return self.stages.run(name, make, settings={"a": {"text": text}, "n": 1}, inputs=inputs)
+
+    def both(self, text: str = "x", other: str = "y"):
+        first = self.stage("first", text)
+        return first, self.stage("round-1/second", other, source=first)
+
+
+def test_a_stage_is_made_once_and_says_what_it_was_made_from(tmp_path):
+    work = Work(tmp_path)
+    first, second = work.both()
+    assert (first.figures, first.path) == ({"length": 1, "list": [1, 2]}, tmp_path / "first")
+    again = Work(tmp_path)
+    assert again.both() == (first, second)
+    assert again.made == []
+    record = json.loads((tmp_path / STATE).read_text())["stages"]["round-1/second"]
+    assert record["inputs"] == {"source": {"stage": "first", "hash": first.hash}}
+    assert record["settings"] == {"a": {"text": "y"}, "n": 1}
+    assert record["output"] == {"path": "round-1/second", "hash": hash_files(second.path)}
+    assert set(record["code"]) >= {"source"}
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_the_hash_is_of_names_and_contents(tmp_path):
+    (tmp_path / "a").write_text("1")
+    first = hash_files(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert hash_files(tmp_path) != first
+    (tmp_path / "b").rename(tmp_path / "a")
+    assert hash_files(tmp_path) == first
+    (tmp_path / "a").write_text("2")
+    assert hash_files(tmp_path) != first
+
+
+def test_an_interrupted_stage_goes_on_in_its_directory(tmp_path):
+    work = Work(tmp_path)
+    work.crash_in = "first"
+    with pytest.raises(KeyboardInterrupt):
+        work.both()
+    assert (tmp_path / "first.partial/part").exists()
+    (tmp_path / "first.partial/kept").write_text("finished episode")
+    Work(tmp_path).both()
+    assert (tmp_path / "first/kept").exists()
+
+
+def test_an_interrupted_stage_of_other_settings_begins_anew(tmp_path):
+    work = Work(tmp_path)
+    work.crash_in = "first"
+    with pytest.raises(KeyboardInterrupt):
+        work.both()
+    (tmp_path / "first.partial/kept").write_text("finished episode")
+    Work(tmp_path).both("other")
+    assert not (tmp_path / "first/kept").exists()
+
+
+def test_a_crash_before_the_directory_has_its_name_costs_nothing(tmp_path):
+    first, second = Work(tmp_path).both()
+    second.path.rename(second.path.with_name("second.partial"))
+    again = Work(tmp_path)
+    assert again.both() == (first, second)
+    assert again.made == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (("z", "y"), "a.text: made with 'x', now 'z'"),
+        (("x", "z"), "a.text: made with 'y', now 'z'"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, texts, said):
+    Work(tmp_path).both()
+    with pytest.raises(StaleStageError, match="use on_stale=redo") as error:
+        Work(tmp_path).both(*texts)
+    assert said in str(error.value)
+
+
+def test_on_request_a_stale_stage_is_made_again_and_what_follows_from_it(tmp_path, capsys):
+    Work(tmp_path).both()
+    again = Work(tmp_path, on_stale="redo")
+    again.both("longer")
+    assert again.made == ["first", "round-1/second"]
+    assert "input source: made from first" in capsys.readouterr().out
+    assert (tmp_path / "first.1/deep/file").read_text() == "x", "the old one is kept"
+    unchanged = Work(tmp_path)
+    unchanged.both("longer")
+    assert unchanged.made == []
+
+
+def test_changed_and_foreign_files_are_refused(tmp_path):
+    first, _ = Work(tmp_path).both()
+    (first.path / "deep/file").write_text("edited")
+    with pytest.raises(StaleStageError, match="its files have been changed"):
+        Work(tmp_path).both()
+    (tmp_path / "third").mkdir()
+    with pytest.raises(StaleStageError, match="recap_state.json does not know it"):
+        Work(tmp_path).stage("third", "x")
+
+
+def test_a_lost_artefact_is_made_again_and_what_was_made_from_it_stays(tmp_path):
+    first, second = Work(tmp_path).both()
+    (first.path / "deep/file").unlink()
+    for file in ("part", "deep"):
+        target = first.path / file
+        target.unlink() if target.is_file() else target.rmdir()
+    first.path.rmdir()
+    again = Work(tmp_path)
+    assert again.both() == (first, second)
+    assert again.made == ["first"]
