@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from pi0.ript.report_plots import draw_plots
@@ -15,27 +16,7 @@ Row = Mapping[str, Any]
 
 _ROWS = "metrics.jsonl"
 _LAST_ROWS = 20
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2933 }}
-body {{ max-width: 1120px; margin: 2rem auto; padding: 0 1rem }}
-h1 {{ margin-bottom: .2rem }}
-h2 {{ margin-top: 2.2rem; font-size: 1.15rem; border-bottom: 1px solid #d9e2ec }}
-.figures {{ display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0 }}
-.figures div {{ border: 1px solid #d9e2ec; border-radius: 8px; padding: .6rem 1.1rem }}
-.figures b {{ display: block; font-size: 1.5rem }} .figures small {{ color: #616e7c }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1rem }}
-img, video {{ width: 100% }} video {{ background: #000 }}
-.scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; font-size: 13px }}
-th, td {{ padding: .25rem .6rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }}
-th {{ border-bottom: 2px solid #9aa5b1 }} tr:nth-child(even) td {{ background: #f5f7fa }}
-pre {{ background: #f5f7fa; padding: 1rem; border-radius: 8px; overflow-x: auto; font-size: 13px }}
-</style></head><body>
-<h1>{title}</h1>
-{body}
-</body></html>
-"""
+_PAGE = Template(Path(__file__).with_name("page.html").read_text())  # RECAP's pages use it too
 
 
 def append_row(run_dir: Path, metrics: Row, step: int) -> Path:
@@ -117,7 +98,8 @@ def write_report(run_dir: str | Path) -> Path:
     )
     page = run_dir / "report.html"
     partial = run_dir / "report.html.partial"  # whoever reads it meanwhile sees a whole page
-    partial.write_text(_PAGE.format(title=html.escape(run_dir.resolve().name), body=body), encoding="utf-8")
+    text = _PAGE.substitute(title=html.escape(run_dir.resolve().name), body=body, style="")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(page)
     return page
 

@@ -1,0 +1,105 @@
+"""What a value function says of the frames of all sources, as a round's `frames.npz` holds it.
+
+Axes: n frame of a source, one episode after the other; e episode.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from pi0.ript.episodes import EpisodeDataError
+from pi0.ript.recap.advantages import is_positive
+
+FRAMES_FILE = "frames.npz"
+THRESHOLDS_FILE = "thresholds.json"
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """The frames of one source."""
+
+    advantages: Float64[np.ndarray, " n"]
+    """NaN where there is none."""
+    lengths: Int64[np.ndarray, " e"]
+    values: Float64[np.ndarray, " n"] | None = None
+    returns: Float64[np.ndarray, " n"] | None = None
+    tasks: tuple[str, ...] | None = None
+    """Task id of each episode; None where nobody wrote it down."""
+
+    def positive(self, epsilon: Mapping[str, float]) -> Bool[np.ndarray, " n"] | None:
+        """Return which frames are above their task's threshold; None if that cannot be told without tasks."""
+        if self.tasks is not None:
+            return is_positive(self.advantages, self.frame_tasks(self.tasks), epsilon)
+        limits = set(epsilon.values())
+        return self.advantages > limits.pop() if len(limits) == 1 else None
+
+    def frame_tasks(self, tasks: Sequence[str]) -> list[str]:
+        """Return the task of each frame, given that of each episode."""
+        return [
+            task for task, length in zip(tasks, self.lengths.tolist(), strict=True) for _ in range(length)
+        ]
+
+    def episode(self, index: int) -> "LabelledFrames":
+        """Return one episode."""
+        first = int(self.lengths[:index].sum())
+        rows = slice(first, first + int(self.lengths[index]))
+        return LabelledFrames(
+            self.advantages[rows],
+            self.lengths[index : index + 1],
+            None if self.values is None else self.values[rows],
+            None if self.returns is None else self.returns[rows],
+            None if self.tasks is None else self.tasks[index : index + 1],
+        )
+
+
+def read_labelled_frames(path: Path) -> dict[str, LabelledFrames]:
+    """Return the frames of each source of a `frames.npz`, in the file's order.
+
+    The file holds the arrays `SOURCE/values`, `SOURCE/returns`, `SOURCE/advantages`, `SOURCE/lengths` and
+    perhaps `SOURCE/tasks`.
+
+    Raises:
+        EpisodeDataError: An array is missing, has another length than its episodes, or is no array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file.items())
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise EpisodeDataError(f"{path}: expected arrays in NumPy's npz format, found {error}") from error
+    names = dict.fromkeys(key.rpartition("/")[0] for key in arrays)
+    return {name: _source(path, name, arrays) for name in names}
+
+
+def read_thresholds(path: Path) -> dict[str, float]:
+    """Return epsilon by task id; empty where there is no file."""
+    if not path.exists():
+        return {}
+    return {task: float(epsilon) for task, epsilon in json.loads(path.read_text()).items()}
+
+
+def _source(path: Path, name: str, arrays: Mapping[str, np.ndarray]) -> LabelledFrames:
+    required = ("values", "returns", "advantages", "lengths")
+    missing = [f"{name}/{kind}" for kind in required if f"{name}/{kind}" not in arrays]
+    if missing:
+        raise EpisodeDataError(f"{path}: expected arrays {missing} beside those of {name!r}, found none")
+    lengths = arrays[f"{name}/lengths"].astype(np.int64)
+    columns = {kind: arrays[f"{name}/{kind}"].astype(np.float64) for kind in required[:3]}
+    tasks = arrays.get(f"{name}/tasks")
+    for kind, column in columns.items():
+        if column.shape != (lengths.sum(),):
+            raise EpisodeDataError(
+                f"{path}: {name}/{kind}: expected one number for each of the {lengths.sum()} frames of "
+                f"{name}/lengths, found shape {column.shape}; compute the advantages again"
+            )
+    if tasks is not None and tasks.shape != lengths.shape:
+        raise EpisodeDataError(
+            f"{path}: {name}/tasks: expected one for each of {len(lengths)} episodes, found {tasks.shape}"
+        )
+    return LabelledFrames(
+        **columns, lengths=lengths, tasks=None if tasks is None else tuple(map(str, tasks.tolist()))
+    )

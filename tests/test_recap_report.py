@@ -1,0 +1,291 @@
+"""The page of a RECAP run: its numbers are those of the files, parts that are missing are left out."""
+
+import html
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_recap_training import chain, chains
+
+from pi0.ript.episodes import CollectionInfo, EpisodeDataError, EpisodeSet, EpisodeWriter, load_episodes
+from pi0.ript.evaluate import EpisodeResult, Evaluation, compare
+from pi0.ript.recap import report_figures
+from pi0.ript.recap.episode_figures import draw_episode, shown_frames
+from pi0.ript.recap.labelled_frames import LabelledFrames, read_labelled_frames
+from pi0.ript.recap.recording import episode_set
+from pi0.ript.recap.report import typical_episodes, write_recap_report
+from pi0.ript.recap.run_record import read_recap_run
+
+HOSTILE = "<script>alert('$x$')</script>"
+TASKS = ("suite/0", f"suite/{HOSTILE}")
+EPSILON = {"suite/0": 0.1, "suite/1": -0.2}
+
+
+def evaluation(num_successes: int, steps: int, first_state: int = 0) -> Evaluation:
+    """Twenty episodes of two tasks; those of the first task succeed first."""
+    return Evaluation(
+        0,
+        tuple(
+            EpisodeResult(TASKS[i // 10], str(first_state + i), i < num_successes, steps + i)
+            for i in range(20)
+        ),
+    )
+
+
+def put_evaluation(directory: Path, found: Evaluation) -> None:
+    directory.mkdir(parents=True)
+    (directory / "evaluation.json").write_text(json.dumps(found.to_dict()))
+    (directory / "evaluation.mp4").touch()
+
+
+def put_labels(round_dir: Path, sources: dict[str, EpisodeSet], epsilon: dict[str, float] | None) -> None:
+    """Advantages of a few steps of noise; the last frame of each source has none."""
+    rng = np.random.default_rng(len(sources))
+    arrays = {}
+    for name, episodes in sources.items():
+        n = int(episodes.lengths.sum())
+        arrays[f"{name}/values"] = rng.uniform(-1, 0, n)
+        arrays[f"{name}/returns"] = rng.uniform(-1, 0, n)
+        arrays[f"{name}/advantages"] = np.append(rng.normal(0, 0.3, n - 1), np.nan)
+        arrays[f"{name}/lengths"] = episodes.lengths
+    (round_dir / "advantages").mkdir(parents=True)
+    np.savez(round_dir / "advantages/frames.npz", **arrays)
+    if epsilon is not None:
+        (round_dir / "advantages/thresholds.json").write_text(json.dumps(epsilon))
+
+
+def put_calibration(directory: Path, correlation: float | None) -> None:
+    directory.mkdir(parents=True)
+    figures = {
+        "num_episodes": 7,
+        "num_frames": 91,
+        "correlation": correlation,
+        "calibration_error": 0.0625,
+        "error": 0.125,
+        "separation": None,
+    }
+    (directory / "calibration.json").write_text(json.dumps(figures))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    """A whole run of two rounds, with text in it that would be HTML or mathematics."""
+    directory = tmp_path_factory.mktemp("runs") / "run <i>"
+    put_evaluation(directory / "sft-evaluation", evaluation(4, 40))
+    put_evaluation(directory / "round-1/evaluation", evaluation(9, 30))
+    put_evaluation(directory / "round-2/evaluation", evaluation(13, 20))
+    put_evaluation(directory / "baseline-a&b #1/evaluation", evaluation(5, 10, first_state=100))
+    put_calibration(directory / "value", None)
+    put_calibration(directory / "round-1/value", 0.71875)
+    writer = EpisodeWriter(directory / "round-2/rollouts", CollectionInfo(20, "test", "image", {}))
+    for i in range(9):
+        writer.add(i, chain(i, 8 + i, success=i % 3 > 0))
+    writer.finalize()
+    demonstrations = chains(50, 5).episodes
+    put_labels(directory / "round-1", {"demonstrations": demonstrations}, dict.fromkeys(EPSILON, 0.05))
+    rollouts = load_episodes(directory / "round-2/rollouts")
+    put_labels(directory / "round-2", {"demonstrations": demonstrations, "rollouts-2": rollouts}, EPSILON)
+    stages = {
+        "sft": {"seconds": 61.5, "figures": {"loss": 0.3125}, "output": {}, "inputs": {}},
+        "round-1/value": {"seconds": 90.0, "figures": {HOSTILE: HOSTILE}, "output": {}, "inputs": {}},
+    }
+    (directory / "recap_state.json").write_text(json.dumps({"stages": stages}))
+    (directory / "experiment_cfg").mkdir()
+    (directory / "experiment_cfg/config.yaml").write_text(f"exp_name: {HOSTILE}\n")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def page(run_dir) -> str:
+    return write_recap_report(run_dir).read_text()
+
+
+def plain(text: str) -> str:
+    """What a reader sees, a space between cells."""
+    text = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", text)))
+
+
+def test_the_headline_is_the_last_round_against_the_start(page):
+    text, change = plain(page), compare(evaluation(4, 40), evaluation(13, 20))
+    low, high = (100 * bound for bound in change.interval)
+    assert "success, SFT → round 2 20.0% → 65.0% 4/20 → 13/20 held-out states" in text
+    assert f"+45.0 points [{low:+.1f}, {high:+.1f}] paired, p = {change.p_value:.2g}" in text
+    assert "41.5 → 26.0 mean over the successes of each" in text
+
+
+def test_every_evaluation_is_in_the_tables(page):
+    text = plain(page)
+    gain = str(compare(evaluation(4, 40), evaluation(9, 30)))
+    assert f"round 1 9/20 45.0% [25.8, 65.8] {gain} 34.0 " in text
+    assert "baseline-a&b #1 5/20 25.0% [11.2, 46.9] other states 12.0 " in text
+    assert f"{TASKS[1]} 0/10 0.0% [0.0, 27.8] 0/10 0.0% [0.0, 27.8] 3/10 30.0% [10.8, 60.3] 0/10" in text
+
+
+def test_shares_thresholds_and_calibration_are_those_of_the_files(page, run_dir):
+    text = plain(page)
+    with np.load(run_dir / "round-2/advantages/frames.npz") as file:
+        advantages, lengths = file["rollouts-2/advantages"], file["rollouts-2/lengths"]
+    limits = np.repeat([EPSILON[f"suite/{i % 2}"] for i in range(9)], lengths)
+    share, n = (advantages > limits).sum() / (len(limits) - 1), len(limits) - 1
+    assert (
+        f"2 rollouts-2 {share:.1%} of {n} frames positive, 1 without advantage suite/0 0.1, suite/1 -0.2"
+        in text
+    )
+    assert "2 demonstrations 45 frames, 1 without advantage" in text, "whose tasks nobody knows"
+    with np.load(run_dir / "round-1/advantages/frames.npz") as file:
+        positive = (file["demonstrations/advantages"] > 0.05).sum() / 45
+    assert f"1 demonstrations {positive:.1%} of 45 frames positive, 1 without advantage 0.05 " in text
+    assert "pretrained 7 91 0.0625 0.125 round 1 7 91 0.7188 0.0625 0.125" in text
+
+
+def test_stages_videos_and_configuration(page, run_dir):
+    text = plain(page)
+    assert "sft 61.5 s loss 0.3125" in text
+    assert "all 2.5 min" in text
+    assert f"exp_name: {HOSTILE}" in text
+    sources = re.findall(r'<video[^>]* src="([^"]*)"', page)
+    assert sources == [
+        *(
+            f"{name}/evaluation.mp4"
+            for name in ("sft-evaluation", "round-1/evaluation", "round-2/evaluation")
+        ),
+        "baseline-a%26b%20%231/evaluation/evaluation.mp4",
+    ]
+
+
+def test_the_page_is_whole_and_escaped(page, run_dir):
+    plots = sorted(path.stem for path in (run_dir / "plots").iterdir())
+    assert plots == sorted(re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,', page))
+    assert plots == ["advantages", "calibration", "steps_to_success", "success", "success_by_task",
+                     "value_failure", "value_success"]  # fmt: skip
+    assert "<script" not in page
+    assert "<h1>run &lt;i&gt;</h1>" in page
+    assert not re.search(r'(src|href)="(?!data:image|[^":]*\.mp4")', page), "nothing from elsewhere"
+    assert not list(run_dir.glob("*.partial"))
+
+
+def test_the_episodes_shown_are_of_median_length(page, run_dir):
+    rollouts = load_episodes(run_dir / "round-2/rollouts")
+    # Task 0 has episodes 0, 2, 4, 6, 8 of lengths 8, 10, 12, 14, 16; 0 and 6 failed.
+    assert typical_episodes(rollouts) == [4, 0]
+    assert "success: episode 4 of the rollouts of round 2, suite/0, 12 steps" in page
+    assert "failure: episode 0 of the rollouts of round 2, suite/0, 8 steps" in page
+    one_way = episode_set([chain(i, 5 + i, success=True) for i in range(5)], fps=20)
+    assert typical_episodes(one_way) == [2], "no failure is invented"
+    apart = episode_set([chain(0, 5, success=True), chain(1, 6, success=False)], fps=20)
+    assert typical_episodes(apart) == [0, 1]
+
+
+@pytest.mark.parametrize("length", [1, 5, 30])
+def test_frames_stand_over_their_steps_and_positive_ones_are_marked(length):
+    episode = chain(3, length, success=True)
+    rng = np.random.default_rng(0)
+    values, advantages = rng.uniform(-1, 0, length), rng.normal(size=length)
+    labels = LabelledFrames(advantages, np.array([length]), values, values - 0.1)
+    strip, curve, bars = draw_episode(episode, labels, 0.2).axes
+    shown = shown_frames(length)
+    assert (shown[0], shown[-1], len(shown)) == (0, length - 1, min(8, length))
+    for image, frame in zip(strip.get_images(), shown, strict=True):
+        assert np.array_equal(image.get_array(), episode.images["front"][frame])
+        left, right, *_ = image.get_extent()
+        assert (left + right) / 2 == pytest.approx(frame, abs=0.5)
+    assert strip.get_xlim() == curve.get_xlim() == bars.get_xlim()
+    assert any(np.array_equal(line.get_ydata(), values) for line in curve.get_lines())
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in curve.patches]
+    shaded = [any(left < t < right for left, right in spans) for t in range(length)]
+    assert shaded == (advantages > 0.2).tolist()
+    heights = {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in bars.patches}
+    assert [heights[t] for t in sorted(heights)] == pytest.approx(advantages.tolist())
+
+
+def test_success_is_drawn_with_its_interval():
+    found = {"SFT": evaluation(4, 40), "round 1": evaluation(13, 40)}
+    axes = report_figures.success_figure(found, {"baseline-x": evaluation(8, 40)}).axes[0]
+    bars = [container[2][0].get_segments()[0] for container in axes.containers]
+    expected = [e.interval for e in (*found.values(), evaluation(8, 40))]
+    np.testing.assert_allclose([segment[:, 1] for segment in bars], 100 * np.array(expected))
+    assert list(axes.get_lines()[0].get_ydata()) == [20.0, 65.0], "the baseline is no round"
+    assert report_figures.task_success_figure({"SFT": Evaluation(0, found["SFT"].episodes[:10])}) is None
+    assert report_figures.steps_figure({"SFT": evaluation(0, 40)}, {}) is None
+
+
+def test_the_histogram_counts_every_frame_once():
+    rng = np.random.default_rng(1)
+    advantages = np.append(rng.normal(size=400), [50.0, np.nan])
+    source = LabelledFrames(advantages, np.array([402]))
+    (axes,) = report_figures.advantage_figure({"a": source}, {"t": 0.5, "u": 0.5}).axes
+    below, above = (sum(bar.get_height() for bar in part) for part in axes.containers)
+    assert above == (advantages > 0.5).sum()
+    assert below + above == 401
+    assert [line.get_xdata()[0] for line in axes.get_lines()] == [0.5]
+    assert (
+        report_figures.advantage_figure({"a": LabelledFrames(np.full(2, np.nan), np.array([2]))}, {}) is None
+    )
+
+
+def test_calibration_is_drawn_from_all_frames():
+    values, returns = np.array([-0.95, -0.95, -0.15]), np.array([-0.8, -0.6, -0.15])
+    source = LabelledFrames(values, np.array([3]), values, returns)
+    (axes,) = report_figures.calibration_figure({"round 1": [source]}).axes
+    _, means = axes.get_lines()
+    np.testing.assert_allclose(means.get_xydata(), [[-0.95, -0.7], [-0.15, -0.15]])
+    assert axes.get_title() == "round 1: 3 frames"
+
+
+# Runs under way, and damaged ones
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    text = write_recap_report(tmp_path).read_text()
+    assert "<h2>" not in text
+    put_evaluation(tmp_path / "sft-evaluation", evaluation(4, 40))
+    text = plain(write_recap_report(tmp_path).read_text())
+    assert "success, SFT 20.0% 4/20" in text
+    assert "→" not in text
+    assert "Advantages" not in text
+
+
+def test_a_run_that_was_stopped_within_a_round(tmp_path):
+    put_evaluation(tmp_path / "round-2/evaluation", evaluation(9, 30))
+    put_evaluation(tmp_path / "round-10/evaluation", evaluation(13, 20))
+    put_labels(tmp_path / "round-10", {"rollouts-10": chains(0, 3).episodes}, None)
+    (tmp_path / "round-11.partial").mkdir()
+    run = read_recap_run(tmp_path)
+    assert list(run.evaluations) == ["round 2", "round 10"], "in order of their numbers"
+    text = plain(write_recap_report(tmp_path).read_text())
+    assert "success, round 10 65.0% 13/20" in text
+    assert "10 rollouts-10 26 frames, 1 without advantage" in text
+    assert "Value over time" not in text, "the rollouts are not there"
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path, run_dir):
+    path = tmp_path / "frames.npz"
+    good = {f"a/{kind}": np.zeros(5) for kind in ("values", "returns", "advantages")}
+    cases = {
+        r"expected arrays \['a/lengths'\]": good,
+        r"a/values: expected one number for each of the 6 frames": good | {"a/lengths": np.array([2, 4])},
+        r"a/tasks: expected one for each of 2 episodes": good
+        | {"a/lengths": np.array([2, 3]), "a/tasks": np.array(["t"])},
+    }
+    for message, arrays in cases.items():
+        np.savez(path, **arrays)
+        with pytest.raises(EpisodeDataError, match=message):
+            read_labelled_frames(path)
+    path.write_text("no archive")
+    with pytest.raises(EpisodeDataError, match="expected arrays in NumPy's npz format"):
+        read_labelled_frames(path)
+    (tmp_path / "round-2").mkdir()
+    (tmp_path / "round-2/rollouts").symlink_to(run_dir / "round-2/rollouts")
+    put_labels(tmp_path / "round-2", {"rollouts-2": chains(0, 3).episodes}, EPSILON)
+    with pytest.raises(EpisodeDataError, match="rollouts-2/lengths: expected those of the 9 episodes"):
+        write_recap_report(tmp_path)
+
+
+def test_rounds_on_other_states_are_not_compared(tmp_path):
+    put_evaluation(tmp_path / "sft-evaluation", evaluation(4, 40))
+    put_evaluation(tmp_path / "round-1/evaluation", evaluation(13, 20, first_state=50))
+    with pytest.raises(ValueError, match="same initial states"):
+        write_recap_report(tmp_path)
