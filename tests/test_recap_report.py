@@ -11,7 +11,7 @@ from test_recap_training import chain, chains
 
 from pi0.ript.episodes import CollectionInfo, EpisodeDataError, EpisodeSet, EpisodeWriter, load_episodes
 from pi0.ript.evaluate import EpisodeResult, Evaluation, compare
-from pi0.ript.recap import report_figures
+from pi0.ript.recap import frame_figures, report_figures
 from pi0.ript.recap.episode_figures import draw_episode, shown_frames
 from pi0.ript.recap.labelled_frames import LabelledFrames, read_labelled_frames
 from pi0.ript.recap.recording import episode_set
@@ -216,20 +216,20 @@ def test_the_histogram_counts_every_frame_once():
     rng = np.random.default_rng(1)
     advantages = np.append(rng.normal(size=400), [50.0, np.nan])
     source = LabelledFrames(advantages, np.array([402]))
-    (axes,) = report_figures.advantage_figure({"a": source}, {"t": 0.5, "u": 0.5}).axes
+    (axes,) = frame_figures.advantage_figure({"a": source}, {"t": 0.5, "u": 0.5}).axes
     below, above = (sum(bar.get_height() for bar in part) for part in axes.containers)
     assert above == (advantages > 0.5).sum()
     assert below + above == 401
     assert [line.get_xdata()[0] for line in axes.get_lines()] == [0.5]
     assert (
-        report_figures.advantage_figure({"a": LabelledFrames(np.full(2, np.nan), np.array([2]))}, {}) is None
+        frame_figures.advantage_figure({"a": LabelledFrames(np.full(2, np.nan), np.array([2]))}, {}) is None
     )
 
 
 def test_calibration_is_drawn_from_all_frames():
     values, returns = np.array([-0.95, -0.95, -0.15]), np.array([-0.8, -0.6, -0.15])
     source = LabelledFrames(values, np.array([3]), values, returns)
-    (axes,) = report_figures.calibration_figure({"round 1": [source]}).axes
+    (axes,) = frame_figures.calibration_figure({"round 1": [source]}).axes
     _, means = axes.get_lines()
     np.testing.assert_allclose(means.get_xydata(), [[-0.95, -0.7], [-0.15, -0.15]])
     assert axes.get_title() == "round 1: 3 frames"

@@ -11,16 +11,9 @@ from pi0.ript.episodes import EpisodeSet, load_episodes
 from pi0.ript.evaluate import Evaluation, compare
 from pi0.ript.recap import page
 from pi0.ript.recap.episode_figures import draw_episode
+from pi0.ript.recap.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
 from pi0.ript.recap.labelled_frames import LabelledFrames
-from pi0.ript.recap.report_figures import (
-    advantage_figure,
-    calibration_figure,
-    positive_text,
-    steps_figure,
-    success_figure,
-    task_success_figure,
-    value_limits,
-)
+from pi0.ript.recap.report_figures import steps_figure, success_figure, task_success_figure
 from pi0.ript.recap.run_record import SFT, RecapRun, read_recap_run
 
 
