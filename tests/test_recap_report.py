@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from test_recap_training import chain, chains
 
 from pi0.ript.episodes import CollectionInfo, EpisodeDataError, EpisodeSet, EpisodeWriter, load_episodes
 from pi0.ript.evaluate import EpisodeResult, Evaluation, compare
 from pi0.ript.recap import frame_figures, report_figures
-from pi0.ript.recap.episode_figures import draw_episode, shown_frames
+from pi0.ript.recap.episode_figures import GREEN, draw_episode, shown_frames
 from pi0.ript.recap.labelled_frames import LabelledFrames, read_labelled_frames
 from pi0.ript.recap.recording import episode_set
 from pi0.ript.recap.report import typical_episodes, write_recap_report
@@ -185,7 +186,8 @@ def test_frames_stand_over_their_steps_and_positive_ones_are_marked(length):
     rng = np.random.default_rng(0)
     values, advantages = rng.uniform(-1, 0, length), rng.normal(size=length)
     labels = LabelledFrames(advantages, np.array([length]), values, values - 0.1)
-    strip, curve, bars = draw_episode(episode, labels, 0.2).axes
+    epsilon = float(np.median(advantages))  # of an odd number: one frame is just at it, not positive
+    strip, curve, bars = draw_episode(episode, labels, epsilon).axes
     shown = shown_frames(length)
     assert (shown[0], shown[-1], len(shown)) == (0, length - 1, min(8, length))
     for image, frame in zip(strip.get_images(), shown, strict=True):
@@ -196,9 +198,11 @@ def test_frames_stand_over_their_steps_and_positive_ones_are_marked(length):
     assert any(np.array_equal(line.get_ydata(), values) for line in curve.get_lines())
     spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in curve.patches]
     shaded = [any(left < t < right for left, right in spans) for t in range(length)]
-    assert shaded == (advantages > 0.2).tolist()
-    heights = {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in bars.patches}
-    assert [heights[t] for t in sorted(heights)] == pytest.approx(advantages.tolist())
+    assert shaded == (advantages > epsilon).tolist()
+    drawn = sorted(bars.patches, key=lambda bar: bar.get_x())
+    assert [bar.get_height() for bar in drawn] == pytest.approx(advantages.tolist())
+    green = [bar.get_facecolor() == to_rgba(GREEN) for bar in drawn]
+    assert green == (advantages > epsilon).tolist()
 
 
 def test_success_is_drawn_with_its_interval():
