@@ -1,10 +1,11 @@
 # One command does one job; each sets up what it needs.
+#   make demo    RECAP on the embedded default: demonstrations, SFT, two rounds, table, report, videos
 #   make setup   .venv with Python 3.12 and the pinned packages
 #   make test    the test suite            make lint    format check, lint, types
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
 
-.PHONY: setup lint format test test-gpu test-slow check clean
+.PHONY: demo setup lint format test test-gpu test-slow check clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt tools/setup.sh
@@ -18,6 +19,9 @@ lint: setup
 format: setup
 	@$(PYTHON) -m ruff format .
 	@$(PYTHON) -m ruff check --fix .
+
+demo: setup
+	@OMP_NUM_THREADS=1 $(PYTHON) train_ript_pi0_final.py --config_path configs/demo.yaml
 
 test: setup
 	@$(PYTHON) -m pytest

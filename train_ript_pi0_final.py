@@ -29,6 +29,7 @@ from pi0.ript.loss import AdvantageLoss
 from pi0.ript.monitoring import monitor_memory, profile_window, take_step
 from pi0.ript.recap import RECAP, Recap, RecapConfig
 from pi0.ript.recap.budget import print_budget
+from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.summary import write_summary
 from pi0.ript.report import write_report
 from pi0.ript.results import one_line, write_evaluation, write_results
@@ -182,6 +183,7 @@ def train_recap(config: RecapConfig) -> None:
         # Report
         evaluations[f"round {number}"] = recap.evaluation(f"round-{number}/evaluation", policy)
         log_metrics(recap.metrics(number) | monitor_memory(), number)
+        world.on_main(write_recap_report, run_dir)
     if config.baselines:
         rivals = {
             "more SFT": recap.more_supervised(sft, data["demonstrations"]),
@@ -193,6 +195,7 @@ def train_recap(config: RecapConfig) -> None:
 
     world.on_main(write_summary, run_dir, asdict(config), evaluations)
     world.on_main(recap.publish, policy)
+    world.on_main(write_recap_report, run_dir)
     recap.close()
     close_run_logging()
     cleanup_distributed()

@@ -80,13 +80,13 @@ def run_dir(tmp_path_factory) -> Path:
     put_evaluation(directory / "baseline-a&b #1/evaluation", evaluation(5, 10, first_state=100))
     put_calibration(directory / "value", None)
     put_calibration(directory / "round-1/value", 0.71875)
-    writer = EpisodeWriter(directory / "round-2/rollouts", CollectionInfo(20, "test", "image", {}))
+    writer = EpisodeWriter(directory / "round-2/rollouts/dataset", CollectionInfo(20, "test", "image", {}))
     for i in range(9):
         writer.add(i, chain(i, 8 + i, success=i % 3 > 0))
     writer.finalize()
     demonstrations = chains(50, 5).episodes
     put_labels(directory / "round-1", {"demonstrations": demonstrations}, dict.fromkeys(EPSILON, 0.05))
-    rollouts = load_episodes(directory / "round-2/rollouts")
+    rollouts = load_episodes(directory / "round-2/rollouts/dataset")
     put_labels(directory / "round-2", {"demonstrations": demonstrations, "rollouts-2": rollouts}, EPSILON)
     stages = {
         "sft": {"seconds": 61.5, "figures": {"loss": 0.3125}, "output": {}, "inputs": {}},
@@ -169,7 +169,7 @@ def test_the_page_is_whole_and_escaped(page, run_dir):
 
 
 def test_the_episodes_shown_are_of_median_length(page, run_dir):
-    rollouts = load_episodes(run_dir / "round-2/rollouts")
+    rollouts = load_episodes(run_dir / "round-2/rollouts/dataset")
     # Task 0 has episodes 0, 2, 4, 6, 8 of lengths 8, 10, 12, 14, 16; 0 and 6 failed.
     assert typical_episodes(rollouts) == [4, 0]
     assert "success: episode 4 of the rollouts of round 2, suite/0, 12 steps" in page
@@ -282,7 +282,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, run_dir):
     with pytest.raises(EpisodeDataError, match="expected arrays in NumPy's npz format"):
         read_labelled_frames(path)
     (tmp_path / "round-2").mkdir()
-    (tmp_path / "round-2/rollouts").symlink_to(run_dir / "round-2/rollouts")
+    (tmp_path / "round-2/rollouts/dataset").symlink_to(run_dir / "round-2/rollouts/dataset")
     put_labels(tmp_path / "round-2", {"rollouts-2": chains(0, 3).episodes}, EPSILON)
     with pytest.raises(EpisodeDataError, match="rollouts-2/lengths: expected those of the 9 episodes"):
         write_recap_report(tmp_path)

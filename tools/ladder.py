@@ -24,6 +24,7 @@ SCRIPTS = {
     "11": "11_train_with_logging.py",
     "12": "12_train_with_dataset.py",
     "13": "13_train_production_ready.py",
+    "final": "train_ript_pi0_final.py",
 }
 NOTES = Path(__file__).parent / "ladder_notes.md"
 

@@ -21,13 +21,28 @@ class RecapPolicy(Policy):
 
 
 @dataclass
+class Quality:
+    """How good the operator is; null: as the environment says."""
+
+    noise: float | None = None  # standard deviation of the noise on an action, in action units
+    hesitation: float | None = None  # fraction of the time spent hesitating
+    hesitation_speed: float | None = None  # factor on the movement meanwhile
+    misled: float | None = None  # fraction of the episodes with a mistake
+    patience: float | None = None  # deadline of the recording, in deadlines of the task
+
+    def given(self) -> dict[str, float]:
+        """Return what is not null."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass
 class Demonstrations:
     """What SFT learns from: a data set, or what a scripted operator does in the simulator."""
 
     root: str | None = None  # an existing LeRobotDataset v3; null: recorded in the run
     assume_success: bool = False  # take every episode of a data set without labels for a success
     operator: str | None = None  # who demonstrates: see pi0/ript/demonstrations/operators.py
-    quality: dict[str, float] | None = None  # fields of the operator that differ, such as {hesitation: 0.5}
+    quality: Quality = field(default_factory=Quality)
     episodes: int | None = None  # per task
     num_workers: int = 2  # processes that record
     sft_advantage: str = "on"  # the indicator in SFT: on (always positive) or ignore (none)

@@ -61,6 +61,7 @@ def write_labels(
         arrays[f"{name}/values"], arrays[f"{name}/advantages"] = one.values, one.advantages
         arrays[f"{name}/returns"] = one.source.returns(reward)
         arrays[f"{name}/lengths"] = one.source.episodes.lengths
+        arrays[f"{name}/tasks"] = np.array(one.source.episode_tasks())
     np.savez_compressed(directory / "frames.npz", **arrays)
     (directory / "thresholds.json").write_text(json.dumps(epsilon, indent=2) + "\n")
     ranked = np.concatenate([positive[one.source.name] for one in labelled if one.is_ranked])

@@ -78,7 +78,7 @@ class Recap:
         plan = replace(
             spec.demonstrations(),
             operator=settings.operator or spec.operator,
-            quality=dict(spec.quality if settings.quality is None else settings.quality),
+            quality=spec.quality | settings.quality.given(),
         )
         episodes = settings.episodes or spec.episodes
         described = {"plan": asdict(plan), "episodes": episodes}
@@ -272,7 +272,7 @@ class Recap:
         training = replace(self.config.finetuning.training, steps=steps, use_awr=False)
 
         def make(work: Path) -> Mapping[str, Any]:
-            sources = [replace(source, advantage="use") for source in self._sources(data)]
+            sources = [replace(s, advantage="use") for s in self._sources(data) if is_success(s).any()]
             # A success is better than any threshold; a failure has no advantage, and is left out.
             labels = [np.where(is_success(source), np.inf, np.nan) for source in sources]
             epsilon = dict.fromkeys({task for source in sources for task in source.frame_tasks()}, 0.0)
@@ -317,10 +317,11 @@ class Recap:
         number: int,
     ) -> Mapping[str, Any]:
         rows: list[Row] = []
+        reward = self._reward(data["demonstrations"])
         found = train_value(
             value,
             self._sources(data),
-            self._reward(data["demonstrations"]),
+            reward,
             training,
             (self.config.seed, number),
             log=rows.append,
@@ -328,7 +329,8 @@ class Recap:
             world=self.world,
         )
         self.world.on_main(_save, work, value, rows)
-        self.world.on_main((work / "calibration.json").write_text, json.dumps(found.to_dict(), indent=2))
+        for name, values in (("calibration", found.to_dict()), ("reward", plain(reward))):
+            self.world.on_main((work / f"{name}.json").write_text, json.dumps(values, indent=2) + "\n")
         return {"calibration": found.to_dict(), "loss": rows[-1]["loss"]}
 
     def _train_policy(

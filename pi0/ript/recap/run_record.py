@@ -53,7 +53,7 @@ class RecapRun:
 
     def rollouts(self, number: int) -> Path:
         """Return where the rollouts of a round are, or will be."""
-        return self.directory / f"round-{number}/rollouts"
+        return self.directory / f"round-{number}/rollouts/dataset"
 
 
 def read_recap_run(directory: Path) -> RecapRun:
@@ -95,7 +95,7 @@ def _frames(directory: Path, path: Path) -> dict[str, LabelledFrames]:
     """Return the sources of a round; those that are rollouts of this run know their tasks."""
     sources = read_labelled_frames(path)
     for name, source in sources.items():
-        rollouts = directory / f"round-{name.removeprefix('rollouts-')}/rollouts"
+        rollouts = directory / f"round-{name.removeprefix('rollouts-')}/rollouts/dataset"
         tables = sorted((rollouts / "meta/episodes").glob("*/*.parquet"))
         if not tables:
             continue

@@ -56,9 +56,13 @@ class Source:
         """Return the return of each frame."""
         return frame_returns(self.episodes.lengths.tolist(), self.ends, reward)
 
+    def episode_tasks(self) -> list[str]:
+        """Return the task of each episode: its id, or in a set made elsewhere its instruction."""
+        return [labels.task_id or labels.instruction for labels in self.episodes.labels]
+
     def frame_tasks(self) -> list[str]:
-        """Return the task of each frame: its id, or in a set made elsewhere its instruction."""
-        return _by_frame(self.episodes, [x.task_id or x.instruction for x in self.episodes.labels])
+        """Return the task of each frame."""
+        return _by_frame(self.episodes, self.episode_tasks())
 
 
 def frame_windows(episodes: EpisodeSet, horizon: int) -> Windows:

@@ -1,14 +1,14 @@
 """Checks of a RECAP configuration before any work: all that need no simulator and no weights."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+from pi0.ript.config.loading import flatten
 from pi0.ript.config.schema import ConfigError
 from pi0.ript.config.validation import attempt, shared_problems
-from pi0.ript.demonstrations import DemonstrationPlan, tasks_with_expert
+from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.starting_policy import TOY
@@ -48,7 +48,7 @@ def validate_recap(config: RecapConfig) -> None:
 
 
 def _values(config: RecapConfig) -> Iterator[str]:
-    values = _flat(asdict(config))
+    values = flatten(asdict(config))
     for key, known in _CHOICES.items():
         if values[key] not in known:
             yield f"{key}: expected one of {', '.join(map(str, known))}, found {values[key]!r}"
@@ -78,8 +78,7 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
         return
     spec = environment.warm_start_spec(0)
     plan = replace(spec.demonstrations(), operator=settings.operator or spec.operator)
-    quality = dict(spec.quality if settings.quality is None else settings.quality)
-    yield from attempt(lambda: _operator(replace(plan, quality=quality)), "demonstrations: ")[1]
+    yield from attempt(plan.resolved_operator, "demonstrations: ")[1]
     tasks = environment.suite().select(plan.tasks)
     able = tasks_with_expert(tasks)
     if missing := [task.name for task in tasks if task not in able]:
@@ -97,18 +96,3 @@ def _pool(config: RecapConfig, environment: Environment) -> Iterator[str]:
             f"rollouts.pool_size: {config.rounds} rounds of {config.rollouts.num_states} states need "
             f"{needed} different ones, there are {there_are}; raise it"
         )
-
-
-def _operator(plan: DemonstrationPlan) -> Any:
-    try:
-        return plan.resolved_operator()
-    except TypeError as error:  # a quality that no operator has
-        raise ValueError(f"quality: {error}") from error
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and key != "quality"
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat

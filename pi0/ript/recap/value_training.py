@@ -25,7 +25,6 @@ from pi0.ript.windows import batches
 from pi0.value import ValueFunction
 
 _CALIBRATION_BINS = 10
-_PREDICTION_BATCH = 256
 
 
 @dataclass
@@ -163,10 +162,11 @@ def predict(
     episodes: EpisodeSet,
     frames: Int64[np.ndarray, " k"] | None = None,
     peers: Peers = ALONE,
+    batch_size: int = 256,
 ) -> Float64[np.ndarray, " k"]:
     """Return the values of some frames of a set, None: of all; peers share the work and get them all."""
     windows = frame_windows(episodes, 1)
-    parts = batches(np.arange(len(windows)) if frames is None else frames, _PREDICTION_BATCH)
+    parts = batches(np.arange(len(windows)) if frames is None else frames, batch_size)
     bar = tqdm(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
     found = [value.values(windows.batch(part)).double().cpu().numpy() for part in bar]
     return np.concatenate(gather_shares(found, peers))

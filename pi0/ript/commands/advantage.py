@@ -1,0 +1,190 @@
+"""`pi0-advantage`: the advantage of every frame of some data sets, and the threshold for policy training."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pi0 import PI0Policy
+from pi0.ript.config import ConfigError
+from pi0.ript.episodes import EpisodeDataError, load_episodes
+from pi0.ript.recap.advantages import (
+    ADVANTAGES_PATH,
+    compute_advantages,
+    coverage,
+    is_positive,
+    percentiles,
+    thresholds,
+    write_advantages,
+)
+from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.recap.sources import Source
+from pi0.ript.recap.stages import hash_files, plain
+from pi0.ript.recap.value_training import predict
+from pi0.ript.starting_policy import require_device
+from pi0.value import ValueFunction
+from pi0.weights import CheckpointError
+
+_EXAMPLES = """
+examples:
+  pi0-advantage --value runs/demo/round-1/value --policy runs/demo/sft data/demonstrations data/rollouts
+  pi0-advantage --config_path=runs/value --dataset_mixture=configs/advantage_calc_config.json --batch_size=20
+"""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What `label` found."""
+
+    percentiles: str
+    epsilon: dict[str, float]
+    positive_share: dict[str, float]
+    """By data set."""
+    coverage: float
+
+
+def label(
+    directory: Path,
+    policy: Path | None,
+    datasets: Sequence[Path],
+    *,
+    positive_fraction: float = 0.3,
+    scope: str = "global",
+    assume_success: bool = False,
+    device: str = "cpu",
+    batch_size: int = 256,
+) -> Labelled:
+    """Write `meta/advantages.json` into each data set; return the thresholds and what they mean.
+
+    Args:
+        directory: Of a value function, with the reward that it was trained on (reward.json).
+        policy: Whose prefix it reads, in its expert form.
+        datasets: LeRobotDatasets v3 with success labels.
+        positive_fraction: Share of all frames above epsilon.
+        scope: One epsilon for all ("global") or one "per_task".
+        assume_success: Take every episode of a data set without labels for a success.
+        device: Of the computation.
+        batch_size: Frames per forward pass.
+    """
+    where = require_device(device)
+    reward = _reward(directory)
+    reads = PI0Policy.from_pretrained(policy, device=where) if policy else None
+    value = ValueFunction.from_pretrained(directory, reads).to(where)
+    sources = [Source(str(d), load_episodes(d, assume_success=assume_success)) for d in datasets]
+    advantages = []
+    for source in sources:
+        fits = reward.resolve(int(source.episodes.lengths.max()))
+        values = predict(value, source.episodes, batch_size=batch_size)
+        lengths = source.episodes.lengths.tolist()
+        advantages.append(compute_advantages(values, lengths, source.ends, fits))
+    everything = np.concatenate(advantages)
+    tasks = [task for source in sources for task in source.frame_tasks()]
+    epsilon = thresholds(everything, tasks, positive_fraction, _scope(scope))
+    lineage = {
+        "value": hash_files(directory),
+        "reward": plain(reward),
+        "epsilon": epsilon,
+        "positive_fraction": positive_fraction,
+    }
+    for place, source, found in zip(datasets, sources, advantages, strict=True):
+        write_advantages(place, source.episodes, found, lineage)
+    shares = {
+        source.name: float(is_positive(found, source.frame_tasks(), epsilon).mean())
+        for source, found in zip(sources, advantages, strict=True)
+    }
+    return Labelled(percentiles(everything), epsilon, shares, coverage(everything))
+
+
+def _scope(name: str) -> Any:
+    return name
+
+
+def _reward(directory: Path) -> RewardConfig:
+    path = directory / "reward.json"
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} is missing: expected the directory of a value function that RECAP or pi0-train wrote"
+        )
+    return RewardConfig(**json.loads(path.read_text()))
+
+
+def read_mixture(path: Path) -> list[Path]:
+    """Return the roots of the data sets in a mixture's JSON file (key `datasets`: `root`, or `repo_id`).
+
+    Raises:
+        ConfigError: It has none, or asks for some episodes only: a policy is trained on all of them.
+    """
+    try:
+        described = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"dataset_mixture: {path}: {error}") from error
+    datasets = described.get("dataset_mixture", described).get("datasets")
+    if not datasets:
+        raise ConfigError(f"{path}: expected data sets under 'datasets', found none")
+    if chosen := [one for one in datasets if one.get("episodes") is not None]:
+        name = chosen[0].get("root") or chosen[0].get("repo_id")
+        print(f"{name}: all episodes are labelled, not only those of 'episodes'")  # noqa: T201
+    return [Path(one.get("root") or one["repo_id"]).expanduser() for one in datasets]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Label and print; return the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        datasets = [
+            *options.datasets,
+            *(read_mixture(options.dataset_mixture) if options.dataset_mixture else ()),
+        ]
+        if not datasets:
+            raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
+        found = label(
+            options.value,
+            options.policy,
+            datasets,
+            positive_fraction=options.positive_fraction,
+            scope=options.scope,
+            assume_success=options.assume_success,
+            device=options.device,
+            batch_size=options.batch_size,
+        )
+    except (ConfigError, CheckpointError, EpisodeDataError, ValueError) as error:
+        sys.stderr.write(f"pi0-advantage: error: {error}\n")
+        return 2
+    print(found.percentiles)  # noqa: T201
+    for task, epsilon in found.epsilon.items():
+        print(f"epsilon of {task}: {epsilon:.6f}")  # noqa: T201
+    for name, share in found.positive_share.items():
+        print(f"{name}: {share:.1%} positive, written to {Path(name) / ADVANTAGES_PATH}")  # noqa: T201
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pi0-advantage",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("datasets", nargs="*", type=Path, help="directories of LeRobotDatasets v3 with success labels")
+    add("--value", "--config_path", type=Path, required=True, help="directory of the value function")
+    add("--policy", type=Path, help="directory of the policy whose prefix it reads (its expert form)")
+    add("--dataset_mixture", type=Path, help="JSON file with 'datasets', in place of or besides directories")
+    add("--positive-fraction", type=float, default=0.3, help="share of all frames above epsilon (0.3)")
+    add("--scope", choices=("global", "per_task"), default="global", help="one epsilon, or one per task")
+    add("--assume-success", action="store_true", help="unlabelled episodes are successes (curated data only)")
+    add("--device", default="auto", help="cpu, cuda, ..., or auto")
+    add(
+        "--batch_size", "--dataloader_batch_size", type=int, default=256, help="frames per forward pass (256)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
