@@ -20,7 +20,7 @@ from pi0.ript.distributed import cleanup_distributed, get_model_from_ddp, setup_
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
-from pi0.ript.loss import AdvantageLoss
+from pi0.ript.loss import make_learner
 from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import starting_policy
@@ -42,7 +42,7 @@ def main(config: TrainConfig) -> None:
         **asdict(config.policy),
     }
     policy = world.first(starting_policy, config.policy_path, environment, **options)
-    learner = world.wrap(AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws))
+    learner = world.wrap(make_learner(policy, algo))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     states = InitialStateDataset(env, config.dataset.num_init_states)
     num_tried = 0

@@ -19,7 +19,7 @@ from pi0.ript.config import TrainConfig, parse_config, save_config
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
-from pi0.ript.loss import AdvantageLoss
+from pi0.ript.loss import make_learner
 from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import starting_policy
@@ -40,7 +40,7 @@ def main(config: TrainConfig) -> None:
         **asdict(config.policy),
     }
     policy = starting_policy(config.policy_path, environment, **options)
-    learner = AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws)
+    learner = make_learner(policy, algo)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     states = InitialStateDataset(env, config.dataset.num_init_states)
     drawn_states = states.shuffled(seed)

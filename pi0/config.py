@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pi0.model import Pi0Model
+    from pi0.weights import WeightLoader
 
 IndicatorMode = Literal["none", "text", "embedding"]
 
@@ -120,8 +121,13 @@ class Pi0Config:
             return f"{getattr(self.vlm, name)} and {getattr(self.expert, name)}"
         return repr(self.expert.width if name == "expert.width" else getattr(self, name))
 
-    def create(self, seed: int = 0) -> "Pi0Model":
-        """Return a randomly initialised model of this size; the global random state is left alone."""
+    # A subclass that overrides these four is a policy of its own; see pi0/registry.py.
+
+    def create(self, seed: int | None = 0) -> "Pi0Model":
+        """Return a randomly initialised model of this size; the global random state is left alone.
+
+        With seed None its values are undefined until weights are loaded.
+        """
         from pi0.model import Pi0Model  # the model imports this module
 
         return Pi0Model(self, seed=seed)
@@ -139,6 +145,16 @@ class Pi0Config:
             "state": ((batch_size, self.max_state_dim), "float32"),
             "actions": ((batch_size, self.chunk_size, self.max_action_dim), "float32"),
         }
+
+    def weight_loader(self) -> "WeightLoader":
+        """Return what a checkpoint may lack or have too much; by default everything must fit exactly."""
+        from pi0.weights import WeightLoader  # it imports this module
+
+        return WeightLoader()
+
+    def freeze_filter(self) -> str:
+        """Return what `Pi0Model.freeze(None)` freezes: with adapters what they adapt, otherwise nothing."""
+        return "lora" if self.vlm.lora_rank or self.expert.lora_rank else "none"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values for JSON."""

@@ -3,6 +3,7 @@
 The defaults are lerobot's; a loaded checkpoint brings its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -60,6 +61,32 @@ class FeatureConfig:
         """Batch keys of the cameras that every observation must bring."""
         return tuple(key for key in self.image_keys if key not in self.absent_cameras)
 
+    def inputs_spec(self) -> dict[str, tuple[tuple[int | None, ...], str]]:
+        """Return name -> (shape, dtype) of what every raw sample must have; None is any size.
+
+        A training sample has a chunk of such actions. What the model sees: `Pi0Config.inputs_spec`.
+        """
+        cameras = dict.fromkeys(self.present_cameras, ((None, None, 3), "uint8"))
+        return {**cameras, STATE: ((self.state_dim,), "float32"), ACTION: ((self.action_dim,), "float32")}
+
+    def require_inputs(self, offered: Mapping[str, Mapping[str, Any]], source: str) -> None:
+        """Raise one ValueError that tells all that a data set or environment does not offer as needed.
+
+        `offered` is name -> {"shape", "dtype"}, such as `LeRobotDataset.meta.features`; `source` names it.
+        """
+        problems = []
+        for name, (shape, dtype) in self.inputs_spec().items():
+            found = offered.get(name)
+            if found is None:
+                problems.append(f"{name}: missing; there are {', '.join(sorted(offered))}")
+            elif not _fits(tuple(found["shape"]), str(found["dtype"]), shape, dtype):
+                size = "(height, width, 3)" if dtype == "uint8" else shape
+                problems.append(
+                    f"{name}: expected {dtype} {size}, found {found['dtype']} {tuple(found['shape'])}"
+                )
+        if problems:
+            raise ValueError(f"{source} does not offer what the policy takes: " + "; ".join(problems))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values for JSON."""
         return asdict(self)
@@ -69,3 +96,9 @@ class FeatureConfig:
         """Return the configuration that `to_dict` described; an unknown key is a TypeError."""
         frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**frozen)
+
+
+def _fits(found: tuple[int, ...], found_dtype: str, shape: tuple[int | None, ...], dtype: str) -> bool:
+    if dtype == "uint8":  # a camera, channels first or last; lerobot calls its dtype by how it is stored
+        return found_dtype in ("uint8", "image", "video") and len(found) == 3 and 3 in (found[0], found[-1])
+    return found == shape and found_dtype in ("float32", "float64")

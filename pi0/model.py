@@ -107,6 +107,7 @@ class Pi0Model(PrefixModel[Pi0Config]):
             initialize(self, seed)
 
     def _build(self, config: Pi0Config) -> None:
+        """Make the parameters; a subclass with more of them adds them here."""
         d = config.expert.width
         checkpointing = {"gradient_checkpointing": config.gradient_checkpointing}
         self.vision = VisionTower(config.vision, config.vlm.width, **checkpointing)
@@ -271,9 +272,9 @@ class Pi0Model(PrefixModel[Pi0Config]):
 
         return euler(velocity, noise, num_steps)
 
-    def freeze(self, which: str) -> None:
-        """Withhold gradients from the parameters that `pi0.trainable.frozen_names` names."""
-        frozen = frozen_names(self, which)
+    def freeze(self, which: str | None = None) -> None:
+        """Withhold gradients from the parameters that `frozen_names` names; None: as `config` says."""
+        frozen = frozen_names(self, self.config.freeze_filter() if which is None else which)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in frozen)
 

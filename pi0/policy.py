@@ -65,7 +65,7 @@ class PI0Policy(nn.Module):
         self.action_normalizer = Normalizer(
             ACTION, features.action_dim, features.action_normalization, statistics, features.epsilon
         )
-        self.model = model if model is not None else Pi0Model(config, seed=seed)
+        self.model = model if model is not None else config.create(seed)
         self.source: Path | None = None  # weights file it came from; see pretrained.save
         self.reset()
 

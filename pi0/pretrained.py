@@ -25,13 +25,16 @@ from pi0.model import Pi0Model
 from pi0.normalize import Statistics
 from pi0.policy import PI0Policy
 from pi0.prompts import PALIGEMMA_TOKENIZER, PromptTokenizer
+from pi0.registry import class_name, get_config
 from pi0.trainable import initialize
 from pi0.weights import (
     EMBEDDING,
     LM_HEAD,
     CheckpointError,
     WeightLoader,
+    lerobot_sources,
     lerobot_state_dict,
+    merged_parameters,
     read_json,
     read_tensors,
     unused_shapes,
@@ -70,9 +73,10 @@ def load(
 
     `changes` replaces single fields of the checkpoint's configuration (`{"dtype": "bfloat16"}`). `config`,
     `features` (cameras, conventions) and `statistics` each replace the whole of what it says. `weights`
-    names what may be new or extra; LoRA adapters and an indicator embedding that `config` asks for are
-    always allowed to be new. `extra_delta_transform` belongs to openpi's LIBERO checkpoints, whose files do
-    not tell it. Raises ValueError or its subclass CheckpointError with the file.
+    names what may be new or extra, in place of `config.weight_loader()`; LoRA adapters and an indicator
+    embedding that `config` asks for are always allowed to be new. `extra_delta_transform` belongs to openpi's
+    LIBERO checkpoints, whose files do not tell it. Raises ValueError or its subclass CheckpointError with the
+    file.
     """
     directory = resolve(path)
     described = describe(directory, config, features, statistics, extra_delta_transform)
@@ -86,15 +90,15 @@ def load(
         described.features,
         tokenizer,
         described.statistics or embedded,
-        model=Pi0Model(described.config, seed=None),
+        model=described.config.create(seed=None),
     )
-    weights = weights or WeightLoader()
-    weights = replace(weights, new=(*weights.new, r"\.lora_[ab]$", r"^indicator_embedding\."))
+    own = _own_tensors(directory / OWN_WEIGHTS, described.config)
+    weights = weights or described.config.weight_loader()
+    allowed = (r"\.lora_[ab]$", r"^indicator_embedding\.", *(f"^{re.escape(name)}$" for name in own))
+    weights = replace(weights, new=(*weights.new, *allowed))
     new = weights.load(policy.model, described.config, tensors, str(directory / WEIGHTS))
     initialize(policy.model, seed, only=new)
-    own = directory / OWN_WEIGHTS
-    if own.exists() and described.config.indicator == "embedding":
-        _load_own(policy.model, own)
+    _load_own(policy.model, own, directory / OWN_WEIGHTS)
     policy.source = directory / WEIGHTS
     return policy.to(device).eval()
 
@@ -102,10 +106,13 @@ def load(
 def save(policy: PI0Policy, directory: Path) -> None:
     """Write the policy so that lerobot's `from_pretrained` computes the same, adapters merged.
 
+    What lerobot's model lacks (the indicator, parameters of an own configuration class) is kept beside it.
+
     lerobot insists on tensors that pi0 never computes with (see `unused_shapes`). They are copied from the
     checkpoint that the policy came from if it is still there; otherwise the language head is the embedding
     and the rest is zero.
     """
+    kind = class_name(policy.config)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = lerobot_state_dict(policy.model, policy.config)
     tensors.update(_unused_tensors(policy, tensors))
@@ -113,9 +120,8 @@ def save(policy: PI0Policy, directory: Path) -> None:
     # Renamed into place, so that a policy can be saved over the checkpoint it came from.
     save_file(named, directory / f"{WEIGHTS}.part", metadata={"format": "pt"})
     (directory / f"{WEIGHTS}.part").replace(directory / WEIGHTS)
-    own = {
-        n: p.detach().cpu() for n, p in policy.model.named_parameters() if n.startswith("indicator_embedding")
-    }
+    parameters, known = merged_parameters(policy.model), lerobot_sources(policy.config)
+    own = {name: p.cpu().contiguous() for name, p in parameters.items() if name not in known}
     (directory / OWN_WEIGHTS).unlink(missing_ok=True)
     if own:
         save_file(own, directory / OWN_WEIGHTS)
@@ -124,6 +130,7 @@ def save(policy: PI0Policy, directory: Path) -> None:
         "config": policy.config.to_dict(),
         "features": policy.features.to_dict(),
         "tokenizer": tokenizer,
+        **({"config_name": kind} if kind else {}),
     }
     (directory / OWN_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
     lerobot_format.write(directory, policy.config, policy.features, policy.statistics, tokenizer)
@@ -174,7 +181,7 @@ def describe(
         found = lerobot_format.read_statistics(directory)
         name = directory / own["tokenizer"] if (directory / own["tokenizer"]).is_dir() else own["tokenizer"]
         read = Checkpoint(
-            Pi0Config.from_dict(own["config"]), FeatureConfig.from_dict(own["features"]), found, str(name)
+            config or _own_config(own, directory), FeatureConfig.from_dict(own["features"]), found, str(name)
         )
     elif values.get("type") in ("pi0", "pi05"):
         read = Checkpoint(
@@ -202,13 +209,34 @@ def describe(
     return replace(read, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _load_own(model: Pi0Model, file: Path) -> None:
+def _own_config(own: Mapping[str, Any], directory: Path) -> Pi0Config:
+    """Return the configuration in the class that the checkpoint names."""
+    kind = Pi0Config
+    if "config_name" in own:
+        try:
+            kind = type(get_config(own["config_name"]))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{directory / OWN_CONFIG}: {error}; if a plugin registers it, load that first (--plugins)"
+            ) from error
+    return kind.from_dict(own["config"])
+
+
+def _own_tensors(file: Path, config: Pi0Config) -> dict[str, Tensor]:
+    """Return the parameters that are in no lerobot checkpoint, without an indicator that is not asked for."""
+    tensors = read_tensors(file) if file.exists() else {}
+    if config.indicator == "embedding":
+        return tensors
+    return {name: x for name, x in tensors.items() if not name.startswith("indicator_embedding.")}
+
+
+def _load_own(model: Pi0Model, tensors: Mapping[str, Tensor], file: Path) -> None:
     parameters = dict(model.named_parameters())
-    for name, tensor in read_tensors(file).items():
+    for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{file}: {name} {list(tensor.shape)} does not fit; the configuration's indicator is "
-                f"{model.config.indicator!r}"
+                f"{file}: {name} {list(tensor.shape)} does not fit; the configuration is a "
+                f"{type(model.config).__name__} with indicator {model.config.indicator!r}"
             )
         with torch.no_grad():
             parameters[name].copy_(tensor)

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pi0.registry import did_you_mean
 from pi0.ript.envs import BatchedEnv, TaskSuite, make_env, make_suite
-from pi0.ript.envs.base import Task, did_you_mean
+from pi0.ript.envs.base import Task
+from pi0.ript.envs.registry import suite_names
 from pi0.ript.warm_start import WarmStart
 
 
@@ -61,7 +63,7 @@ def get_environment(
     """Return an environment by name; what is not None replaces its settings.
 
     Args:
-        benchmark_name: One of `ENVIRONMENTS`.
+        benchmark_name: One of `ENVIRONMENTS`, or an environment that a plugin registered.
         task_names: Names, or numbers in the suite's order.
         max_episode_length: Deadline in policy steps.
         num_parallel_envs: Episodes that run at the same time in this process's workers.
@@ -72,7 +74,8 @@ def get_environment(
     Raises:
         ValueError: A name is unknown; the message suggests known ones.
     """
-    chosen = ENVIRONMENTS[did_you_mean("benchmark_name", benchmark_name, ENVIRONMENTS)]
+    known = {name: Environment(name, None) for name in suite_names()} | ENVIRONMENTS
+    chosen = known[did_you_mean("benchmark_name", benchmark_name, known)]
     options = {**chosen.options, **_given(options)}
     changes: dict[str, Any] = {
         "max_steps": max_episode_length,

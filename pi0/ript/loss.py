@@ -1,6 +1,9 @@
-"""The objective of RIPT on a flow policy: imitate what was better than its group, keep the rest in mind."""
+"""The objective of RIPT on a flow policy: imitate what was better than its group, keep the rest in mind.
 
-from collections.abc import Mapping, Sequence
+Other objectives are registered beside it by name, and chosen with `algo.name`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pi0 import Indicator, PI0Policy
+from pi0.registry import add, did_you_mean
 
 
 class AdvantageLoss(nn.Module):
@@ -65,3 +69,29 @@ def window_draws(
         noise[:, i] = torch.randn(noise[:, i].shape, generator=generator)
         time[:, i] = policy.model.sample_time((num_draws,), torch.device("cpu"), generator)
     return noise, time
+
+
+# The settings are `config.algo`; typed Any because the first rung has a class of its own for them.
+type LearnerFactory = Callable[[PI0Policy, Any], nn.Module]
+
+_ALGORITHMS: dict[str, LearnerFactory] = {
+    "ript": lambda policy, algo: AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws),
+}
+
+
+def register_algorithm(name: str, factory: LearnerFactory) -> None:
+    """Make `algo.name=name` learn by another objective.
+
+    `factory(policy, algo)` returns a module that is called as `AdvantageLoss` is; its parameters are trained.
+    """
+    add("algorithm", _ALGORITHMS, name, factory)
+
+
+def make_learner(policy: PI0Policy, algo: Any) -> nn.Module:
+    """Return what the loop calls and trains: the objective `algo.name` with the settings of `algo`."""
+    return _ALGORITHMS[require_algorithm(algo.name)](policy, algo)
+
+
+def require_algorithm(name: str) -> str:
+    """Return the name if there is such an algorithm; else a ValueError suggests known ones."""
+    return did_you_mean("algorithm", name, _ALGORITHMS)

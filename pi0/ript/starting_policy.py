@@ -10,7 +10,9 @@ from pi0 import PI0Policy
 from pi0.config import IndicatorMode
 from pi0.openpi_format import read_statistics
 from pi0.pretrained import WEIGHTS
+from pi0.registry import get_config
 from pi0.ript.environments import Environment
+from pi0.ript.envs import Task
 from pi0.ript.warm_start import warm_start
 
 TOY = "toy"
@@ -23,7 +25,8 @@ def starting_policy(
     seed: int,
     device: str = "cpu",
     *,
-    freeze: str = "none",
+    config: str | None = None,
+    freeze: str | None = "none",
     dtype: str | None = None,
     gradient_checkpointing: bool = False,
     n_action_steps: int | None = None,
@@ -39,7 +42,9 @@ def starting_policy(
         cache: Directory of demonstrations and toy policies, which are made once.
         seed: Of demonstrations and toy policy.
         device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
-        freeze: What is not trained; see `pi0.trainable.FREEZE_CHOICES`.
+        config: Name of a registered configuration that replaces the checkpoint's; its weight loader says
+            which weights may be new.
+        freeze: What is not trained; see `pi0.trainable.FREEZE_CHOICES`. None: as the configuration says.
         dtype: Of computation; the weights that are trained stay float32. None: as the checkpoint says.
         gradient_checkpointing: Recompute each block in the backward pass: less memory, more time.
         n_action_steps: Actions of a chunk that are executed; None: as the checkpoint says.
@@ -61,6 +66,7 @@ def starting_policy(
     else:
         policy = PI0Policy.from_pretrained(
             Path(path).expanduser(),
+            config=get_config(config) if config else None,
             changes=changes,
             statistics=read_statistics(Path(norm_stats_path).expanduser()) if norm_stats_path else None,
             extra_delta_transform=extra_delta_transform,
@@ -68,8 +74,20 @@ def starting_policy(
             seed=seed,
         )
     _require_cameras(policy, environment)
+    for task in environment.suite().select(environment.tasks):
+        policy.features.require_inputs(task_features(task), f"environment {task.id}")
     policy.model.freeze(freeze)
     return policy.to(where)
+
+
+def task_features(task: Task) -> dict[str, dict[str, Any]]:
+    """Return what a task's observations and actions are, in the form of `LeRobotDataset.meta.features`."""
+    shape = (task.image_size, task.image_size, 3)
+    return {
+        **{f"observation.images.{camera}": {"shape": shape, "dtype": "uint8"} for camera in task.cameras},
+        "observation.state": {"shape": (task.state_dim,), "dtype": "float32"},
+        "action": {"shape": (task.action_dim,), "dtype": "float32"},
+    }
 
 
 def _require_cameras(policy: PI0Policy, environment: Environment) -> None:

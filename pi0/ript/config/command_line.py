@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pi0.registry import load_plugins
 from pi0.ript.config.loading import PROFILES, load_config_from_yaml, say
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.validation import validate_config
@@ -58,12 +59,15 @@ def parse_config(
             arguments.resume = "auto"
         if arguments.resume is not None:
             overrides += _resume(arguments.resume, chosen, parser.prog, resumes)
+        if arguments.plugins:
+            overrides.append(f"plugins=[{','.join(arguments.plugins)}]")
         config = load_config_from_yaml(
             arguments.config_path, overrides, arguments.profile, schema=chosen.schema
         )
         say(f"✓ 配置文件加载成功 / configuration loaded: {arguments.config_path}")
         if getattr(config, "resume", None) is not None and not resumes:
             raise ConfigError(_no_checkpoints(parser.prog))
+        _load_plugins(config)
         chosen.validate(config)
         say("✓ 配置验证通过 / configuration valid")
     except ConfigError as error:
@@ -115,6 +119,12 @@ def _parser(known: Mapping[str, Algorithm]) -> argparse.ArgumentParser:
         "--resume", metavar="PATH", nargs="?", const="auto", help="continue; no PATH: newest valid checkpoint"
     )
     add(
+        "--plugins",
+        metavar="PACKAGE",
+        action="append",
+        help="import a package that adds environments, configurations or algorithms; may be repeated",
+    )
+    add(
         "--override",
         metavar="key=value",
         nargs="+",
@@ -123,6 +133,13 @@ def _parser(known: Mapping[str, Algorithm]) -> argparse.ArgumentParser:
         help="the same as key=value",
     )
     return parser
+
+
+def _load_plugins(config: TrainConfig) -> None:
+    try:
+        load_plugins(config.plugins)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _overrides(rest: Sequence[str]) -> list[str]:

@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pi0.registry import did_you_mean
 from pi0.ript.config.legacy_keys import translate
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.yaml_files import CONFIGS, parse_yaml, read_yaml
-from pi0.ript.envs.base import did_you_mean
 
 PROFILES = CONFIGS / "profiles"
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -33,7 +33,7 @@ class WarmStartSettings:
 class EnvironmentSettings:
     """The environment; arguments of `get_environment`."""
 
-    benchmark_name: str = "metaworld"  # or libero, or one of LIBERO's suites; see pi0/ript/environments.py
+    benchmark_name: str = "metaworld"  # or libero, a LIBERO suite, a plugin's; see pi0/ript/environments.py
     task_names: list[str | int] | None = None  # names, or numbers in the suite's order; null: its own choice
     max_episode_length: int | None = None  # deadline in policy steps; null: the suite's
     num_parallel_envs: int | None = None  # episodes at once per process, each a simulator; null: its own
@@ -55,7 +55,8 @@ class Task(EnvironmentSettings):
 class Policy:
     """What changes in the policy that training starts from; the last arguments of `starting_policy`."""
 
-    freeze: str = "none"  # none, vision, expert_only, lora, or a regular expression of parameter names
+    config: str | None = None  # a registered configuration (pi0.registry) in place of the checkpoint's
+    freeze: str | None = "none"  # vision, expert_only, lora, or a regular expression; null: the config's own
     dtype: str | None = None  # of computation: float32 or bfloat16; null: as the checkpoint says
     gradient_checkpointing: bool = False  # less memory, a third more time
     n_action_steps: int | None = None  # actions of a chunk that are executed; null: as the checkpoint says
@@ -80,6 +81,7 @@ class Algo:
     num_draws: int = 2  # noise draws per window
     enable_rollout_stats_tracking: bool = False  # skip mastered states: the last K rollouts succeeded
     rollout_skip_threshold: int = 3  # skips before a mastered state is tried again
+    name: str = "ript"  # the objective; a plugin can register others
 
 
 @dataclass
@@ -141,6 +143,7 @@ class TrainConfig:
     output_dir: str = "pi0/ript/output"
     warm_start_dir: str = "pi0/ript/output/warm_start"  # cache of demonstrations and of toy policies
     resume: str | None = None  # auto: the newest valid checkpoint of the run; or a checkpoint's path
+    plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: Task = field(default_factory=Task)
     policy: Policy = field(default_factory=Policy)
     algo: Algo = field(default_factory=Algo)

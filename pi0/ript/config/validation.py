@@ -12,10 +12,12 @@ import torch
 from pi0 import toy_config
 from pi0.model import Pi0Model
 from pi0.openpi_format import read_statistics
+from pi0.registry import get_config
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.demonstrations.experts import tasks_with_expert
 from pi0.ript.demonstrations.operators import get_operator
 from pi0.ript.environments import Environment, get_environment
+from pi0.ript.loss import require_algorithm
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
 from pi0.trainable import frozen_names
 
@@ -65,7 +67,7 @@ def shared_problems(config: Any) -> tuple[Environment | None, list[str]]:
     """
     problems = [*_places(config), *_distribution(config)]
     problems += attempt(lambda: require_policy_path(config.policy_path))[1]
-    problems += [*_statistics(config), *_freeze(config)]
+    problems += [*_statistics(config), *_named_config(config), *_freeze(config)]
     environment, wrong = _environment(config)
     problems += wrong
     if environment is not None:
@@ -97,6 +99,7 @@ def _ranges(config: TrainConfig) -> Iterator[str]:
 
 def _algorithm(config: TrainConfig) -> Iterator[str]:
     algo = config.algo
+    yield from _attempt(lambda: require_algorithm(algo.name), "algo.name: ")[1]
     if algo.rloo_batch_size < 2:
         yield (
             "algo.rloo_batch_size: expected at least 2, because an advantage compares the rollouts from one "
@@ -161,8 +164,15 @@ def _statistics(config: Any) -> list[str]:
     return attempt(lambda: read_statistics(path), "policy.norm_stats_path: ")[1]
 
 
+def _named_config(config: Any) -> list[str]:
+    name = config.policy.config
+    return [] if name is None else attempt(lambda: get_config(name), "policy.config: ")[1]
+
+
 def _freeze(config: Any) -> list[str]:
     which = config.policy.freeze
+    if which is None:
+        return []
     wrong = attempt(lambda: re.compile(which), f"policy.freeze: {which!r} is no regular expression: ")[1]
     if wrong or config.policy_path != TOY:
         return wrong
@@ -174,7 +184,7 @@ def _freeze(config: Any) -> list[str]:
 def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:
     if config.policy_path != TOY:
         return
-    for key in ("norm_stats_path", "extra_delta_transform"):
+    for key in ("config", "norm_stats_path", "extra_delta_transform"):
         if getattr(config.policy, key) is not None:
             yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; use policy.{key}=null"
     spec = environment.warm_start_spec(seed=0)

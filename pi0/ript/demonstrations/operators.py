@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32
 
+from pi0.registry import did_you_mean
 from pi0.ript.demonstrations.experts import Expert, Mistake
-from pi0.ript.envs.base import did_you_mean
 
 type Keep = Literal["all", "successes"]
 

@@ -7,7 +7,6 @@ slots, worker processes, action chunks, deadlines.
 Axes: t environment step, n actions in a chunk, a action dim, s state dim, h w image size.
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from pi0.registry import did_you_mean
 from pi0.ript.envs.initial_state import InitialState, Split
 
 type Images = dict[str, UInt8[np.ndarray, "h w 3"]]
@@ -181,13 +181,3 @@ class TaskSuite(ABC):
         ids = {task.id: task.name for task in known.values()}
         chosen = (ids.get(name) or did_you_mean("task", name, known) for name in names)
         return tuple(known[name] for name in chosen)
-
-
-def did_you_mean(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return `name` when it is known; else raise ValueError with the nearest known names."""
-    names = sorted(known)
-    if name in names:
-        return name
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"known: {', '.join(names)}"
-    raise ValueError(f"unknown {kind} {name!r}; {hint}")

@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from PIL import Image
 
+from pi0.registry import did_you_mean
 from pi0.ript.envs import libero_files
 from pi0.ript.envs.attribute_state import numeric_attributes, pack, unpack
-from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite, did_you_mean
+from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.libero_meshes import simplified_meshes
 from pi0.ript.envs.mujoco_render import (

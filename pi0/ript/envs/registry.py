@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pi0.ript.envs.base import TaskSuite, did_you_mean
+from pi0.registry import add, did_you_mean
+from pi0.ript.envs.base import TaskSuite
 from pi0.ript.envs.batched import BatchedEnv
 
 _SUITES: dict[str, str | Callable[..., TaskSuite]] = {
@@ -15,16 +16,19 @@ _SUITES: dict[str, str | Callable[..., TaskSuite]] = {
 
 
 def register_env(name: str, suite: str | Callable[..., TaskSuite]) -> None:
-    """Make `make_env(name, ...)` use a suite.
+    """Make `make_env(name, ...)` use a suite, and `task.benchmark_name=name` too.
 
     Args:
         name: A name that is not taken.
         suite: A `TaskSuite` class (or factory), or "module:attribute", imported on first use.
             The class must be importable, since worker processes unpickle it.
     """
-    if name in _SUITES:
-        raise ValueError(f"environment {name!r} is registered already: {_SUITES[name]}")
-    _SUITES[name] = suite
+    add("environment", _SUITES, name, suite)
+
+
+def suite_names() -> tuple[str, ...]:
+    """Return the names of all environments."""
+    return tuple(_SUITES)
 
 
 def make_suite(name: str, **options: Any) -> TaskSuite:

@@ -20,7 +20,7 @@ from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import collect_groups, heldout_states
-from pi0.ript.loss import AdvantageLoss
+from pi0.ript.loss import make_learner
 from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import starting_policy
@@ -42,7 +42,7 @@ def train(config: TrainConfig) -> None:
     options = {"cache": config.warm_start_dir, "seed": seed, "device": world.device(config.device)}
     path, options = config.policy_path, options | asdict(config.policy)
     policy = world.first(starting_policy, path, environment, **options)
-    learner = world.wrap(AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws))
+    learner = world.wrap(make_learner(policy, algo))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     names = config.task.benchmark_name, config.task.task_names
     options = {"cache": config.warm_start_dir, "env": env}
