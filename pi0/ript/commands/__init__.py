@@ -1,1 +1,1 @@
-"""The console commands."""
+"""The console commands: each is a module with `main`, or a script that the launcher starts."""

@@ -1,0 +1,28 @@
+"""The checkpoint that a command takes: its arguments, and the policy that they name."""
+
+import argparse
+import re
+from pathlib import Path
+
+from pi0 import PI0Policy
+from pi0.registry import load_plugins
+from pi0.ript.starting_policy import require_device
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add CHECKPOINT, --device and --plugins."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory with config.json and weights, "
+        "such as the `policy` of a run, or the name of a hub repository")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default auto)")
+    parser.add_argument("--plugins", metavar="PACKAGE", action="append", default=[],
+        help="import a package that registers the checkpoint's configuration")  # fmt: skip
+
+
+def load_policy(options: argparse.Namespace) -> PI0Policy:
+    """Return the policy in evaluation mode; what is wrong with an argument is a ValueError."""
+    device = require_device(options.device)
+    load_plugins(options.plugins)
+    path = Path(options.checkpoint).expanduser()
+    if not path.is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", options.checkpoint):
+        raise ValueError(f"CHECKPOINT: no directory at {options.checkpoint!r}")
+    return PI0Policy.from_pretrained(path if path.is_dir() else options.checkpoint, device=device)
