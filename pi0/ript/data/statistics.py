@@ -1,0 +1,236 @@
+"""`pi0-stats`: normalisation statistics of states and actions over a mixture of data sets.
+
+Axes: n frame (or action of a window) of a set, d feature dim.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from pi0.features import ACTION, STATE
+from pi0.normalize import Statistics
+from pi0.ript.data.frames import FrameSet, open_frames
+from pi0.ript.data.resampling import action_chunks, chunk_offsets
+from pi0.ript.data.settings import DatasetSettings, MixtureSettings, check_mixture
+
+FILE_NAME = "processor/statistics.json"
+"""Where a run keeps them, below its directory."""
+_MOST_WINDOWS = 20_000
+"""Of a data set, evenly spaced: enough for relative actions, of which there are chunk_size per window."""
+
+
+def pooled_statistics(
+    values: Sequence[Float[np.ndarray, "_ d"]], weights: Sequence[float] | None = None
+) -> dict[str, Tensor]:
+    """Return mean, std, min, max, q01, q99 and count of data sets that are drawn by weight, in float32.
+
+    The moments are GR00T's and OpenTau's: mean `sum w m`, variance `sum w (s^2 + m^2) - mean^2`. Quantiles
+    are those of the weighted samples, not bounds made of the sets' own; if weights are the shares of the
+    samples (None), all are those of the sets joined.
+    """
+    parts = [np.asarray(x, np.float64) for x in values]
+    lengths = np.array([len(x) for x in parts], np.float64)
+    shares = lengths if weights is None else np.where(lengths > 0, np.array(weights, np.float64), 0.0)
+    if not shares.sum() > 0:
+        raise ValueError(
+            f"weights: expected samples in a set that has weight, found {lengths} samples, {weights}"
+        )
+    used = [(x, w / shares.sum()) for x, w in zip(parts, shares, strict=True) if w > 0]
+    mean = sum(w * x.mean(0) for x, w in used)
+    variance = sum(w * (x.var(0) + (x.mean(0) - mean) ** 2) for x, w in used)  # the same, and never negative
+    samples = np.concatenate([x for x, _ in used])
+    sample_weights = np.concatenate([np.full(len(x), w / len(x)) for x, w in used])
+    quantiles = [_weighted_quantiles(column, sample_weights, (0.01, 0.99)) for column in samples.T]
+    q01, q99 = np.array(quantiles).T
+    numbers = {
+        "mean": mean,
+        "std": np.sqrt(variance),
+        "min": samples.min(0),
+        "max": samples.max(0),
+        "q01": q01,
+        "q99": q99,
+        "count": np.array([len(samples)]),
+    }
+    return {name: torch.as_tensor(np.asarray(value), dtype=torch.float32) for name, value in numbers.items()}
+
+
+def mixture_statistics(
+    sets: Sequence[FrameSet],
+    rows: Sequence[Int64[np.ndarray, " _"]],
+    weights: Sequence[float] | None = None,
+    *,
+    relative_actions: Sequence[bool] = (),
+    chunk_size: int = 1,
+    settings: MixtureSettings | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """Return the statistics of states and actions, as `PI0Policy` takes them; shows a progress bar.
+
+    Args:
+        sets: The data sets.
+        rows: The frames of each set that count.
+        weights: Of the sets; None: their numbers of frames.
+        relative_actions: As in `FeatureConfig`; if any is, actions are those of whole windows less the state
+            at their start, as the policy sees them. Where the set is large, of evenly spaced windows.
+        chunk_size: Actions of a window; matters for relative actions alone.
+        settings: How windows are resampled; default: not at all.
+    """
+    states, actions = [], []
+    for frames, chosen in tqdm(list(zip(sets, rows, strict=True)), unit="data set", desc="statistics"):
+        states.append(frames.states[chosen])
+        if any(relative_actions):
+            actions.append(
+                _relative(frames, chosen, relative_actions, chunk_size, settings or MixtureSettings())
+            )
+        else:
+            actions.append(frames.actions[chosen])
+    shares = [float(len(x)) for x in states] if weights is None else weights
+    return {STATE: pooled_statistics(states, shares), ACTION: pooled_statistics(actions, shares)}
+
+
+def save_statistics(path: Path, statistics: Statistics, made_from: dict[str, Any]) -> None:
+    """Write statistics, and how they were made, as JSON, in one step."""
+    values = {
+        feature: {name: np.asarray(value, np.float64).tolist() for name, value in numbers.items()}
+        for feature, numbers in statistics.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"statistics": values, "made_from": made_from}, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def load_statistics(path: Path, relative_actions: Sequence[bool] = ()) -> dict[str, dict[str, Tensor]]:
+    """Return the statistics of a file.
+
+    Raises:
+        ValueError: It is no such file, or its actions are not relative where the policy's are.
+    """
+    remedy = f"make it: pi0-stats DATASET... --output {path}"
+    if not path.is_file():
+        raise ValueError(f"{path}: expected statistics, found no file; {remedy}")
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or not {"statistics", "made_from"} <= content.keys():
+        raise ValueError(f"{path}: expected the keys 'statistics' and 'made_from', found others; {remedy}")
+    found = content["made_from"].get("relative_actions", [])
+    if any(found) != any(relative_actions) or (any(found) and found != [bool(x) for x in relative_actions]):
+        raise ValueError(
+            f"{path}: expected statistics of actions with relative_actions={list(relative_actions)}, found "
+            f"{found}; {remedy}"
+        )
+    return {
+        feature: {name: torch.tensor(value) for name, value in numbers.items()}
+        for feature, numbers in content["statistics"].items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"pi0-stats: error: {error}\n")
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    settings = MixtureSettings(
+        datasets=[DatasetSettings(repo_id=name) for name in options.datasets],
+        weights=options.weights,
+        action_freq=options.action_freq,
+    )
+    check_mixture(settings)
+    relative = [bool(x) for x in options.relative_actions or []]
+    sets = [open_frames(dataset) for dataset in tqdm(settings.datasets, unit="data set", desc="open")]
+    _require_equal_widths(sets, len(relative))
+    statistics = mixture_statistics(
+        sets,
+        [frames.rows(frames.selected) for frames in sets],
+        settings.weights,
+        relative_actions=relative,
+        chunk_size=options.chunk_size,
+        settings=settings,
+    )
+    made_from = {
+        "datasets": [frames.name for frames in sets],
+        "weights": settings.weights,
+        "relative_actions": relative,
+        "chunk_size": options.chunk_size,
+        "action_freq": options.action_freq,
+    }
+    save_statistics(options.output, statistics, made_from)
+    frames = sum(len(x.index) for x in sets)
+    sys.stdout.write(f"{options.output}: statistics of {frames} frames of {len(sets)} data sets\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pi0-stats",
+        description="Compute the normalisation statistics of states and actions over data sets.",
+        epilog="exit codes: 0 done; 2 unusable arguments or data",
+    )
+    add = parser.add_argument
+    add("datasets", nargs="+", metavar="DATASET", help="directory of a LeRobotDataset v3, or hub name")
+    add("--output", type=Path, required=True, help=f"file to write, such as RUN/{FILE_NAME}")
+    add("--weights", type=float, nargs="+", help="one per data set (default: their numbers of frames)")
+    add("--relative-actions", type=int, nargs="+", choices=(0, 1), metavar="0|1", help="per action "
+        "dimension: is it relative to the state at the chunk's start? (default: none is)")  # fmt: skip
+    add("--chunk-size", type=int, default=50, help="with --relative-actions: actions per chunk (%(default)s)")
+    add("--action-freq", type=float, help="with --relative-actions: Hz (default: each set's own)")
+    return parser
+
+
+def _require_equal_widths(sets: Sequence[FrameSet], num_relative: int) -> None:
+    widths = {frames.name: (frames.states.shape[1], frames.actions.shape[1]) for frames in sets}
+    if len(set(widths.values())) > 1:
+        raise ValueError(f"expected the same widths of state and action in all data sets, found {widths}")
+    state, action = next(iter(widths.values()))
+    if num_relative > min(state, action):
+        raise ValueError(
+            f"--relative-actions: expected at most {min(state, action)} numbers, found {num_relative}"
+        )
+
+
+def _relative(
+    frames: FrameSet,
+    rows: Int64[np.ndarray, " _"],
+    relative_actions: Sequence[bool],
+    chunk_size: int,
+    settings: MixtureSettings,
+) -> Float[np.ndarray, "_ d"]:
+    """Return the actions of windows that lie within the episode, less the state where that is asked for."""
+    rows = rows[:: -(-len(rows) // _MOST_WINDOWS)] if len(rows) else rows
+    offsets = chunk_offsets(chunk_size, frames.fps, settings.action_freq)
+    chunks, is_pad = action_chunks(
+        frames.actions, frames.ends, rows, offsets, settings.vector_resample_strategy
+    )
+    width = len(relative_actions)
+    base = np.zeros((len(rows), 1, frames.actions.shape[1]), np.float32)
+    base[:, 0, :width] = frames.states[rows, :width] * np.array(relative_actions, np.float32)
+    return (chunks - base)[~is_pad]
+
+
+def _weighted_quantiles(
+    values: Float64[np.ndarray, " n"], weights: Float64[np.ndarray, " n"], levels: Sequence[float]
+) -> list[float]:
+    """Return quantiles, linear between samples; for equal weights those of `np.quantile`."""
+    order = np.argsort(values, kind="stable")
+    w = weights[order]
+    # At the i-th sample (from 0) of n equal ones the level is i / (n - 1).
+    before = np.cumsum(w) - w
+    places = before / np.maximum(w.sum() - w, np.finfo(np.float64).tiny)
+    return [float(np.interp(level, places, values[order])) for level in levels]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,215 @@
+"""Batches for supervised training and validation on a mixture of data sets, read ahead by processes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch.utils.data import DataLoader
+
+from pi0.features import FeatureConfig
+from pi0.ript.data.frames import FrameSet, open_frames
+from pi0.ript.data.mixture import MixtureOrder
+from pi0.ript.data.settings import MixtureSettings, check_mixture, mixture_weights
+from pi0.ript.data.splits import validation_episodes
+from pi0.ript.data.windows import MixtureWindows
+from pi0.ript.episodes import EpisodeDataError
+from pi0.ript.peers import ALONE, Peers, share
+
+
+class TrainingBatches:
+    """Batches of one process, of an endless global order, which `state_dict` lets continue exactly.
+
+    Every process takes its part of each global batch of `batch_size * peers.size` draws; the order does not
+    depend on the number of processes or of workers.
+    """
+
+    def __init__(
+        self,
+        windows: MixtureWindows,
+        order: MixtureOrder,
+        batch_size: int,
+        peers: Peers,
+        reading: MixtureSettings,
+    ) -> None:
+        self._windows, self._order, self._reading = windows, order, reading
+        self._batch_size, self._rank = batch_size, peers.rank
+        self._global_batch_size = batch_size * peers.size
+        self._position = 0
+        self._ahead: Iterator[dict[str, Any]] | None = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Return itself: there is one position."""
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """Return the next batch, on the CPU."""
+        if self._ahead is None:
+            first = self._position + self._rank * self._batch_size
+            draws = _endless(self._order, first, self._batch_size, self._global_batch_size)
+            self._ahead = iter(_loader(self._windows, draws, self._reading))
+        batch = next(self._ahead)
+        self._position += self._global_batch_size
+        return batch
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far, of all processes together."""
+        return self._position / self._order.epoch_length
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Batches of this process in one pass."""
+        return self._order.epoch_length / self._global_batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position behind the last batch returned, the same in all processes."""
+        return {"position": self._position, "order": self._order.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was called, with as many processes and workers as there are now.
+
+        Raises:
+            ValueError: The data, the weights or the seed are not those of the state.
+        """
+        if state["order"] != self._order.fingerprint:
+            raise ValueError(
+                f"data position: expected the order {self._order.fingerprint} of these data sets, weights "
+                f"and seed, found {state['order']}; resume with those of the interrupted run, or begin anew"
+            )
+        self._position = int(state["position"])
+        self.close()
+
+    def close(self) -> None:
+        """End the processes that read ahead; the next batch starts them again."""
+        self._ahead = None
+
+
+class ValidationBatches:
+    """One process's share of the validation frames, each frame once; the same in every pass.
+
+    Shares can differ by a batch, and the last batch can be short: weigh by samples, then sum over processes.
+    """
+
+    def __init__(
+        self,
+        windows: MixtureWindows,
+        order: MixtureOrder,
+        batch_size: int,
+        peers: Peers,
+        reading: MixtureSettings,
+    ) -> None:
+        self._windows, self._reading = windows, reading
+        draws = order.draws(0, order.epoch_length)
+        batches = [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
+        self._batches = share(batches, peers)
+        self.num_frames = len(draws)
+        """Of all processes."""
+
+    def __len__(self) -> int:
+        """Return the number of batches of this process."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the batches of one pass."""
+        return iter(_loader(self._windows, self._batches, self._reading))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The two sides of a mixture; no episode is on both."""
+
+    sets: list[FrameSet]
+    """By `dataset_index`."""
+    train: TrainingBatches
+    validation: ValidationBatches | None
+    """None without validation episodes."""
+    training_rows: list[Int64[np.ndarray, " _"]]
+    """Frames of each set that are trained on, for statistics."""
+
+
+def make_training_data(
+    settings: MixtureSettings,
+    features: FeatureConfig,
+    chunk_size: int,
+    batch_size: int,
+    peers: Peers = ALONE,
+    seed: int = 0,
+) -> TrainingData:
+    """Return what a policy is trained and validated on.
+
+    Args:
+        settings: Data sets, weights, split, resampling, augmentation.
+        features: Of the policy: cameras and widths. Actions stay raw: the policy makes them relative.
+        chunk_size: Actions of a sample.
+        batch_size: Of this process.
+        peers: The processes that train together.
+        seed: Of order and augmentation.
+
+    Raises:
+        ValueError: A setting is wrong, or a data set is not there or does not fit (`EpisodeDataError`).
+    """
+    check_mixture(settings)
+    sets = [open_frames(x, features.present_cameras, settings.in_memory_gib) for x in settings.datasets]
+    _require_disjoint(sets)
+    training, validation = split_rows(settings, sets)
+    windows = MixtureWindows(sets, settings, features, chunk_size, augmentation_seed=seed)
+    order = MixtureOrder(training, mixture_weights(settings), seed)
+    train = TrainingBatches(windows, order, batch_size, peers, settings)
+    held_out = None
+    if any(len(rows) for rows in validation):
+        plain = MixtureWindows(sets, settings, features, chunk_size)
+        held_out_order = MixtureOrder(validation, None, settings.val_split_seed)
+        held_out = ValidationBatches(plain, held_out_order, batch_size, peers, settings)
+    return TrainingData(sets, train, held_out, training)
+
+
+def split_rows(
+    settings: MixtureSettings, sets: Sequence[FrameSet]
+) -> tuple[list[Int64[np.ndarray, " _"]], list[Int64[np.ndarray, " _"]]]:
+    """Return the frames of each set that are for training, and those for validation."""
+    training, validation = [], []
+    for dataset, frames in zip(settings.datasets, sets, strict=True):
+        own = dataset.val_split_ratio
+        ratio = settings.val_split_ratio if own is None else own
+        held_out = np.zeros(len(frames.episodes), bool)
+        held_out[frames.selected] = validation_episodes(
+            frames.episodes[frames.selected], ratio, settings.val_split_seed
+        )
+        training.append(frames.rows(frames.selected & ~held_out))
+        validation.append(frames.rows(held_out))
+    return training, validation
+
+
+def _require_disjoint(sets: Sequence[FrameSet]) -> None:
+    """Refuse episodes that are in the mixture twice: they could be on both sides of the split."""
+    seen: dict[tuple[str, int], int] = {}
+    for number, frames in enumerate(sets):
+        for episode in frames.episodes[frames.selected].tolist():
+            other = seen.setdefault((frames.name, episode), number)
+            if other != number:
+                raise EpisodeDataError(
+                    f"datasets[{other}] and datasets[{number}] both hold episode {episode} of {frames.name}; "
+                    "give it to one of them (episodes, excluded_episodes), with weights to draw it more often"
+                )
+
+
+def _endless(order: MixtureOrder, first: int, size: int, stride: int) -> Iterator[Int64[np.ndarray, "_ 3"]]:
+    """Yield the draws of one process, without a reference to who asks, so that its workers end with it."""
+    for place in count(first, stride):
+        yield order.draws(place, place + size)
+
+
+def _loader(windows: MixtureWindows, draws: Any, reading: MixtureSettings) -> DataLoader[dict[str, Any]]:
+    return DataLoader(
+        windows,
+        batch_size=None,  # the draws are those of whole batches
+        sampler=draws,
+        num_workers=reading.num_workers,
+        prefetch_factor=reading.prefetch_factor if reading.num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its draws are not used; the global generator stays as it is
+    )
