@@ -1,6 +1,7 @@
 """The data of supervised training: reading, resampling, mixture, split, resume, statistics, augmentation."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -470,6 +471,21 @@ def test_an_unfinished_or_repeated_set_is_refused(roots, tmp_path):
         open_frames(DatasetSettings(repo_id=str(tmp_path / "set")))
     with pytest.raises(EpisodeDataError, match=r"datasets\[0\] and datasets\[1\] both hold episode 0"):
         make_training_data(mixture(roots["a"], roots["a"]), FEATURES, 2, 4)
+
+
+def test_an_incomplete_copy_or_another_format_is_refused_without_asking_the_hub(roots, tmp_path):
+    whole = Path(shutil.copytree(roots["video"], tmp_path / "set"))
+    frames, video = next(whole.glob("data/*/*.parquet")), next(whole.glob("videos/*/*/*.mp4"))
+    shutil.move(video, tmp_path / "aside")
+    with pytest.raises(EpisodeDataError, match=r"file-000.mp4, found no file \(1 videos.*make it again"):
+        open_frames(DatasetSettings(repo_id=str(whole)))
+    frames.unlink()
+    with pytest.raises(EpisodeDataError, match=r"expected 25 frames in data/, found 0"):
+        open_frames(DatasetSettings(repo_id=str(whole)))
+    info = json.loads((whole / "meta/info.json").read_text())
+    (whole / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+    with pytest.raises(EpisodeDataError, match=r"found v2\.1; convert it"):
+        open_frames(DatasetSettings(repo_id=str(whole)))
 
 
 def test_a_set_below_its_root_is_found(roots):

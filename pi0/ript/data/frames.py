@@ -6,7 +6,6 @@ Axes: n loaded frame, e loaded episode, s state dim, a action dim, h w image siz
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,9 +16,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from pi0.features import ACTION, STATE
+from pi0.ript.data.location import locate
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.episodes import EpisodeDataError, load_episodes
-from pi0.ript.episodes.writer import IMAGE_PREFIX, partial_directory
+from pi0.ript.episodes.writer import IMAGE_PREFIX
 
 type ReadImages = Callable[[int], dict[str, UInt8[np.ndarray, "_ _ 3"]]]
 
@@ -74,8 +74,9 @@ def open_frames(
         EpisodeDataError: There is no such set, column or episode.
     """
     from lerobot.datasets.lerobot_dataset import LeRobotDataset  # takes seconds to import
+    from lerobot.datasets.utils import CompatibilityError
 
-    directory = _directory(settings)
+    directory = locate(settings)
     name = settings.repo_id or str(directory)
     try:
         dataset = LeRobotDataset(
@@ -86,10 +87,11 @@ def open_frames(
             return_uint8=True,
             video_backend=_video_backend(),
         )
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError, CompatibilityError) as error:
         raise EpisodeDataError(
-            f"{name}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). If it is on "
-            "the hub, check name, network and `hf auth login`; if it is here, give its directory as root"
+            f"{name}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]}). If it "
+            "is on the hub, check name, format (v3), network and `hf auth login`; if it is here, give its "
+            "directory as root"
         ) from error
     assert dataset.hf_dataset is not None
     assert dataset.meta.tasks is not None
@@ -122,28 +124,6 @@ def _video_backend() -> str:
     from lerobot.datasets.video_utils import get_safe_default_video_backend
 
     return get_safe_default_video_backend()
-
-
-def _directory(settings: DatasetSettings) -> Path | None:
-    """Return where the data set is, or None if it is on the hub."""
-    name = settings.repo_id or ""
-    places = [Path(name)] if settings.root is None else [Path(settings.root), Path(settings.root) / name]
-    for place in places:
-        if (place / "meta/info.json").is_file():
-            return place
-        if str(place) != "." and partial_directory(place).exists():
-            raise EpisodeDataError(
-                f"{place} is not finished: its collection was interrupted; run its command again"
-            )
-    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
-    if settings.root is None and is_hub_name:
-        return None
-    looked = " and ".join(str(place) for place in places)
-    fetch = f": hf download --repo-type dataset {name} --local-dir {settings.root}" if is_hub_name else ""
-    raise EpisodeDataError(
-        f"no LeRobotDataset: expected meta/info.json in {looked}, found none. Correct repo_id or root, or "
-        f"fetch or record the set first{fetch}"
-    )
 
 
 def _columns(

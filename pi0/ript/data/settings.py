@@ -59,7 +59,7 @@ class MixtureSettings:
     val_split_seed: int = 0  # apart from the run's seed, so that runs share their validation episodes
     image_size: int | None = None  # letterbox images to this square when read; null: as stored
     in_memory_gib: float = 1.0  # a set whose images take no more is decoded once and held in memory
-    num_workers: int = 2  # processes that read ahead; the samples do not depend on it
+    num_workers: int = 2  # processes that read ahead; samples do not depend on it; 0 is faster in memory
     prefetch_factor: int = 2  # batches that each of them reads ahead
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
 
