@@ -135,7 +135,7 @@ def _parser(known: Mapping[str, Algorithm]) -> argparse.ArgumentParser:
     return parser
 
 
-def _load_plugins(config: TrainConfig) -> None:
+def _load_plugins(config: Any) -> None:
     try:
         load_plugins(config.plugins)
     except ValueError as error:

@@ -99,7 +99,7 @@ def _ranges(config: TrainConfig) -> Iterator[str]:
 
 def _algorithm(config: TrainConfig) -> Iterator[str]:
     algo = config.algo
-    yield from _attempt(lambda: require_algorithm(algo.name), "algo.name: ")[1]
+    yield from attempt(lambda: require_algorithm(algo.name), "algo.name: ")[1]
     if algo.rloo_batch_size < 2:
         yield (
             "algo.rloo_batch_size: expected at least 2, because an advantage compares the rollouts from one "
