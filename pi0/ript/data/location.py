@@ -54,7 +54,7 @@ def _require_complete(directory: Path) -> None:
     missing = [path for path in _videos(directory, info) if not path.is_file()]
     if missing:
         raise EpisodeDataError(
-            f"{directory}: expected {missing[0]}, found no file ({len(missing)} videos are missing); the copy "
+            f"{directory}: expected {missing[0]}, found no file ({len(missing)} videos missing); the copy "
             "is incomplete, fetch or make it again"
         )
 
