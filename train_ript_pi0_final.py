@@ -25,7 +25,7 @@ from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import collect_groups, heldout_states
 from pi0.ript.interruption import cleanup_on_exit, setup_signal_handlers
-from pi0.ript.loss import AdvantageLoss
+from pi0.ript.loss import make_learner
 from pi0.ript.monitoring import monitor_memory, profile_window, take_step
 from pi0.ript.recap import RECAP, Recap, RecapConfig
 from pi0.ript.recap.budget import print_budget
@@ -57,7 +57,7 @@ def main(config: TrainConfig) -> None:
         **asdict(config.policy),
     }
     policy = world.first(starting_policy, config.policy_path, environment, **options)
-    learner = world.wrap(AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws))
+    learner = world.wrap(make_learner(policy, algo))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     states = world.first(
         LiberoInitStateDataset,

@@ -162,8 +162,7 @@ def test_stopped_inside_training_and_recording_it_comes_to_the_same_end(whole, t
         try:
             found = run(tmp_path)
             break
-        except StoppedError as error:
-            assert error.code == 143
+        except StoppedError:
             stops += 1
     assert stops > 20
     assert hashes(found) == hashes(whole[1])

@@ -119,7 +119,7 @@ def test_changed_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(StaleStageError, match="its files have been changed"):
         Work(tmp_path).both()
     (tmp_path / "third").mkdir()
-    with pytest.raises(StaleStageError, match="recap_state.json does not know it"):
+    with pytest.raises(StaleStageError, match=r"recap_state\.json does not know it"):
         Work(tmp_path).stage("third", "x")
 
 

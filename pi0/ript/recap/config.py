@@ -102,6 +102,7 @@ class RecapConfig:
     skip_sft: bool = False  # a checkpoint that needs none
     on_stale: str = "refuse"  # a stage whose inputs have changed: refuse, or redo (the old one is kept)
     baselines: bool = False  # also train on the demonstrations alone, and on successes alone, to compare
+    plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     policy: RecapPolicy = field(default_factory=RecapPolicy)
     demonstrations: Demonstrations = field(default_factory=Demonstrations)
