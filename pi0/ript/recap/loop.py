@@ -5,64 +5,34 @@ Axes: n frame of a set.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float64
 
-from pi0 import PI0Policy
 from pi0.ript.checkpoint.journal import EpisodeJournal
-from pi0.ript.distributed import World
-from pi0.ript.environments import Environment, get_environment
-from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
-from pi0.ript.episodes import CollectionInfo, EpisodeSet, EpisodeWriter
 from pi0.ript.evaluate import Evaluation, evaluate
-from pi0.ript.groups import InitialStateDataset, heldout_states, state_at
+from pi0.ript.groups import InitialStateDataset, heldout_states
 from pi0.ript.recap.advantages import compute_advantages, read_advantages
-from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.data import DATASET, is_success, open_source, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.labels import LabelledSource, write_labels
-from pi0.ript.recap.policy_training import PolicyTraining, train_policy
-from pi0.ript.recap.recording import journaled_rollout, record_rollouts
-from pi0.ript.recap.returns import RewardConfig
-from pi0.ript.recap.sources import Source
-from pi0.ript.recap.stages import Artefact, Stages, hash_files, plain
-from pi0.ript.recap.training_steps import Row
-from pi0.ript.recap.value_training import Calibration, ValueTraining, predict, train_value
+from pi0.ript.recap.parts import RunParts
+from pi0.ript.recap.recording import journaled_rollout
+from pi0.ript.recap.stages import Artefact, hash_files, plain
+from pi0.ript.recap.value_training import Calibration, predict
 from pi0.ript.results import write_evaluation
 from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.starting_policy import TOY, starting_policy
-from pi0.ript.warm_start import toy_policy
-from pi0.value import ValueFunction
-from pi0.value_config import expert_value_config, separate_value_config
 
 _STATE_STREAM, _NOISE_STREAM = 1, 2
 _CHECKPOINT = "checkpoint.pt"
 
 
-class Recap:
+class Recap(RunParts):
     """The stages of one run; each method returns an artefact, made now or found."""
-
-    def __init__(self, config: RecapConfig, run_dir: Path, world: World | None = None) -> None:
-        self.config, self.world = config, world or World()
-        self.stages = Stages(run_dir, self.world, cast("Any", config.on_stale))
-        self.environment: Environment = get_environment(**asdict(config.task))
-
-    @cached_property
-    def env(self) -> BatchedEnv:
-        """The simulators, started when a stage first needs them."""
-        return self.environment.make()
-
-    def close(self) -> None:
-        """Stop the simulators."""
-        if "env" in self.__dict__:
-            self.env.close()
 
     # Supervised ---------------------------------------------------------------------------------------------
 
@@ -90,12 +60,12 @@ class Recap:
         config = self.config
 
         def make(work: Path) -> Mapping[str, Any]:
-            data = self._source("demonstrations", demonstrations, config.demonstrations.sft_advantage)
-            policy = self._untrained(data.episodes)
+            data = self.source("demonstrations", demonstrations, config.demonstrations.sft_advantage)
+            policy = self.new_policy(data.episodes)
             if config.skip_sft:
                 self.world.on_main(policy.save_pretrained, work)
                 return {"steps": 0}
-            return self._train_policy(
+            return self.train_policy(
                 work, policy, [data], [np.full(data.num_frames, np.nan)], {}, config.sft, 0
             )
 
@@ -120,12 +90,12 @@ class Recap:
 
         def make(work: Path) -> Mapping[str, Any]:
             if not (work / DATASET).exists():
-                self._record(work, number, policy)
+                self.record(work, number, policy)
             labels = open_source("rollouts", work, "use").episodes.labels
             return {"episodes": len(labels), "success": float(np.mean([one.success for one in labels]))}
 
         described = {
-            "rollouts": plain(config.rollouts) | {"keep_rounds": None, "guidance": self._guidance(policy)},
+            "rollouts": plain(config.rollouts) | {"keep_rounds": None, "guidance": self.guidance(policy)},
             "task": plain(config.task) | {"num_workers": None},
             "round": number,
             "seed": config.seed,
@@ -145,9 +115,9 @@ class Recap:
         config = self.config
 
         def make(work: Path) -> Mapping[str, Any]:
-            sources = self._sources(data)
-            reward = self._reward(data["demonstrations"])
-            function = self._load_value(value, sft)
+            sources = self.sources(data)
+            reward = self.reward(data["demonstrations"])
+            function = self.load_value(value, sft)
             labelled = []
             for source in sources:
                 values = predict(function, source.episodes, peers=self.world)
@@ -185,11 +155,11 @@ class Recap:
         training = self.config.finetuning.training
 
         def make(work: Path) -> Mapping[str, Any]:
-            sources = self._sources(data)
+            sources = self.sources(data)
             advantages = [read_advantages(labels.path / s.name, s.episodes) for s in sources]
             epsilon = json.loads((labels.path / "thresholds.json").read_text())
-            policy = self._load_policy(start, trains=True)
-            return self._train_policy(work, policy, sources, advantages, epsilon, training, number)
+            policy = self.load_policy(start, trains=True)
+            return self.train_policy(work, policy, sources, advantages, epsilon, training, number)
 
         settings = {
             "training": plain(training),
@@ -211,7 +181,7 @@ class Recap:
             states = heldout_states(self.env, settings.first_state, settings.rollouts_per_task, train=pool)
             found = evaluate(
                 self.env,
-                GuidedPolicy(self._load_policy(policy), self._guidance(policy, settings.cfg_guidance_scale)),
+                GuidedPolicy(self.load_policy(policy), self.guidance(policy, settings.cfg_guidance_scale)),
                 states,
                 num_recorded=settings.n_video,
                 peers=self.world,
@@ -272,12 +242,12 @@ class Recap:
         training = replace(self.config.finetuning.training, steps=steps, use_awr=False)
 
         def make(work: Path) -> Mapping[str, Any]:
-            sources = [replace(s, advantage="use") for s in self._sources(data) if is_success(s).any()]
+            sources = [replace(s, advantage="use") for s in self.sources(data) if is_success(s).any()]
             # A success is better than any threshold; a failure has no advantage, and is left out.
             labels = [np.where(is_success(source), np.inf, np.nan) for source in sources]
             epsilon = dict.fromkeys({task for source in sources for task in source.frame_tasks()}, 0.0)
-            policy = self._load_policy(sft, trains=True)
-            return self._train_policy(work, policy, sources, labels, epsilon, training, 0)
+            policy = self.load_policy(sft, trains=True)
+            return self.train_policy(work, policy, sources, labels, epsilon, training, 0)
 
         settings = {
             "training": plain(training),
@@ -286,8 +256,6 @@ class Recap:
         }
         return self.stages.run(name, make, settings=settings, inputs={"sft": sft, **data})
 
-    # Parts --------------------------------------------------------------------------------------------------
-
     def _value(
         self, name: str, sft: Artefact, start: Artefact | None, data: Mapping[str, Artefact], number: int
     ) -> Artefact:
@@ -295,8 +263,8 @@ class Recap:
         training = value.finetuning if start else value.pretraining
 
         def make(work: Path) -> Mapping[str, Any]:
-            function = self._load_value(start, sft) if start else self._new_value(sft)
-            return self._train_value(work, function, data, training, number)
+            function = self.load_value(start, sft) if start else self.new_value(sft)
+            return self.train_value(work, function, data, training, number)
 
         settings = {
             "value": {"form": value.form, "width": value.width},
@@ -307,159 +275,6 @@ class Recap:
         }
         inputs = {"sft": sft, **({"start": start} if start else {}), **data}
         return self.stages.run(name, make, settings=settings, inputs=inputs)
-
-    def _train_value(
-        self,
-        work: Path,
-        value: ValueFunction,
-        data: Mapping[str, Artefact],
-        training: ValueTraining,
-        number: int,
-    ) -> Mapping[str, Any]:
-        rows: list[Row] = []
-        reward = self._reward(data["demonstrations"])
-        found = train_value(
-            value,
-            self._sources(data),
-            reward,
-            training,
-            (self.config.seed, number),
-            log=rows.append,
-            checkpoint=work / _CHECKPOINT,
-            world=self.world,
-        )
-        self.world.on_main(_save, work, value, rows)
-        for name, values in (("calibration", found.to_dict()), ("reward", plain(reward))):
-            self.world.on_main((work / f"{name}.json").write_text, json.dumps(values, indent=2) + "\n")
-        return {"calibration": found.to_dict(), "loss": rows[-1]["loss"]}
-
-    def _train_policy(
-        self,
-        work: Path,
-        policy: PI0Policy,
-        sources: Sequence[Source],
-        advantages: Sequence[Float64[np.ndarray, " _"]],
-        epsilon: Mapping[str, float],
-        training: PolicyTraining,
-        number: int,
-    ) -> Mapping[str, Any]:
-        rows: list[Row] = []
-        train_policy(
-            policy,
-            sources,
-            advantages,
-            epsilon,
-            training,
-            (self.config.seed, number),
-            log=rows.append,
-            checkpoint=work / _CHECKPOINT,
-            world=self.world,
-        )
-        self.world.on_main(_save, work, policy, rows)
-        last = rows[-max(1, len(rows) // 10) :]
-        return {"steps": len(rows), "loss": float(np.mean([row["loss"] for row in last]))}
-
-    def _untrained(self, episodes: EpisodeSet) -> PI0Policy:
-        """Return the policy that SFT starts from."""
-        config, settings = self.config, asdict(self.config.policy)
-        indicator, _ = settings.pop("indicator"), settings.pop("chunk_size")
-        device = self.world.device(config.device)
-        if config.policy_path != TOY:
-            return starting_policy(
-                config.policy_path,
-                self.environment,
-                "",
-                config.seed,
-                device,
-                indicator=indicator,
-                **settings,
-            )
-        policy = toy_policy(episodes, self.chunk_size(), config.seed, indicator)
-        policy.model.freeze(config.policy.freeze)
-        return policy.to(torch.device(device))
-
-    def _load_policy(self, artefact: Artefact, trains: bool = False) -> PI0Policy:
-        policy = PI0Policy.from_pretrained(artefact.path, device=self.world.device(self.config.device))
-        if trains:
-            policy.model.freeze(self.config.policy.freeze)
-        return policy
-
-    def _new_value(self, sft: Artefact) -> ValueFunction:
-        policy, settings = self._load_policy(sft), self.config.value
-        bins = {"num_bins": self.config.reward.number_of_bins}
-        if settings.form == "expert":
-            sizes = expert_value_config(policy, settings.width, **bins)
-        else:
-            sizes = separate_value_config(policy, **bins)
-        return ValueFunction(sizes, policy, seed=self.config.seed).to(policy.device)
-
-    def _load_value(self, artefact: Artefact, sft: Artefact) -> ValueFunction:
-        policy = self._load_policy(sft)
-        return ValueFunction.from_pretrained(artefact.path, policy).to(policy.device)
-
-    def _guidance(self, policy: Artefact, guidance: float | None = None) -> float:
-        """Return the guidance of a policy; SFT and its rivals know no negative, so there is none for them."""
-        if not policy.stage.startswith("round-"):
-            return 1.0
-        return self.config.rollouts.guidance if guidance is None else guidance
-
-    def _record(self, work: Path, number: int, policy: Artefact) -> None:
-        """Write the data set of a round's rollouts."""
-        config, tasks = self.config, self.env.tasks
-        states = [s for s in self._states_of_round(number) for _ in range(config.rollouts.per_state)]
-        sequence = np.random.SeedSequence((config.seed, _NOISE_STREAM, number))
-        seeds = [int(x) for x in sequence.generate_state(len(states))]
-        origin = {"policy": policy.hash, "guidance": self._guidance(policy), "round": number}
-        rate = next(iter(tasks.values())).hz
-        info = CollectionInfo(rate, self.environment.name, "image", origin)
-        writer = self.world.first(EpisodeWriter, work / DATASET, info)
-        guided = GuidedPolicy(self._load_policy(policy), self._guidance(policy))
-        record_rollouts(self.env, guided, states, seeds, writer, f"policy:{policy.hash[:16]}", self.world)
-        self.world.gather([])
-        self.world.on_main(writer.finalize)
-
-    def _states_of_round(self, number: int) -> list[InitialState]:
-        pool = InitialStateDataset(self.env, self.config.rollouts.pool_size)
-        count = self.config.rollouts.num_states
-        key = int(np.random.SeedSequence((self.config.seed, _STATE_STREAM)).generate_state(1)[0])
-        places = range((number - 1) * count, number * count)
-        states = [pool[state_at(place, len(pool), key)] for place in places]
-        heldout = self.config.eval
-        indices = range(heldout.first_state, heldout.first_state + heldout.rollouts_per_task)
-        for task in self.env.tasks:
-            require_disjoint(states, self.env.initial_states(task, "heldout", indices))
-        return states
-
-    def _sources(self, data: Mapping[str, Artefact]) -> list[Source]:
-        mode = self.config.demonstrations.advantage
-        return [self._source(n, a, mode if n == "demonstrations" else "use") for n, a in data.items()]
-
-    def _source(self, name: str, artefact: Artefact, advantage: str) -> Source:
-        if name == "demonstrations":
-            return open_source(name, artefact.path, advantage, self.config.demonstrations.assume_success)
-        return open_source(name, artefact.path, advantage, deadlines=self.deadlines())
-
-    def chunk_size(self) -> int:
-        """Return the actions that a toy predicts at once."""
-        return self.config.policy.chunk_size or self.environment.warm_start_spec(self.config.seed).chunk_size
-
-    def deadlines(self) -> dict[str, int]:
-        """Return the policy steps after which an episode of a task has failed."""
-        tasks = self.environment.suite().select(self.environment.tasks)
-        limit = self.environment.max_steps
-        return {task.id: task.max_steps if limit is None else limit for task in tasks}
-
-    def _reward(self, demonstrations: Artefact) -> RewardConfig:
-        """Return the reward with a normaliser that fits all episodes of the run."""
-        longest = demonstrations.figures["longest"]
-        return self.config.reward.resolve(max([longest, *self.deadlines().values()]))
-
-
-def _save(work: Path, model: PI0Policy | ValueFunction, rows: Sequence[Row]) -> None:
-    """Write what was trained and the figures of every step; the state of the training is no longer needed."""
-    model.save_pretrained(work)
-    (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (work / _CHECKPOINT).unlink(missing_ok=True)
 
 
 def _write_evaluation(work: Path, evaluation: Evaluation) -> None:

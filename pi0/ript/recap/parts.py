@@ -1,0 +1,221 @@
+"""What the stages of RECAP are made with: policies, values, states and sources of one run.
+
+Axes: n frame of a set.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from pi0 import PI0Policy
+from pi0.ript.distributed import World
+from pi0.ript.environments import Environment, get_environment
+from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
+from pi0.ript.episodes import CollectionInfo, EpisodeSet, EpisodeWriter
+from pi0.ript.groups import InitialStateDataset, state_at
+from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recap.data import DATASET, open_source
+from pi0.ript.recap.policy_training import PolicyTraining, train_policy
+from pi0.ript.recap.recording import record_rollouts
+from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.recap.sources import Source
+from pi0.ript.recap.stages import Artefact, Stages, plain
+from pi0.ript.recap.training_steps import Row
+from pi0.ript.recap.value_training import ValueTraining, train_value
+from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.starting_policy import TOY, starting_policy
+from pi0.ript.warm_start import toy_policy
+from pi0.value import ValueFunction
+from pi0.value_config import expert_value_config, separate_value_config
+
+_STATE_STREAM, _NOISE_STREAM = 1, 2
+_CHECKPOINT = "checkpoint.pt"
+
+
+class RunParts:
+    """What the stages of one run are made with."""
+
+    def __init__(self, config: RecapConfig, run_dir: Path, world: World | None = None) -> None:
+        self.config, self.world = config, world or World()
+        self.stages = Stages(run_dir, self.world, cast("Any", config.on_stale))
+        self.environment: Environment = get_environment(**asdict(config.task))
+
+    @cached_property
+    def env(self) -> BatchedEnv:
+        """The simulators, started when a stage first needs them."""
+        return self.environment.make()
+
+    def close(self) -> None:
+        """Stop the simulators."""
+        if "env" in self.__dict__:
+            self.env.close()
+
+    # Training ---------------------------------------------------------------------------------------------
+
+    def train_value(
+        self,
+        work: Path,
+        value: ValueFunction,
+        data: Mapping[str, Artefact],
+        training: ValueTraining,
+        number: int,
+    ) -> Mapping[str, Any]:
+        """Train a value function in a stage's directory; return figures."""
+        rows: list[Row] = []
+        reward = self.reward(data["demonstrations"])
+        found = train_value(
+            value,
+            self.sources(data),
+            reward,
+            training,
+            (self.config.seed, number),
+            log=rows.append,
+            checkpoint=work / _CHECKPOINT,
+            world=self.world,
+        )
+        self.world.on_main(_save, work, value, rows)
+        for name, values in (("calibration", found.to_dict()), ("reward", plain(reward))):
+            self.world.on_main((work / f"{name}.json").write_text, json.dumps(values, indent=2) + "\n")
+        return {"calibration": found.to_dict(), "loss": rows[-1]["loss"]}
+
+    def train_policy(
+        self,
+        work: Path,
+        policy: PI0Policy,
+        sources: Sequence[Source],
+        advantages: Sequence[Float64[np.ndarray, " _"]],
+        epsilon: Mapping[str, float],
+        training: PolicyTraining,
+        number: int,
+    ) -> Mapping[str, Any]:
+        """Train a policy in a stage's directory; return figures."""
+        rows: list[Row] = []
+        train_policy(
+            policy,
+            sources,
+            advantages,
+            epsilon,
+            training,
+            (self.config.seed, number),
+            log=rows.append,
+            checkpoint=work / _CHECKPOINT,
+            world=self.world,
+        )
+        self.world.on_main(_save, work, policy, rows)
+        last = rows[-max(1, len(rows) // 10) :]
+        return {"steps": len(rows), "loss": float(np.mean([row["loss"] for row in last]))}
+
+    def new_policy(self, episodes: EpisodeSet) -> PI0Policy:
+        """Return the policy that SFT starts from."""
+        config, settings = self.config, asdict(self.config.policy)
+        indicator, _ = settings.pop("indicator"), settings.pop("chunk_size")
+        device = self.world.device(config.device)
+        if config.policy_path != TOY:
+            return starting_policy(
+                config.policy_path,
+                self.environment,
+                "",
+                config.seed,
+                device,
+                indicator=indicator,
+                **settings,
+            )
+        policy = toy_policy(episodes, self.chunk_size(), config.seed, indicator)
+        policy.model.freeze(config.policy.freeze)
+        return policy.to(torch.device(device))
+
+    def load_policy(self, artefact: Artefact, trains: bool = False) -> PI0Policy:
+        """Return a stage's policy, on this process's device; only one that trains has frozen parameters."""
+        policy = PI0Policy.from_pretrained(artefact.path, device=self.world.device(self.config.device))
+        if trains:
+            policy.model.freeze(self.config.policy.freeze)
+        return policy
+
+    def new_value(self, sft: Artefact) -> ValueFunction:
+        """Return an untrained value function, which may read the SFT policy's prefix."""
+        policy, settings = self.load_policy(sft), self.config.value
+        bins = {"num_bins": self.config.reward.number_of_bins}
+        if settings.form == "expert":
+            sizes = expert_value_config(policy, settings.width, **bins)
+        else:
+            sizes = separate_value_config(policy, **bins)
+        return ValueFunction(sizes, policy, seed=self.config.seed).to(policy.device)
+
+    def load_value(self, artefact: Artefact, sft: Artefact) -> ValueFunction:
+        """Return a stage's value function."""
+        policy = self.load_policy(sft)
+        return ValueFunction.from_pretrained(artefact.path, policy).to(policy.device)
+
+    def guidance(self, policy: Artefact, guidance: float | None = None) -> float:
+        """Return the guidance of a policy; SFT and its rivals know no negative, so there is none for them."""
+        if not policy.stage.startswith("round-"):
+            return 1.0
+        return self.config.rollouts.guidance if guidance is None else guidance
+
+    def record(self, work: Path, number: int, policy: Artefact) -> None:
+        """Write the data set of a round's rollouts."""
+        config, tasks = self.config, self.env.tasks
+        states = [s for s in self.states_of_round(number) for _ in range(config.rollouts.per_state)]
+        sequence = np.random.SeedSequence((config.seed, _NOISE_STREAM, number))
+        seeds = [int(x) for x in sequence.generate_state(len(states))]
+        origin = {"policy": policy.hash, "guidance": self.guidance(policy), "round": number}
+        rate = next(iter(tasks.values())).hz
+        info = CollectionInfo(rate, self.environment.name, "image", origin)
+        writer = self.world.first(EpisodeWriter, work / DATASET, info)
+        guided = GuidedPolicy(self.load_policy(policy), self.guidance(policy))
+        record_rollouts(self.env, guided, states, seeds, writer, f"policy:{policy.hash[:16]}", self.world)
+        self.world.gather([])
+        self.world.on_main(writer.finalize)
+
+    def states_of_round(self, number: int) -> list[InitialState]:
+        """Return the initial states of a round's rollouts, none of which is judged on."""
+        pool = InitialStateDataset(self.env, self.config.rollouts.pool_size)
+        count = self.config.rollouts.num_states
+        key = int(np.random.SeedSequence((self.config.seed, _STATE_STREAM)).generate_state(1)[0])
+        places = range((number - 1) * count, number * count)
+        states = [pool[state_at(place, len(pool), key)] for place in places]
+        heldout = self.config.eval
+        indices = range(heldout.first_state, heldout.first_state + heldout.rollouts_per_task)
+        for task in self.env.tasks:
+            require_disjoint(states, self.env.initial_states(task, "heldout", indices))
+        return states
+
+    def sources(self, data: Mapping[str, Artefact]) -> list[Source]:
+        """Return data by name as sources, each with the indicator that fine-tuning gives it."""
+        mode = self.config.demonstrations.advantage
+        return [self.source(n, a, mode if n == "demonstrations" else "use") for n, a in data.items()]
+
+    def source(self, name: str, artefact: Artefact, advantage: str) -> Source:
+        """Return a stage's data as a source."""
+        if name == "demonstrations":
+            return open_source(name, artefact.path, advantage, self.config.demonstrations.assume_success)
+        return open_source(name, artefact.path, advantage, deadlines=self.deadlines())
+
+    def chunk_size(self) -> int:
+        """Return the actions that a toy predicts at once."""
+        return self.config.policy.chunk_size or self.environment.warm_start_spec(self.config.seed).chunk_size
+
+    def deadlines(self) -> dict[str, int]:
+        """Return the policy steps after which an episode of a task has failed."""
+        tasks = self.environment.suite().select(self.environment.tasks)
+        limit = self.environment.max_steps
+        return {task.id: task.max_steps if limit is None else limit for task in tasks}
+
+    def reward(self, demonstrations: Artefact) -> RewardConfig:
+        """Return the reward with a normaliser that fits all episodes of the run."""
+        longest = demonstrations.figures["longest"]
+        return self.config.reward.resolve(max([longest, *self.deadlines().values()]))
+
+
+def _save(work: Path, model: PI0Policy | ValueFunction, rows: Sequence[Row]) -> None:
+    """Write what was trained and the figures of every step; the state of the training is no longer needed."""
+    model.save_pretrained(work)
+    (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (work / _CHECKPOINT).unlink(missing_ok=True)
