@@ -32,6 +32,11 @@ class Environment:
         """Return the family of tasks; loads no simulator."""
         return make_suite(self.name, **self.options)
 
+    @property
+    def num_heldout(self) -> int | None:
+        """Return how many held-out states each task has; None: there is no end to them."""
+        return 50 if self.name == "libero" else None
+
     def make(self) -> BatchedEnv:
         """Return the environment."""
         return make_env(

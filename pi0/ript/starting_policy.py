@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pi0 import PI0Policy
+from pi0 import FeatureConfig, PI0Policy
 from pi0.config import IndicatorMode
 from pi0.openpi_format import read_statistics
 from pi0.pretrained import WEIGHTS
@@ -73,9 +73,7 @@ def starting_policy(
             device=where,
             seed=seed,
         )
-    _require_cameras(policy, environment)
-    for task in environment.suite().select(environment.tasks):
-        policy.features.require_inputs(task_features(task), f"environment {task.id}")
+    require_fits(policy.features, environment)
     policy.model.freeze(freeze)
     return policy.to(where)
 
@@ -90,18 +88,21 @@ def task_features(task: Task) -> dict[str, dict[str, Any]]:
     }
 
 
-def _require_cameras(policy: PI0Policy, environment: Environment) -> None:
-    expected = [key.removeprefix("observation.images.") for key in policy.features.present_cameras]
-    found = environment.suite().tasks()[0].cameras
-    if not set(expected) <= set(found):
+def require_fits(features: FeatureConfig, environment: Environment) -> None:
+    """Raise ValueError unless the environment shows and takes what a policy of these features does."""
+    expected = [key.removeprefix("observation.images.") for key in features.present_cameras]
+    task = environment.suite().tasks()[0]
+    if not set(expected) <= set(task.cameras):
         raise ValueError(
-            f"camera_names: the policy takes {expected}, the environment shows {list(found)}; "
+            f"camera_names: the policy takes {expected}, the environment shows {list(task.cameras)}; "
             "rename the environment's with task.camera_names, third-person view first"
         )
+    for task in environment.suite().select(environment.tasks):
+        features.require_inputs(task_features(task), f"environment {task.id}")
 
 
-def require_policy_path(path: str) -> None:
-    """Raise ValueError unless the path is "toy", a checkpoint directory, or may be a hub repository."""
+def require_policy_path(path: str, field: str = "policy_path") -> None:
+    """Raise ValueError with the field unless it is "toy", a checkpoint directory or a possible hub name."""
     remedy = (
         "expected a pi0 checkpoint directory (of lerobot or openpi, with config.json and model.safetensors), "
         "the name of a hub repository, or 'toy' for a small policy that is trained here on demonstrations"
@@ -110,13 +111,13 @@ def require_policy_path(path: str) -> None:
     if path == TOY:
         return
     if re.search(r"[{}<>]", path):
-        raise ValueError(f"policy_path: nobody filled in the placeholder {path!r}; {remedy}")
+        raise ValueError(f"{field}: nobody filled in the placeholder {path!r}; {remedy}")
     if place.is_dir():
         missing = [name for name in ("config.json", WEIGHTS) if not (place / name).exists()]
         if missing:
-            raise ValueError(f"policy_path: {path!r} has no {' and no '.join(missing)}; {remedy}")
+            raise ValueError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
     elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
-        raise ValueError(f"policy_path: nothing at {path!r}; {remedy}")
+        raise ValueError(f"{field}: nothing at {path!r}; {remedy}")
 
 
 def require_device(name: str) -> torch.device:

@@ -46,7 +46,6 @@ _CHOICES = {
     "logging": {"wandb_mode": ("online", "offline", "disabled")},
     "task": {"render_quality": ("stock", "fast")},
 }
-_HELDOUT_STATES = {"libero": 50}  # per task, where there is an end to them
 
 
 def validate_config(config: TrainConfig) -> None:
@@ -147,7 +146,7 @@ def _environment(config: Any) -> tuple[Environment | None, list[str]]:
 
 def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
     last = config.eval.first_state + config.eval.rollouts_per_task
-    there_are = _HELDOUT_STATES.get(environment.name)
+    there_are = environment.num_heldout
     if there_are is not None and last > there_are:
         yield (
             f"eval.rollouts_per_task: {environment.name} has {there_are} held-out states per task, found "

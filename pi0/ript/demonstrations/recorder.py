@@ -23,7 +23,7 @@ HELDOUT_CHECKED = 50
 """Held-out states per task that a demonstration is compared with by hash."""
 
 _ATTEMPTS_PER_TASK = 1_000_000
-_ROBOTS = {"metaworld": "sawyer", "libero": "panda"}
+ROBOTS = {"metaworld": "sawyer", "libero": "panda"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class DemonstrationPlan:
         """Return what the data set says about its making."""
         return CollectionInfo(
             fps=self.selected()[0].hz,
-            robot_type=_ROBOTS.get(self.env, self.env),
+            robot_type=ROBOTS.get(self.env, self.env),
             storage=self.storage,
             origin={
                 "env": self.env,

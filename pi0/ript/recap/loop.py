@@ -27,9 +27,6 @@ from pi0.ript.recap.value_training import Calibration, predict
 from pi0.ript.results import write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 
-_STATE_STREAM, _NOISE_STREAM = 1, 2
-_CHECKPOINT = "checkpoint.pt"
-
 
 class Recap(RunParts):
     """The stages of one run; each method returns an artefact, made now or found."""

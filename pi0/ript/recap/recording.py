@@ -30,7 +30,7 @@ def record_rollouts(
 ) -> None:
     """Store one episode per initial state under its place in the list; those already stored do not run again.
 
-    Peers share the work; their writers are of one directory.
+    Peers share the work. The episodes are whole when all of them have returned.
 
     Raises:
         ValueError: A state occurs twice with one seed; that would be the same episode.
