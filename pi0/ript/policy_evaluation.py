@@ -1,0 +1,267 @@
+"""Evaluates policies that are on disk: held-out states, tables, videos, and the rollouts as a data set."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from pi0 import PI0Policy
+from pi0.pretrained import describe, resolve
+from pi0.ript.config.schema import Distributed, TrainConfig
+from pi0.ript.demonstrations.recorder import ROBOTS
+from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
+from pi0.ript.environments import Environment, get_environment
+from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.evaluate import Evaluation, compare, evaluate, table
+from pi0.ript.recorded_evaluation import record_evaluation
+from pi0.ript.results import new_run_directory, write_evaluation
+from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.starting_policy import (
+    TOY,
+    require_device,
+    require_fits,
+    require_policy_path,
+    starting_policy,
+)
+
+_SMALL = 20_000_000  # parameters; smaller models gain nothing from threads
+
+
+class EvalError(ValueError):
+    """What was asked for cannot be evaluated; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What is evaluated, on what, and where the results go."""
+
+    policy: str
+    """Checkpoint directory, hub repository, or "toy", which is trained here on demonstrations."""
+    env: str = "metaworld"
+    """One of `pi0.ript.environments.ENVIRONMENTS`."""
+    compare: str | None = None
+    """Another policy, for the same states."""
+    tasks: Sequence[str | int] | None = None
+    """Names, or numbers in the suite's order; None: the environment's own choice."""
+    env_options: Mapping[str, Any] = field(default_factory=dict)
+    """What else `get_environment` takes: max_episode_length, num_parallel_envs, camera_names, ..."""
+    episodes: int = 20
+    """Held-out states of each task, one episode from each."""
+    first_state: int = 0
+    guidance: float = 1.0
+    """Towards a positive advantage; 1: the indicator is given, 0: it is withheld."""
+    extra_delta_transform: bool | None = None
+    """What openpi's LIBERO checkpoints leave open; see `pi0.pretrained.load`."""
+    seed: int = 0
+    videos: int = 1
+    """Episodes of each task in the video."""
+    num_workers: int = 2
+    """Processes that simulate, for each process of this run."""
+    device: str = "auto"
+    output: Path = Path(TrainConfig.output_dir) / "eval"
+    recording_root: Path | None = None
+    """Where the rollouts become a LeRobotDataset v3 with success labels; None: nowhere."""
+
+
+def require_usable(settings: EvalSettings) -> Environment:
+    """Return the environment after checking, without loading any weights, that all can be done.
+
+    Raises:
+        EvalError: Something is missing or does not fit.
+    """
+    _require_numbers(settings)
+    with _as_eval_error():
+        require_device(settings.device)
+        environment = get_environment(
+            settings.env,
+            task_names=settings.tasks,
+            num_workers=settings.num_workers,
+            **settings.env_options,
+        )
+        suite = environment.suite()
+        suite.check(suite.select(environment.tasks))
+    last, there_are = settings.first_state + settings.episodes, environment.num_heldout
+    if there_are is not None and last > there_are:
+        raise EvalError(
+            f"episodes: {settings.env} has {there_are} held-out states per task, found first_state="
+            f"{settings.first_state} and episodes={settings.episodes}"
+        )
+    for name, path in _paths(settings).items():
+        with _as_eval_error():
+            _require_policy(name, path, environment, settings)
+    _require_recordable(settings)
+    return environment
+
+
+def evaluate_policy(settings: EvalSettings) -> tuple[Evaluation, ...]:
+    """Return the evaluation of the policy, and of the one to compare with; write everything to `output`.
+
+    Under torchrun the processes share the work, and each returns the whole. Writes `evaluation.json`, a
+    video, `settings.json`, and with `compare` also `compared.json`, its video and `comparison.json`.
+
+    Raises:
+        EvalError: As `require_usable`, or a checkpoint's weights do not fit.
+    """
+    environment = require_usable(settings)
+    world = _setup(settings)
+    run_dir = world.on_main(new_run_directory, settings.output)
+    world.on_main(_write, run_dir / "settings.json", json.loads(json.dumps(asdict(settings), default=str)))
+    evaluations = []
+    with environment.make() as env:
+        indices = range(settings.first_state, settings.first_state + settings.episodes)
+        states = [s for task in env.tasks for s in env.initial_states(task, "heldout", indices)]
+        for name, path in _paths(settings).items():
+            policy = world.first(_load, path, environment, settings, world.device(settings.device))
+            evaluations.append(_evaluate(env, environment, policy, states, settings, world))
+            file = "evaluation" if name == "policy" else "compared"
+            world.on_main(write_evaluation, run_dir / file, evaluations[-1])
+    world.print(_report(evaluations))
+    if len(evaluations) == 2:
+        world.on_main(_write, run_dir / "comparison.json", _comparison(settings, *evaluations))
+    world.print(f"results: {run_dir}")
+    cleanup_distributed()
+    return tuple(evaluations)
+
+
+def summary(evaluation: Evaluation) -> str:
+    """Return a text table of an evaluation: a row per task, then all tasks."""
+    rows = list(evaluation.by_task().items())
+    if len(rows) > 1:
+        rows.append(("all", evaluation))
+    width = max(len(name) for name, _ in [*rows, ("task", evaluation)])
+    lines = [f"{'task':<{width}}  success, 95% interval      steps to success"]
+    for name, part in rows:
+        steps = part.mean_steps_to_success
+        lines.append(f"{name:<{width}}  {part!s:<24}  {'none' if steps is None else f'{steps:.1f}'}")
+    return "\n".join(lines)
+
+
+# Checks -------------------------------------------------------------------------------------------------
+
+
+def _paths(settings: EvalSettings) -> dict[str, str]:
+    paths = {"policy": settings.policy, "compare": settings.compare}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+@contextlib.contextmanager
+def _as_eval_error() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise EvalError(str(error)) from error
+
+
+def _require_numbers(settings: EvalSettings) -> None:
+    for name, least in {"episodes": 1, "first_state": 0, "videos": 0, "num_workers": 0, "seed": 0}.items():
+        if getattr(settings, name) < least:
+            raise EvalError(f"{name}: expected at least {least}, found {getattr(settings, name)}")
+    if taken := {"benchmark_name", "task_names", "num_workers"} & set(settings.env_options):
+        raise EvalError(
+            f"env_options: {', '.join(taken)} have settings of their own (env, tasks, num_workers)"
+        )
+    if settings.tasks is not None and not settings.tasks:
+        raise EvalError("tasks: expected names or numbers, found none; leave it out for the usual ones")
+
+
+def _require_policy(name: str, path: str, environment: Environment, settings: EvalSettings) -> None:
+    require_policy_path(path, name)
+    if path == TOY:
+        return
+    directory = resolve(_expanded(path))
+    found = describe(directory, None, None, None, settings.extra_delta_transform)
+    require_fits(found.features, environment)
+    if settings.guidance != 1.0 and found.config.indicator == "none":
+        raise EvalError(
+            f"guidance: expected 1 for {path}, a policy without an indicator of the advantage, found "
+            f"{settings.guidance:g}; there is nothing to guide by"
+        )
+
+
+def _require_recordable(settings: EvalSettings) -> None:
+    root = settings.recording_root
+    if root is None:
+        return
+    if settings.compare is not None:
+        raise EvalError("recording_root: one policy's rollouts make a data set; leave out compare")
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise EvalError(f"recording_root: {root} exists already; choose another directory, or remove it")
+
+
+# The work -----------------------------------------------------------------------------------------------
+
+
+def _setup(settings: EvalSettings) -> World:
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    algo = SimpleNamespace(data_batch_size=size)  # nothing is collected in groups here
+    return setup_distributed(SimpleNamespace(device=settings.device, distributed=Distributed(), algo=algo))
+
+
+def _load(path: str, environment: Environment, settings: EvalSettings, device: str) -> PI0Policy:
+    """Return the policy as its checkpoint has it, ready for the environment's instructions."""
+    with _as_eval_error():
+        if path == TOY:
+            policy = starting_policy(path, environment, TrainConfig.warm_start_dir, settings.seed, device)
+        else:
+            delta = settings.extra_delta_transform
+            policy = PI0Policy.from_pretrained(_expanded(path), extra_delta_transform=delta, device=device)
+        instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
+        config = policy.config
+        policy.tokenizer.encode(instructions, config.tokenizer_max_length, config.vocab_size)
+    if sum(p.numel() for p in policy.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+    return policy
+
+
+def _expanded(path: str) -> str:
+    return str(Path(path).expanduser())
+
+
+def _evaluate(
+    env: BatchedEnv,
+    environment: Environment,
+    policy: PI0Policy,
+    states: Sequence[InitialState],
+    settings: EvalSettings,
+    world: World,
+) -> Evaluation:
+    acting, count, seed = GuidedPolicy(policy, settings.guidance), settings.videos, settings.seed
+    if settings.recording_root is None:
+        return evaluate(env, acting, states, seed, num_recorded=count, peers=world)
+    named = {"env": settings.env, "env_options": dict(settings.env_options), "policy": settings.policy}
+    robot = ROBOTS.get(environment.name, environment.name)
+    recorded = record_evaluation(env, acting, states, seed, settings.recording_root, robot, named, world)
+    # An episode is a function of policy, state and seed: these are the recorded ones, with their images.
+    shown = [state for state in states if state.index < settings.first_state + count]
+    if not shown:
+        return recorded
+    return replace(
+        recorded, recorded=evaluate(env, acting, shown, seed, num_recorded=count, peers=world).recorded
+    )
+
+
+# Results ------------------------------------------------------------------------------------------------
+
+
+def _report(evaluations: Sequence[Evaluation]) -> str:
+    return table(*evaluations) if len(evaluations) == 2 else summary(evaluations[0])
+
+
+def _comparison(settings: EvalSettings, before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    tasks = {task: compare(part, after.by_task()[task]) for task, part in before.by_task().items()}
+    return {
+        "before": {"policy": settings.policy, **before.to_dict()},
+        "after": {"policy": settings.compare, **after.to_dict()},
+        "comparison": compare(before, after).to_dict(),
+        "tasks": {task: one.to_dict() for task, one in tasks.items()},
+    }
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,233 @@
+"""`pi0-eval`: figures, files, comparison, the rollouts as a data set, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import METAWORLD, metaworld_policy
+
+from pi0 import PI0Policy
+from pi0.ript import policy_evaluation
+from pi0.ript.commands.evaluate import main
+from pi0.ript.episodes import load_episodes
+from pi0.ript.evaluate import Evaluation, compare, evaluate, table
+from pi0.ript.policy_evaluation import EvalSettings, evaluate_policy, summary
+from pi0.ript.rollout import GuidedPolicy
+
+BUTTON, PLATE = METAWORLD
+OPTIONS = {"max_episode_length": 20, "num_parallel_envs": 3}
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    """Two checkpoints, the second one of other weights."""
+    directory = tmp_path_factory.mktemp("policies")
+    policy = metaworld_policy()
+    policy.save_pretrained(directory / "first")
+    with torch.no_grad():
+        policy.model.action_out_proj.weight.mul_(1.5)
+    policy.save_pretrained(directory / "second")
+    return directory
+
+
+def settings(policies: Path, tmp_path: Path, **changes) -> EvalSettings:
+    values = {
+        "policy": str(policies / "first"),
+        "tasks": [BUTTON, PLATE],
+        "env_options": OPTIONS,
+        "episodes": 2,
+        "first_state": 3,
+        "num_workers": 0,
+        "device": "cpu",
+        "output": tmp_path / "eval",
+    }
+    return EvalSettings(**values | changes)
+
+
+def arguments(policies: Path, *extra: object) -> list[str]:
+    fixed = ["--env", "metaworld", "--num-workers", "0", "--device", "cpu"]
+    options = [word for key, value in OPTIONS.items() for word in ("--env-option", f"{key}={value}")]
+    return ["--policy", str(policies / "first"), *fixed, *options, *map(str, extra)]
+
+
+def heldout(metaworld):
+    return [s for task in METAWORLD for s in metaworld.initial_states(task, "heldout", range(3, 5))]
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_one_policy(policies, tmp_path, metaworld, capsys):
+    output = tmp_path / "eval"
+    argv = arguments(policies, "--tasks", BUTTON, PLATE, "--episodes", 2, "--first-state", 3)
+    assert main([*argv, "--output", str(output)]) == 0
+    policy = PI0Policy.from_pretrained(policies / "first")
+    expected = evaluate(metaworld, GuidedPolicy(policy), heldout(metaworld))
+    assert Evaluation.from_dict(read(output / "evaluation.json")) == expected
+    assert (output / "evaluation.mp4").stat().st_size > 0
+    assert read(output / "settings.json")["policy"] == str(policies / "first")
+    assert not (output / "comparison.json").exists()
+    assert capsys.readouterr().out == f"{summary(expected)}\nresults: {output}\n"
+
+
+def test_the_summary_has_a_row_per_task_and_one_for_all(metaworld):
+    found = evaluate(metaworld, GuidedPolicy(metaworld_policy()), heldout(metaworld))
+    lines = summary(found).splitlines()
+    assert [line.split()[0] for line in lines] == ["task", f"metaworld/{BUTTON}", f"metaworld/{PLATE}", "all"]
+    assert [f" {k} " in line for k, line in zip(("0/2", "0/2", "0/4"), lines[1:], strict=True)] == [True] * 3
+    assert "[0.0, 49.0]" in lines[3], "Wilson's interval of 0 of 4"
+    assert "all" not in summary(found.by_task()[f"metaworld/{PLATE}"])
+
+
+def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
+    chosen = settings(policies, tmp_path, compare=str(policies / "second"), videos=0, guidance=2.0)
+    before, after = evaluate_policy(chosen)
+    assert [e.state for e in before.episodes] == [e.state for e in after.episodes]
+    found = read(tmp_path / "eval/comparison.json")
+    assert found["before"] == {"policy": chosen.policy, **before.to_dict()}
+    assert found["after"] == {"policy": chosen.compare, **after.to_dict()}
+    assert found["comparison"] == json.loads(json.dumps(compare(before, after).to_dict()))
+    assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
+    assert read(tmp_path / "eval/compared.json") == json.loads(json.dumps(after.to_dict()))
+    assert not list(tmp_path.rglob("*.mp4"))
+    assert table(before, after) in capsys.readouterr().out
+
+
+def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path):
+    plain = evaluate_policy(settings(policies, tmp_path, tasks=[BUTTON]))[0]
+    root = tmp_path / "rollouts"
+    kept = evaluate_policy(settings(policies, tmp_path, tasks=[BUTTON], recording_root=root))[0]
+    assert kept == plain
+    assert [r.initial_state.index for r in kept.recorded] == [3]
+    episodes = load_episodes(root)
+    assert [labels.initial_state_hash for labels in episodes.labels] == [e.state for e in plain.episodes]
+    assert [labels.success for labels in episodes.labels] == [e.success for e in plain.episodes]
+    assert list(episodes.lengths) == [e.num_steps for e in plain.episodes]
+    assert episodes.fps == 40
+    assert len({labels.source for labels in episodes.labels}) == 1
+    assert episodes.collection["origin"]["source"].startswith("policy:")
+
+
+def test_a_toy_is_trained_when_asked_for(policies, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        policy_evaluation, "starting_policy", lambda *given: asked.append(given) or metaworld_policy()
+    )
+    assert evaluate_policy(settings(policies, tmp_path, policy="toy", tasks=[BUTTON]))[0].num_episodes == 2
+    assert asked[0][0] == "toy"
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(policies, tmp_path):
+    alone = evaluate_policy(settings(policies, tmp_path, tasks=[BUTTON], episodes=3, first_state=0))[0]
+    output = tmp_path / "two"
+    given = arguments(policies, "--episodes", 3, "--output", output, "--videos", 0)
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20000 + (os.getpid() + 1) % 20000),
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pi0.ript.commands.evaluate", *given],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    texts = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], texts
+    assert Evaluation.from_dict(read(output / "evaluation.json")) == alone
+    assert len(read(output / "evaluation.json")["episodes"]) == 3
+    assert "results:" in texts[0][0]
+    assert texts[1][0] == ""
+
+
+# What is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--policy", "nowhere"], "policy: nothing at 'nowhere'; expected a pi0 checkpoint directory"),
+        (["--compare", "nowhere"], "compare: nothing at 'nowhere'"),
+        (["--env", "metaword"], "did you mean 'metaworld'?"),
+        (["--tasks", "buton-press-v3"], "did you mean 'button-press-v3'"),
+        (["--tasks", "99"], "expected a number from 0 to 49, found 99"),
+        (["--env", "metaworld", "--env-option", "image_sice=3"], "did you mean 'image_size'?"),
+        (["--env-option", "image_size"], "--env-option: expected KEY=VALUE, found 'image_size'"),
+        (["--env-option", "task_names=1"], "env_options: task_names have settings of their own"),
+        (["--episodes", "0"], "episodes: expected at least 1, found 0"),
+        (["--first-state", "-1"], "first_state: expected at least 0, found -1"),
+        (["--device", "cuda:63"], "device: 'cuda:63' is not there"),
+    ],
+)
+def test_unusable_arguments(policies, tmp_path, capsys, extra, message):
+    assert main([*arguments(policies), "--output", str(tmp_path / "eval"), *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("pi0-eval: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "eval").exists(), "refused before anything is written"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_keys": ("observation.images.wrist",)}, "camera_names: the policy takes ['wrist']"),
+        ({"action_dim": 3}, "action_dim: the policy has 3, the environment 4"),
+    ],
+)
+def test_a_policy_of_another_robot(tmp_path, capsys, changes, message):
+    metaworld_policy(changes).save_pretrained(tmp_path / "policy")
+    assert main(["--policy", str(tmp_path / "policy"), "--env", "metaworld", "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_guidance_needs_an_indicator(tmp_path, capsys):
+    metaworld_policy(indicator="none").save_pretrained(tmp_path / "policy")
+    argv = ["--policy", str(tmp_path / "policy"), "--env", "metaworld", "--device", "cpu", "--guidance", "2"]
+    assert main(argv) == 2
+    assert "guidance: expected 1 for" in capsys.readouterr().err
+
+
+def test_an_instruction_that_the_policy_cannot_read(policies, tmp_path, capsys):
+    argv = arguments(policies, "--tasks", "drawer-open-v3", "--output", tmp_path / "eval")
+    assert main(argv) == 2
+    assert "pi0-eval: error: " in capsys.readouterr().err
+
+
+def test_a_benchmark_has_so_many_states(monkeypatch, policies, tmp_path, capsys):
+    monkeypatch.setattr(policy_evaluation, "get_environment", few_states(policy_evaluation.get_environment))
+    argv = arguments(policies, "--episodes", 6, "--first-state", 5, "--output", tmp_path / "eval")
+    assert main(argv) == 2
+    assert "metaworld has 10 held-out states per task, found first_state=5 and" in capsys.readouterr().err
+
+
+def few_states(get_environment):
+    from pi0.ript.environments import Environment
+
+    class Few(Environment):
+        num_heldout = 10
+
+    return lambda *names, **options: Few(**vars(get_environment(*names, **options)))
+
+
+def test_recording_is_of_one_policy_and_into_a_new_directory(policies, tmp_path, capsys):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/file").touch()
+    argv = arguments(policies, "--output", tmp_path / "eval", "--recording-root")
+    assert main([*argv, str(tmp_path / "old")]) == 2
+    assert "old exists already; choose another directory" in capsys.readouterr().err
+    assert main([*argv, str(tmp_path / "new"), "--compare", str(policies / "second")]) == 2
+    assert "one policy's rollouts make a data set" in capsys.readouterr().err
