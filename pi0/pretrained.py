@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -43,6 +43,7 @@ from pi0.weights import (
 WEIGHTS = "model.safetensors"
 OWN_CONFIG = "pi0_config.json"  # sizes and conventions that lerobot's config.json cannot express
 OWN_WEIGHTS = "pi0_extra.safetensors"  # parameters that lerobot's model does not have
+_MAY_BE_NEW = (r"\.lora_[ab]$", r"^indicator_embedding\.")
 _FILES = ["*.json", "*.safetensors", "*.model", "assets/**", "tokenizer/**"]
 
 
@@ -93,14 +94,43 @@ def load(
         model=described.config.create(seed=None),
     )
     own = _own_tensors(directory / OWN_WEIGHTS, described.config)
-    weights = weights or described.config.weight_loader()
-    allowed = (r"\.lora_[ab]$", r"^indicator_embedding\.", *(f"^{re.escape(name)}$" for name in own))
-    weights = replace(weights, new=(*weights.new, *allowed))
+    weights = _allowing(weights or described.config.weight_loader(), own)
     new = weights.load(policy.model, described.config, tensors, str(directory / WEIGHTS))
     initialize(policy.model, seed, only=new)
     _load_own(policy.model, own, directory / OWN_WEIGHTS)
     policy.source = directory / WEIGHTS
     return policy.to(device).eval()
+
+
+def verify(path: str | Path) -> tuple[Checkpoint, int]:
+    """Return what a checkpoint says and its number of parameters, if `load` would take it.
+
+    Tokenizer, names and shapes are checked; the weights are not read. Errors as in `load`.
+    """
+    directory = resolve(path)
+    described = describe(directory, None, None, None, None)
+    PromptTokenizer.from_pretrained(described.tokenizer)
+    file, model = directory / WEIGHTS, described.config.create(seed=None, device="meta")
+    _, tensors = lerobot_format.split_embedded_statistics(_without_content(file))
+    own = _own_tensors(directory / OWN_WEIGHTS, described.config)
+    weights = _allowing(described.config.weight_loader(), own)
+    weights.load(model, described.config, tensors, str(file))
+    return described, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _allowing(weights: WeightLoader, own: Mapping[str, Tensor]) -> WeightLoader:
+    """Return the policy with what may be new in any checkpoint: adapters, the indicator, what `own` has."""
+    return replace(weights, new=(*weights.new, *_MAY_BE_NEW, *(f"^{re.escape(name)}$" for name in own)))
+
+
+def _without_content(file: Path) -> dict[str, Tensor]:
+    """Return a tensor on the meta device for each of a safetensors file; the file must be whole."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = opened.keys()
+            return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
 
 
 def save(policy: PI0Policy, directory: Path) -> None:
