@@ -1,0 +1,196 @@
+"""Starts a command's script: with this Python, under torchrun, or under accelerate.
+
+    pi0-train --nproc-per-node 2 --config_path pi0/ript/config/debug_train_pi0.yaml
+    python -m pi0.ript.commands.launch train --nproc-per-node 2 --config_path ...
+    torchrun --standalone --nproc-per-node=2 pi0/ript/scripts/train.py --config_path ...
+
+All three run the same; docs/commands.md says how to add a command. The script is found without importing it,
+so that nothing heavy is loaded twice.
+"""
+
+import argparse
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pi0.ript.commands.supervise import supervise
+
+
+@dataclass(frozen=True)
+class Command:
+    """A console command, `pi0-<name>`."""
+
+    script: str
+    """Module that is run as a script."""
+    is_parallel: bool
+    """Can several processes run it together?"""
+
+
+COMMANDS = {
+    "train": Command("pi0.ript.scripts.train", is_parallel=True),
+    "recap": Command("pi0.ript.scripts.recap", is_parallel=False),
+    "eval": Command("pi0.ript.commands.evaluate", is_parallel=True),
+    "doctor": Command("pi0.ript.commands.doctor", is_parallel=False),
+}
+"""A new command takes a line here and one in pyproject.toml."""
+
+_HELP = ("-h", "--help")
+_ROOT = Path(__file__).resolve().parents[3]
+
+
+class LaunchError(ValueError):
+    """A script cannot be started as asked; the message says what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m pi0.ript.commands.launch COMMAND ...` and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else "nothing"
+    if name in COMMANDS:
+        return run(name, argv[1:])
+    usage = f"usage: python -m pi0.ript.commands.launch COMMAND ...; commands: {', '.join(COMMANDS)}\n"
+    if name in _HELP:
+        sys.stdout.write(usage)
+        return 0
+    sys.stderr.write(f"{usage}launch: error: expected one of these commands, found {name!r}\n")
+    return 2
+
+
+def run(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run a command with its arguments (None: this process's) and return its exit code.
+
+    The code is the script's own, and 128 + n when signal n ended it or stopped the run (Ctrl+C: 130).
+    torchrun and accelerate turn every other code of their processes into 1. Unusable arguments give 2.
+    """
+    try:
+        arguments = launch_arguments(name, sys.argv[1:] if argv is None else argv)
+    except LaunchError as error:
+        sys.stderr.write(f"pi0-{name}: error: {error}\n")
+        return 2
+    print(f"Executing: {shlex.join(arguments)}", flush=True)  # noqa: T201
+    return supervise(arguments, _environment())
+
+
+def launch_arguments(name: str, argv: Sequence[str]) -> list[str]:
+    """Return the command line that runs a command; what is not the launcher's own goes on verbatim.
+
+    Words after the first `--` all belong to the script. `--help` prints the launcher's own options and then
+    asks the script for its.
+
+    Raises:
+        LaunchError: The options do not fit the command, or a file is missing.
+    """
+    command, argv = COMMANDS[name], list(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    parser = _parser(name)
+    options, rest = parser.parse_known_args(argv[:end])
+    script = [str(script_path(command.script)), *rest, *argv[end + 1 :]]
+    python, config, count = sys.executable, options.accelerate_config, options.nproc_per_node
+    if any(word in _HELP for word in rest):
+        if command.is_parallel:
+            print(parser.format_help(), flush=True)  # noqa: T201
+        return [python, *script]
+    if not command.is_parallel and (config is not None or count > 1):
+        raise LaunchError("runs in one process; leave out --accelerate-config and --nproc-per-node")
+    if config is not None:
+        _require_file(config)
+        return [python, "-m", "accelerate.commands.launch", "--config_file", config, *script]
+    if count > 1:
+        return [python, "-m", "torch.distributed.run", *_torchrun_options(count), *script]
+    return [python, *script]
+
+
+def script_path(module: str) -> Path:
+    """Return the file of a module, which is not imported."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise LaunchError(f"its script, the module {module}, is missing; install pi0-ript again")
+    return Path(spec.origin).resolve()
+
+
+def require_launcher(num_processes: int, command: str) -> None:
+    """Raise LaunchError unless as many processes were started together as the configuration asks for.
+
+    Args:
+        num_processes: What was asked for, on all machines together.
+        command: Name in `COMMANDS` of what is running.
+    """
+    found = int(os.environ.get("WORLD_SIZE", "1"))
+    if found != num_processes:
+        script = COMMANDS[command].script.replace(".", "/")
+        raise LaunchError(
+            f"expected {num_processes} processes, found {found}; start them together: pi0-{command} "
+            f"--nproc-per-node {num_processes} ..., pi0-{command} --accelerate-config FILE ..., or torchrun "
+            f"--standalone --nproc-per-node={num_processes} {script}.py ..."
+        )
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        f"pi0-{name}",
+        usage=f"pi0-{name} [launcher options] [--] [options of the script]",
+        add_help=False,  # the script has its own
+        allow_abbrev=False,  # the script's options are not shortened names of these
+    )
+    group = parser.add_argument_group("launcher options")
+    add = group.add_mutually_exclusive_group().add_argument
+    add(
+        "--accelerate-config",
+        "--accelerate_config",
+        metavar="FILE",
+        help="run under `accelerate launch --config_file FILE`",
+    )
+    add(
+        "--nproc-per-node",
+        "--nproc_per_node",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="run N processes on this machine under torchrun; default: one, without torchrun",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of processes, found {text!r}")
+    return int(text)
+
+
+def _require_file(config: str) -> None:
+    if not Path(config).is_file():
+        raise LaunchError(
+            f"--accelerate-config: no file {config!r}; make one with: accelerate config --config_file "
+            f"{config}"
+        )
+
+
+def _torchrun_options(count: int) -> list[str]:
+    # torchrun would die of SIGUSR1, which asks for a checkpoint, and leave its processes behind.
+    signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    return ["--standalone", f"--nproc-per-node={count}", f"--signals-to-handle={signals}"]
+
+
+def _environment() -> dict[str, str]:
+    """Return the script's environment: of several copies of this package, it imports the launcher's."""
+    environment = dict(os.environ)
+    if (_ROOT / "pyproject.toml").exists():  # a checkout, and not where all packages are
+        paths = [str(_ROOT), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return environment
+
+
+def __getattr__(name: str) -> Callable[[], int]:
+    """Return the function that a console script calls, one for each command."""
+    if name in COMMANDS:
+        return partial(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
