@@ -123,14 +123,14 @@ class Pi0Config:
 
     # A subclass that overrides these four is a policy of its own; see pi0/registry.py.
 
-    def create(self, seed: int | None = 0) -> "Pi0Model":
+    def create(self, seed: int | None = 0, device: str = "cpu") -> "Pi0Model":
         """Return a randomly initialised model of this size; the global random state is left alone.
 
-        With seed None its values are undefined until weights are loaded.
+        With seed None its values are undefined until weights are loaded; on device "meta" it has none.
         """
         from pi0.model import Pi0Model  # the model imports this module
 
-        return Pi0Model(self, seed=seed)
+        return Pi0Model(self, seed=seed, device=device)
 
     def inputs_spec(
         self, batch_size: int = 1, num_cameras: int = 3

@@ -95,7 +95,8 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
     assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
     assert read(tmp_path / "eval/compared.json") == json.loads(json.dumps(after.to_dict()))
     assert not list(tmp_path.rglob("*.mp4"))
-    assert table(before, after) in capsys.readouterr().out
+    legend = f"before: {chosen.policy}\nafter:  {chosen.compare}\n"
+    assert legend + table(before, after) in capsys.readouterr().out
 
 
 def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path):
@@ -191,7 +192,9 @@ def test_unusable_arguments(policies, tmp_path, capsys, extra, message):
 def test_a_policy_of_another_robot(tmp_path, capsys, changes, message):
     metaworld_policy(changes).save_pretrained(tmp_path / "policy")
     assert main(["--policy", str(tmp_path / "policy"), "--env", "metaworld", "--device", "cpu"]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert ("--env-option camera_names=" in error) == ("camera_names" in message)
 
 
 def test_guidance_needs_an_indicator(tmp_path, capsys):

@@ -121,7 +121,7 @@ def evaluate_policy(settings: EvalSettings) -> tuple[Evaluation, ...]:
             evaluations.append(_evaluate(env, environment, policy, states, settings, world))
             file = "evaluation" if name == "policy" else "compared"
             world.on_main(write_evaluation, run_dir / file, evaluations[-1])
-    world.print(_report(evaluations))
+    world.print(_report(settings, evaluations))
     if len(evaluations) == 2:
         world.on_main(_write, run_dir / "comparison.json", _comparison(settings, *evaluations))
     world.print(f"results: {run_dir}")
@@ -176,7 +176,7 @@ def _require_policy(name: str, path: str, environment: Environment, settings: Ev
         return
     directory = resolve(_expanded(path))
     found = describe(directory, None, None, None, settings.extra_delta_transform)
-    require_fits(found.features, environment)
+    require_fits(found.features, environment, "--env-option camera_names=[name,name]")
     if settings.guidance != 1.0 and found.config.indicator == "none":
         raise EvalError(
             f"guidance: expected 1 for {path}, a policy without an indicator of the advantage, found "
@@ -249,8 +249,10 @@ def _evaluate(
 # Results ------------------------------------------------------------------------------------------------
 
 
-def _report(evaluations: Sequence[Evaluation]) -> str:
-    return table(*evaluations) if len(evaluations) == 2 else summary(evaluations[0])
+def _report(settings: EvalSettings, evaluations: Sequence[Evaluation]) -> str:
+    if len(evaluations) == 1:
+        return summary(evaluations[0])
+    return f"before: {settings.policy}\nafter:  {settings.compare}\n{table(*evaluations)}"
 
 
 def _comparison(settings: EvalSettings, before: Evaluation, after: Evaluation) -> dict[str, Any]:
