@@ -17,8 +17,8 @@ class SkipModel(Pi0Model):
 
 @dataclass(frozen=True)
 class SkipConfig(Pi0Config):
-    def create(self, seed=0):
-        return SkipModel(self, seed=seed)
+    def create(self, seed=0, device="cpu"):
+        return SkipModel(self, seed=seed, device=device)
 
     def weight_loader(self):
         return WeightLoader(new=(r"^skip\.",))  # a checkpoint of plain pi0 has none
