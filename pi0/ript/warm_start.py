@@ -22,7 +22,7 @@ from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, t
 from pi0.config import IndicatorMode
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.demonstrations.collect import Schedule
-from pi0.ript.episodes import EpisodeSet, load_episodes
+from pi0.ript.episodes import EpisodeSet, load_episodes, read_collection
 from pi0.ript.windows import Windows, concatenate, episode_windows
 
 
@@ -64,10 +64,10 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
     data = cache / f"demonstrations-{_digest(asdict(spec.demonstrations()), spec.episodes)}"
     if not data.exists():
         _collect(spec, data)
-    episodes = load_episodes(data)
     settings = {k: v for k, v in asdict(spec).items() if k != "num_workers"}
-    directory = cache / f"policy-{_digest(settings, episodes.collection['content_hash'], _code_hash())}"
+    directory = cache / f"policy-{_digest(settings, read_collection(data)['content_hash'], _code_hash())}"
     if not directory.exists():
+        episodes = load_episodes(data)
         policy = train(toy_policy(episodes, spec.chunk_size, spec.seed), episodes, spec)
         partial = directory.with_suffix(f".{os.getpid()}.partial")
         policy.save_pretrained(partial)

@@ -85,7 +85,6 @@ def load_episodes(directory: str | Path, *, assume_success: bool = False) -> Epi
             )
         else:
             images[key.removeprefix(IMAGE_PREFIX)] = _read_video(root, info, key, episodes)
-    collection = root / COLLECTION_PATH
     return EpisodeSet(
         images=images,
         states=_matrix(frames, "observation.state"),
@@ -94,8 +93,14 @@ def load_episodes(directory: str | Path, *, assume_success: bool = False) -> Epi
         lengths=lengths,
         labels=tuple(_labels(root, episodes, frames, starts, assume_success)),
         fps=int(info["fps"]),
-        collection=json.loads(collection.read_text()) if collection.exists() else {},
+        collection=read_collection(root),
     )
+
+
+def read_collection(directory: str | Path) -> dict[str, Any]:
+    """Return how a data set was made and its `content_hash`; empty for a set made elsewhere."""
+    path = Path(directory) / COLLECTION_PATH
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _read_info(root: Path) -> dict[str, Any]:
@@ -120,7 +125,8 @@ def _read_tables(root: Path, folder: str) -> pa.Table:
     if not paths:
         raise EpisodeDataError(f"{root} holds no {folder}/*/*.parquet; it is empty or incomplete")
     columns = [name for name in pq.read_schema(paths[0]).names if not name.startswith("stats/")]
-    tables = [pq.read_table(path, columns=columns) for path in paths]
+    # Not pq.read_table: it imports pandas, which takes a second.
+    tables = [pq.ParquetFile(path).read(columns) for path in paths]
     return pa.concat_tables(tables, promote_options="permissive")
 
 
