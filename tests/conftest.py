@@ -57,6 +57,12 @@ def metaworld():
         yield env
 
 
+@pytest.fixture(scope="session")
+def warm_start_cache(tmp_path_factory):
+    """Where runs find the toy policies and demonstrations that earlier ones made."""
+    return tmp_path_factory.mktemp("warm_start")
+
+
 @pytest.fixture
 def batch() -> dict:
     """A raw training batch of two samples for `toy_policy`."""

@@ -3,27 +3,15 @@
 import ast
 import json
 import os
-import runpy
-import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import ladder
+import ladder_runs
 import pytest
 
-from pi0.ript import environments
-from pi0.ript.config import load_config_from_yaml
-
 ROOT = ladder.ROOT
-MINIMAL = ROOT / "pi0/ript/config/minimal_test.yaml"
-REFERENCE = ROOT / "pi0/ript/scripts/train_ript_pi0.py"
-SMALLER = [  # than the minimal configuration, which all rungs run here, one after the other
-    *("algo.rloo_batch_size=2", "algo.data_batch_size=2", "algo.max_sampling_attempts=5"),
-    "algo.num_epochs=1",
-    *("eval.rollouts_per_task=3", "eval.n_video=1"),
-]
 RUNG_OF = {module: rung.name for rung in ladder.RUNGS.values() for module in rung.introduces}
 
 
@@ -97,61 +85,21 @@ def test_scripts_fit_a_few_screens():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """What every rung prints and writes on the minimal configuration, each run in this process."""
+def runs(tmp_path_factory, warm_start_cache):
+    """What every rung prints and writes on the minimal configuration."""
     directory = tmp_path_factory.mktemp("ladder")
-    config = load_config_from_yaml(MINIMAL, SMALLER)
-    settings = config.task
-    small = replace(
-        environments.ENVIRONMENTS["metaworld"],
-        max_steps=settings.max_episode_length,
-        num_slots=settings.num_parallel_envs,
-        warm_start={k: v for k, v in vars(settings.warm_start).items() if v is not None},
-    )
-    found = {}
-    handlers = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setitem(environments.ENVIRONMENTS, "metaworld", small)
-        for rung in ladder.RUNGS.values():
-            arguments = rung.header("Run").split(rung.path.name)[1].split()
-            if rung.name == "8":  # its command takes minutes; the same settings as flags do not
-                arguments = [*as_flags(config), "--task.num_workers", "0"]
-            else:
-                arguments += ["task.num_workers=0", *SMALLER]
-            paths = [
-                f"--output_dir={directory}",
-                f"--exp_name={rung.name}",
-                f"--warm_start_dir={directory}/cache",
-            ]
-            patch.setattr(sys, "argv", [str(rung.path), *arguments, *paths])
-            runpy.run_path(str(rung.path), run_name="__main__")
-            found[rung.name] = read(directory / rung.name)
-        paths[1] = "--exp_name=reference"
-        patch.setattr(
-            sys, "argv", [str(REFERENCE), f"--config_path={MINIMAL}", "task.num_workers=0", *SMALLER, *paths]
-        )
-        runpy.run_path(str(REFERENCE), run_name="__main__")
-        found["reference"] = read(directory / "reference")
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    return found
+    start(sys.executable, str(ROOT / "tests/ladder_runs.py"), str(directory), str(warm_start_cache))
+    return {name: read(directory / name) for name in ladder_runs.commands(directory, warm_start_cache)}
+
+
+def start(*command: str) -> None:
+    """Run a program from the root of the repository; its output is shown when a test fails."""
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")]), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | paths)
 
 
 def read(directory: Path) -> dict:
     return json.loads((directory / "results.json").read_text()) | {"directory": directory}
-
-
-def as_flags(config) -> list[str]:
-    """The settings that rung 8 has, as its flags."""
-    first = runpy.run_path(str(ladder.RUNGS["8"].path))["AdvancedTrainingConfig"]()
-    flags = []
-    for section in ("algo", "dataset", "training", "eval"):
-        for key in vars(getattr(first, section)):
-            flags += [f"--{section}.{key}", str(getattr(getattr(config, section), key))]
-    return flags
 
 
 def trajectory(results: dict) -> list[dict]:
@@ -218,30 +166,21 @@ def test_every_note_speaks_of_a_line_that_is_there():
 # Two processes ----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_run_the_command_of_the_header(tmp_path, runs, monkeypatch):
+def test_two_processes_run_the_command_of_the_header(tmp_path, runs, warm_start_cache):
     """With a learning rate of nothing, both iterations of two processes are those of one, number by number.
 
-    Five attempts in each: after an odd number, too, the processes must draw the states that one would.
+    Three attempts in each: after an odd number, too, the processes must draw the states that one would.
     """
-    rung = ladder.RUNGS["10"]
-    command = rung.header("Run").split()
+    command = ladder.RUNGS["10"].header("Run").split()
     assert command[0] == "torchrun"
     port = str(20000 + os.getpid() % 9999)
     command[0:1] = [sys.executable, "-m", "torch.distributed.run", "--master_port", port]
-    cache = runs["10"]["directory"].parent / "cache"
-    settings = [
-        *(f"output_dir={tmp_path}", f"warm_start_dir={cache}", "task.num_workers=0", *SMALLER),
-        *("algo.lr=1e-12", "algo.data_batch_size=5", "algo.max_sampling_attempts=5"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *settings, "exp_name=pair"], cwd=ROOT, check=True, env=environment)
-    monkeypatch.chdir(ROOT)
-    arguments = [f"--config_path={MINIMAL}", *settings, "exp_name=alone"]
-    monkeypatch.setattr(sys, "argv", [str(rung.path), *arguments])
-    runpy.run_path(str(rung.path), run_name="__main__")
-    pair, alone = read(tmp_path / "pair"), read(tmp_path / "alone")
+    paths = [f"output_dir={tmp_path}", f"warm_start_dir={warm_start_cache}", "exp_name=pair"]
+    start(*command, *ladder_runs.PAIR, *paths)
+    pair, alone = read(tmp_path / "pair"), runs["alone"]
     assert (pair["before"], pair["after"]) == (alone["before"], alone["after"])
+    assert any(row["train/windows"] for row in alone["metrics"])
     for ours, theirs in zip(trajectory(pair), trajectory(alone), strict=True):
         assert ours.pop("train/loss") == pytest.approx(theirs.pop("train/loss"), rel=1e-4)
         assert ours == theirs
-        assert ours["rollout/attempts"] == 5
+        assert ours["rollout/attempts"] == 3

@@ -23,11 +23,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("warm_start")
-
-
 @pytest.fixture
 def small_environment(monkeypatch):
     """The embedded environment with a warm start of seconds and a deadline that is half met."""
@@ -49,10 +44,10 @@ def run(output: Path, cache: Path, monkeypatch, *arguments: str) -> dict:
 
 
 def test_it_runs_and_gives_the_same_numbers_whatever_the_workers(
-    tmp_path, cache, monkeypatch, small_environment, capsys
+    tmp_path, warm_start_cache, monkeypatch, small_environment, capsys
 ):
-    first = run(tmp_path / "first", cache, monkeypatch, "--task.num_workers", "0")
-    again = run(tmp_path / "again", cache, monkeypatch, "--task.num_workers", "1")
+    first = run(tmp_path / "first", warm_start_cache, monkeypatch, "--task.num_workers", "0")
+    again = run(tmp_path / "again", warm_start_cache, monkeypatch, "--task.num_workers", "1")
     printed = capsys.readouterr().out
     assert printed.count("iteration 1") == 2
     assert "metaworld/button-press-v3" in printed
