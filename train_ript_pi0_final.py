@@ -1,7 +1,7 @@
 """RECAP: SFT, a value function, then rounds of rollouts, values, advantages and policy; or RIPT, as rung 13.
 
 Parent: 13_train_production_ready.py
-Introduces: pi0.ript.recap
+Introduces: pi0.ript.recap, pi0.value, pi0.value_config
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 
 Started again it goes on where it stopped: what is finished and still fits the configuration is skipped. With
@@ -183,7 +183,8 @@ def train_recap(config: RecapConfig) -> None:
         # Report
         evaluations[f"round {number}"] = recap.evaluation(f"round-{number}/evaluation", policy)
         log_metrics(recap.metrics(number) | monitor_memory(), number)
-        world.on_main(write_recap_report, run_dir)
+        if recap.stages.num_made:
+            world.on_main(write_recap_report, run_dir)
     if config.baselines:
         rivals = {
             "more SFT": recap.more_supervised(sft, data["demonstrations"]),

@@ -34,6 +34,8 @@ def commands(directory: Path, cache: Path) -> dict[str, list[str]]:
     lines = {}
     for rung in ladder.RUNGS.values():
         header = rung.header("Run").split(rung.path.name)[1].split()
+        if rung.name == "final":  # its own command is RECAP's
+            header = [f"--config_path={MINIMAL}"]
         lines[rung.name] = [str(rung.path), *(as_flags() if rung.name == "8" else [*header, *SMALLER])]
     lines["reference"] = [str(REFERENCE), f"--config_path={MINIMAL}", *SMALLER]
     lines["alone"] = [str(ladder.RUNGS["10"].path), f"--config_path={MINIMAL}", *PAIR]

@@ -33,7 +33,10 @@ def test_a_rung_imports_the_core_and_the_modules_introduced_so_far_and_nothing_e
 
 
 def test_modules_of_rungs_are_leaves():
+    """All but RECAP's, which stands on everything before it."""
     for module, rung in RUNG_OF.items():
+        if rung == "final":
+            continue
         for path in ladder.module_files(module):
             owners = {
                 owner
@@ -66,7 +69,7 @@ def test_a_step_is_small(step):
     added, removed = ladder.changed_lines(parent, child)
     if child.name == "9":
         removed = [line for line in removed if line not in moved_out(parent)]
-    assert len(added) <= 40
+    assert len(added) <= (80 if child.name == "final" else 40), "the last one has a second loop"
     assert len(removed) <= 20
 
 
@@ -77,7 +80,7 @@ def test_nothing_is_merely_indented(step):
 
 def test_scripts_fit_a_few_screens():
     for rung in ladder.RUNGS.values():
-        limit = 170 if rung.name == "8" else 150  # the first holds its settings too
+        limit = {"8": 170, "final": 210}.get(rung.name, 150)  # its settings too; two loops
         assert len(rung.source.splitlines()) <= limit, rung.path.name
 
 

@@ -1,39 +1,31 @@
 """The whole of RECAP on a shrunk demo: interrupted after every stage and inside them, it comes to one end."""
 
 import json
-import runpy
+import os
+import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import recap_runs
+from recap_runs import DEMO, SHRUNK, hashes
 
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, parse_config
 from pi0.ript.episodes import load_episodes
-from pi0.ript.interruption import StoppedError
-from pi0.ript.recap import RECAP, Recap, RecapConfig, training_steps
+from pi0.ript.recap import RECAP, Recap, RecapConfig
 from pi0.ript.recap.advantages import read_advantages, read_lineage
 from pi0.ript.recap.budget import BudgetError, budget, print_budget
 from pi0.ript.recap.gates import GateError
-from pi0.ript.recap.stages import STATE, Stages, StaleStageError, hash_files
+from pi0.ript.recap.stages import StaleStageError, hash_files
 from pi0.ript.recap.validation import validate_recap
+from pi0.ript.run_logging import close_run_logging
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "train_ript_pi0_final.py"
-DEMO = ROOT / "configs/demo.yaml"
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-SHRUNK = [
-    *("task.max_episode_length=30", "task.num_workers=0", "task.num_parallel_envs=4", "task.image_size=32"),
-    *("demonstrations.episodes=2", "demonstrations.num_workers=0", "demonstrations.quality.hesitation=0"),
-    *("sft.steps=6", "sft.batch_size=8", "value.pretraining.steps=3", "value.finetuning.steps=3"),
-    *("value.pretraining.batch_size=8", "value.finetuning.batch_size=8", "value.width=16"),
-    *("rollouts.num_states=2", "rollouts.per_state=2", "rollouts.pool_size=6"),
-    *("finetuning.training.steps=4", "finetuning.training.batch_size=8"),
-    *("gates.min_correlation=-1", "gates.min_separation=0", "gates.max_fraction_error=1"),
-    *("eval.rollouts_per_task=2", "eval.n_video=1", "baselines=true"),
-]
 STAGES = [
     *("demonstrations", "sft", "value", "sft-evaluation"),
     *(f"round-{n}/{s}" for n in (1, 2) for s in ("rollouts", "value", "advantages", "policy", "evaluation")),
@@ -42,32 +34,28 @@ STAGES = [
 ]
 
 
-def run(directory: Path, *overrides: str) -> dict:
-    """Run the script in this process and return its stages."""
+@pytest.fixture
+def run():
+    """The script, run in this process, whose signal handlers it replaces."""
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    with pytest.MonkeyPatch.context() as patch:
-        arguments = [f"--config_path={DEMO}", f"output_dir={directory}", *SHRUNK, *overrides]
-        patch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-    return state(directory)
-
-
-def state(directory: Path) -> dict:
-    return json.loads((directory / "demo" / STATE).read_text())["stages"]
-
-
-def hashes(stages: dict) -> dict[str, str]:
-    return {name: record["output"]["hash"] for name, record in stages.items()}
+    yield recap_runs.run
+    close_run_logging()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("whole")
-    return directory, run(directory)
+def outcome(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("recap")
+    command = [sys.executable, str(ROOT / "tests/recap_runs.py"), str(directory)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    return json.loads((directory / "outcome.json").read_text()) | {"directory": directory}
+
+
+@pytest.fixture(scope="module")
+def whole(outcome):
+    return outcome["directory"] / "whole", outcome["whole"]
 
 
 def test_the_run_has_every_stage_and_names_what_each_was_made_from(whole):
@@ -112,65 +100,22 @@ def test_rollouts_are_a_data_set_with_lineage_and_labels(whole):
     assert figures["coverage"] == 1.0
 
 
-def test_what_is_finished_is_skipped(whole, capsys):
-    directory, stages = whole
-    again = run(directory)
-    assert again == stages
-    assert capsys.readouterr().out.count("up to date, skipped") == len(STAGES)
+def test_what_is_finished_is_skipped(outcome):
+    assert outcome["again"] == outcome["whole"]
+    assert outcome["skipped"] == len(STAGES)
 
 
-def test_killed_after_every_stage_it_comes_to_the_same_end(whole, tmp_path, monkeypatch):
-    """Alternately before the stage is recorded, when it is made again, and after."""
-    finish, count = Stages._finish, 0
-
-    def fatal(self, name, *args):
-        nonlocal count
-        count += 1
-        if count % 4 == 1:
-            raise KeyboardInterrupt
-        made = finish(self, name, *args)
-        if count % 2:
-            raise KeyboardInterrupt
-        return made
-
-    monkeypatch.setattr(Stages, "_finish", fatal)
-    deaths = 0
-    while True:
-        try:
-            found = run(tmp_path)
-            break
-        except KeyboardInterrupt:
-            deaths += 1
-    assert deaths >= len(STAGES) // 2
-    assert hashes(found) == hashes(whole[1])
+def test_killed_after_every_stage_it_comes_to_the_same_end(outcome):
+    assert outcome["deaths"] >= len(STAGES) // 2
+    assert outcome["killed"] == hashes(outcome["whole"])
 
 
-def test_stopped_inside_training_and_recording_it_comes_to_the_same_end(whole, tmp_path, monkeypatch):
-    """Every second optimizer step and every second finished episode."""
-    from pi0.ript.recap import recording
-
-    calls, stops = 0, 0
-
-    def stop_requested() -> int:
-        nonlocal calls
-        calls += 1
-        return 143 if calls % 2 == 0 else 0
-
-    monkeypatch.setattr(training_steps, "stop_requested", stop_requested)
-    monkeypatch.setattr(recording, "stop_requested", stop_requested)
-    while True:
-        try:
-            found = run(tmp_path)
-            break
-        except StoppedError:
-            stops += 1
-    assert stops > 20
-    assert hashes(found) == hashes(whole[1])
+def test_stopped_inside_training_and_recording_it_comes_to_the_same_end(outcome):
+    assert outcome["stops"] >= 8
+    assert outcome["stopped"] == hashes(outcome["whole"])
 
 
-def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path):
-    import shutil
-
+def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path, run):
     shutil.copytree(whole[0], tmp_path / "copy")
     place = tmp_path / "copy"
     with pytest.raises(StaleStageError, match=r"training.steps: made with 4, now 5"):
@@ -186,9 +131,7 @@ def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path):
         run(place, "finetuning.training.steps=5", "rounds=1", "baselines=false")
 
 
-def test_a_gate_stops_the_run_before_the_policy_is_trained(whole, tmp_path):
-    import shutil
-
+def test_a_gate_stops_the_run_before_the_policy_is_trained(whole, tmp_path, run):
     shutil.copytree(whole[0], tmp_path / "copy")
     with pytest.raises(GateError, match="value correlation"):
         run(tmp_path / "copy", "gates.min_correlation=1.1")

@@ -10,9 +10,9 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
-import pi0.ript
+from pi0.ript import report
 
-_TEMPLATE = Path(pi0.ript.__file__).with_name("page.html")
+_TEMPLATE = Path(report.__file__).with_name("page.html")
 _STYLE = """figure { margin: 0 0 1.2rem } figure img { width: auto; max-width: 100% }
 figcaption { color: #616e7c; font-size: 13px } h3 { margin: 1.2rem 0 .3rem; font-size: 1rem }
 td:first-child, th:first-child, .text td, .text th { text-align: left }

@@ -47,6 +47,8 @@ class Stages:
     ) -> None:
         self.run_dir, self.world, self.on_stale = run_dir, world or World(), on_stale
         self._code = self.world.on_main(code_version)
+        self.num_made = 0
+        """How many stages this process has made, and not found."""
 
     def run(
         self,
@@ -80,6 +82,7 @@ class Stages:
         start = time.monotonic()
         figures = dict(make(work))
         seconds = round(time.monotonic() - start, 1)
+        self.num_made += 1
         made = self.world.on_main(self._finish, name, work, made_from, figures, seconds)
         self.world.print(f"{name}: done in {seconds:.0f} s")
         return made

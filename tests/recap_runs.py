@@ -1,0 +1,106 @@
+"""Runs RECAP's script in this process at toy size: whole, again, killed between stages, stopped inside them.
+
+    python tests/recap_runs.py DIRECTORY
+
+In a process of its own, without the checks of shapes that the other tests run under, which double the time.
+Writes DIRECTORY/outcome.json.
+"""
+
+import contextlib
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+from unittest import mock
+
+from pi0.ript.interruption import StoppedError
+from pi0.ript.recap import recording, training_steps
+from pi0.ript.recap.stages import STATE, Stages
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "train_ript_pi0_final.py"
+DEMO = ROOT / "configs/demo.yaml"
+SHRUNK = [
+    *("task.max_episode_length=30", "task.num_workers=0", "task.num_parallel_envs=2", "task.image_size=32"),
+    *("demonstrations.episodes=2", "demonstrations.num_workers=0", "demonstrations.quality.hesitation=0"),
+    *("sft.steps=6", "sft.batch_size=8", "value.pretraining.steps=3", "value.finetuning.steps=3"),
+    *("value.pretraining.batch_size=8", "value.finetuning.batch_size=8", "value.width=16"),
+    *("rollouts.num_states=2", "rollouts.per_state=2", "rollouts.pool_size=6"),
+    *("finetuning.training.steps=4", "finetuning.training.batch_size=8"),
+    *("gates.min_correlation=-1", "gates.min_separation=0", "gates.max_fraction_error=1"),
+    *("eval.rollouts_per_task=2", "eval.n_video=1", "baselines=true"),
+]
+
+
+def run(directory: Path, *overrides: str) -> dict:
+    """Run the script and return the record of its stages."""
+    arguments = [f"--config_path={DEMO}", f"output_dir={directory}", *SHRUNK, *overrides]
+    with mock.patch.object(sys, "argv", [str(SCRIPT), *arguments]):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return json.loads((directory / "demo" / STATE).read_text())["stages"]
+
+
+def hashes(stages: dict) -> dict[str, str]:
+    return {name: record["output"]["hash"] for name, record in stages.items()}
+
+
+def killed(directory: Path) -> tuple[dict, int]:
+    """Die at the end of stages: in turn before the stage is recorded and after, or not at all."""
+    finish, count, deaths = Stages._finish, 0, 0
+
+    def fatal(self, name, *args):
+        nonlocal count
+        count += 1
+        if count % 4 == 1:
+            raise KeyboardInterrupt
+        made = finish(self, name, *args)
+        if count % 2:
+            raise KeyboardInterrupt
+        return made
+
+    with mock.patch.object(Stages, "_finish", fatal):
+        while True:
+            try:
+                return run(directory), deaths
+            except KeyboardInterrupt:
+                deaths += 1
+
+
+def stopped(directory: Path, every: int) -> tuple[dict, int]:
+    """Be asked to stop at every so many optimizer steps and finished episodes."""
+    calls, stops = 0, 0
+
+    def stop_requested() -> int:
+        nonlocal calls
+        calls += 1
+        return 143 if calls % every == 0 else 0
+
+    with (
+        mock.patch.object(training_steps, "stop_requested", stop_requested),
+        mock.patch.object(recording, "stop_requested", stop_requested),
+    ):
+        while True:
+            try:
+                return run(directory), stops
+            except StoppedError:
+                stops += 1
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    whole = run(place / "whole")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        again = run(place / "whole")
+    after_kills, deaths = killed(place / "killed")
+    after_stops, stops = stopped(place / "stopped", every=7)
+    outcome = {
+        "whole": whole,
+        "again": again,
+        "skipped": said.getvalue().count("up to date, skipped"),
+        "killed": hashes(after_kills),
+        "deaths": deaths,
+        "stopped": hashes(after_stops),
+        "stops": stops,
+    }
+    (place / "outcome.json").write_text(json.dumps(outcome))
