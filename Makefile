@@ -1,5 +1,5 @@
 # One command does one job; each sets up what it needs.
-#   make demo    RECAP on the embedded default: demonstrations, SFT, two rounds, table, report, videos
+#   make demo    RECAP on the embedded default: demonstrations, SFT, three rounds, table, report, videos
 #   make setup   .venv with Python 3.12 and the pinned packages
 #   make test    the test suite            make lint    format check, lint, types
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
