@@ -262,15 +262,14 @@ def test_indicators_follow_the_mode_and_the_threshold_of_the_task():
 
 
 def test_dropout_is_keyed_by_seed_step_and_window():
-    settings = PolicyTraining(indicator_dropout=0.3)
     windows = np.arange(3000)
     given = np.full(3000, int(Indicator.POSITIVE))
-    kept = withhold_keyed(given, windows, (0, 5), settings)
+    kept = withhold_keyed(given, windows, (0, 5), 0.3)
     assert (kept == Indicator.NONE).mean() == pytest.approx(0.3, abs=0.03)
     assert set(kept) == {Indicator.NONE, Indicator.POSITIVE}
     part = windows[100:200]
-    assert np.array_equal(withhold_keyed(given[part], part, (0, 5), settings), kept[part])
-    assert not np.array_equal(withhold_keyed(given, windows, (0, 6), settings), kept)
+    assert np.array_equal(withhold_keyed(given[part], part, (0, 5), 0.3), kept[part])
+    assert not np.array_equal(withhold_keyed(given, windows, (0, 6), 0.3), kept)
 
 
 def test_awr_weights():

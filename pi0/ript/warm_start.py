@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from tqdm import tqdm
 import pi0
 from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, toy_config
 from pi0.config import IndicatorMode
+from pi0.features import ACTION, STATE
+from pi0.normalize import Statistics
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.episodes import EpisodeSet, load_episodes, read_collection
@@ -83,28 +85,48 @@ def toy_policy(
     episodes: EpisodeSet, chunk_size: int, seed: int, indicator: IndicatorMode = "embedding"
 ) -> PI0Policy:
     """Return an untrained toy policy for these episodes."""
-    tokenizer = PromptTokenizer.from_texts({labels.instruction for labels in episodes.labels})
-    state_dim, action_dim = episodes.states.shape[1], episodes.actions.shape[1]
-    size = next(iter(episodes.images.values())).shape[1]
-    config = toy_config(
-        tokenizer.vocab_size,
+    return sized_toy_policy(
+        {labels.instruction for labels in episodes.labels},
+        tuple(f"observation.images.{camera}" for camera in episodes.images),
+        next(iter(episodes.images.values())).shape[1],
+        {STATE: compute_statistics(episodes.states), ACTION: compute_statistics(episodes.actions)},
+        seed,
         chunk_size=chunk_size,
         n_action_steps=chunk_size,
-        max_state_dim=state_dim,
-        max_action_dim=action_dim,
         indicator=indicator,
     )
-    config = replace(config, vision=replace(config.vision, image_size=size, patch_size=size // 4))
-    features = FeatureConfig(
-        image_keys=tuple(f"observation.images.{camera}" for camera in episodes.images),
-        state_dim=state_dim,
-        action_dim=action_dim,
+
+
+def sized_toy_policy(
+    instructions: Collection[str],
+    image_keys: tuple[str, ...],
+    image_size: int,
+    statistics: Statistics,
+    seed: int,
+    **changes: Any,
+) -> PI0Policy:
+    """Return an untrained toy policy for data of these sizes.
+
+    Args:
+        instructions: All that it will be given.
+        image_keys: Batch keys of the cameras.
+        image_size: Pixels of the square that it sees; a multiple of 4.
+        statistics: Of states and actions, whose widths are the policy's.
+        seed: Of the weights.
+        changes: Other values of its configuration.
+    """
+    tokenizer = PromptTokenizer.from_texts(set(instructions))
+    state_dim, action_dim = (len(statistics[feature]["mean"]) for feature in (STATE, ACTION))
+    config = toy_config(
+        tokenizer.vocab_size, **{"max_state_dim": state_dim, "max_action_dim": action_dim, **changes}
     )
-    statistics = {
-        "observation.state": _with_floor(compute_statistics(episodes.states), 0.002),
-        "action": _with_floor(compute_statistics(episodes.actions), 0.05),
+    vision = replace(config.vision, image_size=image_size, patch_size=image_size // 4)
+    floored = {
+        STATE: _with_floor(statistics[STATE], 0.002),
+        ACTION: _with_floor(statistics[ACTION], 0.05),
     }
-    return PI0Policy(config, features, tokenizer, statistics, seed=seed)
+    features = FeatureConfig(image_keys=image_keys, state_dim=state_dim, action_dim=action_dim)
+    return PI0Policy(replace(config, vision=vision), features, tokenizer, floored, seed=seed)
 
 
 def train(policy: PI0Policy, episodes: EpisodeSet, spec: WarmStart) -> PI0Policy:
@@ -157,9 +179,9 @@ def _warmup_and_decay(steps: int) -> Callable[[int], float]:
     return lambda step: min(1.0, (step + 1) / 50, (steps - step) / (0.7 * steps))
 
 
-def _with_floor(statistics: dict[str, torch.Tensor], floor: float) -> dict[str, torch.Tensor]:
+def _with_floor(statistics: Mapping[str, Any], floor: float) -> dict[str, Any]:
     """Return the statistics with a least std: a dimension that hardly moves must not be blown up."""
-    return {**statistics, "std": statistics["std"].clamp(min=floor)}
+    return {**statistics, "std": torch.as_tensor(statistics["std"]).clamp(min=floor)}
 
 
 def _digest(*values: Any) -> str:

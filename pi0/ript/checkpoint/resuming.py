@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -82,21 +82,37 @@ def settings_hash(config: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def require_same_settings(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Raise ChangedSettingsError if a setting differs that changes the result by more than rounding."""
+def require_same_settings(
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    where: Path,
+    free: Sequence[str] = _FREE,
+    rounding_only: Sequence[str] = _ROUNDING_ONLY,
+    remedy: str = "start a new run with another exp_name and without --resume",
+) -> None:
+    """Raise ChangedSettingsError if a setting differs that changes the result by more than rounding.
+
+    Args:
+        saved: Settings of the run.
+        now: Settings that are to continue it.
+        where: Its checkpoint, for the message.
+        free: Patterns of settings that cannot change a result.
+        rounding_only: Settings that change no more than rounding; a change is printed.
+        remedy: What else to do than to set them back.
+    """
     old, new = _flat(saved), _flat(now)
     changed = {key: f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in old | new}
-    changed = {k: line for k, line in changed.items() if old.get(k) != new.get(k) and not _is_any(k, _FREE)}
+    changed = {k: line for k, line in changed.items() if old.get(k) != new.get(k) and not _is_any(k, free)}
     if _STEPS in changed and new[_STEPS] > old[_STEPS]:
         del changed[_STEPS]
-    for key in _ROUNDING_ONLY:
+    for key in rounding_only:
         if key in changed:
             print(f"resume: {changed.pop(key)}; the results are equal up to rounding")  # noqa: T201
     if changed:
         lines = "".join(f"\n  {line}" for line in changed.values())
         raise ChangedSettingsError(
             f"resume: these settings differ from those of {where}, saved -> now, and would change the result:"
-            f"{lines}\nSet them back, or start a new run with another exp_name and without --resume"
+            f"{lines}\nSet them back, or {remedy}"
         )
 
 
@@ -108,5 +124,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
+        if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+            value = dict(enumerate(value))
         flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat

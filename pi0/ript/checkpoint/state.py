@@ -113,10 +113,10 @@ def save_checkpoint(
     progress = progress or Progress(iteration=step)
     path = checkpoint_path(Path(output_dir), progress.iteration, progress.step)
     partial, policy, is_main = partial_path(path), _policy(model), peers.rank == 0
-    random_states = _rng_state()
+    random_states = rng_state()
 
     def write_state() -> None:
-        torch.save(random_states, partial / _rng_file(peers.rank))
+        torch.save(random_states, partial / rng_file(peers.rank))
         if is_main:
             trained = {n: p.detach().cpu().contiguous() for n, p in _trained(policy).items()}
             save_file(trained, partial / _WEIGHTS)
@@ -146,7 +146,7 @@ def save_checkpoint(
             "If the disk is full make room, then continue with --resume; "
             f"as before there are {[other.name for other in published(path.parent)]}"
         ) from error
-    _set_rng_state(random_states)  # of which writing uses some
+    set_rng_state(random_states)  # of which writing uses some
     return path
 
 
@@ -187,9 +187,9 @@ def load_checkpoint(
             sampler.load_state_dict(trainer["sampler"])
     if peers.rank == 0:
         _say_what_changed(manifest, peers.size)
-    progress, own = read_progress(path), path / _rng_file(peers.rank)
+    progress, own = read_progress(path), path / rng_file(peers.rank)
     if optimizer is not None and own.exists():
-        _set_rng_state(torch.load(own, weights_only=True))
+        set_rng_state(torch.load(own, weights_only=True))
     return progress
 
 
@@ -276,11 +276,12 @@ def _say_what_changed(manifest: dict[str, Any], num_processes: int) -> None:
         print(f"resume: {', '.join(changes)}; the results are equal up to rounding at best")  # noqa: T201
 
 
-def _rng_file(rank: int) -> str:
+def rng_file(rank: int) -> str:
+    """Return the name of the file with a process's random states."""
     return f"rng_rank{rank}.pt"
 
 
-def _rng_state() -> dict[str, Any]:
+def rng_state() -> dict[str, Any]:
     """Return the global random states of this process, in types that load without pickle."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     numpy_state = (kind, cast("np.ndarray", keys).tolist(), *rest)
@@ -288,7 +289,8 @@ def _rng_state() -> dict[str, Any]:
     return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put the global random states where `rng_state` found them."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -53,7 +53,7 @@ def parse_config(
         if arguments.config_path is None:
             raise ConfigError(f"expected a YAML file, for example: --config_path {_EXAMPLE}")
         chosen = _algorithm(arguments.config_path, known)
-        overrides = [*arguments.override, *_overrides(rest)]
+        overrides = [*arguments.override, *key_value_pairs(rest)]
         if arguments.resume is not None and "=" in arguments.resume:  # `--resume algo.lr=2e-5`
             overrides.append(arguments.resume)
             arguments.resume = "auto"
@@ -142,7 +142,7 @@ def _load_plugins(config: Any) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _overrides(rest: Sequence[str]) -> list[str]:
+def key_value_pairs(rest: Sequence[str]) -> list[str]:
     """Return the arguments that argparse does not know as "key=value"."""
     overrides, waiting = [], iter(rest)
     for word in waiting:

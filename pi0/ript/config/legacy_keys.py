@@ -126,7 +126,7 @@ def translate(given: Mapping[str, Any], known: Mapping[str, Any]) -> Translation
             ignored.append(old)
             continue
         else:
-            result.problems.extend(_unknown(old, given[old], known))
+            result.problems.extend(unknown_key(old, given[old], known))
             continue
         if new and (old == new or value is not None or known[new] is None):
             renamed += [f"{old} -> {new}"] * (old != new)
@@ -171,7 +171,7 @@ def _convert(old: str, value: Any, problems: list[str]) -> tuple[str, Any]:
     return "", None
 
 
-def _unknown(key: str, value: Any, known: Iterable[str]) -> list[str]:
+def unknown_key(key: str, value: Any, known: Iterable[str]) -> list[str]:
     """Return what is wrong with a key that is not known; an empty section is fine."""
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:

@@ -2,7 +2,7 @@
 
 import os
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pi0.registry import did_you_mean
-from pi0.ript.config.legacy_keys import translate
+from pi0.ript.config.legacy_keys import Translation, translate
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.yaml_files import CONFIGS, parse_yaml, read_yaml
 
@@ -25,6 +25,7 @@ def load_config_from_yaml[C](
     overrides: Iterable[str] = (),
     profile: str | None = None,
     schema: type[C] = TrainConfig,
+    translate: Callable[[Mapping[str, Any], Mapping[str, Any]], Translation] = translate,
 ) -> C:
     """Return the configuration of a YAML file; keys that it does not name have their defaults.
 
@@ -36,6 +37,7 @@ def load_config_from_yaml[C](
         overrides: "algo.lr=2e-5", "task.task_names=[3,4]", "eval.first_state=null", ...
         profile: Name of one of the files in `PROFILES`.
         schema: A dataclass whose fields have defaults; sections are dataclasses too.
+        translate: Puts keys of other files under the schema's.
 
     Raises:
         ConfigError: Something cannot be read, is unknown or has the wrong type; tells all of it.
@@ -136,7 +138,9 @@ def _set(config: DictConfig, key: str, value: Any, hint: Any) -> list[str]:
         ]
     try:
         OmegaConf.update(config, key, value)
-    except OmegaConfBaseException:
+    except OmegaConfBaseException as error:
+        if typing.get_origin(hint) is list and is_dataclass(typing.get_args(hint)[0]):
+            return [f"{key}: {str(error).splitlines()[0]}"]
         return [_expected(key, value, hint)]
     return []
 

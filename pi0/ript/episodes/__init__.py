@@ -15,7 +15,7 @@ episode: `LeRobotDataset.meta.episodes[i]["seed"]`, `meta.filter_episodes(lambda
 """
 
 from pi0.ript.episodes.images import default_storage
-from pi0.ript.episodes.loading import EpisodeSet, load_episodes, read_collection
+from pi0.ript.episodes.loading import EpisodeSet, load_episodes, load_labels, read_collection
 from pi0.ript.episodes.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
 from pi0.ript.episodes.writer import EpisodeWriter
 
@@ -28,5 +28,6 @@ __all__ = [
     "EpisodeWriter",
     "default_storage",
     "load_episodes",
+    "load_labels",
     "read_collection",
 ]

@@ -93,7 +93,7 @@ def train_policy(
     indicator = np.concatenate([indicators(s, a, epsilon) for s, a in zip(sources, advantages, strict=True)])
     optimizer = _optimizer(policy, settings)
     rates = [group["lr"] for group in optimizer.param_groups]
-    learner = world.wrap(_Learner(policy, settings.num_draws))
+    learner = world.wrap(FlowLearner(policy, settings.num_draws))
     steps = TrainingSteps(
         settings.steps,
         policy,
@@ -107,7 +107,7 @@ def train_policy(
     for step in steps:
         key = (*seed, step)
         drawn = mixture.draw(settings.batch_size, key)
-        given = withhold_keyed(indicator[drawn], drawn, key, settings)
+        given = withhold_keyed(indicator[drawn], drawn, key, settings.indicator_dropout)
         total = torch.zeros((), device=policy.device)
         for part in world.micro_batches(learner, np.arange(len(drawn)), settings.micro_batch_size):
             windows = drawn[part]
@@ -127,17 +127,17 @@ def train_policy(
     return policy.eval()
 
 
-class _Learner(nn.Module):
-    """Flow-matching losses with the indicators given; what DDP wraps."""
+class FlowLearner(nn.Module):
+    """Flow-matching losses of windows; what DDP wraps."""
 
     def __init__(self, policy: PI0Policy, num_draws: int) -> None:
         super().__init__()
         self.policy, self.num_draws = policy, num_draws
 
     def forward(
-        self, batch: Mapping[str, Any], indicator: Int64[Tensor, " b"], seed: Sequence[int]
+        self, batch: Mapping[str, Any], indicator: Int64[Tensor, " b"] | None, seed: Sequence[int]
     ) -> Float[Tensor, " b"]:
-        """Return the loss of each window at noise and flow times of its own."""
+        """Return the loss of each window at noise and flow times of its own; None: no indicators."""
         policy = self.policy
         noise, time = window_draws(policy, batch["window"].tolist(), seed, self.num_draws)
         return policy.loss(
@@ -171,11 +171,11 @@ def withhold_keyed(
     indicator: Int64[np.ndarray, " b"],
     windows: Int64[np.ndarray, " b"],
     seed: Sequence[int],
-    settings: PolicyTraining,
+    dropout: float,
 ) -> Int64[np.ndarray, " b"]:
     """Return the indicators with a share of them NONE; which ones depends on seed and window alone."""
     draws = [np.random.default_rng((*seed, window, _DROPOUT_STREAM)).random() for window in windows.tolist()]
-    return np.where(np.array(draws) < settings.indicator_dropout, int(Indicator.NONE), indicator)
+    return np.where(np.array(draws) < dropout, int(Indicator.NONE), indicator)
 
 
 def awr_weights(

@@ -103,7 +103,7 @@ def train_value(
         betas=(0.9, 0.95),
         weight_decay=settings.weight_decay,
     )
-    learner = world.wrap(_Learner(value))
+    learner = world.wrap(ValueLearner(value))
     steps = TrainingSteps(
         settings.steps,
         value,
@@ -132,7 +132,7 @@ def train_value(
     return heldout_calibration(value, sources, reward, heldout, world)
 
 
-class _Learner(nn.Module):
+class ValueLearner(nn.Module):
     """The figures of a batch; what DDP wraps."""
 
     def __init__(self, value: ValueFunction) -> None:
