@@ -1,0 +1,75 @@
+"""The command line of `pi0-train`: a JSON or YAML file, and a new value for any key."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pi0.registry import load_plugins
+from pi0.ript.config import ConfigError, load_config_from_yaml
+from pi0.ript.config.command_line import describe_keys, key_value_pairs
+from pi0.ript.supervised.aliases import translate
+from pi0.ript.supervised.checks import check_settings, run_name
+from pi0.ript.supervised.settings import SupervisedSettings
+
+_EXAMPLES = """
+examples:
+  pi0-train --config_path=configs/sft_pi0_config.json
+  pi0-train --config_path=configs/sft_pi0_config.json --policy.pretrained_path=lerobot/pi0 --steps=10000
+  pi0-train --config_path=configs/value_pretrain_config.json --exp_name=value --val_freq=500
+  pi0-train --nproc-per-node 2 --config_path=configs/pi0_finetune_config.json --policy.advantage_threshold=0.1
+
+Started again with the same settings, a run goes on where it stopped. Keys are those below, OpenTau's, or
+GR00T's; what is called differently here is said.
+
+exit codes: 0 done; 1 failed; 2 unusable settings or data; 128 + n stopped by signal n, with a checkpoint
+"""
+
+
+def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings:
+    """Return the checked settings that the command line asks for.
+
+    What is wrong is written to stderr, all of it, and ends the process with exit code 2.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        if options.config_path is None:
+            raise ConfigError(
+                "expected a file: --config_path=configs/sft_pi0_config.json; --help has examples"
+            )
+        settings = read_settings(options.config_path, [*key_value_pairs(rest)])
+        settings = replace(
+            settings,
+            overwrite=settings.overwrite or options.overwrite,
+            plugins=[*settings.plugins, *options.plugins],
+        )
+        load_plugins(settings.plugins)
+        check_settings(settings)
+    except ValueError as error:
+        sys.stderr.write(f"{parser.prog}: error: {error}\n")
+        sys.exit(2)
+    return replace(settings, exp_name=run_name(settings))
+
+
+def read_settings(path: str, overrides: Sequence[str] = ()) -> SupervisedSettings:
+    """Return the settings of a file, with new values for some keys; not checked further."""
+    return load_config_from_yaml(path, overrides, schema=SupervisedSettings, translate=translate)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pi0-train",
+        description="Train a pi0 policy or a value function on data sets: SFT, advantage-conditioned "
+        "fine-tuning, value training.",
+        usage="%(prog)s --config_path=FILE [--overwrite] [--key=value ...]",
+        epilog=f"{_EXAMPLES}\nkeys, with their defaults:\n{describe_keys(SupervisedSettings)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config_path", metavar="FILE", help="JSON or YAML, such as configs/sft_pi0_config.json")
+    add("--overwrite", action="store_true", help="begin again; the earlier run is moved aside")
+    add("--plugins", metavar="PACKAGE", action="append", default=[],
+        help="import a package that adds configurations or environments; may be repeated")  # fmt: skip
+    return parser

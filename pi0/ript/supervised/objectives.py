@@ -1,0 +1,84 @@
+"""What is minimised: a policy's flow-matching loss, or the cross entropy of a value function.
+
+Axes: b sample of a batch, k figure of the objective, the loss first; m frame of all data sets.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor, nn
+
+from pi0 import Indicator, PI0Policy
+from pi0.ript.recap.policy_training import FlowLearner, withhold_keyed
+from pi0.ript.recap.value_training import ValueLearner
+from pi0.value import ValueFunction
+
+Batch = Mapping[str, Any]
+Model = PI0Policy | ValueFunction
+
+
+class PolicyObjective:
+    """The flow-matching loss, each sample with the indicator of its advantage."""
+
+    figures = ("loss",)
+
+    def __init__(
+        self,
+        policy: PI0Policy,
+        indicator: Int64[np.ndarray, " m"] | None,
+        dropout: float,
+        num_draws: int,
+        weight: float = 1.0,
+    ) -> None:
+        """Take the indicator of each frame, None: the policy is given none."""
+        self.model, self.indicator = policy, indicator
+        self.dropout, self.num_draws, self.weight = dropout, num_draws, weight
+
+    def learner(self) -> nn.Module:
+        """Return the losses of samples."""
+        return FlowLearner(self.model, self.num_draws)
+
+    def sums(
+        self, learner: nn.Module, batch: Batch, key: Sequence[int], *, is_training: bool
+    ) -> Float[Tensor, " k"]:
+        """Return the sum of the losses; indicators are withheld in training alone."""
+        given = None
+        if self.indicator is not None:
+            windows = batch["window"].numpy()
+            given = self.indicator[windows]
+            if is_training:
+                given = withhold_keyed(given, windows, key, self.dropout)
+            given = torch.from_numpy(given)
+        return self.weight * learner(batch, given, key).sum()[None]
+
+    @property
+    def positive_share(self) -> float | None:
+        """Share of the frames with a positive indicator."""
+        return None if self.indicator is None else float((self.indicator == Indicator.POSITIVE).mean())
+
+
+class ValueObjective:
+    """The cross entropy of the bins of returns."""
+
+    figures = ("loss", "train_accuracy", "error")
+
+    def __init__(self, value: ValueFunction, returns: Float64[np.ndarray, " m"], weight: float = 1.0) -> None:
+        self.model, self.returns = value, torch.from_numpy(returns)
+        self.scale = torch.tensor([weight, 1.0, 1.0], device=value.device)
+
+    def learner(self) -> nn.Module:
+        """Return the figures of a batch."""
+        return ValueLearner(self.model)
+
+    def sums(
+        self, learner: nn.Module, batch: Batch, key: Sequence[int], *, is_training: bool
+    ) -> Float[Tensor, " k"]:
+        """Return cross entropy, number of right bins and absolute error."""
+        return self.scale * learner(batch, self.returns[batch["window"]]) * len(batch["window"])
+
+
+Objective = PolicyObjective | ValueObjective
+"""`sums` returns those of `figures`, the loss first; what is random depends on key and sample alone."""

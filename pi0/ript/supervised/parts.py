@@ -1,0 +1,71 @@
+"""What a training is made of: the objective with its model, and the data."""
+
+from dataclasses import dataclass, replace
+
+from pi0.ript.config import ConfigError
+from pi0.ript.data import MixtureSettings, TrainingData, make_training_data
+from pi0.ript.distributed import World
+from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.supervised.models import DataSummary, make_policy, make_value
+from pi0.ript.supervised.objectives import Objective, PolicyObjective, ValueObjective
+from pi0.ript.supervised.settings import SupervisedSettings
+from pi0.ript.supervised.window_labels import advantage_modes, window_indicators, window_returns
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of."""
+
+    objective: Objective
+    data: TrainingData
+    reward: RewardConfig | None = None
+
+
+def make_parts(settings: SupervisedSettings, world: World) -> Parts:
+    """Return objective and data, as the settings say."""
+    mixture = settings.dataset_mixture if settings.val_freq else _without_split(settings.dataset_mixture)
+    policy, device = settings.policy, world.device(settings.device)
+    summary = DataSummary(mixture)
+    size = settings.batch_size // (world.size * settings.gradient_accumulation_steps)
+    if policy.type == "value":
+        value = make_value(policy, summary, settings.seed, device)
+        data = make_training_data(mixture, value.features, 1, size, world, settings.seed)
+        _require_validation(settings, data)
+        returns, reward = window_returns(data.sets, mixture.datasets, policy.reward_config)
+        return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward)
+    takes_indicator = set(advantage_modes(mixture.datasets, policy)) != {"ignore"}
+    model = make_policy(policy, summary, settings.seed, takes_indicator, device)
+    data = make_training_data(mixture, model.features, model.config.chunk_size, size, world, settings.seed)
+    _require_validation(settings, data)
+    indicator = window_indicators(data.sets, mixture.datasets, policy) if takes_indicator else None
+    objective = PolicyObjective(
+        model, indicator, policy.indicator_dropout, policy.num_draws, settings.loss_weighting.MSE
+    )
+    if objective.positive_share is not None:
+        world.print(f"indicator of the advantage: positive in {objective.positive_share:.1%} of the frames")
+    return Parts(objective, data)
+
+
+def _without_split(mixture: MixtureSettings) -> MixtureSettings:
+    """Return the mixture with all episodes for training."""
+    datasets = [replace(dataset, val_split_ratio=None) for dataset in mixture.datasets]
+    return replace(mixture, datasets=datasets, val_split_ratio=0.0)
+
+
+def _require_validation(settings: SupervisedSettings, data: TrainingData) -> None:
+    if settings.val_freq and data.validation is None:
+        raise ConfigError(
+            "val_freq: expected episodes to validate on, found none; raise dataset_mixture.val_split_ratio, "
+            "give two episodes or more, or set val_freq=0"
+        )
+
+
+def require_divisible(settings: SupervisedSettings, world: World) -> None:
+    """Raise ConfigError unless a step's samples can be shared equally."""
+    parts = world.size * settings.gradient_accumulation_steps
+    if settings.batch_size % parts:
+        raise ConfigError(
+            f"batch_size: expected a multiple of {parts} ({world.size} processes times "
+            f"gradient_accumulation_steps={settings.gradient_accumulation_steps}), found "
+            f"{settings.batch_size}"
+        )

@@ -1,0 +1,162 @@
+"""The directory of a supervised run (requirement 002): settings, processor, W&B's id, the final model.
+
+<output_dir>/<exp_name>/
+  experiment_cfg/config.yaml, conf.yaml    all settings; the same with GR00T's names for some
+  processor/statistics.json, processor_config.json
+  wandb_config.json, metrics.jsonl, train_rank0.log, profiling/
+  checkpoint-{step}/, checkpoint-{step}-best-{metric}_{value}/
+  config.json, model.safetensors, ...      the final model
+"""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pi0 import PI0Policy
+from pi0.pretrained import WEIGHTS
+from pi0.ript.checkpoint import find_checkpoint, lock_directory
+from pi0.ript.checkpoint.files import verify
+from pi0.ript.checkpoint.resuming import require_same_settings, settings
+from pi0.ript.config import ConfigError, save_config
+from pi0.ript.data.frames import FrameSet
+from pi0.ript.data.settings import mixture_weights
+from pi0.ript.data.statistics import FILE_NAME, save_statistics
+from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.results import new_run_directory
+from pi0.ript.supervised.objectives import Model
+from pi0.ript.supervised.settings import SupervisedSettings
+
+REWARD_FILE = "reward.json"
+"""Beside a value function: the reward whose returns it foretells; `pi0-advantage` reads it."""
+
+COPIED = ("experiment_cfg", "processor", "wandb_config.json", REWARD_FILE)
+"""What a checkpoint has a copy of."""
+
+_WANDB_FILE = "wandb_config.json"
+_FREE = (
+    *("exp_name", "output_dir", "overwrite", "logging.*", "distributed.*", "log_freq", "save_freq"),
+    *("save_total_limit", "profile_steps", "memory_limit_gb", "dataset_mixture.num_workers"),
+    *("dataset_mixture.prefetch_factor", "eval.num_workers", "eval.max_episodes_rendered"),
+)
+_ROUNDING_ONLY = (
+    *("device", "gradient_accumulation_steps", "eval.batch_size", "dataset_mixture.in_memory_gib"),
+    "policy.gradient_checkpointing",
+)
+
+
+def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
+    """Return the run's directory, from now on this process's own, and the checkpoint to continue from.
+
+    Raises:
+        RunInUseError: A live process has the directory.
+        ConfigError: It holds something else than a run.
+        ChangedSettingsError: The run there was made with settings that have another result.
+        CheckpointError: None of its checkpoints is valid.
+    """
+    path = Path(config.output_dir).expanduser() / str(config.exp_name)
+    is_run = (path / "experiment_cfg/config.yaml").exists()
+    if path.exists() and any(one.name != ".lock" for one in path.iterdir()):
+        if not is_run and not config.overwrite:
+            raise ConfigError(
+                f"{path}: expected a run of pi0-train or no such directory, found other files; choose "
+                "another output_dir or exp_name (--overwrite moves what is there aside)"
+            )
+        lock_directory(path)
+        if config.overwrite:
+            new_run_directory(path)
+    lock_directory(path)
+    found = find_checkpoint(path, "auto") if is_run and not config.overwrite else None
+    if found:
+        require_same_settings(
+            verify(found, hashes=False)["config"],
+            settings(config),
+            found,
+            _FREE,
+            _ROUNDING_ONLY,
+            "choose another exp_name for a new run, or begin this one again with --overwrite",
+        )
+    return path, found
+
+
+def write_settings(run_dir: Path, config: SupervisedSettings, world_size: int) -> None:
+    """Write experiment_cfg/ and wandb_config.json."""
+    save_config(config, run_dir)
+    values = asdict(config)
+    more = {
+        "max_steps": config.steps,
+        "save_steps": config.save_freq,
+        "logging_steps": config.log_freq,
+        "global_batch_size": config.batch_size,
+        "num_processes": world_size,
+    }
+    conf = OmegaConf.to_yaml(OmegaConf.create({**values, **more}))
+    (run_dir / "experiment_cfg/conf.yaml").write_text(conf, encoding="utf-8")
+    if not (run_dir / _WANDB_FILE).exists():
+        target = {"project": config.logging.wandb_project, "entity": config.logging.wandb_entity}
+        _write(run_dir / _WANDB_FILE, {**target, "run_id": None, "last_step": -1})
+
+
+def write_processor(
+    run_dir: Path,
+    model: Model,
+    sets: list[FrameSet],
+    config: SupervisedSettings,
+    reward: RewardConfig | None,
+) -> None:
+    """Write processor/: how raw data become the model's input, and the numbers for it; and reward.json."""
+    features = model.features
+    made_from = {
+        "datasets": [frames.name for frames in sets],
+        "weights": mixture_weights(config.dataset_mixture),
+        "relative_actions": list(features.relative_actions),
+        "from": "data" if config.policy.statistics == "data" else config.policy.pretrained_path or "data",
+    }
+    save_statistics(run_dir / FILE_NAME, model.statistics, made_from)
+    described: dict[str, Any] = {
+        "features": features.to_dict(),
+        "tokenizer": model.tokenizer.name,
+        "n_obs_steps": config.policy.n_obs_steps,
+    }
+    if isinstance(model, PI0Policy):
+        described |= {
+            "image_size": model.config.vision.image_size,
+            "chunk_size": model.config.chunk_size,
+            "action_freq": config.dataset_mixture.action_freq or sorted({frames.fps for frames in sets}),
+        }
+    _write(run_dir / "processor/processor_config.json", described)
+    if reward is not None:
+        _write(run_dir / REWARD_FILE, asdict(reward))
+
+
+def copy_descriptions(run_dir: Path, target: Path) -> None:
+    """Copy what a checkpoint keeps of its run."""
+    for name in COPIED:
+        source = run_dir / name
+        if source.is_dir():
+            shutil.copytree(source, target / name)
+        elif source.exists():
+            shutil.copy2(source, target / name)
+
+
+def publish_model(run_dir: Path, model: Model) -> None:
+    """Write the final model into the run's directory; whoever reads it meanwhile sees no half of it."""
+    partial = run_dir / ".model.partial"
+    if partial.exists():
+        shutil.rmtree(partial)
+    model.save_pretrained(partial)
+    files = sorted(file for file in partial.rglob("*") if file.is_file())
+    for file in sorted(files, key=lambda file: file.name == WEIGHTS):  # the weights last
+        target = run_dir / file.relative_to(partial)
+        target.parent.mkdir(exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(partial)
+
+
+def _write(path: Path, values: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.replace(path)
