@@ -18,6 +18,7 @@ from pi0.ript.demonstrations.recorder import ROBOTS
 from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.envs.base import Split
 from pi0.ript.evaluate import Evaluation, compare, evaluate, table
 from pi0.ript.recorded_evaluation import record_evaluation
 from pi0.ript.results import new_run_directory, write_evaluation
@@ -54,6 +55,8 @@ class EvalSettings:
     episodes: int = 20
     """Held-out states of each task, one episode from each."""
     first_state: int = 0
+    states: Split = "heldout"
+    """From which the episodes start: held-out ones, or "train", whose rollouts may be trained on."""
     guidance: float = 1.0
     """Towards a positive advantage; 1: the indicator is given, 0: it is withheld."""
     extra_delta_transform: bool | None = None
@@ -87,7 +90,7 @@ def require_usable(settings: EvalSettings) -> Environment:
         suite = environment.suite()
         suite.check(suite.select(environment.tasks))
     last, there_are = settings.first_state + settings.episodes, environment.num_heldout
-    if there_are is not None and last > there_are:
+    if settings.states == "heldout" and there_are is not None and last > there_are:
         raise EvalError(
             f"episodes: {settings.env} has {there_are} held-out states per task, found first_state="
             f"{settings.first_state} and episodes={settings.episodes}"
@@ -115,7 +118,7 @@ def evaluate_policy(settings: EvalSettings) -> tuple[Evaluation, ...]:
     evaluations = []
     with environment.make() as env:
         indices = range(settings.first_state, settings.first_state + settings.episodes)
-        states = [s for task in env.tasks for s in env.initial_states(task, "heldout", indices)]
+        states = [s for task in env.tasks for s in env.initial_states(task, settings.states, indices)]
         for name, path in _paths(settings).items():
             policy = world.first(_load, path, environment, settings, world.device(settings.device))
             evaluations.append(_evaluate(env, environment, policy, states, settings, world))

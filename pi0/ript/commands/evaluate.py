@@ -9,8 +9,11 @@ from typing import Any
 
 import yaml
 
+from pi0.ript.config import ConfigError
+from pi0.ript.config.command_line import key_value_pairs
 from pi0.ript.environments import ENVIRONMENTS
 from pi0.ript.policy_evaluation import EvalError, EvalSettings, evaluate_policy
+from pi0.ript.supervised.rollout_file import read_rollout_settings
 
 _EXAMPLES = """
 examples:
@@ -20,6 +23,7 @@ examples:
   pi0-eval --policy checkpoints/pi0_libero --env libero_10 --tasks 0 8 --device cuda
   pi0-eval --policy improved --env metaworld --recording-root data/rollouts
   pi0-eval --nproc-per-node 2 --policy base --env libero_spatial
+  pi0-eval --config_path=configs/rollout_config.json --policy.pretrained_path=outputs/train/sft_pi0
 
 The states are held out: training never uses them (LIBERO: the benchmark's own 50 per task). Intervals are
 95%: Wilson's for a rate, Newcombe's for the difference of two policies on the same states. One seed gives the
@@ -32,10 +36,10 @@ exit codes: 0 done; 1 failed; 2 unusable arguments; 130 interrupted
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
     try:
-        evaluate_policy(_settings(options))
-    except EvalError as error:
+        evaluate_policy(_settings(parser, options, rest))
+    except (EvalError, ConfigError) as error:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"{parser.prog}: error: {error}\n")
         return 2
@@ -62,13 +66,17 @@ def _parser() -> argparse.ArgumentParser:
             help = f"{help} (default {default})"  # noqa: A001
         parser.add_argument(name, help=help, default=default, **options)
 
-    parser.add_argument("--policy", required=True, help="checkpoint of lerobot or openpi: a directory or "
+    parser.add_argument("--config_path", metavar="FILE", help="JSON or YAML with the sections policy, env "
+        "and eval; then other options are keys of it, --key=value")  # fmt: skip
+    parser.add_argument("--policy", help="checkpoint of lerobot or openpi: a directory or "
         "hub repository; or toy, which is trained here on demonstrations")  # fmt: skip
-    parser.add_argument("--env", required=True, help=", ".join(ENVIRONMENTS))
+    parser.add_argument("--env", help=", ".join(ENVIRONMENTS))
     add("--compare", "another policy, on the same states; differences are its rate minus --policy's")
     add("--tasks", "names or numbers; default: the environment's own choice", nargs="+", metavar="TASK")
     add("--episodes", "held-out states of each task, an episode from each", type=int, metavar="N")
     add("--first-state", "number of the first of them", type=int, metavar="I")
+    add("--states", "held-out states, or train: those whose rollouts may be trained on",
+        choices=("heldout", "train"))  # fmt: skip
     add("--guidance", "towards a positive advantage: 1 indicator given, 0 withheld", type=float)
     add("--seed", "of the policy's noise", type=int)
     add("--videos", "episodes of each task in the video", type=int, metavar="N")
@@ -85,9 +93,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(options: argparse.Namespace) -> EvalSettings:
-    """Return the settings; an option of the environment that is no KEY=VALUE is an EvalError."""
+def _settings(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]
+) -> EvalSettings:
+    """Return the settings; what does not fit together is an EvalError or a ConfigError."""
     values = vars(options)
+    file = values.pop("config_path")
+    if file is not None:
+        if given := [name for name, value in values.items() if value != parser.get_default(name)]:
+            raise EvalError(
+                f"--{given[0].replace('_', '-')}: with --config_path, options are keys of the file, such as "
+                "--policy.pretrained_path=DIR or --eval.n_episodes=50"
+            )
+        return read_rollout_settings(file, key_value_pairs(rest))
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if missing := [name for name in ("policy", "env") if values[name] is None]:
+        parser.error(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
     env_options = {}
     for text in values.pop("env_option") or []:
         key, equals, value = text.partition("=")
