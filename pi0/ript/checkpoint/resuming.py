@@ -125,6 +125,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
-            value = dict(enumerate(value))
+            value = {str(number): entry for number, entry in enumerate(value)}
         flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pi0 import PI0Policy
@@ -16,7 +17,7 @@ from pi0.ript.interruption import StoppedError, setup_signal_handlers, stop_requ
 from pi0.ript.monitoring import monitor_memory, profile_window
 from pi0.ript.recap.training_steps import NonFiniteLossError
 from pi0.ript.report import write_report
-from pi0.ript.results import write_evaluation
+from pi0.ript.results import one_line, write_evaluation
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.optimization import learning_rate_factor, make_optimizer
 from pi0.ript.supervised.parts import make_parts, require_divisible
@@ -115,9 +116,8 @@ class Training:
         if self.state.average is not None:
             self.state.average.update()
         progress.step += 1
-        means = [self.world.sum(one) / settings.batch_size for one in sums]
         return {
-            **dict(zip(objective.figures, means, strict=True)),
+            **self._means(sums, settings.batch_size),
             "gradient_norm": norm,
             "learning_rate": settings.optimizer.lr * factor,
         }
@@ -152,6 +152,8 @@ class Training:
             row["learning_rate"] = progress.recent[-1]["learning_rate"]
         row |= {"epoch": self.parts.data.train.epoch, **measured}
         log_metrics(row | monitor_memory(settings.memory_limit_gb), progress.step)
+        if self.world.rank == 0:
+            tqdm.write(one_line({"step": progress.step, **row}))
         progress.recent.clear()
 
     def _is_due(self, frequency: int) -> bool:
@@ -171,9 +173,13 @@ class Training:
             for batch in bar:
                 key = (self.settings.seed, _VALIDATION)
                 sums += objective.sums(learner, batch, key, is_training=False)
-        means = [self.world.sum(one) / batches.num_frames for one in sums]
-        names = [f"val_{name.removeprefix('train_')}" for name in objective.figures]
-        return dict(zip(names, means, strict=True))
+        means = self._means(sums, batches.num_frames)
+        return {f"val_{name.removeprefix('train_')}": mean for name, mean in means.items()}
+
+    def _means(self, sums: Float[Tensor, " k"], count: int) -> dict[str, float]:
+        """Return the objective's figures, given this process's sums over `count` samples of all processes."""
+        totals = np.sum([part[0] for part in self.world.gather([sums.tolist()])], axis=0)
+        return dict(zip(self.parts.objective.figures, (totals / count).tolist(), strict=True))
 
     def _evaluate(self) -> float:
         """Return the success rate in simulation, and write the evaluation."""

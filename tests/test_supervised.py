@@ -1,0 +1,507 @@
+"""Supervised training: runs on toys, their directories, resuming, labels, and what is refused."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_episodes import make_episode, publish
+
+from pi0 import Indicator, PI0Policy
+from pi0.ript import interruption
+from pi0.ript.checkpoint import ChangedSettingsError, CheckpointError, RunInUseError
+from pi0.ript.config import ConfigError
+from pi0.ript.data import DatasetSettings, MixtureSettings
+from pi0.ript.data.frames import open_frames
+from pi0.ript.distributed import World
+from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
+from pi0.ript.recap.advantages import write_advantages
+from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.report import read_rows
+from pi0.ript.supervised import SupervisedSettings, Training, trainer
+from pi0.ript.supervised.models import DataSummary, make_policy, make_value
+from pi0.ript.supervised.optimization import WeightAverage, learning_rate_factor
+from pi0.ript.supervised.settings import (
+    NormalizationMapping,
+    Optimizer,
+    PolicySettings,
+    Scheduler,
+)
+from pi0.ript.supervised.window_labels import window_indicators, window_returns
+from pi0.value import ValueFunction
+
+OPENED: dict = {}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Five episodes of 3 to 7 frames, 0 and 3 of them failures."""
+    base = tmp_path_factory.mktemp("data")
+    return str(publish(base / "demos", {i: make_episode(i, length=3 + i) for i in range(5)}))
+
+
+@pytest.fixture(autouse=True)
+def once(monkeypatch: pytest.MonkeyPatch):
+    """Data sets are opened once; signal handlers are put back, and nobody has asked to stop."""
+
+    def open_once(settings: DatasetSettings, cameras: tuple[str, ...] = (), gib: float = 0.0):
+        key = repr((settings, cameras, gib))
+        if key not in OPENED:
+            OPENED[key] = open_frames(settings, cameras, gib)
+        return OPENED[key]
+
+    monkeypatch.setattr("pi0.ript.data.training_data.open_frames", open_once)
+    monkeypatch.setattr("pi0.ript.supervised.models.open_frames", open_once)
+    monkeypatch.setattr(trainer, "write_report", lambda run_dir: None)  # plots take a second
+    before = {number: signal.getsignal(number) for number in interruption._SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    interruption._request.code = 0
+
+
+def settings(root: str, output: Path, type: str = "pi0", **changes) -> SupervisedSettings:  # noqa: A002
+    policy = changes.pop("policy", {})
+    reward = RewardConfig(C_neg=-10.0, N_steps_look_ahead=2, number_of_bins=11)
+    mixture = MixtureSettings(
+        datasets=[DatasetSettings(root=root)],
+        num_workers=0,
+        val_split_ratio=0.2,
+        **changes.pop("mixture", {}),
+    )
+    return SupervisedSettings(
+        **{
+            "policy": PolicySettings(**{"type": type, "chunk_size": 4, "reward_config": reward, **policy}),
+            "dataset_mixture": mixture,
+            "batch_size": 4,
+            "steps": 6,
+            "log_freq": 2,
+            "save_freq": 2,
+            "device": "cpu",
+            "optimizer": Optimizer(lr=1e-3),
+            "scheduler": Scheduler(num_warmup_steps=2, decay_lr=0.0),
+            "output_dir": str(output),
+            "exp_name": type,
+            **changes,
+        }
+    )
+
+
+def run(config: SupervisedSettings) -> Path:
+    return Training(config, World()).run()
+
+
+def interrupt_after(training: Training, step: int) -> int:
+    """Send the process a SIGTERM in an optimizer step; return the code that it leaves with."""
+    make_step = training._step
+
+    def step_and_signal() -> dict[str, float]:
+        if training.state.progress.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make_step()
+
+    training._step = step_and_signal
+    with pytest.raises(interruption.StoppedError) as stopped:
+        training.run()
+    training.close()
+    return stopped.value.code
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith("memory")} for row in read_rows(run_dir)]
+
+
+# The run's directory ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory) -> Path:
+    """A run with everything on, never interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "write_report", lambda run_dir: None)
+        return run(everything(root, tmp_path_factory.mktemp("whole")))
+
+
+def everything(root: str, output: Path) -> SupervisedSettings:
+    return settings(root, output, val_freq=3, ema_decay=0.5, save_total_limit=2, steps=7, profile_steps=1)
+
+
+def test_a_run_leaves_its_settings_its_processor_its_checkpoints_and_the_model(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {"experiment_cfg", "processor", "wandb_config.json", "profiling", "metrics.jsonl"} <= names
+    assert {"train_rank0.log", "checkpoint-6", "checkpoint-7"} <= names
+    assert "checkpoint-4" not in names  # save_total_limit
+    conf = (whole / "experiment_cfg/conf.yaml").read_text()
+    assert "max_steps: 7" in conf
+    assert "save_steps: 2" in conf
+    statistics = json.loads((whole / "processor/statistics.json").read_text())["statistics"]
+    described = json.loads((whole / "processor/processor_config.json").read_text())
+    policy = PI0Policy.from_pretrained(whole)
+    assert described["features"]["image_keys"] == list(policy.features.image_keys)
+    np.testing.assert_allclose(statistics["action"]["mean"], policy.statistics["action"]["mean"], rtol=1e-6)
+    assert json.loads((whole / "wandb_config.json").read_text())["run_id"] is None
+    for checkpoint in whole.glob("checkpoint-*"):
+        assert (checkpoint / "experiment_cfg/config.yaml").exists()
+        assert (checkpoint / "processor/statistics.json").exists()
+        PI0Policy.from_pretrained(checkpoint)
+
+
+def test_the_best_checkpoint_is_the_one_with_the_lowest_loss_on_held_out_episodes(whole):
+    (best,) = whole.glob("checkpoint-*-best-val_loss_*")
+    losses = {row["step"]: row["val_loss"] for row in rows(whole) if "val_loss" in row}
+    assert losses.keys() == {3, 6, 7}
+    step = min(losses, key=lambda s: losses[s])
+    assert best.name == f"checkpoint-{step}-best-val_loss_{losses[step]:.4f}"
+
+
+def test_rows_are_means_of_the_steps_since_the_last_and_the_rate_counts_optimizer_steps(whole):
+    found = rows(whole)
+    assert [row["step"] for row in found] == [2, 3, 4, 6, 7]
+    config = everything("", Path())
+    for row in found:
+        factor = learning_rate_factor(row["step"] - 1, 7, config.optimizer, config.scheduler)
+        assert row["learning_rate"] == pytest.approx(1e-3 * factor)
+        assert row["epoch"] == pytest.approx(row["step"] * 4 / 19)  # 25 frames, an episode of 6 held out
+
+
+def test_the_model_is_the_moving_average(whole):
+    average = load_file(whole / "checkpoint-7/average.safetensors")
+    final = dict(PI0Policy.from_pretrained(whole).named_parameters())
+    trained = load_file(whole / "checkpoint-7/trained.safetensors")
+    assert all(torch.equal(final[name], tensor) for name, tensor in average.items())
+    assert not all(torch.equal(final[name], tensor) for name, tensor in trained.items())
+
+
+def test_a_moving_average():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 1.0)
+    average = WeightAverage(model, 0.75)
+    torch.nn.init.constant_(model.weight, 5.0)
+    average.update()
+    with average.applied():
+        assert model.weight.item() == 2.0
+    assert model.weight.item() == 5.0
+
+
+# Resuming ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_happened(root, whole, tmp_path, step):
+    training = Training(everything(root, tmp_path), World())
+    assert interrupt_after(training, step) == 143
+    assert (tmp_path / f"pi0/checkpoint-{step}").exists()
+    run_dir = run(everything(root, tmp_path))
+    assert rows(run_dir) == rows(whole)
+    for name in ("trained", "average"):
+        ours, theirs = (load_file(d / f"checkpoint-7/{name}.safetensors") for d in (run_dir, whole))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert {p.name for p in run_dir.glob("*best*")} == {p.name for p in whole.glob("*best*")}
+    assert (run_dir / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_started_again_stays_as_it_is(root, tmp_path):
+    config = settings(root, tmp_path, val_freq=3, steps=3)
+    before, files = rows(run(config)), (tmp_path / "pi0/model.safetensors").read_bytes()
+    assert rows(run(config)) == before
+    assert (tmp_path / "pi0/model.safetensors").read_bytes() == files
+
+
+def test_changed_settings_are_refused_by_name_unless_they_change_nothing(root, tmp_path, capsys):
+    config = settings(root, tmp_path, steps=2)
+    run(config)
+    changed = replace(config, optimizer=Optimizer(lr=2e-3), seed=1)
+    changed = replace(changed, policy=replace(config.policy, advantage="ignore"))
+    with pytest.raises(ChangedSettingsError) as error:
+        run(changed)
+    for line in ("optimizer.lr: 0.001 -> 0.002", "seed: 0 -> 1", "policy.advantage: 'on' -> 'ignore'"):
+        assert line in str(error.value)
+    assert "--overwrite" in str(error.value)
+    others = replace(config.dataset_mixture, datasets=[DatasetSettings(root=root, episodes=[0, 1])])
+    with pytest.raises(ChangedSettingsError, match=r"datasets\.0\.episodes: None -> \[0, 1\]"):
+        run(replace(config, dataset_mixture=others))
+    run(replace(config, log_freq=1, save_freq=1, gradient_accumulation_steps=2))
+    assert "equal up to rounding" in capsys.readouterr().out
+
+
+def test_overwrite_moves_the_earlier_run_aside(root, tmp_path):
+    run(settings(root, tmp_path, steps=2))
+    run(settings(root, tmp_path, steps=3, overwrite=True))
+    assert (tmp_path / "pi0.1/checkpoint-2").exists()
+    assert (tmp_path / "pi0/checkpoint-3").exists()
+
+
+def test_other_files_are_not_touched_and_a_directory_has_one_writer(root, tmp_path):
+    (tmp_path / "pi0").mkdir()
+    (tmp_path / "pi0/thesis.tex").write_text("years")
+    with pytest.raises(ConfigError, match="found other files"):
+        run(settings(root, tmp_path))
+    first = trainer.open_run(settings(root, tmp_path, exp_name="other"))
+    pid = os.fork()
+    if not pid:
+        try:
+            trainer.open_run(settings(root, tmp_path, exp_name="other"))
+        except RunInUseError:
+            os._exit(3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (0, 3)
+    assert first[1] is None
+
+
+def test_a_failed_write_keeps_what_there_is(root, tmp_path, monkeypatch):
+    training = Training(settings(root, tmp_path, steps=4), World())
+
+    def full(directory: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    make_step = training._step
+
+    def step() -> dict[str, float]:
+        if training.state.progress.step == 3:
+            monkeypatch.setattr(training.state, "write_model", full)
+        return make_step()
+
+    training._step = step
+    with pytest.raises(CheckpointError, match=r"No space left.*make room"):
+        training.run()
+    training.close()
+    assert [p.name for p in (tmp_path / "pi0").glob("*checkpoint*")] == ["checkpoint-2"]
+
+
+# Steps ------------------------------------------------------------------------------------------------------
+
+
+def test_accumulation_changes_nothing_but_rounding(root, tmp_path):
+    made = {}
+    for parts in (1, 4):
+        output = tmp_path / str(parts)
+        made[parts] = run(settings(root, output, steps=3, gradient_accumulation_steps=parts))
+    for one, four in zip(rows(made[1]), rows(made[4]), strict=True):
+        assert four == pytest.approx(one, rel=1e-3)
+
+
+def test_the_schedule_warms_up_then_follows_a_cosine():
+    optimizer, scheduler = Optimizer(lr=1.0), Scheduler(num_warmup_steps=3, num_decay_steps=11, decay_lr=0.1)
+    found = [learning_rate_factor(step, 100, optimizer, scheduler) for step in (0, 1, 2, 3, 7, 11, 50)]
+    assert found == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.55, 0.1, 0.1])
+    constant = replace(scheduler, type="constant")
+    assert learning_rate_factor(50, 100, optimizer, constant) == 1.0
+
+
+def test_success_in_simulation_is_a_best_metric(root, tmp_path, monkeypatch):
+    rates = iter([0.25, 0.75, 0.5])
+
+    class Found:
+        def __init__(self) -> None:
+            self.success_rate = next(rates)
+
+    class Fake:
+        def evaluate(self, policy: PI0Policy) -> Found:
+            assert not policy.training
+            return Found()
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(Training, "_simulation", lambda self: Fake())
+    monkeypatch.setattr(trainer, "write_evaluation", lambda path, found: None)
+    run_dir = run(settings(root, tmp_path, eval_freq=2))
+    assert [row["success"] for row in rows(run_dir)] == [0.25, 0.75, 0.5]
+    assert [p.name for p in run_dir.glob("*-best-*")] == ["checkpoint-4-best-success_0.7500"]
+
+
+def test_frozen_parameters_stay(root, tmp_path):
+    config = settings(root, tmp_path, steps=2, policy={"freeze": "vision"})
+    data = DataSummary(config.dataset_mixture)
+    before = dict(make_policy(config.policy, data, 0, True, "cpu").named_parameters())
+    after = dict(PI0Policy.from_pretrained(run(config)).named_parameters())
+    changed = {name for name, p in after.items() if not torch.equal(p, before[name])}
+    assert changed
+    assert not {n for n in changed if n.startswith("model.vision.") and "projector" not in n}
+
+
+# Starting from a checkpoint ---------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_keeps_its_statistics_and_refuses_another_normalisation(root, whole, tmp_path):
+    data = DataSummary(settings(root, tmp_path).dataset_mixture)
+    start = PolicySettings(pretrained_path=str(whole), n_action_steps=2)
+    policy = make_policy(start, data, 0, True, "cpu")
+    assert policy.config.n_action_steps == 2
+    torch.testing.assert_close(policy.statistics, PI0Policy.from_pretrained(whole).statistics)
+    for changes, expected in (
+        (
+            {"normalization_mapping": NormalizationMapping(STATE="MIN_MAX")},
+            "STATE: expected the model's MEAN_STD",
+        ),
+        ({"max_state_dim": 32}, "max_state_dim: expected the checkpoint's 4, found 32"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            make_policy(replace(start, **changes), data, 0, True, "cpu")
+
+
+def test_a_base_model_takes_statistics_and_widths_of_the_data(root, tmp_path):
+    narrow = DataSummary(settings(root, tmp_path).dataset_mixture)
+    base = make_policy(PolicySettings(max_state_dim=8, max_action_dim=8), narrow, 0, False, "cpu")
+    base.save_pretrained(tmp_path / "base")
+    wide = {i: make_episode(i) for i in range(2)}
+    wide = {
+        i: replace(e, states=np.tile(e.states, 2), actions=np.tile(e.actions, 2)) for i, e in wide.items()
+    }
+    data = DataSummary(settings(str(publish(tmp_path / "wide", wide)), tmp_path).dataset_mixture)
+    start = PolicySettings(pretrained_path=str(tmp_path / "base"), statistics="data")
+    policy = make_policy(start, data, 0, True, "cpu")
+    assert (policy.features.state_dim, policy.features.action_dim) == (8, 6)
+    assert policy.config.indicator == "embedding"
+    assert len(policy.statistics["action"]["mean"]) == 6
+
+
+# Value functions --------------------------------------------------------------------------------------------
+
+
+def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_from(
+    root, tmp_path, monkeypatch
+):
+    from pi0.ript.commands.advantage import label
+
+    optimizer, scheduler = Optimizer(lr=5e-3), Scheduler(type="constant")
+    config = settings(
+        root, tmp_path, "value", steps=50, save_freq=50, batch_size=19, log_freq=50, val_freq=50
+    )
+    run_dir = run(replace(config, optimizer=optimizer, scheduler=scheduler))
+    (row,) = rows(run_dir)
+    assert {"train_accuracy", "val_loss", "val_accuracy", "val_error"} <= row.keys()
+    value = ValueFunction.from_pretrained(run_dir)
+    data = trainer.make_parts(config, World())
+    batch = next(data.data.train)
+    loss = value.loss(batch, torch.from_numpy(data.objective.returns[batch["window"]].numpy()))
+    assert loss.accuracy > 0.9
+    reward = json.loads((run_dir / "reward.json").read_text())
+    assert reward["reward_normalizer"] == 16.0  # 7 frames, less one, plus 10
+    found = label(run_dir, None, [Path(root)], positive_fraction=0.4)
+    assert found.positive_share[root] == pytest.approx(0.4, abs=0.02)
+    again = replace(config, exp_name="finetune", steps=2)
+    tuned = run(replace(again, policy=replace(config.policy, pretrained_path=str(run_dir))))
+    ours, theirs = (load_file(d / "model.safetensors") for d in (tuned, run_dir))
+    assert max((ours[name] - theirs[name]).abs().max() for name in theirs) < 0.02
+    wrong = replace(config.policy, pretrained_path=str(run_dir), reward_config=RewardConfig())
+    with pytest.raises(ConfigError, match="number_of_bins: expected the checkpoint's 11, found 201"):
+        make_value(wrong, DataSummary(config.dataset_mixture), 0, "cpu")
+
+
+def test_a_value_expert_reads_a_policy_that_stays_as_it_is(root, whole, tmp_path):
+    config = settings(root, tmp_path, "value", steps=2, policy={"policy_path": str(whole), "width": 16})
+    run_dir = run(config)
+    value = ValueFunction.from_pretrained(run_dir, PI0Policy.from_pretrained(whole))
+    assert value.config.form == "expert"
+    separate = make_value(
+        replace(config.policy, form="separate"), DataSummary(config.dataset_mixture), 0, "cpu"
+    )
+    policy = dict(PI0Policy.from_pretrained(whole).model.named_parameters())
+    for name, parameter in separate.named_parameters():
+        assert not name.startswith(("vision.", "vlm.")) or torch.equal(parameter, policy[name])
+
+
+def test_returns_are_numbered_as_windows_are(root, tmp_path):
+    mixture = settings(root, tmp_path).dataset_mixture
+    sets = DataSummary(mixture).sets
+    returns, reward = window_returns(sets, mixture.datasets, RewardConfig(C_neg=-10.0))
+    assert reward.normalizer == 16.0
+    failed = np.arange(-2, 1) - 10.0  # episode 0, of 3 frames
+    np.testing.assert_allclose(returns[:3] * 16, failed)
+    np.testing.assert_allclose(returns[3:7] * 16, np.arange(-3, 1))
+
+
+def test_labels_are_read_without_content(root):
+    whole, labels = load_episodes(root), load_labels(root)
+    assert labels.labels == whole.labels
+    assert np.array_equal(labels.starts, whole.starts)
+    assert (labels.fps, labels.collection) == (whole.fps, whole.collection)
+    assert labels.images == {}
+
+
+# Advantages -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(root, tmp_path) -> tuple[MixtureSettings, np.ndarray]:
+    """The episodes with an advantage for each frame, thresholds of each task, and a second set without."""
+    episodes = {i: make_episode(i, length=3 + i) for i in range(5)}
+    path = publish(tmp_path / "labelled", episodes)
+    advantages = np.round(np.random.default_rng(0).normal(size=25), 6)
+    lineage = {"epsilon": {"suite/thing-0": 0.5, "suite/thing-1": -0.5}}
+    write_advantages(path, load_episodes(path), advantages, lineage)
+    datasets = [DatasetSettings(root=root, advantage="on"), DatasetSettings(root=str(path))]
+    return MixtureSettings(datasets=datasets, num_workers=0, val_split_ratio=0.0), advantages
+
+
+def test_indicators_are_those_of_the_advantages(labelled):
+    mixture, advantages = labelled
+    sets = DataSummary(mixture).sets
+    task = np.repeat([0, 1, 0, 1, 0], [3, 4, 5, 6, 7])
+    for threshold, limits in ((None, np.where(task == 0, 0.5, -0.5)), (0.1, 0.1)):
+        policy = PolicySettings(advantage="use", advantage_threshold=threshold)
+        found = window_indicators(sets, mixture.datasets, policy)
+        assert (found[:25] == Indicator.POSITIVE).all()  # of the set that says so itself
+        expected = np.where(advantages > limits, Indicator.POSITIVE, Indicator.NEGATIVE)
+        assert np.array_equal(found[25:], expected)
+
+
+def test_training_by_advantage_gives_each_window_its_own_indicator(labelled, tmp_path, monkeypatch):
+    mixture, advantages = labelled
+    config = settings("", tmp_path, steps=3, policy={"advantage": "use", "advantage_threshold": 0.0})
+    training = Training(replace(config, dataset_mixture=mixture), World())
+    given = []
+
+    def see(_: torch.nn.Module, arguments: tuple) -> None:
+        given.append((arguments[0]["window"].numpy(), arguments[1].numpy()))
+
+    training.learner.register_forward_pre_hook(see)
+    training.run()
+    windows, found = (np.concatenate(parts) for parts in zip(*given, strict=True))
+    assert (found == Indicator.NONE).any()  # withheld
+    kept = found != Indicator.NONE
+    everything = np.concatenate([np.ones(25), advantages])
+    expected = np.where(everything[windows] > 0.0, Indicator.POSITIVE, Indicator.NEGATIVE)
+    assert np.array_equal(found[kept], expected[kept])
+
+
+def test_what_has_no_advantage_is_an_error_or_what_was_chosen(root, labelled, tmp_path):
+    plain = settings(root, tmp_path).dataset_mixture
+    with pytest.raises(EpisodeDataError, match=r"advantages\.json is missing; compute"):
+        window_indicators(DataSummary(plain).sets, plain.datasets, PolicySettings(advantage="use"))
+    path = Path(str(labelled[0].datasets[1].root))
+    entries = json.loads((path / "meta/advantages.json").read_text())
+    (path / "meta/advantages_lineage.json").unlink()  # as OpenTau's script writes: no lineage
+    kept = dict(list(entries.items())[:20])
+    (path / "meta/advantages.json").write_text(json.dumps(kept))
+    mixture = MixtureSettings(datasets=[DatasetSettings(root=str(path))])
+    use = PolicySettings(advantage="use", advantage_threshold=0.0)
+    with pytest.raises(EpisodeDataError, match="5 of 25 frames have no advantage"):
+        window_indicators(DataSummary(mixture).sets, mixture.datasets, use)
+    for name, expected in (("positive", Indicator.POSITIVE), ("negative", Indicator.NEGATIVE)):
+        found = window_indicators(
+            DataSummary(mixture).sets, mixture.datasets, replace(use, missing_advantage=name)
+        )
+        assert (found[20:] == expected).all()
+    mixture.datasets[0].episodes = [0, 1, 2]  # all of whose frames have one
+    with pytest.raises(EpisodeDataError, match="names no threshold"):
+        window_indicators(DataSummary(mixture).sets, mixture.datasets, replace(use, advantage_threshold=None))
+    window_indicators(DataSummary(mixture).sets, mixture.datasets, use)
+
+
+def test_without_a_split_all_episodes_are_trained_on_and_validation_needs_one(root, tmp_path):
+    parts = trainer.make_parts(settings(root, tmp_path), World())
+    assert parts.data.validation is None
+    assert sum(map(len, parts.data.training_rows)) == 25
+    one = settings(root, tmp_path, val_freq=2)
+    one.dataset_mixture.datasets[0].episodes = [1]
+    with pytest.raises(ConfigError, match="val_freq: expected episodes to validate on"):
+        trainer.make_parts(one, World())
+    with pytest.raises(ConfigError, match="batch_size: expected a multiple of 3"):
+        Training(settings(root, tmp_path, batch_size=4, gradient_accumulation_steps=3), World())
