@@ -8,10 +8,12 @@ PYTHON=${PYTHON:-python}
 CONFIGS=${CONFIGS:-configs}
 export OMP_NUM_THREADS=1
 
-small_demos='' small_train='' small_eval=''
+small_demos='' small_train='' small_eval='' evaluated=''
 if [ "${SCALE:-toy}" = toy ]; then
     small_demos='--episodes 10'
     small_train='--steps=6 --save_freq=3 --val_freq=3 --log_freq=1 --batch_size=8'
+    evaluated='--eval_freq=6 --env.type=metaworld --env.task=button-press-v3 --env.episode_length=20
+        --eval.n_episodes=2 --eval.batch_size=2'
     small_eval='--eval.num_episodes=4 --env.num_envs=4 --env.episode_length=20 --eval.save_videos=false'
 fi
 train() { $PYTHON -m pi0.ript.commands.launch train "$@"; }
@@ -21,7 +23,7 @@ $PYTHON -m pi0.ript.demonstrations.command --env metaworld --task button-press-v
     --episodes 40 $small_demos --output data/demonstrations
 
 echo '== Stage 1: SFT'
-train --config_path="$CONFIGS/sft_pi0_config.json" $small_train
+train --config_path="$CONFIGS/sft_pi0_config.json" $small_train $evaluated
 SFT_CHECKPOINT=outputs/train/sft_pi0
 
 echo '== Stage 2: value function'

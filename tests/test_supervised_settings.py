@@ -1,0 +1,242 @@
+"""The files of supervised training: the guide's keys, aliases, checks, and the commands that take them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pi0.ript.commands import evaluate as evaluate_command
+from pi0.ript.commands.advantage import read_mixture
+from pi0.ript.config import ConfigError
+from pi0.ript.policy_evaluation import EvalError
+from pi0.ript.scripts import train as train_script
+from pi0.ript.supervised import read_settings
+from pi0.ript.supervised.checks import check_settings
+from pi0.ript.supervised.command_line import parse_settings
+from pi0.ript.supervised.rollout_file import read_rollout_settings
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MIXTURE = {
+    "datasets": [
+        {"repo_id": "physical-intelligence/libero", "episodes": [0, 1, 2]},
+        {"repo_id": "OpenTau/libero-rollouts", "root": "some/rollouts"},
+    ],
+    "weights": [1.0, 1.0],
+    "action_freq": 10.0,
+    "image_resample_strategy": "nearest",
+    "vector_resample_strategy": "nearest",
+}
+GUIDE_POLICY = {
+    "type": "pi0",
+    "pretrained_path": "lerobot/pi0",
+    "advantage": "use",
+    "advantage_threshold": -0.012345,
+    "n_obs_steps": 1,
+    "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"},
+    "tokenizer_max_length": 100,
+}
+GUIDE_VALUE = {
+    "type": "value",
+    "n_obs_steps": 1,
+    "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "VALUE": "MEAN_STD"},
+    "max_state_dim": 32,
+    "tokenizer_max_length": 52,
+    "reward_config": {
+        "number_of_bins": 201,
+        "C_neg": -1000.0,
+        "reward_normalizer": 1600,
+        "N_steps_look_ahead": 50,
+    },
+}
+GUIDE_ROLLOUT = {
+    "policy": {"type": "pi0", "pretrained_path": "some/checkpoint", "n_obs_steps": 1},
+    "env": {"suite": "libero", "task": "libero_10", "task_ids": [8], "num_envs": 1},
+    "eval": {"num_episodes": 300, "save_videos": True, "save_rollouts": True},
+}
+
+
+@pytest.fixture
+def written(tmp_path: Path):
+    """Return a function that writes values as a JSON file."""
+
+    def write(**values) -> str:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(values))
+        return str(path)
+
+    return write
+
+
+def test_the_guides_policy_file_is_taken_as_it_is(written, capsys):
+    settings = read_settings(written(dataset_mixture=MIXTURE, policy=GUIDE_POLICY))
+    check_settings(settings)
+    assert settings.policy.advantage_threshold == -0.012345
+    assert settings.policy.normalization_mapping.ACTION == "MEAN_STD"
+    assert [dataset.episodes for dataset in settings.dataset_mixture.datasets] == [[0, 1, 2], None]
+    assert not capsys.readouterr().out
+
+
+def test_the_guides_value_file_is_taken_as_it_is(written):
+    settings = read_settings(
+        written(dataset_mixture=MIXTURE, policy=GUIDE_VALUE, loss_weighting={"MSE": 0, "CE": 1})
+    )
+    check_settings(settings)
+    reward = settings.policy.reward_config
+    assert (reward.C_neg, reward.normalizer, reward.N_steps_look_ahead) == (-1000.0, 1600.0, 50)
+
+
+def test_the_guides_rollout_file_becomes_an_evaluation_with_a_notice_for_each_key(written, capsys):
+    settings = read_rollout_settings(written(**GUIDE_ROLLOUT), ["--policy.pretrained_path=mine"])
+    assert (settings.policy, settings.env, settings.tasks) == ("mine", "libero_10", [8])
+    assert (settings.episodes, settings.videos) == (300, 16)
+    assert settings.env_options == {"num_parallel_envs": 1}
+    assert settings.recording_root == Path("data/rollouts")
+    said = capsys.readouterr().out
+    for old, new in {
+        "env.suite": "env.type",
+        "env.num_envs": "eval.batch_size",
+        "eval.num_episodes": "eval.n_episodes",
+        "eval.save_videos": "eval.max_episodes_rendered",
+        "eval.save_rollouts": "eval.recording_root",
+    }.items():
+        assert f"{old} is {new} here" in said
+
+
+@pytest.mark.parametrize("name", ["sft_pi0", "value_pretrain", "value_finetune", "pi0_finetune"])
+def test_our_training_files_are_usable(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    settings = read_settings(f"configs/{name}_config.json")
+    start = settings.policy.pretrained_path  # of an earlier stage, or toy
+    assert start in (None, "toy") or start.startswith("outputs/train/")
+    check_settings(replace(settings, policy=replace(settings.policy, pretrained_path=None)))
+
+
+def test_our_other_files_are_usable():
+    settings = read_rollout_settings(CONFIGS / "rollout_config.json")
+    assert settings.states == "train"
+    assert settings.recording_root == Path("data/rollouts")
+    assert read_mixture(CONFIGS / "advantage_calc_config.json") == [
+        Path("data/demonstrations"),
+        Path("data/rollouts"),
+    ]
+
+
+def test_other_trainers_keys(written):
+    settings = read_settings(
+        written(
+            dataset_mixture=MIXTURE,
+            policy={"train_expert_only": True, "prompt_max_length": 64},
+            max_steps=7,
+            action_chunk=10,
+            last_checkpoint_only=True,
+            wandb={"enable": True, "project": "mine"},
+            use_policy_training_preset=True,
+        )
+    )
+    assert (settings.steps, settings.policy.chunk_size, settings.save_total_limit) == (7, 10, 1)
+    assert (settings.policy.freeze, settings.policy.tokenizer_max_length) == ("expert_only", 64)
+    assert (settings.logging.use_wandb, settings.logging.wandb_project) == (True, "mine")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"polcy": {"type": "pi0"}}, "unknown key 'polcy.type'; did you mean 'policy.type'"),
+        ({"policy": {"advantage_treshold": 1}}, "did you mean 'policy.advantage_threshold'"),
+        ({"dataset_mixture": {"datasets": [{"repo": "x"}]}}, r"datasets\[0\]: unknown key 'repo'.*'repo_id'"),
+        ({"dataset_mixture": {"datasets": [{"repo_id": [1]}]}}, "dataset_mixture.datasets: "),
+        ({"steps": "many"}, "steps: expected a whole number, found 'many'"),
+        ({"policy": {"reward_config": {"C_neg": 5}}}, "C_neg: expected at most 0, found 5"),
+        ({"steps": 3, "max_steps": 4}, "max_steps=4 contradicts steps=3"),
+        ({"last_checkpoint_only": "yes please"}, r"expected true or false \(or save_total_limit\)"),
+    ],
+)
+def test_a_wrong_file_is_refused(written, values, message):
+    with pytest.raises(ConfigError, match=message):
+        read_settings(written(**values))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("policy.type=pi9", "policy.type: expected one of pi0, value, found 'pi9'"),
+        ("policy.n_obs_steps=2", "policy.n_obs_steps: expected one of 1, found 2"),
+        ("batch_size=0", "batch_size: expected at least 1"),
+        ("optimizer.lr=0", "optimizer.lr: expected a number above 0"),
+        ("optimizer.betas=[0.9]", "optimizer.betas: expected two numbers"),
+        ("gradient_accumulation_steps=5", "batch_size: expected a multiple of gradient_accumulation_steps=5"),
+        ("ema_decay=1.0", "ema_decay: expected a number between 0 and 1"),
+        ("exp_name=../x", "exp_name: expected a name for a directory"),
+        ("policy.pretrained_path=nowhere", "policy.pretrained_path: nothing at 'nowhere'"),
+        ("policy.policy_path=toy", "policy.policy_path: belongs to a value function"),
+        ("loss_weighting.MSE=0", "loss_weighting.MSE: a policy learns by"),
+        ("eval_freq=5", "eval_freq: expected an environment"),
+        ("eval.recording_root=x", "eval.recording_root: training keeps no rollouts"),
+        ("policy.normalization_mapping.VISUAL=MEAN_STD", "VISUAL: expected one of IDENTITY"),
+        ("dataset_mixture.weights=[1]", r"weights: expected one per data set \(2\), found 1"),
+        ("device=gpu", "device: expected cpu, cuda"),
+    ],
+)
+def test_wrong_settings_are_named(written, override, message):
+    settings = read_settings(written(dataset_mixture=MIXTURE), [override])
+    with pytest.raises(ConfigError, match=message):
+        check_settings(settings)
+
+
+def test_a_value_function_does_not_act(written):
+    path = written(dataset_mixture=MIXTURE, policy=GUIDE_VALUE)
+    with pytest.raises(ConfigError, match="eval_freq: a value function does not act"):
+        check_settings(read_settings(path, ["eval_freq=5", "env.type=metaworld"]))
+    with pytest.raises(ConfigError, match="pretrained_path: expected the directory of a value function"):
+        check_settings(read_settings(path, ["policy.pretrained_path=nowhere"]))
+
+
+def test_an_environment_is_checked_before_training(written):
+    path = written(dataset_mixture=MIXTURE)
+    with pytest.raises(ConfigError, match=r"env: unknown task 'buton-press-v3'.*button-press-v3"):
+        check_settings(read_settings(path, ["eval_freq=5", "env.type=metaworld", "env.task=buton-press-v3"]))
+
+
+def test_the_command_line(written, capsys):
+    path = written(dataset_mixture=MIXTURE)
+    settings = parse_settings(
+        [f"--config_path={path}", "--policy.advantage=on", "--steps", "3", "--overwrite", "optimizer.lr=1e-4"]
+    )
+    assert (settings.policy.advantage, settings.steps, settings.overwrite) == ("on", 3, True)
+    assert (settings.optimizer.lr, settings.exp_name) == (1e-4, "pi0")
+    with pytest.raises(SystemExit) as left:
+        parse_settings([f"--config_path={path}", "--stepz=3", "--log_freq=0"])
+    assert left.value.code == 2
+    assert "did you mean 'steps'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    assert "reward_config.N_steps_look_ahead=50" in capsys.readouterr().out
+
+
+def test_missing_data_and_accelerates_other_engines_are_one_line(written, tmp_path, monkeypatch, capsys):
+    mixture = {"datasets": [{"repo_id": "x", "root": str(tmp_path / "nothing")}]}
+    arguments = [f"--config_path={written(dataset_mixture=mixture)}", f"--output_dir={tmp_path / 'out'}"]
+    assert train_script.main([*arguments, "--device=cpu"]) == 2
+    assert "no LeRobotDataset: expected meta/info.json" in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert train_script.main(arguments) == 2
+    assert "found FSDP" in capsys.readouterr().err
+
+
+def test_pi0_eval_takes_a_file_or_options_but_not_both(written, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluate_command, "evaluate_policy", seen.append)
+    path = written(**GUIDE_ROLLOUT)
+    assert evaluate_command.main([f"--config_path={path}", "--eval.num_episodes=7"]) == 0
+    assert evaluate_command.main(["--policy", "toy", "--env", "metaworld", "--states", "train"]) == 0
+    assert [(s.episodes, s.states) for s in seen] == [(7, "heldout"), (20, "train")]
+    assert evaluate_command.main([f"--config_path={path}", "--episodes", "7"]) == 2
+    assert "options are keys of the file" in capsys.readouterr().err
+    assert evaluate_command.main([f"--config_path={path}", "--eval.n_episode=7"]) == 2
+    assert "did you mean 'eval.n_episodes'" in capsys.readouterr().err
+    for arguments, message in ((["--env", "metaworld"], "--policy"), (["--polcy", "x"], "unrecognized")):
+        with pytest.raises(SystemExit):
+            evaluate_command.main(arguments)
+        assert message in capsys.readouterr().err
+    assert issubclass(EvalError, ValueError)
