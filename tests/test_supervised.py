@@ -24,7 +24,7 @@ from pi0.ript.recap.advantages import write_advantages
 from pi0.ript.recap.returns import RewardConfig
 from pi0.ript.report import read_rows
 from pi0.ript.supervised import SupervisedSettings, Training, trainer
-from pi0.ript.supervised.models import DataSummary, make_policy, make_value
+from pi0.ript.supervised.models import DataSummary, make_policy
 from pi0.ript.supervised.optimization import WeightAverage, learning_rate_factor
 from pi0.ript.supervised.settings import (
     NormalizationMapping,
@@ -32,6 +32,7 @@ from pi0.ript.supervised.settings import (
     PolicySettings,
     Scheduler,
 )
+from pi0.ript.supervised.value_models import make_value
 from pi0.ript.supervised.window_labels import window_indicators, window_returns
 from pi0.value import ValueFunction
 

@@ -6,9 +6,10 @@ from pi0.ript.config import ConfigError
 from pi0.ript.data import MixtureSettings, TrainingData, make_training_data
 from pi0.ript.distributed import World
 from pi0.ript.recap.returns import RewardConfig
-from pi0.ript.supervised.models import DataSummary, make_policy, make_value
+from pi0.ript.supervised.models import DataSummary, make_policy
 from pi0.ript.supervised.objectives import Objective, PolicyObjective, ValueObjective
 from pi0.ript.supervised.settings import SupervisedSettings
+from pi0.ript.supervised.value_models import make_value
 from pi0.ript.supervised.window_labels import advantage_modes, window_indicators, window_returns
 
 
