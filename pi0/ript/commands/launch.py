@@ -33,7 +33,7 @@ class Command:
 
 COMMANDS = {
     "train": Command("pi0.ript.scripts.train", is_parallel=True),
-    "recap": Command("pi0.ript.scripts.recap", is_parallel=False),
+    "recap": Command("train_ript_pi0_final", is_parallel=True),
     "eval": Command("pi0.ript.commands.evaluate", is_parallel=True),
     "doctor": Command("pi0.ript.commands.doctor", is_parallel=False),
 }
