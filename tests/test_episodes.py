@@ -243,6 +243,17 @@ def test_missing_success_labels_are_an_error_unless_assumed(tmp_path: Path):
     ]
 
 
+def test_a_set_with_other_columns_is_an_error(tmp_path: Path):
+    root = publish(tmp_path / "set", {0: make_episode(0)})
+    for path in root.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(
+            table.rename_columns([n.replace("action", "command") for n in table.column_names]), path
+        )
+    with pytest.raises(EpisodeDataError, match=r"no column 'action' in its frames, there are .*command"):
+        load_episodes(root)
+
+
 def test_small_images_are_stored_without_loss_by_default():
     assert default_storage(64) == "image"
     assert default_storage(256) == "video"

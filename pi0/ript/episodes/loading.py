@@ -84,8 +84,8 @@ def load_episodes(directory: str | Path, *, assume_success: bool = False) -> Epi
             images[key.removeprefix(IMAGE_PREFIX)] = _read_video(root, info, key, episodes)
     return EpisodeSet(
         images=images,
-        states=_matrix(frames, "observation.state"),
-        actions=_matrix(frames, "action"),
+        states=_matrix(root, frames, "observation.state"),
+        actions=_matrix(root, frames, "action"),
         starts=starts,
         lengths=lengths,
         labels=tuple(_labels(root, episodes, frames, starts, assume_success)),
@@ -158,7 +158,12 @@ def _read_tables(root: Path, folder: str, only: Collection[str] | None = None) -
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _matrix(frames: pa.Table, name: str) -> Float32[np.ndarray, "n d"]:
+def _matrix(root: Path, frames: pa.Table, name: str) -> Float32[np.ndarray, "n d"]:
+    if name not in frames.column_names:
+        raise EpisodeDataError(
+            f"{root}: no column {name!r} in its frames, there are {', '.join(frames.column_names)}; rename "
+            "the data set's columns to lerobot's names"
+        )
     column = frames.column(name).combine_chunks()
     return column.flatten().to_numpy().astype(np.float32, copy=False).reshape(len(frames), -1)
 
