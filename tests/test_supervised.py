@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -384,8 +385,9 @@ def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_fro
     assert loss.accuracy > 0.9
     reward = json.loads((run_dir / "reward.json").read_text())
     assert reward["reward_normalizer"] == 16.0  # 7 frames, less one, plus 10
-    found = label(run_dir, None, [Path(root)], positive_fraction=0.4)
-    assert found.positive_share[root] == pytest.approx(0.4, abs=0.02)
+    copied = Path(shutil.copytree(root, tmp_path / "copied"))
+    found = label(run_dir, None, [copied], positive_fraction=0.4)
+    assert found.positive_share[str(copied)] == pytest.approx(0.4, abs=0.02)
     again = replace(config, exp_name="finetune", steps=2)
     tuned = run(replace(again, policy=replace(config.policy, pretrained_path=str(run_dir))))
     ours, theirs = (load_file(d / "model.safetensors") for d in (tuned, run_dir))

@@ -17,7 +17,7 @@ from pi0.ript.interruption import StoppedError, setup_signal_handlers, stop_requ
 from pi0.ript.monitoring import monitor_memory, profile_window
 from pi0.ript.recap.training_steps import NonFiniteLossError
 from pi0.ript.report import write_report
-from pi0.ript.results import one_line, write_evaluation
+from pi0.ript.results import write_evaluation
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.optimization import learning_rate_factor, make_optimizer
 from pi0.ript.supervised.parts import make_parts, require_divisible
@@ -153,7 +153,9 @@ class Training:
         row |= {"epoch": self.parts.data.train.epoch, **measured}
         log_metrics(row | monitor_memory(settings.memory_limit_gb), progress.step)
         if self.world.rank == 0:
-            tqdm.write(one_line({"step": progress.step, **row}))
+            tqdm.write(
+                "  ".join(f"{name} {value:.4g}" for name, value in {"step": progress.step, **row}.items())
+            )
         progress.recent.clear()
 
     def _is_due(self, frequency: int) -> bool:
