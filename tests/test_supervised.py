@@ -126,11 +126,11 @@ def whole(root, tmp_path_factory) -> Path:
     """A run with everything on, never interrupted."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "write_report", lambda run_dir: None)
-        return run(everything(root, tmp_path_factory.mktemp("whole")))
+        return run(replace(everything(root, tmp_path_factory.mktemp("whole")), profile_steps=1))
 
 
 def everything(root: str, output: Path) -> SupervisedSettings:
-    return settings(root, output, val_freq=3, ema_decay=0.5, save_total_limit=2, steps=7, profile_steps=1)
+    return settings(root, output, val_freq=3, ema_decay=0.5, save_total_limit=2, steps=7)
 
 
 def test_a_run_leaves_its_settings_its_processor_its_checkpoints_and_the_model(whole):
