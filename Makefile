@@ -24,7 +24,7 @@ demo: setup
 	@OMP_NUM_THREADS=1 $(PYTHON) train_ript_pi0_final.py --config_path configs/demo.yaml
 
 test: setup
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-gpu: setup
 	@$(PYTHON) -m pytest -m gpu

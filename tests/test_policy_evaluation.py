@@ -186,7 +186,7 @@ def test_unusable_arguments(policies, tmp_path, capsys, extra, message):
     ("changes", "message"),
     [
         ({"image_keys": ("observation.images.wrist",)}, "camera_names: the policy takes ['wrist']"),
-        ({"action_dim": 3}, "action_dim: the policy has 3, the environment 4"),
+        ({"action_dim": 3}, "action: expected float32 (3,), found float32 (4,)"),
     ],
 )
 def test_a_policy_of_another_robot(tmp_path, capsys, changes, message):

@@ -157,10 +157,12 @@ def test_the_budget_counts_what_the_run_does(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_the_configurations_of_the_repository_are_valid(file, monkeypatch):
+def test_the_configurations_of_the_repository_are_valid(file, tmp_path):
     config = load_config_from_yaml(file, schema=RecapConfig)
-    if config.device == "cuda":  # what needs a GPU and a checkpoint is checked without them
-        overrides = ["device=cpu", "policy_path=someone/pi0"]
+    if config.device == "cuda":  # what needs a GPU, a checkpoint and data is checked without them
+        (tmp_path / "meta").mkdir()
+        (tmp_path / "meta/info.json").write_text("{}")
+        overrides = ["device=cpu", "policy_path=someone/pi0", f"demonstrations.root={tmp_path}"]
         config = load_config_from_yaml(file, overrides, schema=RecapConfig)
     validate_recap(config)
 
@@ -174,7 +176,7 @@ def test_the_configurations_of_the_repository_are_valid(file, monkeypatch):
         ("rollouts.pool_size=3", "2 rounds of 2 states need 4 different ones, there are 3"),
         ("demonstrations.root=/nowhere", "no LeRobotDataset at '/nowhere'"),
         ("demonstrations.operator=hesitant", "demonstrations: "),
-        ("task.task_names=[assembly-v3]", "nobody can demonstrate assembly-v3"),
+        ("task.benchmark_name=libero_10 task.task_names=[8]", "nobody can demonstrate"),
         ("skip_sft=true", "a toy policy is made by SFT"),
         ("policy_path=nowhere/at/all", "policy_path: nothing at 'nowhere/at/all'"),
         ("device=tpu", "device: expected cpu, cuda"),
@@ -182,7 +184,7 @@ def test_the_configurations_of_the_repository_are_valid(file, monkeypatch):
 )
 def test_wrong_settings_are_refused_before_any_work(override, said):
     with pytest.raises(ConfigError) as error:
-        validate_recap(config_of(override))
+        validate_recap(config_of(*override.split()))
     assert said in str(error.value)
 
 
