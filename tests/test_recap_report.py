@@ -281,7 +281,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, run_dir):
     path.write_text("no archive")
     with pytest.raises(EpisodeDataError, match="expected arrays in NumPy's npz format"):
         read_labelled_frames(path)
-    (tmp_path / "round-2").mkdir()
+    (tmp_path / "round-2/rollouts").mkdir(parents=True)
     (tmp_path / "round-2/rollouts/dataset").symlink_to(run_dir / "round-2/rollouts/dataset")
     put_labels(tmp_path / "round-2", {"rollouts-2": chains(0, 3).episodes}, EPSILON)
     with pytest.raises(EpisodeDataError, match="rollouts-2/lengths: expected those of the 9 episodes"):

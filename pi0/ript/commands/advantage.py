@@ -19,6 +19,7 @@ from pi0.ript.recap.advantages import (
     coverage,
     is_positive,
     percentiles,
+    require_share,
     thresholds,
     write_advantages,
 )
@@ -72,6 +73,7 @@ def label(
         batch_size: Frames per forward pass.
     """
     where = require_device(device)
+    require_share(positive_fraction)
     reward = _reward(directory)
     reads = PI0Policy.from_pretrained(policy, device=where) if policy else None
     value = ValueFunction.from_pretrained(directory, reads).to(where)

@@ -55,8 +55,7 @@ def threshold(advantages: Float64[np.ndarray, " n"], positive_fraction: float) -
     Raises:
         ValueError: The share is not in [0, 1], or no frame has an advantage.
     """
-    if not 0.0 <= positive_fraction <= 1.0:
-        raise ValueError(f"positive_fraction: expected a share in [0, 1], found {positive_fraction}")
+    require_share(positive_fraction)
     ranked = np.sort(advantages[np.isfinite(advantages)])[::-1]
     n = len(ranked)
     if n == 0:
@@ -72,6 +71,12 @@ def threshold(advantages: Float64[np.ndarray, " n"], positive_fraction: float) -
     low, high = float(ranked[k]), float(ranked[k - 1])
     middle = low + (high - low) / 2
     return middle if middle < high else low
+
+
+def require_share(positive_fraction: float) -> None:
+    """Raise ValueError unless the share of positive frames that is asked for is one."""
+    if not 0.0 <= positive_fraction <= 1.0:
+        raise ValueError(f"positive_fraction: expected a share in [0, 1], found {positive_fraction}")
 
 
 def thresholds(

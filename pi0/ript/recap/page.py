@@ -10,9 +10,7 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
-from pi0.ript import report
-
-_TEMPLATE = Path(report.__file__).with_name("page.html")
+_TEMPLATE = Path(__file__).parents[1] / "page.html"
 _STYLE = """figure { margin: 0 0 1.2rem } figure img { width: auto; max-width: 100% }
 figcaption { color: #616e7c; font-size: 13px } h3 { margin: 1.2rem 0 .3rem; font-size: 1rem }
 td:first-child, th:first-child, .text td, .text th { text-align: left }
