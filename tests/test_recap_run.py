@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -213,3 +214,29 @@ def test_the_file_says_which_algorithm_it_is_for(capsys):
     with pytest.raises(SystemExit):
         parse_config([f"--config_path={DEMO}"])
     assert "train_ript_pi0_final.py runs RECAP" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_go_on_after_a_stop(outcome, tmp_path):
+    """Under torchrun, stopped once by SIGTERM: every stage, and the figures of one process to rounding."""
+    port = str(20000 + os.getpid() % 9999)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", port),
+        *(str(recap_runs.SCRIPT), f"--config_path={DEMO}", f"output_dir={tmp_path}", *SHRUNK),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment)
+    while not (tmp_path / "demo/sft").exists():
+        assert first.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.2)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() != 0
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    stages = json.loads((tmp_path / "demo/recap_state.json").read_text())["stages"]
+    alone = outcome["whole"]
+    assert list(stages) == STAGES
+    assert hashes(stages)["demonstrations"] == hashes(alone)["demonstrations"]
+    assert stages["sft"]["figures"]["loss"] == pytest.approx(alone["sft"]["figures"]["loss"], rel=1e-4)
+    ours, theirs = (s["value"]["figures"]["calibration"] for s in (stages, alone))
+    assert ours["error"] == pytest.approx(theirs["error"], rel=1e-3)
+    assert stages["round-1/rollouts"]["figures"]["episodes"] == 4

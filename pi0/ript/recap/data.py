@@ -36,7 +36,7 @@ def record_demonstrations(
 
             collect_demonstrations(plan, output, episodes, num_workers=num_workers, progress=show)
 
-    if not output.exists():
+    if not world.on_main(output.exists):
         world.on_main(record)
     lengths = load_episodes(output).lengths
     return {"episodes": len(lengths), "longest": int(lengths.max()), "mean_length": float(lengths.mean())}

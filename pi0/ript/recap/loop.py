@@ -86,7 +86,7 @@ class Recap(RunParts):
         config = self.config
 
         def make(work: Path) -> Mapping[str, Any]:
-            if not (work / DATASET).exists():
+            if not self.world.on_main((work / DATASET).exists):
                 self.record(work, number, policy)
             labels = open_source("rollouts", work, "use").episodes.labels
             return {"episodes": len(labels), "success": float(np.mean([one.success for one in labels]))}
