@@ -151,7 +151,7 @@ def test_the_budget_counts_what_the_run_does(tmp_path, monkeypatch, capsys):
     assert found.disk_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
     print_budget(recap)
     recap.close()
-    assert "minutes on this machine" in capsys.readouterr().out
+    assert "minutes, at the speed" in capsys.readouterr().out
     monkeypatch.setattr("pi0.ript.recap.budget.shutil.disk_usage", lambda _: type("", (), {"free": 1}))
     with pytest.raises(BudgetError, match=r"rollouts\.num_states"):
         print_budget(recap)
