@@ -185,6 +185,7 @@ def train_recap(config: RecapConfig) -> None:
         log_metrics(recap.metrics(number) | monitor_memory(), number)
         if recap.stages.num_made:
             world.on_main(write_recap_report, run_dir)
+    world.on_main(recap.publish, policy)
     if config.baselines:
         rivals = {
             "more SFT": recap.more_supervised(sft, data["demonstrations"]),
@@ -195,7 +196,6 @@ def train_recap(config: RecapConfig) -> None:
         }
 
     world.on_main(write_summary, run_dir, asdict(config), evaluations)
-    world.on_main(recap.publish, policy)
     world.on_main(write_recap_report, run_dir)
     recap.close()
     close_run_logging()

@@ -83,12 +83,13 @@ def print_budget(recap: Recap) -> None:
         BudgetError: Memory or disk are too small.
     """
     needs, run_dir = budget(recap), recap.stages.run_dir
-    memory, disk = psutil.virtual_memory().available / 1e9, shutil.disk_usage(run_dir).free / 1e9
+    memory, free = psutil.virtual_memory().available / 1e9, shutil.disk_usage(run_dir).free / 1e9
+    disk = free + sum(file.stat().st_size for file in run_dir.rglob("*") if file.is_file()) / 1e9
     print(  # noqa: T201
         f"budget: {needs.recorded} episodes to record and {needs.judged} to judge, of up to {needs.steps} "
         f"steps; {needs.policy_updates} updates of the policy, {needs.value_updates} of the value function\n"
         f"budget: up to {needs.memory_gb:.2g} GB of images in memory ({memory:.3g} GB available), "
-        f"{needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free)"
+        f"{needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free or its own)"
     )
     if needs.memory_gb > memory or needs.disk_gb > disk:
         raise BudgetError(

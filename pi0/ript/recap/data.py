@@ -1,18 +1,22 @@
 """The data of a RECAP run on disk: demonstrations recorded or referred to, rollouts, and both as sources."""
 
 import json
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from tqdm import tqdm
 
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.distributed import World
-from pi0.ript.episodes import load_episodes
+from pi0.ript.episodes import load_episodes, load_labels
+from pi0.ript.episodes.writer import partial_directory
+from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.recap.sources import AdvantageMode, Source
 
 DATASET = "dataset"
@@ -33,19 +37,31 @@ def record_demonstrations(
             def show(schedule: Schedule) -> None:
                 bar.n = sum(len(schedule.kept(task)) for task in range(schedule.num_tasks))
                 bar.refresh()
+                if code := stop_requested():
+                    raise StoppedError(code)
 
             collect_demonstrations(plan, output, episodes, num_workers=num_workers, progress=show)
 
-    if not world.on_main(output.exists):
+    if not world.on_main(is_published, output):
         world.on_main(record)
-    lengths = load_episodes(output).lengths
-    return {"episodes": len(lengths), "longest": int(lengths.max()), "mean_length": float(lengths.mean())}
+    return _figures(load_labels(output).lengths)
+
+
+def is_published(dataset: Path) -> bool:
+    """Return whether a data set is finished; what a killed process left beside it is removed."""
+    if dataset.exists():
+        shutil.rmtree(partial_directory(dataset), ignore_errors=True)
+    return dataset.exists()
 
 
 def refer(root: Path, directory: Path) -> Mapping[str, Any]:
     """Write where a data set is that was made elsewhere; return figures."""
-    lengths = load_episodes(root, assume_success=True).lengths
+    lengths = load_labels(root, assume_success=True).lengths
     (directory / _REFERENCE).write_text(json.dumps({"root": str(root.resolve())}) + "\n")
+    return _figures(lengths)
+
+
+def _figures(lengths: Int64[np.ndarray, " e"]) -> Mapping[str, Any]:
     return {"episodes": len(lengths), "longest": int(lengths.max()), "mean_length": float(lengths.mean())}
 
 
@@ -55,11 +71,18 @@ def open_source(
     advantage: str,
     assume_success: bool = False,
     deadlines: Mapping[str, int] | None = None,
+    task_ids: Mapping[str, str] | None = None,
 ) -> Source:
-    """Return the data of a stage, recorded or referred to, as a source."""
+    """Return the data of a stage, recorded or referred to, as a source.
+
+    `task_ids` names by their instruction the tasks of episodes that do not say it themselves.
+    """
     reference = directory / _REFERENCE
     root = json.loads(reference.read_text())["root"] if reference.exists() else directory / DATASET
     episodes = load_episodes(root, assume_success=assume_success)
+    ids = task_ids or {}
+    labels = [replace(x, task_id=x.task_id or ids.get(x.instruction, "")) for x in episodes.labels]
+    episodes = replace(episodes, labels=tuple(labels))
     return Source(name, episodes, cast("AdvantageMode", advantage), deadlines=deadlines)
 
 

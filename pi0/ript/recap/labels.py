@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from pi0.ript.recap.advantages import coverage, is_positive, percentiles, thresholds, write_advantages
 from pi0.ript.recap.config import Advantage
@@ -54,10 +54,10 @@ def write_labels(
     arrays: dict[str, Any] = {}
     positive = {}
     for one in labelled:
-        name, tasks = one.source.name, one.source.frame_tasks()
+        name = one.source.name
         (directory / name / "meta").mkdir(parents=True, exist_ok=True)
         write_advantages(directory / name, one.source.episodes, one.advantages, lineage)
-        positive[name] = is_positive(one.advantages, tasks, epsilon)
+        positive[name] = _is_positive(one, epsilon)
         arrays[f"{name}/values"], arrays[f"{name}/advantages"] = one.values, one.advantages
         arrays[f"{name}/returns"] = one.source.returns(reward)
         arrays[f"{name}/lengths"] = one.source.episodes.lengths
@@ -72,6 +72,14 @@ def write_labels(
         "target_fraction": fraction,
         "positive_share": {name: float(is_better.mean()) for name, is_better in positive.items()},
     }
+
+
+def _is_positive(labelled: LabelledSource, epsilon: Mapping[str, float]) -> Bool[np.ndarray, " n"]:
+    """Return which frames the policy will be told are positive."""
+    source = labelled.source
+    if source.advantage != "use":
+        return np.full(source.num_frames, source.advantage == "on")
+    return is_positive(labelled.advantages, source.frame_tasks(), epsilon)
 
 
 def _thresholds(ranked: Sequence[LabelledSource], settings: Advantage) -> dict[str, float]:

@@ -5,7 +5,7 @@ Axes: n frame of a set.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,12 @@ from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.evaluate import Evaluation, evaluate
 from pi0.ript.groups import InitialStateDataset, heldout_states
 from pi0.ript.recap.advantages import compute_advantages, read_advantages
-from pi0.ript.recap.data import DATASET, is_success, open_source, record_demonstrations, refer
+from pi0.ript.recap.data import DATASET, is_published, is_success, open_source, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.labels import LabelledSource, write_labels
 from pi0.ript.recap.parts import RunParts
 from pi0.ript.recap.recording import journaled_rollout
+from pi0.ript.recap.sources import Source
 from pi0.ript.recap.stages import Artefact, hash_files, plain
 from pi0.ript.recap.value_training import Calibration, predict
 from pi0.ript.results import write_evaluation
@@ -39,8 +40,11 @@ class Recap(RunParts):
         if settings.root is not None:
             root = Path(settings.root).expanduser()
             described = {"root": str(root), "meta": hash_files(root / "meta")}
-            make = partial(refer, root)
-            return self.stages.run("demonstrations", make, settings=described, inputs={})
+
+            def refer_to(work: Path) -> Mapping[str, Any]:
+                return self.world.on_main(refer, root, work)
+
+            return self.stages.run("demonstrations", refer_to, settings=described, inputs={})
         spec = self.environment.warm_start_spec(self.config.seed)
         plan = replace(
             spec.demonstrations(),
@@ -55,6 +59,7 @@ class Recap(RunParts):
     def supervised(self, demonstrations: Artefact) -> Artefact:
         """Return the policy fine-tuned on the demonstrations."""
         config = self.config
+        self.reward(demonstrations)  # a normaliser that is too small is found before anything long
 
         def make(work: Path) -> Mapping[str, Any]:
             data = self.source("demonstrations", demonstrations, config.demonstrations.sft_advantage)
@@ -86,7 +91,7 @@ class Recap(RunParts):
         config = self.config
 
         def make(work: Path) -> Mapping[str, Any]:
-            if not self.world.on_main((work / DATASET).exists):
+            if not self.world.on_main(is_published, work / DATASET):
                 self.record(work, number, policy)
             labels = open_source("rollouts", work, "use").episodes.labels
             return {"episodes": len(labels), "success": float(np.mean([one.success for one in labels]))}
@@ -225,30 +230,40 @@ class Recap(RunParts):
         return path
 
     def more_supervised(self, sft: Artefact, demonstrations: Artefact) -> Artefact:
-        """Return the honest rival: as many more SFT steps on the demonstrations as all rounds take."""
-        steps = self.config.rounds * self.config.finetuning.training.steps
-        data = {"demonstrations": demonstrations}
-        return self._baseline("baseline-more-sft/policy", sft, data, steps)
+        """Return the honest rival: as many more steps of SFT as all rounds take together."""
+        mode = self.config.demonstrations.sft_advantage
+
+        def sources() -> list[Source]:
+            return [self.source("demonstrations", demonstrations, mode)]
+
+        return self._rival("baseline-more-sft/policy", sft, {"demonstrations": demonstrations}, sources)
 
     def successes_only(self, sft: Artefact, data: Mapping[str, Artefact]) -> Artefact:
-        """Return the other rival: SFT on the demonstrations and on the successes of the rollouts."""
-        steps = self.config.rounds * self.config.finetuning.training.steps
-        return self._baseline("baseline-successes/policy", sft, data, steps)
+        """Return the other rival: SFT on the successes among the demonstrations and the rollouts."""
 
-    def _baseline(self, name: str, sft: Artefact, data: Mapping[str, Artefact], steps: int) -> Artefact:
+        def sources() -> list[Source]:
+            return [replace(s, advantage="use") for s in self.sources(data) if is_success(s).any()]
+
+        return self._rival("baseline-successes/policy", sft, data, sources)
+
+    def _rival(
+        self, name: str, sft: Artefact, data: Mapping[str, Artefact], sources: Callable[[], list[Source]]
+    ) -> Artefact:
+        steps = self.config.rounds * self.config.finetuning.training.steps
         training = replace(self.config.finetuning.training, steps=steps, use_awr=False)
 
         def make(work: Path) -> Mapping[str, Any]:
-            sources = [replace(s, advantage="use") for s in self.sources(data) if is_success(s).any()]
-            # A success is better than any threshold; a failure has no advantage, and is left out.
-            labels = [np.where(is_success(source), np.inf, np.nan) for source in sources]
-            epsilon = dict.fromkeys({task for source in sources for task in source.frame_tasks()}, 0.0)
+            made = sources()
+            # In "use", a success is better than any threshold; a failure has no advantage: it is left out.
+            labels = [np.where(is_success(source), np.inf, np.nan) for source in made]
+            epsilon = dict.fromkeys({task for source in made for task in source.frame_tasks()}, 0.0)
             policy = self.load_policy(sft, trains=True)
-            return self.train_policy(work, policy, sources, labels, epsilon, training, 0)
+            return self.train_policy(work, policy, made, labels, epsilon, training, 0)
 
         settings = {
             "training": plain(training),
             "freeze": self.config.policy.freeze,
+            "sft_advantage": self.config.demonstrations.sft_advantage,
             "seed": self.config.seed,
         }
         return self.stages.run(name, make, settings=settings, inputs={"sft": sft, **data})

@@ -46,6 +46,11 @@ class RunParts:
         self.config, self.world = config, world or World()
         self.stages = Stages(run_dir, self.world, cast("Any", config.on_stale))
         self.environment: Environment = get_environment(**asdict(config.task))
+        for key, size in batch_sizes(config).items():
+            if size < self.world.size:
+                raise ValueError(
+                    f"{key}: expected a sample or more for each of {self.world.size} processes, found {size}"
+                )
 
     @cached_property
     def env(self) -> BatchedEnv:
@@ -194,9 +199,12 @@ class RunParts:
 
     def source(self, name: str, artefact: Artefact, advantage: str) -> Source:
         """Return a stage's data as a source."""
-        if name == "demonstrations":
-            return open_source(name, artefact.path, advantage, self.config.demonstrations.assume_success)
-        return open_source(name, artefact.path, advantage, deadlines=self.deadlines())
+        if name != "demonstrations":
+            return open_source(name, artefact.path, advantage, deadlines=self.deadlines())
+        tasks = self.environment.suite().select(self.environment.tasks)
+        ids = {task.instruction: task.id for task in tasks}
+        assume = self.config.demonstrations.assume_success
+        return open_source(name, artefact.path, advantage, assume, task_ids=ids)
 
     def chunk_size(self) -> int:
         """Return the actions that a toy predicts at once."""
@@ -214,8 +222,19 @@ class RunParts:
         return self.config.reward.resolve(max([longest, *self.deadlines().values()]))
 
 
+def batch_sizes(config: RecapConfig) -> dict[str, int]:
+    """Return the batch size of every training, by its key."""
+    return {
+        "sft.batch_size": config.sft.batch_size,
+        "value.pretraining.batch_size": config.value.pretraining.batch_size,
+        "value.finetuning.batch_size": config.value.finetuning.batch_size,
+        "finetuning.training.batch_size": config.finetuning.training.batch_size,
+    }
+
+
 def _save(work: Path, model: PI0Policy | ValueFunction, rows: Sequence[Row]) -> None:
     """Write what was trained and the figures of every step; the state of the training is no longer needed."""
     model.save_pretrained(work)
     (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (work / _CHECKPOINT).unlink(missing_ok=True)
+    for left in work.glob(f"{Path(_CHECKPOINT).stem}.*"):  # a killed process may have been writing another
+        left.unlink()

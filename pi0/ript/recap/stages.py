@@ -7,6 +7,7 @@ have changed is refused, or made again on request.
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -81,6 +82,7 @@ class Stages:
         work = self.world.on_main(self._begin, name, made_from)
         start = time.monotonic()
         figures = dict(make(work))
+        self.world.gather([])  # nobody is in the directory any more
         seconds = round(time.monotonic() - start, 1)
         self.num_made += 1
         made = self.world.on_main(self._finish, name, work, made_from, figures, seconds)
@@ -130,7 +132,7 @@ class Stages:
             shutil.rmtree(work)
         if not work.exists():
             work.mkdir(parents=True)
-            key.write_text(json.dumps(made_from))
+            _write(key, made_from)
         return work
 
     def _finish(
@@ -224,5 +226,8 @@ def _unused(path: Path) -> Path:
 
 def _write(path: Path, values: Any) -> None:
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
+    with partial.open("w") as file:
+        file.write(json.dumps(values, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)

@@ -61,6 +61,8 @@ def _values(config: RecapConfig) -> Iterator[str]:
             "advantage.positive_fraction: expected a share between 0 and 1, found "
             f"{config.advantage.positive_fraction}"
         )
+    if config.sft.use_awr:
+        yield "sft.use_awr: there are no advantages yet to weigh by; use sft.use_awr=false"
     if config.policy_path == TOY and config.skip_sft:
         yield "skip_sft: a toy policy is made by SFT; use skip_sft=false, or a checkpoint as policy_path"
     if config.policy_path != TOY and config.policy.chunk_size is not None:
