@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 from pi0.ript.interruption import StoppedError
-from pi0.ript.recap import recording, training_steps
+from pi0.ript.recap import recording, report, training_steps
 from pi0.ript.recap.stages import STATE, Stages
 
 ROOT = Path(__file__).parent.parent
@@ -93,8 +93,9 @@ if __name__ == "__main__":
     whole = run(place / "whole")
     with contextlib.redirect_stdout(io.StringIO()) as said:
         again = run(place / "whole")
-    after_kills, deaths = killed(place / "killed")
-    after_stops, stops = stopped(place / "stopped", every=7)
+    with mock.patch.object(report, "write_recap_report"):  # takes seconds, and is not an artefact
+        after_kills, deaths = killed(place / "killed")
+        after_stops, stops = stopped(place / "stopped", every=7)
     outcome = {
         "whole": whole,
         "again": again,
