@@ -95,7 +95,7 @@ if __name__ == "__main__":
         again = run(place / "whole")
     with mock.patch.object(report, "write_recap_report"):  # takes seconds, and is not an artefact
         after_kills, deaths = killed(place / "killed")
-        after_stops, stops = stopped(place / "stopped", every=7)
+        after_stops, stops = stopped(place / "stopped", every=11)
     outcome = {
         "whole": whole,
         "again": again,

@@ -1,8 +1,10 @@
 """Steps without a finite loss are skipped and counted, memory is measured, the profiler writes its trace."""
 
 import json
+import mmap
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,7 +52,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_fatal_after_a_few(optimizer, l
 def test_memory_is_measured_with_that_of_child_processes(monkeypatch):
     here = monitoring._resident_gb(children=False)
     assert monitor_memory()["memory/rss_gb"] == pytest.approx(monitoring._resident_gb(), abs=0.1)
-    ballast = torch.ones(64, 1024, 1024)
+    ballast = np.frombuffer(mmap.mmap(-1, 256 << 20), np.uint8)  # fresh pages, not freed ones of before
+    ballast[:] = 1
     assert monitoring._resident_gb(children=False) - here == pytest.approx(ballast.nbytes / 1e9, abs=0.05)
 
 

@@ -112,7 +112,7 @@ def test_killed_after_every_stage_it_comes_to_the_same_end(outcome):
 
 
 def test_stopped_inside_training_and_recording_it_comes_to_the_same_end(outcome):
-    assert outcome["stops"] >= 8
+    assert outcome["stops"] >= 4
     assert outcome["stopped"] == hashes(outcome["whole"])
 
 
