@@ -184,7 +184,7 @@ def train_recap(config: RecapConfig) -> None:
         evaluations[f"round {number}"] = recap.evaluation(f"round-{number}/evaluation", policy)
         log_metrics(recap.metrics(number) | monitor_memory(), number)
         if recap.stages.num_made:
-            world.on_main(write_recap_report, run_dir)
+            world.on_main(write_recap_report, run_dir, recap.stages.names)
     world.on_main(recap.publish, policy)
     if config.baselines:
         rivals = {
@@ -196,7 +196,7 @@ def train_recap(config: RecapConfig) -> None:
         }
 
     world.on_main(write_summary, run_dir, asdict(config), evaluations)
-    world.on_main(write_recap_report, run_dir)
+    world.on_main(write_recap_report, run_dir, recap.stages.names)
     recap.close()
     close_run_logging()
     cleanup_distributed()

@@ -126,6 +126,9 @@ def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path, run):
     changed = {name for name, value in hashes(redone).items() if value != before[name]}
     assert changed == {"round-1/policy", "round-1/evaluation"}
     assert PI0Policy.from_pretrained(place / "demo/round-1/policy.1")
+    page = (place / "demo/report.html").read_text()
+    assert "round-1/policy" in page
+    assert "round-2/" not in page, "the report is of the rounds of this configuration"
     labels = place / "demo/sft/config.json"
     labels.write_text(labels.read_text() + "\n")
     with pytest.raises(StaleStageError, match="its files have been changed"):
@@ -181,6 +184,15 @@ def test_the_configurations_of_the_repository_are_valid(file, tmp_path):
         ("skip_sft=true", "a toy policy is made by SFT"),
         ("policy_path=nowhere/at/all", "policy_path: nothing at 'nowhere/at/all'"),
         ("device=tpu", "device: expected cpu, cuda"),
+        ("policy.dtype=bfloat16", "policy.dtype: belongs to checkpoints"),
+        ("policy.n_action_steps=3", "policy.n_action_steps: belongs to checkpoints"),
+        ("policy.n_action_steps=0", "policy.n_action_steps: expected at least 1, found 0"),
+        ("task.max_episode_length=0", "task.max_episode_length: expected at least 1, found 0"),
+        ("task.render_quality=best", "task.render_quality: expected one of stock, fast"),
+        ("distributed.backend=mpi", "distributed.backend: expected one of auto, gloo, nccl"),
+        ("demonstrations.assume_success=true", "what is recorded here has labels"),
+        ("demonstrations.root=/nowhere", "demonstrations.episodes: nothing is recorded"),
+        ("demonstrations.root=/nowhere", "demonstrations.quality.hesitation: nothing is recorded"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(override, said):
@@ -193,6 +205,10 @@ def test_wrong_settings_are_refused_before_any_work(override, said):
     ("override", "said"),
     [
         ("reward.C_neg=5", "C_neg: expected at most 0, found 5"),
+        ("sft.learning_rate=0", "learning_rate: expected a number above 0, found 0"),
+        ("value.pretraining.learning_rate=-1", "learning_rate: expected a number above 0, found -1"),
+        ("finetuning.training.grad_norm_clip=.nan", "grad_norm_clip: expected a number above 0, found nan"),
+        ("finetuning.training.decay_fraction=1.5", "decay_fraction: expected a share, found 1.5"),
         ("finetuning.training.indicator_dropout=2", "indicator_dropout: expected a share, found 2.0"),
         ("value.finetuning.validation_fraction=0", "validation_fraction: expected a share between 0 and 1"),
         ("finetuning.trainings.steps=3", "unknown key 'finetuning.trainings.steps'"),

@@ -54,6 +54,12 @@ def test_the_hash_is_of_names_and_contents(tmp_path):
     assert hash_files(tmp_path) != first
     (tmp_path / "b").rename(tmp_path / "a")
     assert hash_files(tmp_path) == first
+    (tmp_path / "dataset/meta").mkdir(parents=True)
+    (tmp_path / "dataset/meta/advantages_timestep.json").write_text("{}")
+    assert hash_files(tmp_path) == first, "labels that were added do not count"
+    (tmp_path / "dataset/meta/info.json").write_text("{}")
+    assert hash_files(tmp_path) != first
+    (tmp_path / "dataset/meta/info.json").unlink()
     (tmp_path / "a").write_text("2")
     assert hash_files(tmp_path) != first
 

@@ -16,6 +16,7 @@ from pi0.ript.episodes import (
     EpisodeWriter,
     load_episodes,
 )
+from pi0.ript.recap import value_training
 from pi0.ript.recap.advantages import thresholds
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
 from pi0.ript.recap.policy_training import (
@@ -159,6 +160,19 @@ def test_held_out_episodes_are_the_same_whatever_the_other_sources():
     assert not np.array_equal(held, heldout_episodes(replace(source, name="other"), settings))
     assert heldout_episodes(chains(0, 2), settings).sum() == 1
     assert heldout_episodes(chains(0, 1), settings).sum() == 0
+
+
+def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(monkeypatch):
+    source, settings = chains(0, 12), ValueTraining(steps=4, batch_size=64)
+    policy = toy_policy(indicator="embedding")
+    value = ValueFunction(expert_value_config(policy), policy, seed=1)
+    usable = []
+    monkeypatch.setattr(value_training, "Mixture", lambda *a: usable.append(a[-1][0]) or Mixture(*a))
+    for number in (0, 1):
+        train_value(value, [source], REWARD, settings, (3, number))
+    held = np.repeat(heldout_episodes(source, settings, (3,)), source.episodes.lengths)
+    assert held.any()
+    assert all(np.array_equal(found, ~held) for found in usable)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The data of a RECAP run on disk: demonstrations recorded or referred to, rollouts, and both as sources."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,9 +19,7 @@ from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.episodes.writer import partial_directory
 from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.recap.sources import AdvantageMode, Source
-
-DATASET = "dataset"
-"""The LeRobotDataset in the directory of a stage that records."""
+from pi0.ript.recap.stages import DATASET, hash_files
 
 _REFERENCE = "reference.json"
 
@@ -52,6 +51,17 @@ def is_published(dataset: Path) -> bool:
     if dataset.exists():
         shutil.rmtree(partial_directory(dataset), ignore_errors=True)
     return dataset.exists()
+
+
+def identity(root: Path) -> dict[str, str]:
+    """Return what tells a data set that was made elsewhere from another, but for labels that were added."""
+    files = [*root.glob("meta/info.json"), *root.glob("meta/episodes/*/*"), *root.glob("meta/tasks*")]
+    texts = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {
+        "root": str(root),
+        "meta": hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest(),
+        "data": hash_files(root / "data"),
+    }
 
 
 def refer(root: Path, directory: Path) -> Mapping[str, Any]:

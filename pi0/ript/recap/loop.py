@@ -3,6 +3,7 @@
 Axes: n frame of a set.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,13 +18,13 @@ from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.evaluate import Evaluation, evaluate
 from pi0.ript.groups import InitialStateDataset, heldout_states
 from pi0.ript.recap.advantages import compute_advantages, read_advantages
-from pi0.ript.recap.data import DATASET, is_published, is_success, open_source, record_demonstrations, refer
+from pi0.ript.recap.data import identity, is_published, is_success, open_source, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.labels import LabelledSource, write_labels
 from pi0.ript.recap.parts import RunParts
 from pi0.ript.recap.recording import journaled_rollout
 from pi0.ript.recap.sources import Source
-from pi0.ript.recap.stages import Artefact, hash_files, plain
+from pi0.ript.recap.stages import DATASET, Artefact, hash_files, plain
 from pi0.ript.recap.value_training import Calibration, predict
 from pi0.ript.results import write_evaluation
 from pi0.ript.rollout import GuidedPolicy
@@ -39,7 +40,7 @@ class Recap(RunParts):
         settings = self.config.demonstrations
         if settings.root is not None:
             root = Path(settings.root).expanduser()
-            described = {"root": str(root), "meta": hash_files(root / "meta")}
+            described = self.world.on_main(identity, root)
 
             def refer_to(work: Path) -> Mapping[str, Any]:
                 return self.world.on_main(refer, root, work)
@@ -73,6 +74,8 @@ class Recap(RunParts):
 
         settings = {
             "policy_path": config.policy_path,
+            "checkpoint": self.world.on_main(_content, config.policy_path),
+            "norm_stats": self.world.on_main(_content, config.policy.norm_stats_path),
             "policy": plain(config.policy),
             "sft": None if config.skip_sft else plain(config.sft),
             "advantage": config.demonstrations.sft_advantage,
@@ -287,6 +290,14 @@ class Recap(RunParts):
         }
         inputs = {"sft": sft, **({"start": start} if start else {}), **data}
         return self.stages.run(name, make, settings=settings, inputs=inputs)
+
+
+def _content(path: str | None) -> str | None:
+    """Return the hash of a local checkpoint or file, None if there is none: the name then says it all."""
+    place = Path(path or "").expanduser()
+    if path is None or not place.exists():
+        return None
+    return hash_files(place) if place.is_dir() else hashlib.sha256(place.read_bytes()).hexdigest()
 
 
 def _write_evaluation(work: Path, evaluation: Evaluation) -> None:

@@ -21,12 +21,12 @@ from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
 from pi0.ript.episodes import CollectionInfo, EpisodeSet, EpisodeWriter
 from pi0.ript.groups import InitialStateDataset, state_at
 from pi0.ript.recap.config import RecapConfig
-from pi0.ript.recap.data import DATASET, open_source
+from pi0.ript.recap.data import open_source
 from pi0.ript.recap.policy_training import PolicyTraining, train_policy
 from pi0.ript.recap.recording import record_rollouts
 from pi0.ript.recap.returns import RewardConfig
 from pi0.ript.recap.sources import Source
-from pi0.ript.recap.stages import Artefact, Stages, plain
+from pi0.ript.recap.stages import DATASET, Artefact, Stages, plain
 from pi0.ript.recap.training_steps import Row
 from pi0.ript.recap.value_training import ValueTraining, train_value
 from pi0.ript.rollout import GuidedPolicy

@@ -3,6 +3,7 @@
 Axes: n frame of a set, m frame of all sets, b window of a batch.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,12 @@ class PolicyTraining:
         for name in ("steps", "batch_size", "micro_batch_size", "num_draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if not 0.0 <= self.indicator_dropout <= 1.0:
-            raise ValueError(f"indicator_dropout: expected a share, found {self.indicator_dropout}")
+        for name in ("learning_rate", "indicator_learning_rate", "grad_norm_clip"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number above 0, found {getattr(self, name)}")
+        for name in ("indicator_dropout", "decay_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: expected a share, found {getattr(self, name)}")
         if not (self.awr_beta > 0 and self.awr_max_weight > 0):
             raise ValueError(
                 f"awr_beta, awr_max_weight: expected positive numbers, found {self.awr_beta}, "

@@ -3,7 +3,7 @@
 Axes: none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ from pi0.ript.recap.report_figures import steps_figure, success_figure, task_suc
 from pi0.ript.recap.run_record import SFT, RecapRun, read_recap_run
 
 
-def write_recap_report(run_dir: Path) -> Path:
+def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> Path:
     """Draw RUN_DIR/plots/*.png, write RUN_DIR/report.html with them inside, and return the page.
 
-    It shows what is there; a run under way has fewer parts.
+    It shows what is there, of the stages `names` if given; a run under way has fewer parts.
 
     Raises:
         EpisodeDataError: Rollouts or their advantages are damaged, or not of each other.
         ValueError: Another file is damaged, or two rounds were evaluated on different states.
     """
-    run = read_recap_run(run_dir)
+    run = read_recap_run(run_dir, names)
     (run_dir / "plots").mkdir(exist_ok=True)
     sections = [
         ("", _headline(run)),

@@ -4,6 +4,7 @@ Axes: none.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,22 +57,35 @@ class RecapRun:
         return self.directory / f"round-{number}/rollouts/dataset"
 
 
-def read_recap_run(directory: Path) -> RecapRun:
-    """Return what a run directory holds.
+def read_recap_run(directory: Path, names: Collection[str] | None = None) -> RecapRun:
+    """Return what a run directory holds; `names`: only these stages, not those of an earlier configuration.
 
     Raises:
         EpisodeDataError: A `frames.npz` is damaged.
         ValueError: Another file is.
     """
+    state = directory / "recap_state.json"
+    recorded = json.loads(state.read_text())["stages"] if state.exists() else {}
+
+    def is_meant(path: Path) -> bool:
+        return names is None or path.relative_to(directory).as_posix() in names
+
     rounds = _rounds(directory)
     stages = {SFT: directory / "sft-evaluation"}
     stages |= {f"round {n}": path / "evaluation" for n, path in rounds.items()}
     baselines = {path.parent.name: path for path in sorted(directory.glob("baseline-*/evaluation"))}
-    stages, baselines = _evaluated(stages), _evaluated(baselines)
+    stages, baselines = (
+        {
+            name: path
+            for name, path in places.items()
+            if is_meant(path) and (path / "evaluation.json").exists()
+        }
+        for places in (stages, baselines)
+    )
     values = {"pretrained": directory / "value"} | {f"round {n}": p / "value" for n, p in rounds.items()}
+    values = {name: path for name, path in values.items() if is_meant(path)}
     labelled = {n: path / "advantages" for n, path in rounds.items()}
-    labelled = {n: path for n, path in labelled.items() if (path / FRAMES_FILE).exists()}
-    state = directory / "recap_state.json"
+    labelled = {n: p for n, p in labelled.items() if is_meant(p) and (p / FRAMES_FILE).exists()}
     return RecapRun(
         directory=directory,
         evaluation_dirs=stages,
@@ -81,7 +95,7 @@ def read_recap_run(directory: Path) -> RecapRun:
         calibrations={n: _calibration(p) for n, p in values.items() if (p / "calibration.json").exists()},
         frames={n: _frames(directory, path / FRAMES_FILE) for n, path in labelled.items()},
         thresholds={n: read_thresholds(path / THRESHOLDS_FILE) for n, path in labelled.items()},
-        stages=json.loads(state.read_text())["stages"] if state.exists() else {},
+        stages={name: stage for name, stage in recorded.items() if names is None or name in names},
     )
 
 
@@ -108,10 +122,6 @@ def _frames(directory: Path, path: Path) -> dict[str, LabelledFrames]:
             )
         sources[name] = replace(source, tasks=tuple(rows["task_id"].to_pylist()))
     return sources
-
-
-def _evaluated(directories: dict[str, Path]) -> dict[str, Path]:
-    return {name: path for name, path in directories.items() if (path / "evaluation.json").exists()}
 
 
 def _evaluation(directory: Path) -> Evaluation:

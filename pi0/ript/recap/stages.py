@@ -21,6 +21,10 @@ import pi0
 from pi0.ript.distributed import World
 
 STATE = "recap_state.json"
+DATASET = "dataset"
+"""The LeRobotDataset in the directory of a stage that records."""
+
+_ADDED_LABELS = f"{DATASET}/meta/advantages*.json"
 _KEY = "stage.json"  # in an unfinished directory: what it is being made from
 
 
@@ -50,6 +54,8 @@ class Stages:
         self._code = self.world.on_main(code_version)
         self.num_made = 0
         """How many stages this process has made, and not found."""
+        self.names: list[str] = []
+        """The stages that it has returned: others in the directory may be of another configuration."""
 
     def run(
         self,
@@ -75,6 +81,7 @@ class Stages:
             "settings": json.loads(json.dumps(dict(settings))),
             "inputs": {role: {"stage": a.stage, "hash": a.hash} for role, a in inputs.items()},
         }
+        self.names.append(name)
         found = self.world.on_main(self._finished, name, made_from)
         if found is not None:
             self.world.print(f"{name}: up to date, skipped")
@@ -181,9 +188,13 @@ def differences(record: Mapping[str, Any], made_from: Mapping[str, Any]) -> list
 
 
 def hash_files(directory: Path) -> str:
-    """Return the SHA-256 of the names and contents of all files below a directory."""
+    """Return the SHA-256 of the names and contents of all files below a directory.
+
+    Labels that `pi0-advantage` added to a recorded data set do not count: they are made from it.
+    """
     digest = hashlib.sha256()
-    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
+    files = (path for path in directory.rglob("*") if path.is_file())
+    for file in sorted(path for path in files if not path.match(_ADDED_LABELS)):
         digest.update(f"{file.relative_to(directory).as_posix()}\n".encode())
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())

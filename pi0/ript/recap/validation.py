@@ -24,13 +24,22 @@ _CHOICES = {
     "advantage.ranked": ("rollouts", "all"),
     "finetuning.start_from": ("sft", "previous"),
     "policy.dtype": ("float32", "bfloat16", None),
+    "task.render_quality": ("stock", "fast", None),
+    "distributed.backend": ("auto", "gloo", "nccl"),
     "logging.wandb_mode": ("online", "offline", "disabled"),
 }
+_CHECKPOINTS_ONLY = (  # with the values that ask for nothing
+    *(("config", None), ("dtype", None), ("gradient_checkpointing", False), ("n_action_steps", None)),
+    *(("extra_delta_transform", None), ("norm_stats_path", None)),
+)
+_RECORDING_ONLY = ("operator", "episodes")
 _AT_LEAST = {
     **dict.fromkeys(
         ("rounds", "rollouts.num_states", "rollouts.per_state", "rollouts.keep_rounds", "value.width"), 1
     ),
     **dict.fromkeys(("eval.rollouts_per_task", "demonstrations.episodes", "policy.chunk_size"), 1),
+    **dict.fromkeys(("task.max_episode_length", "task.num_parallel_envs", "task.image_size"), 1),
+    **dict.fromkeys(("task.render_size", "policy.n_action_steps", "distributed.timeout_seconds"), 1),
     **dict.fromkeys(("seed", "rollouts.guidance", "eval.cfg_guidance_scale", "eval.n_video"), 0),
     **dict.fromkeys(("eval.first_state", "demonstrations.num_workers", "task.num_workers"), 0),
 }
@@ -65,6 +74,9 @@ def _values(config: RecapConfig) -> Iterator[str]:
         yield "sft.use_awr: there are no advantages yet to weigh by; use sft.use_awr=false"
     if config.policy_path == TOY and config.skip_sft:
         yield "skip_sft: a toy policy is made by SFT; use skip_sft=false, or a checkpoint as policy_path"
+    ignored = [key for key, nothing in _CHECKPOINTS_ONLY if values[f"policy.{key}"] != nothing]
+    for key in ignored if config.policy_path == TOY else ():
+        yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; leave the key out"
     if config.policy_path != TOY and config.policy.chunk_size is not None:
         yield "policy.chunk_size: is that of the checkpoint; use policy.chunk_size=null"
 
@@ -77,7 +89,12 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
                 f"demonstrations.root: no LeRobotDataset at {settings.root!r} (meta/info.json is missing); "
                 "null records demonstrations of a scripted operator"
             )
+        given = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
+        for key in [*given, *(f"quality.{name}" for name in settings.quality.given())]:
+            yield f"demonstrations.{key}: nothing is recorded, as demonstrations.root is given; leave it out"
         return
+    if settings.assume_success:
+        yield "demonstrations.assume_success: what is recorded here has labels; use false, or give a root"
     spec = environment.warm_start_spec(0)
     plan = replace(spec.demonstrations(), operator=settings.operator or spec.operator)
     yield from attempt(plan.resolved_operator, "demonstrations: ")[1]

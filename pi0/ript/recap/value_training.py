@@ -3,6 +3,7 @@
 Axes: n frame of a set, m frame of all sets, e episode.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +45,9 @@ class ValueTraining:
         for name in ("steps", "batch_size", "micro_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("learning_rate", "grad_norm_clip"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number above 0, found {getattr(self, name)}")
         if not 0.0 < self.validation_fraction < 1.0:
             raise ValueError(
                 f"validation_fraction: expected a share between 0 and 1 (the values are judged on these "
@@ -85,7 +89,9 @@ def train_value(
 ) -> Calibration:
     """Minimise the cross entropy of the returns' bins; return how good the values are on held-out episodes.
 
-    Batches are a function of (seed, step). `log`, `checkpoint` and `world` are those of `train_policy`.
+    Batches are a function of (seed, step); the held-out episodes of the seed's first number alone, so that a
+    value function that is trained further is not judged on what it has seen. `log`, `checkpoint` and `world`
+    are those of `train_policy`.
     """
     world = world or World()
     if value.config.num_bins != reward.number_of_bins:
@@ -93,7 +99,7 @@ def train_value(
             f"number_of_bins: expected the value function's {value.config.num_bins}, found "
             f"{reward.number_of_bins}"
         )
-    heldout = [heldout_episodes(source, settings, seed) for source in sources]
+    heldout = [heldout_episodes(source, settings, seed[:1]) for source in sources]
     usable = [~np.repeat(h, s.episodes.lengths) for h, s in zip(heldout, sources, strict=True)]
     mixture = Mixture(sources, 1, usable)
     returns = torch.from_numpy(np.concatenate([source.returns(reward) for source in sources]))
