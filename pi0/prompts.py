@@ -5,16 +5,18 @@ A prompt is the task, for pi05 also the discretised state, and where wanted the 
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pi0.observation import Indicator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # takes seconds: not for a command's --help
 
 PALIGEMMA_TOKENIZER = "google/paligemma-3b-pt-224"
 INDICATOR_TEXT = {
@@ -61,7 +63,7 @@ def build_prompts(
 class PromptTokenizer:
     """Turns prompts into right-padded token ids; wraps a transformers tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         self.tokenizer = tokenizer
         self.name = name  # of the hub repository or directory it came from
 
@@ -93,6 +95,8 @@ class PromptTokenizer:
             "-",
             *map(str, range(256)),
         ]
+        from transformers import PreTrainedTokenizerFast
+
         splitter = pre_tokenizers.Split(Regex(r"\n|[a-z]+|\d+|[^\sa-z\d]"), "removed", invert=True)
         words = {w for text in [*texts, *forms] for w, _ in splitter.pre_tokenize_str(text.lower())}
         vocabulary = {word: i for i, word in enumerate(["<pad>", "<bos>", "<unk>", *sorted(words)])}
