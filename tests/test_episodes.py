@@ -17,6 +17,7 @@ from pi0.ript.episodes import (
     EpisodeLabels,
     EpisodeWriter,
     default_storage,
+    image_arrays,
     load_episodes,
 )
 
@@ -257,3 +258,42 @@ def test_a_set_with_other_columns_is_an_error(tmp_path: Path):
 def test_small_images_are_stored_without_loss_by_default():
     assert default_storage(64) == "image"
     assert default_storage(256) == "video"
+
+
+# Decoded images ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", ["image", "video"])
+def test_images_in_files_are_those_in_memory_and_written_once(tmp_path: Path, storage: str):
+    episodes = {i: make_episode(i, length=4 + i, size=32) for i in range(3)}
+    root = publish(tmp_path / "set", episodes, replace(INFO, storage=storage))
+    in_memory, files = load_episodes(root), tmp_path / "images"
+    mapped = load_episodes(root, image_files=files)
+    assert isinstance(mapped.images["front"], np.memmap)
+    assert np.array_equal(mapped.images["front"], in_memory.images["front"])
+    assert [file.name for file in files.iterdir()] == ["front.npy"]
+    written = (files / "front.npy").stat().st_mtime_ns
+    load_episodes(root, image_files=files)
+    assert (files / "front.npy").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("storage", ["image", "video"])
+def test_some_episodes_are_loaded_alone(tmp_path: Path, storage: str):
+    episodes = {i: make_episode(i, length=4 + i, size=32) for i in range(4)}
+    root = publish(tmp_path / "set", episodes, replace(INFO, storage=storage))
+    whole, some = load_episodes(root), load_episodes(root, only=[3, 1])
+    assert [labels.seed for labels in some.labels] == [1, 3]
+    for found, expected in zip(some, (whole[1], whole[3]), strict=True):
+        assert found.content_hash() == expected.content_hash()
+    with pytest.raises(EpisodeDataError, match=r"expected episodes 0 to 3, found \{4\}"):
+        load_episodes(root, only=[4])
+
+
+def test_missing_images_are_an_error_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = publish(tmp_path / "set", {0: make_episode(0), 1: make_episode(1)})
+    decode = image_arrays.decode_png
+    monkeypatch.setattr(image_arrays, "decode_png", lambda encoded: decode(encoded)[:-1])
+    with pytest.raises(EpisodeDataError, match="expected 10 images, found 9"):
+        load_episodes(root, image_files=tmp_path / "images")
+    monkeypatch.undo()
+    assert load_episodes(root, image_files=tmp_path / "images").images["front"].shape == (10, 16, 16, 3)

@@ -151,7 +151,8 @@ def test_the_budget_counts_what_the_run_does(tmp_path, monkeypatch, capsys):
     found = budget(recap)
     assert (found.recorded, found.judged, found.steps) == (2 + 2 * 4, 2 * 5, 30)
     assert (found.policy_updates, found.value_updates) == (6 + 3 * 8, 3 + 6)
-    assert found.disk_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
+    assert found.images_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
+    assert found.disk_gb == pytest.approx(2 * 10 * 30 * 3 * 32 * 32 / 1e9)
     print_budget(recap)
     recap.close()
     assert "minutes, at the speed" in capsys.readouterr().out

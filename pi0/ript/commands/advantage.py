@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError
-from pi0.ript.episodes import EpisodeDataError, load_episodes
+from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.recap.advantages import (
     ADVANTAGES_PATH,
     compute_advantages,
@@ -77,16 +78,18 @@ def label(
     reward = _reward(directory)
     reads = PI0Policy.from_pretrained(policy, device=where) if policy else None
     value = ValueFunction.from_pretrained(directory, reads).to(where)
-    sources = [Source(str(d), load_episodes(d, assume_success=assume_success)) for d in datasets]
+    sources = [Source(str(d), load_labels(d, assume_success=assume_success)) for d in datasets]
     advantages = []
     for source in sources:
         fits = reward.resolve(int(source.episodes.lengths.max()))
-        values = predict(value, source.episodes, batch_size=batch_size)
+        with TemporaryDirectory() as images:  # what a large set decodes to may not fit in memory
+            episodes = load_episodes(source.name, assume_success=assume_success, image_files=Path(images))
+            values = predict(value, episodes, batch_size=batch_size)
         lengths = source.episodes.lengths.tolist()
         advantages.append(compute_advantages(values, lengths, source.ends, fits))
     everything = np.concatenate(advantages)
     tasks = [task for source in sources for task in source.frame_tasks()]
-    epsilon = thresholds(everything, tasks, positive_fraction, _scope(scope))
+    epsilon = thresholds(everything, tasks, positive_fraction, cast("Any", scope))
     lineage = {
         "value": hash_files(directory),
         "reward": plain(reward),
@@ -102,17 +105,20 @@ def label(
     return Labelled(percentiles(everything), epsilon, shares, coverage(everything))
 
 
-def _scope(name: str) -> Any:
-    return name
-
-
 def _reward(directory: Path) -> RewardConfig:
     path = directory / "reward.json"
     if not path.exists():
         raise CheckpointError(
             f"{path} is missing: expected the directory of a value function that RECAP or pi0-train wrote"
         )
-    return RewardConfig(**json.loads(path.read_text()))
+    reward = RewardConfig(**json.loads(path.read_text()))
+    if reward.truncated != "failure":
+        raise ConfigError(
+            f"{path}: expected truncated='failure', found {reward.truncated!r}: a data set does not say "
+            "which of its episodes only ran out of time; train a value function with 'failure', or label "
+            "inside a RECAP run"
+        )
+    return reward
 
 
 def read_mixture(path: Path) -> list[Path]:

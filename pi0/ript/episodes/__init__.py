@@ -15,7 +15,7 @@ episode: `LeRobotDataset.meta.episodes[i]["seed"]`, `meta.filter_episodes(lambda
 """
 
 from pi0.ript.episodes.images import default_storage
-from pi0.ript.episodes.loading import EpisodeSet, load_episodes, load_labels, read_collection
+from pi0.ript.episodes.loading import EpisodeSet, images_gb, load_episodes, load_labels, read_collection
 from pi0.ript.episodes.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
 from pi0.ript.episodes.writer import EpisodeWriter
 
@@ -27,6 +27,7 @@ __all__ = [
     "EpisodeSet",
     "EpisodeWriter",
     "default_storage",
+    "images_gb",
     "load_episodes",
     "load_labels",
     "read_collection",

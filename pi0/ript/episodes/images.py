@@ -1,6 +1,6 @@
 """Image storage of episodes: PNG bytes (lossless) and H.264 video (small, not exact)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -56,9 +56,8 @@ def encode_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: int) -> 
     temporary.replace(path)
 
 
-def decode_video(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
-    """Return every RGB frame of a video file."""
-    frames = []
+def video_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Yield every RGB frame of a video file."""
     with av.open(str(path)) as container:
-        frames.extend(frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
-    return np.stack(frames)
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")

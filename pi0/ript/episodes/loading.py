@@ -11,11 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, UInt8
 
-from pi0.ript.episodes.images import decode_png, decode_video
+from pi0.ript.episodes.image_arrays import frame_bytes, image_keys, read_images
 from pi0.ript.episodes.records import Episode, EpisodeDataError, EpisodeLabels
-from pi0.ript.episodes.writer import COLLECTION_PATH, IMAGE_PREFIX, partial_directory
-
-_LARGEST_GIB = 16.0
+from pi0.ript.episodes.writer import COLLECTION_PATH, partial_directory
 
 
 @dataclass(frozen=True)
@@ -51,39 +49,43 @@ class EpisodeSet:
         return (self[index] for index in range(len(self)))
 
 
-def load_episodes(directory: str | Path, *, assume_success: bool = False) -> EpisodeSet:
-    """Return every episode of a LeRobotDataset v3 in memory.
+def load_episodes(
+    directory: str | Path,
+    *,
+    assume_success: bool = False,
+    only: Collection[int] | None = None,
+    image_files: Path | None = None,
+) -> EpisodeSet:
+    """Return the episodes of a LeRobotDataset v3.
 
     Args:
         directory: The data set's root.
         assume_success: Take every episode of a set without success labels for a success, as in a
             set of curated demonstrations. Labels that are there always count.
+        only: Which episodes, by number; they come in the set's order. None: all.
+        image_files: A directory, of this set and these episodes, for the decoded images: they are mapped
+            from there, and written if they are not there yet. None: they are held in memory.
 
     Raises:
-        EpisodeDataError: No such set, an unfinished one, one without success labels, or one that
-            is too large for memory.
+        EpisodeDataError: No such set or episodes, an unfinished one, one without success labels, or one
+            that is too large for memory.
     """
     root = Path(directory)
     info = _read_info(root)
     episodes = _read_tables(root, "meta/episodes").to_pylist()
     episodes.sort(key=lambda row: row["episode_index"])
-    image_keys = [key for key in info["features"] if key.startswith(IMAGE_PREFIX)]
-    _require_memory(root, info, image_keys)
-    frames = _read_tables(root, "data")
+    frames = _read_tables(root, "data", skipped=image_keys(info))
+    if only is not None:
+        if unknown := set(only) - {row["episode_index"] for row in episodes}:
+            raise EpisodeDataError(f"{root}: expected episodes 0 to {len(episodes) - 1}, found {unknown}")
+        episodes = [row for row in episodes if row["episode_index"] in set(only)]
+        frames = frames.filter(np.isin(frames.column("episode_index").to_numpy(), list(only)))
     lengths = np.array([row["length"] for row in episodes], np.int64)
     starts = np.cumsum(lengths) - lengths
     if len(frames) != lengths.sum():
         raise _incomplete(root, lengths, frames)
-    images = {}
-    for key in image_keys:
-        if info["features"][key]["dtype"] == "image":
-            images[key.removeprefix(IMAGE_PREFIX)] = decode_png(
-                [cell["bytes"] for cell in frames.column(key).to_pylist()]
-            )
-        else:
-            images[key.removeprefix(IMAGE_PREFIX)] = _read_video(root, info, key, episodes)
     return EpisodeSet(
-        images=images,
+        images=read_images(root, info, episodes, image_files),
         states=_matrix(root, frames, "observation.state"),
         actions=_matrix(root, frames, "action"),
         starts=starts,
@@ -111,6 +113,12 @@ def load_labels(directory: str | Path, *, assume_success: bool = False) -> Episo
     nothing = np.zeros((len(frames), 0), np.float32)
     labels = tuple(_labels(root, episodes, frames, starts, assume_success))
     return EpisodeSet({}, nothing, nothing, starts, lengths, labels, int(info["fps"]), read_collection(root))
+
+
+def images_gb(directory: str | Path) -> float:
+    """Return how many GB (1e9 bytes) all images of a data set take, decoded."""
+    info = _read_info(Path(directory).expanduser())
+    return info["total_frames"] * frame_bytes(info) / 1e9
 
 
 def read_collection(directory: str | Path) -> dict[str, Any]:
@@ -143,7 +151,9 @@ def _incomplete(root: Path, lengths: Int64[np.ndarray, " e"], frames: pa.Table) 
     )
 
 
-def _read_tables(root: Path, folder: str, only: Collection[str] | None = None) -> pa.Table:
+def _read_tables(
+    root: Path, folder: str, only: Collection[str] | None = None, skipped: Collection[str] = ()
+) -> pa.Table:
     """Return a table of all files of a folder; `only` some columns, where they are there."""
     paths = sorted((root / folder).glob("*/*.parquet"))
     if not paths:
@@ -151,7 +161,7 @@ def _read_tables(root: Path, folder: str, only: Collection[str] | None = None) -
     columns = [
         name
         for name in pq.read_schema(paths[0]).names
-        if not name.startswith("stats/") and (only is None or name in only)
+        if not name.startswith("stats/") and name not in skipped and (only is None or name in only)
     ]
     # Not pq.read_table: it imports pandas, which takes a second.
     tables = [pq.ParquetFile(path).read(columns) for path in paths]
@@ -166,36 +176,6 @@ def _matrix(root: Path, frames: pa.Table, name: str) -> Float32[np.ndarray, "n d
         )
     column = frames.column(name).combine_chunks()
     return column.flatten().to_numpy().astype(np.float32, copy=False).reshape(len(frames), -1)
-
-
-def _require_memory(root: Path, info: dict[str, Any], image_keys: list[str]) -> None:
-    pixels = sum(int(np.prod(info["features"][key]["shape"])) for key in image_keys)
-    gib = info["total_frames"] * pixels / 2**30
-    if gib > _LARGEST_GIB:
-        raise EpisodeDataError(
-            f"{root}: its images take {gib:.0f} GiB in memory, more than {_LARGEST_GIB:.0f}; read "
-            "it frame by frame with lerobot's LeRobotDataset"
-        )
-
-
-def _read_video(
-    root: Path, info: dict[str, Any], key: str, episodes: list[dict[str, Any]]
-) -> UInt8[np.ndarray, "n h w 3"]:
-    """Return the frames of all episodes; a file may hold several episodes one after the other."""
-    parts, path, decoded = [], None, np.zeros((0,))
-    for row in episodes:
-        place = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-        wanted = root / info["video_path"].format(video_key=key, **place)
-        if wanted != path:
-            path, decoded = wanted, decode_video(wanted)
-        first = round(row[f"videos/{key}/from_timestamp"] * info["fps"])
-        part = decoded[first : first + row["length"]]
-        if len(part) != row["length"]:
-            raise EpisodeDataError(
-                f"{path}: expected {row['length']} frames from frame {first}, found {len(part)}"
-            )
-        parts.append(part)
-    return np.concatenate(parts)
 
 
 def _labels(

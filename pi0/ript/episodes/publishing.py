@@ -16,7 +16,7 @@ from lerobot.datasets.compute_stats import compute_episode_stats, get_feature_st
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 
-from pi0.ript.episodes.images import VIDEO_ENCODER, decode_png, decode_video
+from pi0.ript.episodes.images import VIDEO_ENCODER, decode_png, video_frames
 from pi0.ript.episodes.records import CollectionInfo, EpisodeDataError, EpisodeLabels
 from pi0.ript.episodes.writer import COLLECTION_PATH, IMAGE_PREFIX, read_record
 
@@ -173,7 +173,8 @@ def _image_statistics(
     else:
         assert meta.video_path is not None
         place = {name: location[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-        frames = decode_video(meta.root / meta.video_path.format(video_key=key, **place))[rows]
+        video = meta.root / meta.video_path.format(video_key=key, **place)
+        frames = np.stack(list(video_frames(video)))[rows]
     stats = get_feature_stats(frames.transpose(0, 3, 1, 2), axis=(0, 2, 3), keepdims=True)
     return {
         name: value if name == "count" else np.squeeze(value / 255.0, axis=0) for name, value in stats.items()

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float32
 
 from pi0.ript.envs import EnvObservation, Task
+from pi0.ript.episodes import images_gb
 from pi0.ript.recap.loop import Recap
 from pi0.ript.recap.policy_training import train_policy
 from pi0.ript.recap.recording import episode_set, rollout_episode
@@ -24,7 +25,7 @@ from pi0.ript.warm_start import toy_policy
 
 
 class BudgetError(RuntimeError):
-    """Memory or disk cannot hold the run."""
+    """The disk cannot hold the run."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Budget:
     """Of an episode."""
     policy_updates: int
     value_updates: int
-    memory_gb: float
-    """Of the images that are in memory at once."""
+    images_gb: float
+    """Of decoded images that are trained on at once: mapped from disk, fast while they fit in memory."""
     disk_gb: float
-    """Of all recorded images, uncompressed."""
+    """Of all decoded images, and of what is recorded as if it were not compressed."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,21 @@ def budget(recap: Recap) -> Budget:
     steps = max(recap.deadlines().values())
     per_round = config.rollouts.num_states * config.rollouts.per_state
     demonstrations = config.demonstrations.episodes or environment.warm_start_spec(config.seed).episodes
-    shown = 0 if config.demonstrations.root else demonstrations * len(tasks)
+    root = config.demonstrations.root
+    shown = 0 if root else demonstrations * len(tasks)
     policies = config.rounds + 1 + 2 * config.baselines
     training = config.rounds * config.finetuning.training.steps * (1 + 2 * config.baselines)
     gb = 3 * len(tasks[0].cameras) * tasks[0].image_size ** 2 * steps / 1e9
+    given = images_gb(root) if root else 0.0
+    recorded = gb * (shown + config.rounds * per_round)
     return Budget(
         recorded=shown + config.rounds * per_round,
         judged=config.eval.rollouts_per_task * len(tasks) * policies,
         steps=steps,
         policy_updates=training + (0 if config.skip_sft else config.sft.steps),
         value_updates=config.value.pretraining.steps + config.rounds * config.value.finetuning.steps,
-        memory_gb=gb * (shown + min(config.rounds, config.rollouts.keep_rounds) * per_round),
-        disk_gb=gb * (shown + config.rounds * per_round),
+        images_gb=given + gb * (shown + min(config.rounds, config.rollouts.keep_rounds) * per_round),
+        disk_gb=given + 2 * recorded,
     )
 
 
@@ -80,7 +84,7 @@ def print_budget(recap: Recap) -> None:
     """Print what the run needs, and for a toy how long it will take at the rates measured now.
 
     Raises:
-        BudgetError: Memory or disk are too small.
+        BudgetError: The disk is too small.
     """
     needs, run_dir = budget(recap), recap.stages.run_dir
     memory, free = psutil.virtual_memory().available / 1e9, shutil.disk_usage(run_dir).free / 1e9
@@ -88,13 +92,15 @@ def print_budget(recap: Recap) -> None:
     print(  # noqa: T201
         f"budget: {needs.recorded} episodes to record and {needs.judged} to judge, of up to {needs.steps} "
         f"steps; {needs.policy_updates} updates of the policy, {needs.value_updates} of the value function\n"
-        f"budget: up to {needs.memory_gb:.2g} GB of images in memory ({memory:.3g} GB available), "
+        f"budget: up to {needs.images_gb:.2g} GB of images in use ({memory:.3g} GB of memory available), "
         f"{needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free or its own)"
     )
-    if needs.memory_gb > memory or needs.disk_gb > disk:
+    if needs.images_gb > memory:
+        print("budget: they do not fit in memory and are read from disk again and again: slow")  # noqa: T201
+    if needs.disk_gb > disk:
         raise BudgetError(
-            "memory or disk are too small for this run: lower rollouts.num_states, rollouts.per_state, "
-            "rollouts.keep_rounds or task.image_size, or choose another output_dir"
+            "the disk is too small for this run: lower rollouts.num_states, rollouts.per_state or "
+            "task.image_size, or choose another output_dir"
         )
     if recap.config.policy_path == TOY and recap.stages.is_new("sft"):
         minutes = _seconds(needs, measure(recap)) / 60

@@ -64,10 +64,11 @@ def identity(root: Path) -> dict[str, str]:
     }
 
 
-def refer(root: Path, directory: Path) -> Mapping[str, Any]:
-    """Write where a data set is that was made elsewhere; return figures."""
+def refer(identified: Mapping[str, str], directory: Path) -> Mapping[str, Any]:
+    """Write where a data set is that was made elsewhere, and its identity; return figures."""
+    root = Path(identified["root"]).resolve()
     lengths = load_labels(root, assume_success=True).lengths
-    (directory / _REFERENCE).write_text(json.dumps({"root": str(root.resolve())}) + "\n")
+    (directory / _REFERENCE).write_text(json.dumps({**identified, "root": str(root)}) + "\n")
     return _figures(lengths)
 
 
@@ -79,17 +80,19 @@ def open_source(
     name: str,
     directory: Path,
     advantage: str,
+    image_files: Path,
     assume_success: bool = False,
     deadlines: Mapping[str, int] | None = None,
     task_ids: Mapping[str, str] | None = None,
 ) -> Source:
     """Return the data of a stage, recorded or referred to, as a source.
 
-    `task_ids` names by their instruction the tasks of episodes that do not say it themselves.
+    The images are mapped from `image_files`, see `load_episodes`. `task_ids` names by their instruction the
+    tasks of episodes that do not say it themselves.
     """
     reference = directory / _REFERENCE
     root = json.loads(reference.read_text())["root"] if reference.exists() else directory / DATASET
-    episodes = load_episodes(root, assume_success=assume_success)
+    episodes = load_episodes(root, assume_success=assume_success, image_files=image_files)
     ids = task_ids or {}
     labels = [replace(x, task_id=x.task_id or ids.get(x.instruction, "")) for x in episodes.labels]
     episodes = replace(episodes, labels=tuple(labels))

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from pi0.ript.checkpoint.journal import EpisodeJournal
+from pi0.ript.episodes import load_labels
 from pi0.ript.evaluate import Evaluation, evaluate
 from pi0.ript.groups import InitialStateDataset, heldout_states
 from pi0.ript.recap.advantages import compute_advantages, read_advantages
-from pi0.ript.recap.data import identity, is_published, is_success, open_source, record_demonstrations, refer
+from pi0.ript.recap.data import identity, is_published, is_success, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.labels import LabelledSource, write_labels
 from pi0.ript.recap.parts import RunParts
@@ -39,11 +40,10 @@ class Recap(RunParts):
         """Return the data that SFT learns from: recorded here, or a reference to a data set that exists."""
         settings = self.config.demonstrations
         if settings.root is not None:
-            root = Path(settings.root).expanduser()
-            described = self.world.on_main(identity, root)
+            described = self.world.on_main(identity, Path(settings.root).expanduser())
 
             def refer_to(work: Path) -> Mapping[str, Any]:
-                return self.world.on_main(refer, root, work)
+                return self.world.on_main(refer, described, work)
 
             return self.stages.run("demonstrations", refer_to, settings=described, inputs={})
         spec = self.environment.warm_start_spec(self.config.seed)
@@ -96,7 +96,7 @@ class Recap(RunParts):
         def make(work: Path) -> Mapping[str, Any]:
             if not self.world.on_main(is_published, work / DATASET):
                 self.record(work, number, policy)
-            labels = open_source("rollouts", work, "use").episodes.labels
+            labels = load_labels(work / DATASET).labels
             return {"episodes": len(labels), "success": float(np.mean([one.success for one in labels]))}
 
         described = {

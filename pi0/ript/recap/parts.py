@@ -4,6 +4,7 @@ Axes: n frame of a set.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -45,6 +46,7 @@ class RunParts:
     def __init__(self, config: RecapConfig, run_dir: Path, world: World | None = None) -> None:
         self.config, self.world = config, world or World()
         self.stages = Stages(run_dir, self.world, cast("Any", config.on_stale))
+        self._images = run_dir / "images"
         self.environment: Environment = get_environment(**asdict(config.task))
         for key, size in batch_sizes(config).items():
             if size < self.world.size:
@@ -58,9 +60,10 @@ class RunParts:
         return self.environment.make()
 
     def close(self) -> None:
-        """Stop the simulators."""
+        """Stop the simulators, and remove the decoded images: they are in the data sets."""
         if "env" in self.__dict__:
             self.env.close()
+        self.world.on_main(shutil.rmtree, self._images, ignore_errors=True)
 
     # Training ---------------------------------------------------------------------------------------------
 
@@ -199,12 +202,22 @@ class RunParts:
 
     def source(self, name: str, artefact: Artefact, advantage: str) -> Source:
         """Return a stage's data as a source."""
-        if name != "demonstrations":
-            return open_source(name, artefact.path, advantage, deadlines=self.deadlines())
-        tasks = self.environment.suite().select(self.environment.tasks)
-        ids = {task.instruction: task.id for task in tasks}
-        assume = self.config.demonstrations.assume_success
-        return open_source(name, artefact.path, advantage, assume, task_ids=ids)
+        of_demonstrations = {}
+        if name == "demonstrations":
+            tasks = self.environment.suite().select(self.environment.tasks)
+            of_demonstrations = {
+                "assume_success": self.config.demonstrations.assume_success,
+                "task_ids": {task.instruction: task.id for task in tasks},
+            }
+        return self.world.first(
+            open_source,
+            name,
+            artefact.path,
+            advantage,
+            self._images / artefact.hash[:16],
+            deadlines=None if of_demonstrations else self.deadlines(),
+            **of_demonstrations,
+        )
 
     def chunk_size(self) -> int:
         """Return the actions that a toy predicts at once."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from pi0.ript.episodes import EpisodeSet, load_episodes
+from pi0.ript.episodes import EpisodeSet, load_episodes, load_labels
 from pi0.ript.evaluate import Evaluation, compare
 from pi0.ript.recap import page
 from pi0.ript.recap.episode_figures import draw_episode
@@ -122,14 +122,14 @@ def _values_over_time(run: RecapRun) -> str:
 
 
 def _two_episodes(run: RecapRun, number: int, source: LabelledFrames) -> str:
-    rollouts = load_episodes(run.rollouts(number))
+    rollouts = load_labels(run.rollouts(number))
     parts = []
     for index in typical_episodes(rollouts):
         labels = rollouts.labels[index]
         outcome = "success" if labels.success else "failure"
         task = labels.task_id or labels.instruction
         figure = draw_episode(
-            rollouts[index],
+            load_episodes(run.rollouts(number), only=[index])[0],
             source.episode(index),
             run.thresholds[number].get(task),
             value_limits=value_limits([source]),
