@@ -1,6 +1,5 @@
 """Checks of a configuration before any work: all that need no simulator and no weights."""
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from pi0 import toy_config
 from pi0.model import Pi0Model
 from pi0.openpi_format import read_statistics
 from pi0.registry import get_config
+from pi0.ript.config.ranges import Ranges
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.demonstrations.experts import tasks_with_expert
 from pi0.ript.demonstrations.operators import get_operator
@@ -21,36 +21,39 @@ from pi0.ript.loss import require_algorithm
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
 from pi0.trainable import frozen_names
 
-_COUNTS = {
-    "algo": (
-        *("data_batch_size", "max_sampling_attempts", "num_epochs", "micro_batch_size", "num_draws"),
-        *("gradient_accumulation_steps", "rollout_skip_threshold"),
+_RANGES = Ranges(
+    counts=(
+        *("algo.data_batch_size", "algo.max_sampling_attempts", "algo.num_epochs", "algo.micro_batch_size"),
+        *("algo.num_draws", "algo.gradient_accumulation_steps", "algo.rollout_skip_threshold"),
+        *("dataset.num_init_states", "dataset.window_stride"),
+        *("training.num_train_steps", "training.save_freq", "training.keep_last"),
+        "training.max_nonfinite_steps",
+        *(f"task.warm_start.{key}" for key in ("episodes", "steps", "batch_size", "num_draws", "chunk_size")),
     ),
-    "dataset": ("num_init_states", "window_stride"),
-    "training": ("num_train_steps", "save_freq", "keep_last", "max_nonfinite_steps"),
-    "distributed": ("timeout_seconds",),
-    "eval": ("rollouts_per_task",),
-    "task": ("max_episode_length", "num_parallel_envs", "image_size", "render_size"),
-    "policy": ("n_action_steps",),
-}
-_POSITIVE = {"algo": ("lr", "grad_norm_clip"), "training": ("memory_limit_gb",)}
-_NOT_NEGATIVE = {
-    "algo": ("collection_cfg_scale", "cfg_uncond_weight"),
-    "eval": ("cfg_guidance_scale", "first_state", "n_video"),
-    "training": ("seed", "profile_steps"),
-    "task": ("num_workers",),
-}
-_CHOICES = {
-    "policy": {"dtype": ("float32", "bfloat16")},
-    "distributed": {"backend": ("auto", "gloo", "nccl")},
-    "logging": {"wandb_mode": ("online", "offline", "disabled")},
-    "task": {"render_quality": ("stock", "fast")},
-}
+    positive=("algo.lr", "algo.grad_norm_clip", "training.memory_limit_gb", "task.warm_start.learning_rate"),
+    not_negative=(
+        *("algo.collection_cfg_scale", "algo.cfg_uncond_weight", "training.seed", "training.profile_steps"),
+        "task.warm_start.num_workers",
+    ),
+)
+_SHARED_RANGES = Ranges(
+    counts=(
+        *("task.max_episode_length", "task.num_parallel_envs", "task.image_size", "task.render_size"),
+        *("eval.rollouts_per_task", "policy.n_action_steps", "distributed.timeout_seconds"),
+    ),
+    not_negative=("eval.cfg_guidance_scale", "eval.first_state", "eval.n_video", "task.num_workers"),
+    choices={
+        "policy.dtype": ("float32", "bfloat16"),
+        "task.render_quality": ("stock", "fast"),
+        "distributed.backend": ("auto", "gloo", "nccl"),
+        "logging.wandb_mode": ("online", "offline", "disabled"),
+    },
+)
 
 
 def validate_config(config: TrainConfig) -> None:
     """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
-    problems = [*_ranges(config), *_algorithm(config), *_resume(config)]
+    problems = [*_RANGES.problems(config), *_algorithm(config), *_resume(config)]
     environment, wrong = shared_problems(config)
     problems += wrong
     if environment is not None:
@@ -62,9 +65,9 @@ def validate_config(config: TrainConfig) -> None:
 def shared_problems(config: Any) -> tuple[Environment | None, list[str]]:
     """Return the environment, if it can be had, and what is wrong with the settings of any algorithm.
 
-    These are exp_name, directories, device, distributed, policy_path, policy, task and eval.
+    These are exp_name, directories, device, distributed, logging, policy_path, policy, task and eval.
     """
-    problems = [*_places(config), *_distribution(config)]
+    problems = [*_SHARED_RANGES.problems(config), *_places(config), *_distribution(config)]
     problems += attempt(lambda: require_policy_path(config.policy_path))[1]
     problems += [*_statistics(config), *_named_config(config), *_freeze(config)]
     environment, wrong = _environment(config)
@@ -72,28 +75,6 @@ def shared_problems(config: Any) -> tuple[Environment | None, list[str]]:
     if environment is not None:
         problems += _evaluation(config, environment)
     return environment, problems
-
-
-def _ranges(config: TrainConfig) -> Iterator[str]:
-    for names, is_right, expected in (
-        (_COUNTS, lambda value: value >= 1, "at least 1"),
-        (_POSITIVE, lambda value: 0 < value < math.inf, "a number above 0"),
-        (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "0 or more"),
-    ):
-        for section, keys in names.items():
-            for key in keys:
-                value = getattr(getattr(config, section), key)
-                if value is not None and not is_right(value):
-                    yield f"{section}.{key}: expected {expected}, found {value}"
-    for section, choices in _CHOICES.items():
-        for key, known in choices.items():
-            value = getattr(getattr(config, section), key)
-            if value is not None and value not in known:
-                yield f"{section}.{key}: expected one of {', '.join(known)}, found {value!r}"
-    for key, value in asdict(config.task.warm_start).items():
-        least = 0 if key == "num_workers" else 1
-        if isinstance(value, int) and value < least:
-            yield f"task.warm_start.{key}: expected at least {least}, found {value}"
 
 
 def _algorithm(config: TrainConfig) -> Iterator[str]:

@@ -1,11 +1,11 @@
 """Checks of a RECAP configuration before any work: all that need no simulator and no weights."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from pi0.ript.config.loading import flatten
+from pi0.ript.config.ranges import Ranges
 from pi0.ript.config.schema import ConfigError
 from pi0.ript.config.validation import attempt, shared_problems
 from pi0.ript.demonstrations import tasks_with_expert
@@ -13,36 +13,29 @@ from pi0.ript.environments import Environment
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.starting_policy import TOY
 
-_CHOICES = {
-    "on_stale": ("refuse", "redo"),
-    "policy.indicator": ("embedding", "text"),
-    "demonstrations.sft_advantage": ("on", "ignore"),
-    "demonstrations.advantage": ("use", "on", "ignore"),
-    "value.form": ("expert", "separate"),
-    "value.start_from": ("pretrained", "previous"),
-    "advantage.scope": ("per_task", "global"),
-    "advantage.ranked": ("rollouts", "all"),
-    "finetuning.start_from": ("sft", "previous"),
-    "policy.dtype": ("float32", "bfloat16", None),
-    "task.render_quality": ("stock", "fast", None),
-    "distributed.backend": ("auto", "gloo", "nccl"),
-    "logging.wandb_mode": ("online", "offline", "disabled"),
-}
+_RANGES = Ranges(
+    counts=(
+        *("rounds", "rollouts.num_states", "rollouts.per_state", "rollouts.keep_rounds", "value.width"),
+        *("demonstrations.episodes", "policy.chunk_size"),
+    ),
+    not_negative=("seed", "rollouts.guidance", "demonstrations.num_workers"),
+    choices={
+        "on_stale": ("refuse", "redo"),
+        "policy.indicator": ("embedding", "text"),
+        "demonstrations.sft_advantage": ("on", "ignore"),
+        "demonstrations.advantage": ("use", "on", "ignore"),
+        "value.form": ("expert", "separate"),
+        "value.start_from": ("pretrained", "previous"),
+        "advantage.scope": ("per_task", "global"),
+        "advantage.ranked": ("rollouts", "all"),
+        "finetuning.start_from": ("sft", "previous"),
+    },
+)
 _CHECKPOINTS_ONLY = (  # with the values that ask for nothing
     *(("config", None), ("dtype", None), ("gradient_checkpointing", False), ("n_action_steps", None)),
     *(("extra_delta_transform", None), ("norm_stats_path", None)),
 )
 _RECORDING_ONLY = ("operator", "episodes")
-_AT_LEAST = {
-    **dict.fromkeys(
-        ("rounds", "rollouts.num_states", "rollouts.per_state", "rollouts.keep_rounds", "value.width"), 1
-    ),
-    **dict.fromkeys(("eval.rollouts_per_task", "demonstrations.episodes", "policy.chunk_size"), 1),
-    **dict.fromkeys(("task.max_episode_length", "task.num_parallel_envs", "task.image_size"), 1),
-    **dict.fromkeys(("task.render_size", "policy.n_action_steps", "distributed.timeout_seconds"), 1),
-    **dict.fromkeys(("seed", "rollouts.guidance", "eval.cfg_guidance_scale", "eval.n_video"), 0),
-    **dict.fromkeys(("eval.first_state", "demonstrations.num_workers", "task.num_workers"), 0),
-}
 
 
 def validate_recap(config: RecapConfig) -> None:
@@ -58,13 +51,7 @@ def validate_recap(config: RecapConfig) -> None:
 
 def _values(config: RecapConfig) -> Iterator[str]:
     values = flatten(asdict(config))
-    for key, known in _CHOICES.items():
-        if values[key] not in known:
-            yield f"{key}: expected one of {', '.join(map(str, known))}, found {values[key]!r}"
-    for key, least in _AT_LEAST.items():
-        value = values[key]
-        if value is not None and not least <= value < math.inf:
-            yield f"{key}: expected at least {least}, found {value}"
+    yield from _RANGES.problems(config)
     if not 0 < config.advantage.positive_fraction < 1:
         yield (
             "advantage.positive_fraction: expected a share between 0 and 1, found "
