@@ -76,6 +76,7 @@ def test_the_run_has_every_stage_and_names_what_each_was_made_from(whole):
     assert hash_files(run_dir / "policy") == stages["round-2/policy"]["output"]["hash"]
     results = json.loads((run_dir / "results.json").read_text())["policies"]
     assert list(results) == ["SFT", "round 1", "round 2", "more SFT", "SFT on successes"]
+    assert not (run_dir / "images").exists(), "decoded images are not kept"
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[1]["rollout/success"] == stages["round-2/rollouts"]["figures"]["success"]

@@ -63,7 +63,8 @@ class RunParts:
         """Stop the simulators, and remove the decoded images: they are in the data sets."""
         if "env" in self.__dict__:
             self.env.close()
-        self.world.on_main(shutil.rmtree, self._images, ignore_errors=True)
+        if self.world.rank == 0:  # and no waiting for the others, which may be gone
+            shutil.rmtree(self._images, ignore_errors=True)
 
     # Training ---------------------------------------------------------------------------------------------
 
