@@ -255,6 +255,15 @@ def test_a_set_with_other_columns_is_an_error(tmp_path: Path):
         load_episodes(root)
 
 
+def test_a_robot_of_one_dimension(tmp_path: Path):
+    one = make_episode(0)
+    one = replace(one, states=one.states[:, :1], actions=one.actions[:, :1])
+    root = publish(tmp_path / "set", {0: one})
+    loaded, item = load_episodes(root)[0], lerobot_dataset(root)[2]
+    assert loaded.content_hash() == one.content_hash()
+    assert item["action"].item() == one.actions[2, 0]
+
+
 def test_small_images_are_stored_without_loss_by_default():
     assert default_storage(64) == "image"
     assert default_storage(256) == "video"

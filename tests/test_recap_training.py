@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, toy_policy
+from plugin_example.line import LineSuite
 
 from pi0 import Indicator
+from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.episodes import (
     CollectionInfo,
     Episode,
@@ -147,6 +149,57 @@ def test_recorded_rollouts_are_their_episodes_and_do_not_run_twice(metaworld, tm
         rollout_episode(rollout(metaworld, policy, states[:1], seeds[:1])[0], "policy:abc")
     with pytest.raises(ValueError, match="found one twice"):
         record_rollouts(metaworld, policy, states[:2], [1, 1], writer, "policy:abc")
+
+
+class TwoLines(LineSuite):
+    """Two tasks."""
+
+    def tasks(self):
+        (task,) = super().tasks()
+        return (task, replace(task, name="again", instruction="move right again"))
+
+
+class Push:
+    """Pushes as hard as the seed of the episode says: from -0.1, which fails, to 0.5, which succeeds."""
+
+    def chunks(self, observations, tasks, generators, among):
+        force = [0.1 * (generator.initial_seed() % 7 - 1) for generator in generators]
+        return np.repeat(np.array(force, np.float32), 3).reshape(-1, 3, 1)
+
+
+def played(suite: TwoLines, state: InitialState, seed: int) -> tuple[bool, list[list[float]]]:
+    """Success and states of an episode, step by step, alone."""
+    line = suite.make(suite.tasks()[0])
+    line.restore(state)
+    states, success = [], False
+    while not success and len(states) < 8:
+        states.append(line.proprioception().tolist())
+        success = line.step(np.array([0.1 * (seed % 7 - 1)]))
+    return success, states
+
+
+@pytest.mark.parametrize("num_episodes", [7, 2])
+def test_labels_belong_to_their_episodes_when_slots_are_left_over(tmp_path, num_episodes):
+    """OpenTau's recorder shifts labels onto other episodes if n % batch is not 0 and tasks are several."""
+    suite = TwoLines()
+    with BatchedEnv(suite, num_slots=3) as env:
+        pool = [env.initial_states(task, "train", range(4)) for task in ("right", "again")]
+        states = [state for both in zip(*pool, strict=True) for state in both][:num_episodes]
+        seeds = [3 * i + 1 for i in range(num_episodes)]
+        info = CollectionInfo(fps=10, robot_type="line", storage="image", origin={})
+        writer = EpisodeWriter(tmp_path / "rollouts", info)
+        record_rollouts(env, Push(), states, seeds, writer, "policy:push")
+    loaded = load_episodes(writer.finalize())
+    assert len(loaded) == num_episodes
+    for episode, state, seed in zip(loaded, states, seeds, strict=True):
+        success, expected = played(suite, state, seed)
+        np.testing.assert_allclose(episode.states, expected, atol=1e-6)
+        np.testing.assert_allclose(episode.actions, 0.1 * (seed % 7 - 1), atol=1e-6)
+        assert (episode.labels.success, episode.labels.seed) == (success, seed)
+        assert (episode.labels.task_id, episode.labels.initial_state_hash) == (state.task, state.hash)
+        assert episode.labels.instruction == env.tasks[state.task].instruction
+    if num_episodes == 7:
+        assert len({(one.success, len(e)) for one, e in zip(loaded.labels, loaded, strict=True)}) == 3
 
 
 # Value ------------------------------------------------------------------------------------------------------

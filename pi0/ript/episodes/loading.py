@@ -175,7 +175,8 @@ def _matrix(root: Path, frames: pa.Table, name: str) -> Float32[np.ndarray, "n d
             "the data set's columns to lerobot's names"
         )
     column = frames.column(name).combine_chunks()
-    return column.flatten().to_numpy().astype(np.float32, copy=False).reshape(len(frames), -1)
+    values = column.flatten() if pa.types.is_nested(column.type) else column  # width 1: lerobot has scalars
+    return values.to_numpy().astype(np.float32, copy=False).reshape(len(frames), -1)
 
 
 def _labels(

@@ -126,6 +126,9 @@ def _publish_episode(
         "task_index": np.full(length, task_index),
     }
     schema = get_hf_features_from_features(meta.features).arrow_schema
+    for name in ("observation.state", "action"):
+        if not pa.types.is_nested(schema.field(name).type):  # width 1: lerobot stores scalars
+            columns[name] = columns[name].flatten()
     columns |= {name: pa.array(values) for name, values in arrays.items()}
     data.append(pa.table([columns[name].cast(schema.field(name).type) for name in schema.names],
                          schema=schema))  # fmt: skip
