@@ -1,10 +1,13 @@
 """Checkpoints are complete or not there, damage is found and named, and what was saved comes back exactly."""
 
 import fcntl
+import os
 import random
 import resource
 import shutil
+import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,6 +181,54 @@ def test_there_is_a_valid_checkpoint_at_every_instant(run_dir, monkeypatch):
     assert len(seen) >= 6
     assert all(seen)
     assert [path.name for path in published(run_dir)] == ["checkpoint-4"]
+
+
+def dies_in(write: Callable[[], object]) -> None:
+    """Run `write`, which ends with a SIGKILL of the process, in a child."""
+    pid = os.fork()
+    if not pid:
+        try:
+            write()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_a_file(state: object, file: Path) -> None:
+    file.write_bytes(b"PK\3\4 the beginning")
+    die()
+
+
+@pytest.mark.parametrize(
+    ("place", "instead"),
+    [
+        ("torch.save", half_a_file),
+        ("pi0.ript.checkpoint.files._sha256", die),  # all files are there, the manifest is not
+        ("pi0.ript.checkpoint.files._flush", die),  # the manifest is
+        ("pathlib.Path.rename", die),  # everything is, but for its name
+    ],
+    ids=["half a file", "no manifest", "not flushed", "no name"],
+)
+def test_a_kill_while_saving_leaves_the_checkpoint_before(run_dir, place, instead):
+    def write() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, instead)
+            save_checkpoint(*trained(seed=5), 3, CONFIG, run_dir)
+
+    dies_in(write)
+    assert (run_dir / ".checkpoint-3.partial").exists(), "it died in the middle"
+    found = find_checkpoint(run_dir, "auto")
+    assert found == run_dir / "checkpoint-2-3"
+    other, optimizer = trained(seed=4, steps=1)
+    assert load_checkpoint(found, other, optimizer) == PROGRESS
+    assert all(torch.equal(a, b) for a, b in zip(trained()[0].parameters(), other.parameters(), strict=True))
+    save_checkpoint(other, optimizer, 3, CONFIG, run_dir)
+    assert find_checkpoint(run_dir, "auto") == run_dir / "checkpoint-3"
+    assert not list(run_dir.glob(".checkpoint*"))
 
 
 def test_the_last_are_kept_and_those_inside_an_iteration_only_while_newest(run_dir):

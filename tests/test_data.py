@@ -263,6 +263,16 @@ def test_weights_are_the_observed_frequencies_and_frames_of_a_set_come_equally_o
     np.testing.assert_allclose(near, weights, atol=0.06)
 
 
+def test_batches_over_ranks_and_workers_have_the_frequencies_of_the_weights(roots):
+    settings = mixture(roots["a"], roots["b"], weights=[1.0, 3.0], image_size=16, num_workers=1)
+    found = []
+    for rank in range(2):
+        data = make_training_data(settings, FEATURES, 2, 37, Process(rank, 2))
+        found += [batch["dataset_index"] for batch in islice(data.train, 5)]
+    share = (torch.cat(found) == 1).float().mean()  # ten epochs of 37 draws; as many as frames: 12 of 37
+    assert share == pytest.approx(0.75, abs=0.01)
+
+
 def test_a_weight_of_zero_leaves_a_set_out_and_one_too_small_is_an_error():
     order = MixtureOrder([np.arange(10), np.arange(10)], [1.0, 0.0], 0)
     assert set(order.draws(0, 50)[:, 0].tolist()) == {0}

@@ -40,6 +40,7 @@ if what == "wait":  # answers a signal after a moment, as a run that saves does
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, stop)
 if what in ("wait", "sleep"):
+    pathlib.Path(f"{rest[0]}.given{rank}").write_text(repr(rest[1:]))
     pathlib.Path(f"{rest[0]}.part{rank}").write_text(str(os.getpid()))
     pathlib.Path(f"{rest[0]}.part{rank}").rename(f"{rest[0]}.pid{rank}")
     time.sleep(120)
@@ -250,8 +251,10 @@ def test_ctrl_c_ends_a_script_without_handlers(start, tmp_path):
 def test_accelerate_runs_the_script_and_leaves_nothing(start, tmp_path):
     config = tmp_path / "accelerate.yaml"
     config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\n")
-    process = start("--accelerate-config", config, "wait", tmp_path / "toy")
+    given = ["--steps=3", "a b", "--config_file", "x"]
+    process = start("--accelerate-config", config, "wait", tmp_path / "toy", *given)
     pid = read_when_there(tmp_path / "toy.pid")
+    assert (tmp_path / "toy.given").read_text() == repr(given)
     process.send_signal(signal.SIGTERM)  # accelerate dies of it at once
     process.communicate(timeout=60)
     assert process.returncode == 143
@@ -262,6 +265,7 @@ def test_accelerate_runs_the_script_and_leaves_nothing(start, tmp_path):
 def test_torchrun_runs_the_script_in_two_processes(start, tmp_path):
     process = start("--nproc-per-node=2", "wait", tmp_path / "toy", "--x=1")
     pids = [read_when_there(tmp_path / f"toy.pid{rank}") for rank in range(2)]
+    assert [(tmp_path / f"toy.given{rank}").read_text() for rank in range(2)] == ["['--x=1']"] * 2
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=60)
     assert process.returncode == 138

@@ -151,6 +151,22 @@ def test_the_file_is_what_opentau_reads(labelled):
     assert found == advantages.tolist()
 
 
+def test_the_bytes_are_those_of_opentaus_script_and_its_file_is_read(labelled):
+    """Its script: two integers of a frame's columns as key, the advantage as text, json.dump(indent=4)."""
+    directory, episodes, advantages = labelled
+    advantages = np.append(advantages[:-1], -1e-9)  # printed as -0.000000
+    path = write_advantages(directory, episodes, advantages, {})
+    frames = lerobot_dataset(directory)
+    keys = [f"{item['episode_index'].item()},{item['timestamp'].item()}" for item in frames]
+    theirs = {key: f"{a:.6f}" for key, a in zip(keys, advantages.tolist(), strict=True)}
+    assert path.read_bytes() == json.dumps(theirs, indent=4).encode()
+    (directory / "meta/advantages_lineage.json").unlink()  # which it does not write
+    shuffled = {key: theirs[key] for key in reversed(keys)}
+    for made in (shuffled, {key: float(value) for key, value in shuffled.items()}):
+        path.write_text(json.dumps(made, indent=4))
+        np.testing.assert_array_equal(read_advantages(directory, episodes), advantages.round(6))
+
+
 def test_their_file_is_read_and_a_missing_frame_is_an_error_unless_a_choice_is_made(dataset):
     episodes = load_episodes(dataset)
     entries = {f"{e},{float(np.float32(t / 20))}": "0.5" for e in range(3) for t in range(3 + e)}

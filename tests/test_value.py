@@ -8,6 +8,7 @@ from conftest import CAMERA, TASKS, toy_policy
 from safetensors.torch import load_file, save_file
 
 from pi0 import CheckpointError
+from pi0.ript.recap.returns import Outcome, RewardConfig, returns
 from pi0.value import Inputs, ValueFunction, bin_centers, bin_of
 from pi0.value_config import ValueConfig, expert_value_config, separate_value_config
 
@@ -35,6 +36,17 @@ def test_bins_follow_the_formula_and_are_clamped():
     assert bin_of(returns, 201).tolist() == expected
     assert bin_of(torch.tensor([-1.0, 0.0]), 201).tolist() == [0, 200]
     assert bin_of(torch.tensor([-2.5, -1.0001, 0.3]), 201).tolist() == [0, 0, 200]
+
+
+def test_long_failed_episodes_stay_in_the_bins(value, batch):
+    """Upstream's own settings (R 400, C -1000) give it bin -475 here, which its cross entropy crashes on."""
+    auto = RewardConfig(C_neg=-1000.0, reward_normalizer="auto").resolve(700)
+    for reward in (auto, RewardConfig(C_neg=-1000.0, reward_normalizer=400)):
+        found = torch.from_numpy(returns(700, Outcome.FAILURE, reward))
+        bins = bin_of(found, 201)
+        assert (bins.min(), bins.max()) == (0, 82 if reward is auto else 0)  # 200 * (1 - 1000 / 1699)
+        assert (bins.diff() >= 0).all()
+        assert torch.isfinite(value.loss(observation(batch), found[[0, -1]].float()).cross_entropy)
 
 
 def test_the_value_is_the_mean_of_the_bin_centers(value):

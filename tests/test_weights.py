@@ -69,6 +69,51 @@ def test_the_caller_says_what_may_be_new_or_extra(tensors):
     assert torch.equal(model.state_proj.weight, tensors["state_proj.weight"])
 
 
+LOADERS = {  # openpi's, as ours
+    "strict": {},
+    "CheckpointWeightLoader": {"new": ("lora_",), "extra": (".*",)},
+    "PaliGemmaWeightLoader": {"new": (".*",), "extra": (".*",)},
+}
+REFUSED = {  # by what is wrong with the file
+    "unknown": {"strict"},
+    "lora": {"strict"},
+    "missing": {"strict", "CheckpointWeightLoader"},
+    "shape": set(LOADERS),
+    "dtype": set(),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("case", REFUSED)
+def test_loaders_follow_openpis_table(tensors, case, loader):
+    given, config, untouched = dict(tensors), tiny_config(), set()
+    if case == "unknown":
+        given["value_head.weight"] = torch.zeros(2, 3)
+    if case == "lora":
+        config = replace(config, expert=replace(config.expert, lora_rank=2, lora_alpha=4.0))
+        untouched = {n for n, _ in Pi0Model(config).named_parameters() if "lora_" in n}
+        assert untouched
+    if case == "missing":
+        del given[STATE_PROJ]
+        untouched = {STATE_PROJ}
+    if case == "shape":
+        given[STATE_PROJ] = given[STATE_PROJ][:-1]
+    if case == "dtype":
+        given = {key: tensor.bfloat16() for key, tensor in given.items()}
+    model = Pi0Model(config)
+    if loader in REFUSED[case]:
+        with pytest.raises(CheckpointError, match="does not fit the configuration"):
+            WeightLoader(**LOADERS[loader]).load(model, config, given, "file")
+        return
+    report = WeightLoader(**LOADERS[loader]).load(model, config, given, "file")
+    assert report == untouched
+    for (name, found), fresh in zip(model.named_parameters(), Pi0Model(config).parameters(), strict=True):
+        assert found.dtype == torch.float32
+        assert (name in untouched) <= torch.equal(found, fresh), name
+    written = lerobot_state_dict(model, config)
+    assert all(torch.equal(written[key], given[key].float()) for key in set(written) & set(given))
+
+
 @pytest.mark.parametrize(
     "rename",
     [
