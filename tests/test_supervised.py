@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_episodes import make_episode, publish
 
-from pi0 import Indicator, PI0Policy
+from pi0 import Indicator, PI0Policy, registry
 from pi0.ript import interruption
 from pi0.ript.checkpoint import ChangedSettingsError, CheckpointError, RunInUseError
+from pi0.ript.checkpoint.files import published
 from pi0.ript.config import ConfigError
 from pi0.ript.data import DatasetSettings, MixtureSettings
 from pi0.ript.data.frames import open_frames
@@ -24,7 +26,7 @@ from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.recap.advantages import write_advantages
 from pi0.ript.recap.returns import RewardConfig
 from pi0.ript.report import read_rows
-from pi0.ript.supervised import SupervisedSettings, Training, trainer
+from pi0.ript.supervised import SupervisedSettings, Training, read_settings, trainer, training_state
 from pi0.ript.supervised.models import DataSummary, make_policy
 from pi0.ript.supervised.optimization import WeightAverage, learning_rate_factor
 from pi0.ript.supervised.settings import (
@@ -35,9 +37,10 @@ from pi0.ript.supervised.settings import (
 )
 from pi0.ript.supervised.value_models import make_value
 from pi0.ript.supervised.window_labels import window_indicators, window_returns
-from pi0.value import ValueFunction
+from pi0.value import ValueFunction, bin_of
 
 OPENED: dict = {}
+PARTS = ("vlm", "expert")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,8 @@ def everything(root: str, output: Path) -> SupervisedSettings:
     return settings(root, output, val_freq=3, ema_decay=0.5, save_total_limit=2, steps=7)
 
 
-def test_a_run_leaves_its_settings_its_processor_its_checkpoints_and_the_model(whole):
+def test_a_run_leaves_its_settings_its_processor_its_checkpoints_and_the_model(root, whole):
+    mixture = everything(root, whole).dataset_mixture
     names = {path.name for path in whole.iterdir()}
     assert {"experiment_cfg", "processor", "wandb_config.json", "profiling", "metrics.jsonl"} <= names
     assert {"train_rank0.log", "checkpoint-6", "checkpoint-7"} <= names
@@ -141,6 +145,10 @@ def test_a_run_leaves_its_settings_its_processor_its_checkpoints_and_the_model(w
     conf = (whole / "experiment_cfg/conf.yaml").read_text()
     assert "max_steps: 7" in conf
     assert "save_steps: 2" in conf
+    assert read_settings(str(whole / "experiment_cfg/config.yaml")) == replace(
+        everything("", whole.parent), profile_steps=1, dataset_mixture=mixture
+    )
+    assert list((whole / "profiling").glob("trace_rank0*.json"))
     statistics = json.loads((whole / "processor/statistics.json").read_text())["statistics"]
     described = json.loads((whole / "processor/processor_config.json").read_text())
     policy = PI0Policy.from_pretrained(whole)
@@ -205,6 +213,37 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_happened(root, whol
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert {p.name for p in run_dir.glob("*best*")} == {p.name for p in whole.glob("*best*")}
     assert (run_dir / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("place", "path", "left"),
+    [
+        ("learning_rate_factor", trainer, []),  # in the first step: there is nothing to go on from
+        ("publish", training_state, ["checkpoint-2"]),  # while checkpoint-4 is written
+    ],
+    ids=["before a checkpoint", "while one is written"],
+)
+def test_a_killed_run_goes_on_from_what_is_whole(root, whole, tmp_path, monkeypatch, place, path, left):
+    pid = os.fork()
+    if not pid:
+        try:
+            do = getattr(path, place)
+
+            def die(*arguments):
+                if not left or arguments[1].name == "checkpoint-4":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return do(*arguments)
+
+            monkeypatch.setattr(path, place, die)
+            run(everything(root, tmp_path))
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert [one.name for one in published(tmp_path / "pi0")] == left
+    run_dir = run(everything(root, tmp_path))
+    assert rows(run_dir) == rows(whole)
+    assert (run_dir / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert not list(run_dir.glob(".checkpoint*"))
 
 
 def test_a_finished_run_started_again_stays_as_it_is(root, tmp_path):
@@ -317,24 +356,50 @@ def test_success_in_simulation_is_a_best_metric(root, tmp_path, monkeypatch):
     assert [p.name for p in run_dir.glob("*-best-*")] == ["checkpoint-4-best-success_0.7500"]
 
 
-def test_frozen_parameters_stay(root, tmp_path):
-    config = settings(root, tmp_path, steps=2, policy={"freeze": "vision"})
-    data = DataSummary(config.dataset_mixture)
-    before = dict(make_policy(config.policy, data, 0, True, "cpu").named_parameters())
-    after = dict(PI0Policy.from_pretrained(run(config)).named_parameters())
-    changed = {name for name, p in after.items() if not torch.equal(p, before[name])}
-    assert changed
-    assert not {n for n in changed if n.startswith("model.vision.") and "projector" not in n}
+@pytest.mark.parametrize("freeze", ["vision", "expert_only", "lora", r"vlm\.embed|state_proj"])
+def test_frozen_parameters_stay_to_the_byte(root, whole, tmp_path, monkeypatch, freeze):
+    policy = {"freeze": freeze, "pretrained_path": str(whole)}
+    if freeze == "lora":
+        config = PI0Policy.from_pretrained(whole).config
+        adapted = {name: replace(getattr(config, name), lora_rank=2, lora_alpha=4.0) for name in PARTS}
+        monkeypatch.setattr(registry, "_CONFIGS", dict(registry._CONFIGS))
+        registry.register_config("toy_lora", replace(config, **adapted))
+        policy["config"] = "toy_lora"
+    optimizer = Optimizer(lr=1e-3, weight_decay=0.5)
+    config = settings(root, tmp_path, steps=1, policy=policy, ema_decay=0.5, optimizer=optimizer)
+    training = Training(config, World())
+    model = training.parts.objective.model
+    before = {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    training.run()
+    after = {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
+    changed = {name for name in after if after[name] != before[name]}
+    assert frozen
+    assert not changed & frozen
+    assert "model.action_out_proj.weight" in changed
+    if freeze == "lora":
+        assert all("lora_" in name or ".vlm." not in name for name in changed)
+        assert any("lora_b" in name for name in changed)
+        return
+    saved = PI0Policy.from_pretrained(training.run_dir)  # lerobot's layout, and back
+    assert all(saved.get_parameter(name).numpy(force=True).tobytes() == before[name] for name in frozen)
 
 
 # Starting from a checkpoint ---------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_keeps_its_statistics_and_refuses_another_normalisation(root, whole, tmp_path):
-    data = DataSummary(settings(root, tmp_path).dataset_mixture)
+    episodes = {i: make_episode(i) for i in range(3)}
+    rollouts = publish(
+        tmp_path / "rollouts", {i: replace(e, actions=2 * e.actions + 1) for i, e in episodes.items()}
+    )
+    mixture = settings(root, tmp_path).dataset_mixture
+    mixture.datasets.append(DatasetSettings(root=str(rollouts)))
+    data = DataSummary(mixture)
     start = PolicySettings(pretrained_path=str(whole), n_action_steps=2)
     policy = make_policy(start, data, 0, True, "cpu")
     assert policy.config.n_action_steps == 2
+    assert (data.statistics()["action"]["mean"] - policy.statistics["action"]["mean"]).abs().min() > 0.1
     torch.testing.assert_close(policy.statistics, PI0Policy.from_pretrained(whole).statistics)
     for changes, expected in (
         (
@@ -410,6 +475,40 @@ def test_a_value_expert_reads_a_policy_that_stays_as_it_is(root, whole, tmp_path
         assert not name.startswith(("vision.", "vlm.")) or torch.equal(parameter, policy[name])
 
 
+def test_train_accuracy_is_the_share_of_all_samples_whatever_the_batches(root, tmp_path):
+    """Every frame has a return, so there is no label to leave out, as -100 marks in language models."""
+    config = settings(root, tmp_path, "value", batch_size=25)
+    parts = trainer.make_parts(config, World())
+    objective, batch = parts.objective, next(parts.data.train)
+    value, learner = objective.model.eval(), objective.learner()
+    returns = objective.returns[batch["window"]]
+    right = value(batch).argmax(-1) == bin_of(returns, 11)
+    cuts = [(0, 25), (0, 4), (4, 25)]
+    whole, *pieces = (
+        objective.sums(learner, {k: v[i:j] for k, v in batch.items()}, (0,), is_training=True).detach()
+        for i, j in cuts
+    )
+    assert whole[1].item() == pytest.approx(right.sum().item(), abs=1e-4)
+    torch.testing.assert_close(pieces[0] + pieces[1], whole, rtol=1e-4, atol=1e-4)
+    found = Training(replace(config, exp_name="one"), World())
+    row = found._step()
+    found.close()
+    assert row["train_accuracy"] == pytest.approx(right.float().mean().item())
+
+
+def test_values_are_not_learned_from_episodes_without_a_label_unless_assumed(root, tmp_path):
+    path = Path(shutil.copytree(root, tmp_path / "unlabelled"))
+    for file in [*(path / "data").rglob("*.parquet"), *(path / "meta/episodes").rglob("*.parquet")]:
+        pq.write_table(pq.read_table(file).drop_columns("success"), file)
+    mixture = settings(str(path), tmp_path).dataset_mixture
+    sets, reward = DataSummary(mixture).sets, RewardConfig(C_neg=-10.0)
+    with pytest.raises(EpisodeDataError, match="no success labels"):
+        window_returns(sets, mixture.datasets, reward)
+    mixture.datasets[0].assume_success = True
+    returns, _ = window_returns(sets, mixture.datasets, reward)
+    np.testing.assert_allclose(returns[:3] * 16, [-2, -1, 0])
+
+
 def test_returns_are_numbered_as_windows_are(root, tmp_path):
     mixture = settings(root, tmp_path).dataset_mixture
     sets = DataSummary(mixture).sets
@@ -472,6 +571,14 @@ def test_training_by_advantage_gives_each_window_its_own_indicator(labelled, tmp
     everything = np.concatenate([np.ones(25), advantages])
     expected = np.where(everything[windows] > 0.0, Indicator.POSITIVE, Indicator.NEGATIVE)
     assert np.array_equal(found[kept], expected[kept])
+
+
+def test_advantages_of_other_episodes_are_refused(labelled):
+    mixture, _ = labelled
+    path = Path(str(mixture.datasets[1].root)) / "meta/advantages.json"
+    path.write_text(path.read_text().replace('": "', '": "1', 1))
+    with pytest.raises(EpisodeDataError, match="stale"):
+        window_indicators(DataSummary(mixture).sets, mixture.datasets, PolicySettings(advantage="use"))
 
 
 def test_what_has_no_advantage_is_an_error_or_what_was_chosen(root, labelled, tmp_path):
