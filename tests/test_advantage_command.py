@@ -68,6 +68,8 @@ def test_data_sets_come_from_a_mixture_too(place, tmp_path, capsys):
     file.write_text(json.dumps(described))
     assert read_mixture(file) == [place / "one", place / "two"]
     assert "all episodes are labelled" in capsys.readouterr().out
+    (tmp_path / "including.json").write_text('{"dataset_mixture": {"$ref": "mixture.json"}}')
+    assert read_mixture(tmp_path / "including.json") == [place / "one", place / "two"]
     assert main([*arguments(place), f"--dataset_mixture={file}"]) == 0
 
 

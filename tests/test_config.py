@@ -253,6 +253,35 @@ def test_wrong_files_are_refused(text, said, tmp_path):
     assert said in str(error.value)
 
 
+def test_files_include_others(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/algo.yaml").write_text("lr: 1e-4\nnum_epochs: 3\n")
+    (tmp_path / "parts/base.json").write_text(
+        '{"algo": {"$ref": "algo.yaml", "num_epochs": 2}, "task": {"task_names": [1, 2]}, "exp_name": "base"}'
+    )
+    text = "$ref: parts/base.json\nalgo: {num_draws: 5}\ntask: {task_names: [3]}\n"
+    config = load_config_from_yaml(write(tmp_path, text), ["algo.lr=2e-4"])
+    assert (config.algo.lr, config.algo.num_epochs, config.algo.num_draws) == (2e-4, 2, 5)
+    assert (config.task.task_names, config.exp_name) == ([3], "base")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("$ref: other.yaml", r"other.yaml includes itself \(config.yaml -> other.yaml -> other.yaml\)"),
+        ("algo: {$ref: config.yaml}", r"config.yaml includes itself \(config.yaml -> config.yaml\)"),
+        ("$ref: othr.yaml", r"config.yaml: \$ref: '.*othr.yaml' does not exist .* did you mean .*other.yaml"),
+        ("$ref: [a]", r"expected the name of a file, found \['a'\]"),
+        ("algo: {$ref: typo.yaml}", "unknown key 'algo.lrr'; did you mean 'algo.lr'"),
+    ],
+)
+def test_includes_that_cannot_be_used(tmp_path, text, said):
+    (tmp_path / "other.yaml").write_text("algo: {$ref: other.yaml}")
+    (tmp_path / "typo.yaml").write_text("lrr: 1")
+    with pytest.raises(ConfigError, match=said):
+        load_config_from_yaml(write(tmp_path, text))
+
+
 def test_empty_files_and_sections_are_defaults(tmp_path):
     assert load_config_from_yaml(write(tmp_path, "")) == TrainConfig()
     assert load_config_from_yaml(write(tmp_path, "algo:\nlogging: {}\n")) == TrainConfig()

@@ -77,6 +77,19 @@ def test_the_guides_policy_file_is_taken_as_it_is(written, capsys):
     assert not capsys.readouterr().out
 
 
+def test_files_share_a_mixture_by_including_it(written, tmp_path):
+    (tmp_path / "mixture.json").write_text(json.dumps(MIXTURE))
+    (tmp_path / "demos.json").write_text(json.dumps({"root": "data/demos", "episodes": [0, 1]}))
+    datasets = [{"$ref": "demos.json", "episodes": [5]}, {"root": "data/rollouts"}]
+    shared = {"$ref": "mixture.json", "datasets": datasets, "weights": None}
+    mixture = read_settings(written(dataset_mixture=shared)).dataset_mixture
+    assert (mixture.action_freq, mixture.weights) == (10.0, None)
+    assert [(one.root, one.episodes) for one in mixture.datasets] == [
+        ("data/demos", [5]),
+        ("data/rollouts", None),
+    ]
+
+
 def test_the_guides_value_file_is_taken_as_it_is(written):
     settings = read_settings(
         written(dataset_mixture=MIXTURE, policy=GUIDE_VALUE, loss_weighting={"MSE": 0, "CE": 1})

@@ -13,6 +13,7 @@ import numpy as np
 
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError
+from pi0.ript.config.yaml_files import include
 from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.recap.advantages import (
     ADVANTAGES_PATH,
@@ -128,8 +129,8 @@ def read_mixture(path: Path) -> list[Path]:
         ConfigError: It has none, or asks for some episodes only: a policy is trained on all of them.
     """
     try:
-        described = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        described = include(json.loads(path.read_text()), path)
+    except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"dataset_mixture: {path}: {error}") from error
     datasets = described.get("dataset_mixture", described).get("datasets")
     if not datasets:

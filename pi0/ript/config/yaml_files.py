@@ -12,6 +12,8 @@ from pi0.ript.config.schema import ConfigError
 CONFIGS = Path(__file__).parent
 """The configurations that come with the package."""
 
+_REFERENCE = "$ref"
+
 
 class _Loader(yaml.SafeLoader):
     pass
@@ -63,18 +65,55 @@ def parse_yaml(text: str, source: str) -> Any:
         loader.dispose()
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the sections and keys of a YAML file; an empty file has none.
+def read_yaml(path: Path, key: str = "config_path", including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the sections and keys of a YAML file, includes resolved; an empty file has none.
+
+    `key` is what names the file, for errors; `including` are the files that it is included from.
 
     Raises:
         ConfigError: There is no such file, or it is no mapping of keys.
     """
     if not path.is_file():
-        raise ConfigError(f"config_path: {str(path)!r} {_nothing_there(path)}")
+        raise ConfigError(f"{key}: {str(path)!r} {_nothing_there(path)}")
     values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, found a {type(values).__name__}")
-    return values or {}
+    return include(values or {}, path, including)
+
+
+def include(values: Any, path: Path, including: tuple[Path, ...] = ()) -> Any:
+    """Return what a file at `path` says with each section `{"$ref": FILE, ...}` replaced by that file's keys.
+
+    Other keys of such a section go over the file's: sections are merged, anything else replaced. FILE is
+    relative to the file that includes it, as in OpenTau.
+
+    Raises:
+        ConfigError: A file is not there, or includes itself.
+    """
+    if isinstance(values, list):
+        return [include(value, path, including) for value in values]
+    if not isinstance(values, dict):
+        return values
+    own = {key: include(value, path, including) for key, value in values.items() if key != _REFERENCE}
+    if _REFERENCE not in values:
+        return own
+    name, chain = values[_REFERENCE], (*including, path.resolve())
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: {_REFERENCE}: expected the name of a file, found {name!r}")
+    target = path.parent / Path(name).expanduser()
+    if target.resolve() in chain:
+        names = " -> ".join(one.name for one in (*chain, target))
+        raise ConfigError(f"{path}: {_REFERENCE}: {name} includes itself ({names}); remove one of these")
+    return _merged(read_yaml(target, f"{path}: {_REFERENCE}", chain), own)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **both}
 
 
 def _nothing_there(path: Path) -> str:
