@@ -29,6 +29,7 @@ from pi0.ript.report import read_rows
 from pi0.ript.supervised import SupervisedSettings, Training, read_settings, trainer, training_state
 from pi0.ript.supervised.models import DataSummary, make_policy
 from pi0.ript.supervised.optimization import WeightAverage, learning_rate_factor
+from pi0.ript.supervised.parts import samples_per_step
 from pi0.ript.supervised.settings import (
     NormalizationMapping,
     Optimizer,
@@ -322,8 +323,37 @@ def test_accumulation_changes_nothing_but_rounding(root, tmp_path):
     for parts in (1, 4):
         output = tmp_path / str(parts)
         made[parts] = run(settings(root, output, steps=3, gradient_accumulation_steps=parts))
+    output = tmp_path / "loaded"
+    derived = {"batch_size": None, "dataloader_batch_size": 2, "gradient_accumulation_steps": 2}
+    loaded = run(settings(root, output, steps=3, **derived))
+    assert "global_batch_size: 4" in (loaded / "experiment_cfg/conf.yaml").read_text()
+    for row, same in zip(rows(made[1]), rows(loaded), strict=True):
+        assert same == pytest.approx(row, rel=1e-3)
     for one, four in zip(rows(made[1]), rows(made[4]), strict=True):
         assert four == pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "loaded", "passes", "processes", "expected"),
+    [
+        (None, None, 1, 1, 32),
+        (None, 5, 3, 1, 15),
+        (None, 5, 3, 2, 30),
+        (16, None, 4, 2, 16),
+        (16, 2, 4, 2, 16),
+        (16, 4, 4, 2, r"dataloader_batch_size: expected 2, .* 8 \(2 processes .*steps=4\), found 4"),
+        (15, 5, 2, 1, "batch_size: expected a multiple of 2"),
+    ],
+)
+def test_batch_sizes_agree(batch_size, loaded, passes, processes, expected):
+    asked = SupervisedSettings(
+        batch_size=batch_size, dataloader_batch_size=loaded, gradient_accumulation_steps=passes
+    )
+    if isinstance(expected, int):
+        assert samples_per_step(asked, World(size=processes)) == expected
+        return
+    with pytest.raises(ConfigError, match=expected):
+        samples_per_step(asked, World(size=processes))
 
 
 def test_the_schedule_warms_up_then_follows_a_cosine():

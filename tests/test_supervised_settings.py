@@ -176,6 +176,8 @@ def test_a_wrong_file_is_refused(written, values, message):
         ("policy.type=pi9", "policy.type: expected one of pi0, value, found 'pi9'"),
         ("policy.n_obs_steps=2", "policy.n_obs_steps: expected one of 1, found 2"),
         ("batch_size=0", "batch_size: expected at least 1"),
+        ("gradient_accumulation_steps=0", "gradient_accumulation_steps: expected at least 1, found 0"),
+        ("dataloader_batch_size=0", "dataloader_batch_size: expected at least 1, found 0"),
         ("optimizer.lr=0", "optimizer.lr: expected a number above 0"),
         ("optimizer.betas=[0.9]", "optimizer.betas: expected two numbers"),
         ("gradient_accumulation_steps=5", "batch_size: expected a multiple of gradient_accumulation_steps=5"),

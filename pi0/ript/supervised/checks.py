@@ -12,11 +12,12 @@ from pi0.ript.config import ConfigError
 from pi0.ript.config.validation import attempt
 from pi0.ript.data.settings import ADVANTAGE_MODES, check_mixture
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
-from pi0.ript.supervised.settings import SupervisedSettings
+from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.simulation import make_environment
 
 _COUNTS = (
-    *("batch_size", "gradient_accumulation_steps", "steps", "log_freq", "save_freq", "save_total_limit"),
+    *("batch_size", "gradient_accumulation_steps", "dataloader_batch_size", "steps"),
+    *("log_freq", "save_freq", "save_total_limit"),
     *("policy.num_draws", "policy.width", "policy.chunk_size", "policy.n_action_steps"),
     *("policy.max_state_dim", "policy.max_action_dim", "policy.tokenizer_max_length"),
     *("scheduler.num_decay_steps", "eval.n_episodes", "eval.batch_size", "env.episode_length"),
@@ -48,7 +49,13 @@ _CHOICES = {
 
 def check_settings(settings: SupervisedSettings) -> None:
     """Raise one ConfigError that tells everything that is wrong with the settings, if anything is."""
-    problems = [*_ranges(settings), *_places(settings), *_models(settings), *_measurements(settings)]
+    problems = [
+        *_ranges(settings),
+        *_batches(settings),
+        *_places(settings),
+        *_models(settings),
+        *_measurements(settings),
+    ]
     problems += attempt(lambda: require_device(settings.device))[1]
     problems += attempt(lambda: check_mixture(settings.dataset_mixture))[1]
     if problems:
@@ -75,10 +82,16 @@ def _ranges(settings: SupervisedSettings) -> Iterator[str]:
         yield f"ema_decay: expected a number between 0 and 1, or null, found {settings.ema_decay}"
     if len(settings.optimizer.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in settings.optimizer.betas):
         yield f"optimizer.betas: expected two numbers from 0 to below 1, found {settings.optimizer.betas}"
-    if settings.batch_size % settings.gradient_accumulation_steps:
+
+
+def _batches(settings: SupervisedSettings) -> Iterator[str]:
+    batch_size, passes = settings.batch_size, settings.gradient_accumulation_steps
+    if batch_size is None and settings.dataloader_batch_size is None:
+        batch_size = BATCH_SIZE
+    if batch_size is not None and passes >= 1 and batch_size % passes:
         yield (
-            f"batch_size: expected a multiple of gradient_accumulation_steps="
-            f"{settings.gradient_accumulation_steps}, into which it is split, found {settings.batch_size}"
+            f"batch_size: expected a multiple of gradient_accumulation_steps={passes}, into which it is "
+            f"split, found {batch_size}"
         )
 
 

@@ -8,7 +8,7 @@ from pi0.ript.distributed import World
 from pi0.ript.recap.returns import RewardConfig
 from pi0.ript.supervised.models import DataSummary, make_policy
 from pi0.ript.supervised.objectives import Objective, PolicyObjective, ValueObjective
-from pi0.ript.supervised.settings import SupervisedSettings
+from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.value_models import make_value
 from pi0.ript.supervised.window_labels import advantage_modes, window_indicators, window_returns
 
@@ -27,7 +27,7 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     mixture = settings.dataset_mixture if settings.val_freq else _without_split(settings.dataset_mixture)
     policy, device = settings.policy, world.device(settings.device)
     summary = DataSummary(mixture)
-    size = settings.batch_size // (world.size * settings.gradient_accumulation_steps)
+    size = samples_per_step(settings, world) // (world.size * settings.gradient_accumulation_steps)
     if policy.type == "value":
         value = make_value(policy, summary, settings.seed, device)
         data = make_training_data(mixture, value.features, 1, size, world, settings.seed)
@@ -61,12 +61,24 @@ def _require_validation(settings: SupervisedSettings, data: TrainingData) -> Non
         )
 
 
-def require_divisible(settings: SupervisedSettings, world: World) -> None:
-    """Raise ConfigError unless a step's samples can be shared equally."""
-    parts = world.size * settings.gradient_accumulation_steps
-    if settings.batch_size % parts:
+def samples_per_step(settings: SupervisedSettings, world: World) -> int:
+    """Return the samples of an optimizer step, of all processes together.
+
+    Raises:
+        ConfigError: They cannot be shared equally, or not in forward passes of dataloader_batch_size.
+    """
+    batch_size, loaded = settings.batch_size, settings.dataloader_batch_size
+    passes = world.size * settings.gradient_accumulation_steps
+    of_what = (
+        f"{world.size} processes times gradient_accumulation_steps={settings.gradient_accumulation_steps}"
+    )
+    if batch_size is None:
+        batch_size = BATCH_SIZE if loaded is None else loaded * passes
+    if batch_size % passes:
+        raise ConfigError(f"batch_size: expected a multiple of {passes} ({of_what}), found {batch_size}")
+    if loaded not in (None, batch_size // passes):
         raise ConfigError(
-            f"batch_size: expected a multiple of {parts} ({world.size} processes times "
-            f"gradient_accumulation_steps={settings.gradient_accumulation_steps}), found "
-            f"{settings.batch_size}"
+            f"dataloader_batch_size: expected {batch_size // passes}, which is batch_size={batch_size} by "
+            f"{passes} ({of_what}), found {loaded}; leave one of the two out"
         )
+    return batch_size

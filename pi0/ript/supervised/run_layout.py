@@ -43,8 +43,8 @@ _FREE = (
     *("dataset_mixture.prefetch_factor", "eval.num_workers", "eval.max_episodes_rendered"),
 )
 _ROUNDING_ONLY = (
-    *("device", "gradient_accumulation_steps", "eval.batch_size", "dataset_mixture.in_memory_gib"),
-    "policy.gradient_checkpointing",
+    *("device", "gradient_accumulation_steps", "dataloader_batch_size", "eval.batch_size"),
+    *("dataset_mixture.in_memory_gib", "policy.gradient_checkpointing"),
 )
 
 

@@ -9,6 +9,9 @@ from pi0.ript.config.schema import Distributed, Logging
 from pi0.ript.data import MixtureSettings
 from pi0.ript.recap.returns import RewardConfig
 
+BATCH_SIZE = 32
+"""Where the settings ask for none."""
+
 
 @dataclass
 class NormalizationMapping:
@@ -118,8 +121,10 @@ class SupervisedSettings:
     policy: PolicySettings = field(default_factory=PolicySettings)
     dataset_mixture: MixtureSettings = field(default_factory=MixtureSettings)
     loss_weighting: LossWeighting = field(default_factory=LossWeighting)
-    batch_size: int = 32  # samples per optimizer step, of all processes together
+    # samples per optimizer step, of all processes together; null: 32, or as dataloader_batch_size asks
+    batch_size: int | None = None
     gradient_accumulation_steps: int = 1  # forward passes in which a process takes its share of them
+    dataloader_batch_size: int | None = None  # samples of each of these; null: as batch_size asks
     steps: int = 100_000  # optimizer steps; so are the frequencies
     log_freq: int = 200
     save_freq: int = 20_000  # a checkpoint; one comes after the last step, too

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pi0.ript.report import write_report
 from pi0.ript.results import write_evaluation
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.optimization import learning_rate_factor, make_optimizer
-from pi0.ript.supervised.parts import make_parts, require_divisible
+from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import open_run, publish_model, write_processor, write_settings
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.supervised.simulation import Simulation, make_environment, require_acts
@@ -39,9 +40,9 @@ class Training:
         Raises:
             ValueError, CheckpointError, RunInUseError: Settings, data or weights cannot be used.
         """
-        self.settings = settings
         self.world = world or setup_distributed(settings)
-        require_divisible(settings, self.world)
+        self.batch_size = samples_per_step(settings, self.world)
+        self.settings = settings = replace(settings, batch_size=self.batch_size)
         self.run_dir, found = self.world.on_main(open_run, settings)
         self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
         setup_run_logging(self.run_dir, self.world.rank)
@@ -99,7 +100,7 @@ class Training:
         sums = torch.zeros(len(objective.figures), device=objective.model.device)
         for _ in self.world.micro_batches(self.learner, np.arange(parts * self.world.size), 1):
             found = objective.sums(self.learner, next(self.parts.data.train), key, is_training=True)
-            self.world.backward(found[0] / settings.batch_size)
+            self.world.backward(found[0] / self.batch_size)
             sums += found.detach()
         factor = learning_rate_factor(progress.step, settings.steps, settings.optimizer, settings.scheduler)
         for group in self.optimizer.param_groups:
@@ -117,7 +118,7 @@ class Training:
             self.state.average.update()
         progress.step += 1
         return {
-            **self._means(sums, settings.batch_size),
+            **self._means(sums, self.batch_size),
             "gradient_norm": norm,
             "learning_rate": settings.optimizer.lr * factor,
         }
