@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from pi0.ript.supervised.settings import (
     Scheduler,
 )
 from pi0.ript.supervised.value_models import make_value
-from pi0.ript.supervised.window_labels import window_indicators, window_returns
+from pi0.ript.supervised.window_labels import policy_labels, window_returns
 from pi0.value import ValueFunction, bin_of
 
 OPENED: dict = {}
@@ -578,7 +579,7 @@ def test_indicators_are_those_of_the_advantages(labelled):
     task = np.repeat([0, 1, 0, 1, 0], [3, 4, 5, 6, 7])
     for threshold, limits in ((None, np.where(task == 0, 0.5, -0.5)), (0.1, 0.1)):
         policy = PolicySettings(advantage="use", advantage_threshold=threshold)
-        found = window_indicators(sets, mixture.datasets, policy)
+        found = policy_labels(sets, mixture.datasets, policy).indicator
         assert (found[:25] == Indicator.POSITIVE).all()  # of the set that says so itself
         expected = np.where(advantages > limits, Indicator.POSITIVE, Indicator.NEGATIVE)
         assert np.array_equal(found[25:], expected)
@@ -608,13 +609,13 @@ def test_advantages_of_other_episodes_are_refused(labelled):
     path = Path(str(mixture.datasets[1].root)) / "meta/advantages.json"
     path.write_text(path.read_text().replace('": "', '": "1', 1))
     with pytest.raises(EpisodeDataError, match="stale"):
-        window_indicators(DataSummary(mixture).sets, mixture.datasets, PolicySettings(advantage="use"))
+        policy_labels(DataSummary(mixture).sets, mixture.datasets, PolicySettings(advantage="use"))
 
 
 def test_what_has_no_advantage_is_an_error_or_what_was_chosen(root, labelled, tmp_path):
     plain = settings(root, tmp_path).dataset_mixture
     with pytest.raises(EpisodeDataError, match=r"advantages\.json is missing; compute"):
-        window_indicators(DataSummary(plain).sets, plain.datasets, PolicySettings(advantage="use"))
+        policy_labels(DataSummary(plain).sets, plain.datasets, PolicySettings(advantage="use"))
     path = Path(str(labelled[0].datasets[1].root))
     entries = json.loads((path / "meta/advantages.json").read_text())
     (path / "meta/advantages_lineage.json").unlink()  # as OpenTau's script writes: no lineage
@@ -623,16 +624,54 @@ def test_what_has_no_advantage_is_an_error_or_what_was_chosen(root, labelled, tm
     mixture = MixtureSettings(datasets=[DatasetSettings(root=str(path))])
     use = PolicySettings(advantage="use", advantage_threshold=0.0)
     with pytest.raises(EpisodeDataError, match="5 of 25 frames have no advantage"):
-        window_indicators(DataSummary(mixture).sets, mixture.datasets, use)
+        policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
     for name, expected in (("positive", Indicator.POSITIVE), ("negative", Indicator.NEGATIVE)):
-        found = window_indicators(
+        found = policy_labels(
             DataSummary(mixture).sets, mixture.datasets, replace(use, missing_advantage=name)
         )
-        assert (found[20:] == expected).all()
+        assert (found.indicator[20:] == expected).all()
+        assert found.usable is not None
+        assert found.usable[0].all()
     mixture.datasets[0].episodes = [0, 1, 2]  # all of whose frames have one
     with pytest.raises(EpisodeDataError, match="names no threshold"):
-        window_indicators(DataSummary(mixture).sets, mixture.datasets, replace(use, advantage_threshold=None))
-    window_indicators(DataSummary(mixture).sets, mixture.datasets, use)
+        policy_labels(DataSummary(mixture).sets, mixture.datasets, replace(use, advantage_threshold=None))
+    policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
+
+
+def test_frames_without_advantage_can_be_left_out(labelled, tmp_path, capsys):
+    path = Path(str(labelled[0].datasets[1].root))
+    advantages = np.where(np.arange(25) % 3 == 0, np.nan, labelled[1])
+    write_advantages(path, load_episodes(path), advantages, {})
+    policy = {"advantage": "use", "advantage_threshold": 0.0, "missing_advantage": "drop"}
+    config = settings(str(path), tmp_path, policy=policy, val_freq=2, batch_size=8)
+    parts = trainer.make_parts(config, World())
+    assert "9 frames have none and are left out" in capsys.readouterr().out
+    assert parts.data.validation is not None
+    held_out = [w for batch in parts.data.validation for w in batch["window"].tolist()]
+    drawn = {w for batch in islice(parts.data.train, 12) for w in batch["window"].tolist()}
+    assert drawn.isdisjoint(held_out)
+    assert drawn | set(held_out) == {w for w in range(25) if w % 3}
+    write_advantages(path, load_episodes(path), np.full(25, np.nan), {})
+    with pytest.raises(EpisodeDataError, match="none of 25 frames has an advantage"):
+        trainer.make_parts(config, World())
+
+
+def test_advantages_weigh_the_loss(labelled, tmp_path):
+    mixture, advantages = labelled
+    with pytest.raises(EpisodeDataError, match=r"demos.*advantages\.json is missing"):
+        policy_labels(DataSummary(mixture).sets, mixture.datasets, PolicySettings(use_awr=True))
+    root = str(mixture.datasets[1].root)
+    sums = {}
+    for use_awr in (False, True):
+        policy = {"advantage": "ignore", "use_awr": use_awr, "awr_beta": 0.5, "awr_max_weight": 2.0}
+        parts = trainer.make_parts(settings(root, tmp_path, policy=policy, batch_size=25), World())
+        objective, learner, batch = parts.objective, parts.objective.learner(), next(parts.data.train)
+        sums[use_awr] = objective.sums(learner, batch, (0,), is_training=True).item()
+    weight = np.minimum(np.exp(advantages[batch["window"].numpy()] / 0.5), 2.0)
+    losses = learner(batch, None, (0,)).detach().numpy()
+    assert sums[False] == pytest.approx(losses.sum(), rel=1e-5)
+    assert sums[True] == pytest.approx((weight * losses).sum(), rel=1e-5)
+    assert abs(sums[True] - sums[False]) > 0.1
 
 
 def test_without_a_split_all_episodes_are_trained_on_and_validation_needs_one(root, tmp_path):

@@ -187,6 +187,8 @@ def test_a_wrong_file_is_refused(written, values, message):
         ("policy.policy_path=toy", "policy.policy_path: belongs to a value function"),
         ("loss_weighting.MSE=0", "loss_weighting.MSE: a policy learns by"),
         ("eval_freq=5", "eval_freq: expected an environment"),
+        ("policy.awr_beta=0", "policy.awr_beta: expected a number above 0"),
+        ("policy.missing_advantage=skip", "expected one of error, positive, negative, drop, found 'skip'"),
         ("eval.recording_root=x", "eval.recording_root: training keeps no rollouts"),
         ("policy.normalization_mapping.VISUAL=MEAN_STD", "VISUAL: expected one of IDENTITY"),
         ("dataset_mixture.weights=[1]", r"weights: expected one per data set \(2\), found 1"),
@@ -203,6 +205,8 @@ def test_a_value_function_does_not_act(written):
     path = written(dataset_mixture=MIXTURE, policy=GUIDE_VALUE)
     with pytest.raises(ConfigError, match="eval_freq: a value function does not act"):
         check_settings(read_settings(path, ["eval_freq=5", "env.type=metaworld"]))
+    with pytest.raises(ConfigError, match=r"policy\.use_awr: weighs the samples of a policy"):
+        check_settings(read_settings(path, ["policy.use_awr=true"]))
     with pytest.raises(ConfigError, match="pretrained_path: expected the directory of a value function"):
         check_settings(read_settings(path, ["policy.pretrained_path=nowhere"]))
 

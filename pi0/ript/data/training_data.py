@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch.utils.data import DataLoader
 
 from pi0.features import FeatureConfig
@@ -138,6 +138,7 @@ def make_training_data(
     batch_size: int,
     peers: Peers = ALONE,
     seed: int = 0,
+    usable: Sequence[Bool[np.ndarray, " _"]] | None = None,
 ) -> TrainingData:
     """Return what a policy is trained and validated on.
 
@@ -148,6 +149,7 @@ def make_training_data(
         batch_size: Of this process.
         peers: The processes that train together.
         seed: Of order and augmentation.
+        usable: Which frames of each set, as numbered on disk, may be drawn; None: all.
 
     Raises:
         ValueError: A setting is wrong, or a data set is not there or does not fit (`EpisodeDataError`).
@@ -156,6 +158,11 @@ def make_training_data(
     sets = [open_frames(x, features.present_cameras, settings.in_memory_gib) for x in settings.datasets]
     _require_disjoint(sets)
     training, validation = split_rows(settings, sets)
+    if usable is not None:
+        training, validation = (
+            [rows[mask[x.index[rows]]] for rows, mask, x in zip(side, usable, sets, strict=True)]
+            for side in (training, validation)
+        )
     windows = MixtureWindows(sets, settings, features, chunk_size, augmentation_seed=seed)
     order = MixtureOrder(training, mixture_weights(settings), seed)
     train = TrainingBatches(windows, order, batch_size, peers, settings)

@@ -27,14 +27,17 @@ _FROM_ZERO = (
     *("optimizer.weight_decay", "loss_weighting.MSE", "loss_weighting.CE", "eval.first_state"),
     *("eval.guidance", "eval.max_episodes_rendered", "eval.num_workers"),
 )
-_POSITIVE = ("optimizer.lr", "optimizer.indicator_lr", "optimizer.eps", "optimizer.grad_clip_norm")
+_POSITIVE = (
+    *("optimizer.lr", "optimizer.indicator_lr", "optimizer.eps", "optimizer.grad_clip_norm"),
+    *("policy.awr_beta", "policy.awr_max_weight"),
+)
 _CHOICES = {
     "policy.type": ("pi0", "value"),
     "policy.form": ("expert", "separate"),
     "policy.dtype": ("float32", "bfloat16"),
     "policy.statistics": ("checkpoint", "data"),
     "policy.advantage": ADVANTAGE_MODES,
-    "policy.missing_advantage": ("error", "positive", "negative"),
+    "policy.missing_advantage": ("error", "positive", "negative", "drop"),
     "policy.indicator": ("embedding", "text"),
     "policy.n_obs_steps": (1,),
     "optimizer.type": ("adamw",),
@@ -115,19 +118,26 @@ def _models(settings: SupervisedSettings) -> Iterator[str]:
     if policy.config is not None:
         yield from attempt(lambda: get_config(str(policy.config)), "policy.config: ")[1]
     if policy.type == "value":
-        is_new = policy.pretrained_path in (None, TOY)
-        if not is_new and not Path(str(policy.pretrained_path)).expanduser().is_dir():
-            yield (
-                f"policy.pretrained_path: expected the directory of a value function that pi0-train or RECAP "
-                f"wrote, found nothing at {policy.pretrained_path!r}"
-            )
-        if not settings.loss_weighting.CE:
-            yield "loss_weighting.CE: a value function learns by cross entropy; expected a weight above 0"
+        yield from _value_function(settings)
     else:
         if policy.policy_path is not None:
             yield "policy.policy_path: belongs to a value function; a policy starts from pretrained_path"
         if not settings.loss_weighting.MSE:
             yield "loss_weighting.MSE: a policy learns by the flow's squared error; expected a weight above 0"
+
+
+def _value_function(settings: SupervisedSettings) -> Iterator[str]:
+    policy = settings.policy
+    is_new = policy.pretrained_path in (None, TOY)
+    if not is_new and not Path(str(policy.pretrained_path)).expanduser().is_dir():
+        yield (
+            f"policy.pretrained_path: expected the directory of a value function that pi0-train or RECAP "
+            f"wrote, found nothing at {policy.pretrained_path!r}"
+        )
+    if policy.use_awr:
+        yield "policy.use_awr: weighs the samples of a policy; a value function learns from all alike"
+    if not settings.loss_weighting.CE:
+        yield "loss_weighting.CE: a value function learns by cross entropy; expected a weight above 0"
 
 
 def _measurements(settings: SupervisedSettings) -> Iterator[str]:

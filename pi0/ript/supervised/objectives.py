@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from pi0 import Indicator, PI0Policy
@@ -32,9 +32,10 @@ class PolicyObjective:
         dropout: float,
         num_draws: int,
         weight: float = 1.0,
+        sample_weight: Float32[np.ndarray, " m"] | None = None,
     ) -> None:
-        """Take the indicator of each frame, None: the policy is given none."""
-        self.model, self.indicator = policy, indicator
+        """Take the indicator of each frame, None: the policy is given none; and the weight of its loss."""
+        self.model, self.indicator, self.sample_weight = policy, indicator, sample_weight
         self.dropout, self.num_draws, self.weight = dropout, num_draws, weight
 
     def learner(self) -> nn.Module:
@@ -45,14 +46,16 @@ class PolicyObjective:
         self, learner: nn.Module, batch: Batch, key: Sequence[int], *, is_training: bool
     ) -> Float[Tensor, " k"]:
         """Return the sum of the losses; indicators are withheld in training alone."""
-        given = None
+        windows, given = batch["window"].numpy(), None
         if self.indicator is not None:
-            windows = batch["window"].numpy()
             given = self.indicator[windows]
             if is_training:
                 given = withhold_keyed(given, windows, key, self.dropout)
             given = torch.from_numpy(given)
-        return self.weight * learner(batch, given, key).sum()[None]
+        losses = learner(batch, given, key)
+        if self.sample_weight is not None:
+            losses = losses * torch.from_numpy(self.sample_weight[windows]).to(losses.device)
+        return self.weight * losses.sum()[None]
 
     @property
     def positive_share(self) -> float | None:

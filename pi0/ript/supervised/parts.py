@@ -10,7 +10,7 @@ from pi0.ript.supervised.models import DataSummary, make_policy
 from pi0.ript.supervised.objectives import Objective, PolicyObjective, ValueObjective
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.value_models import make_value
-from pi0.ript.supervised.window_labels import advantage_modes, window_indicators, window_returns
+from pi0.ript.supervised.window_labels import PolicyLabels, advantage_modes, policy_labels, window_returns
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,22 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
         returns, reward = window_returns(data.sets, mixture.datasets, policy.reward_config)
         return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward)
     takes_indicator = set(advantage_modes(mixture.datasets, policy)) != {"ignore"}
+    needs_labels = takes_indicator or policy.use_awr
+    labels = policy_labels(summary.sets, mixture.datasets, policy) if needs_labels else PolicyLabels()
     model = make_policy(policy, summary, settings.seed, takes_indicator, device)
-    data = make_training_data(mixture, model.features, model.config.chunk_size, size, world, settings.seed)
+    chunk, seed = model.config.chunk_size, settings.seed
+    data = make_training_data(mixture, model.features, chunk, size, world, seed, labels.usable)
     _require_validation(settings, data)
-    indicator = window_indicators(data.sets, mixture.datasets, policy) if takes_indicator else None
     objective = PolicyObjective(
-        model, indicator, policy.indicator_dropout, policy.num_draws, settings.loss_weighting.MSE
+        model,
+        labels.indicator if takes_indicator else None,
+        policy.indicator_dropout,
+        policy.num_draws,
+        settings.loss_weighting.MSE,
+        labels.weight,
     )
+    if labels.num_dropped:
+        world.print(f"advantages: {labels.num_dropped} frames have none and are left out")
     if objective.positive_share is not None:
         world.print(f"indicator of the advantage: positive in {objective.positive_share:.1%} of the frames")
     return Parts(objective, data)

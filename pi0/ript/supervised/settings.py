@@ -49,7 +49,10 @@ class PolicySettings:
     tokenizer_max_length: int | None = None  # prompt tokens; null: as the checkpoint says
     advantage: str = "on"  # on: always positive; use: by meta/advantages.json; ignore: no indicator
     advantage_threshold: float | None = None  # positive above it; null: the one that pi0-advantage chose
-    missing_advantage: str = "error"  # a frame without one: error, positive or negative
+    missing_advantage: str = "error"  # a frame without one: error, positive, negative, or drop (not drawn)
+    use_awr: bool = False  # weigh each sample by min(exp(A / awr_beta), awr_max_weight) as well
+    awr_beta: float = 1.0
+    awr_max_weight: float = 10.0
     indicator: str | None = None  # embedding (state token) or text (prompt); null: as the checkpoint says
     indicator_dropout: float = 0.3  # share of samples trained without indicator, as guidance needs
     num_draws: int = 1  # noise draws per sample, which share the prefix

@@ -1,20 +1,21 @@
-"""What training needs to know of frames besides their content: returns, and indicators of the advantage.
+"""What training needs to know of frames besides their content: returns, indicators of the advantage, weights.
 
 Axes: m frame on disk of all data sets, one set after the other, as a batch's `window` numbers them.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from pi0.ript.data import DatasetSettings
 from pi0.ript.data.frames import FrameSet
 from pi0.ript.episodes import EpisodeDataError, load_labels
 from pi0.ript.recap.advantages import ADVANTAGES_PATH, LINEAGE_PATH, read_advantages, read_lineage
-from pi0.ript.recap.policy_training import indicators
+from pi0.ript.recap.policy_training import awr_weights, indicators
 from pi0.ript.recap.returns import RewardConfig
 from pi0.ript.recap.sources import AdvantageMode, Source
 from pi0.ript.supervised.settings import PolicySettings
@@ -38,24 +39,41 @@ def window_returns(
     return np.concatenate([source.returns(fits) for source in sources]), fits
 
 
-def window_indicators(
+@dataclass(frozen=True)
+class PolicyLabels:
+    """What a policy's training needs to know of every frame."""
+
+    indicator: Int64[np.ndarray, " m"] | None = None
+    weight: Float32[np.ndarray, " m"] | None = None
+    """Of its loss; None: all alike."""
+    usable: list[Bool[np.ndarray, " _"]] | None = None
+    """By data set; not those that lack an advantage and are to be dropped. None: all."""
+    num_dropped: int = 0
+    """Of the frames that the settings ask for."""
+
+
+def policy_labels(
     sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: PolicySettings
-) -> Int64[np.ndarray, " m"]:
-    """Return the indicator of every frame.
+) -> PolicyLabels:
+    """Return the labels of every frame.
 
     Raises:
         EpisodeDataError: Advantages or a threshold are missing.
     """
-    modes, parts = advantage_modes(datasets, policy), []
-    for frames, dataset, mode in zip(sets, datasets, modes, strict=True):
+    parts, advantages = [], []
+    for frames, dataset, mode in zip(sets, datasets, advantage_modes(datasets, policy), strict=True):
         source = _source(frames, dataset, mode)
-        if mode != "use":
-            nothing = np.full(source.num_frames, np.nan)
-            parts.append(indicators(source, nothing, {}))
-            continue
-        advantages = _advantages(frames, source, policy)
-        parts.append(indicators(source, advantages, _thresholds(frames, source, policy)))
-    return np.concatenate(parts)
+        is_asked_for = mode == "use" or policy.use_awr
+        found = _advantages(frames, source, policy) if is_asked_for else np.zeros(source.num_frames)
+        parts.append(indicators(source, found, _thresholds(frames, source, policy) if mode == "use" else {}))
+        advantages.append(found)
+    weight = None
+    if policy.use_awr:
+        weight = awr_weights(np.concatenate(advantages), policy.awr_beta, policy.awr_max_weight)
+    usable = [~np.isnan(found) for found in advantages]
+    used = [mask[x.index[x.rows(x.selected)]] for mask, x in zip(usable, sets, strict=True)]
+    dropped = sum(int((~mask).sum()) for mask in used)
+    return PolicyLabels(np.concatenate(parts), weight, usable, dropped)
 
 
 def _source(frames: FrameSet, dataset: DatasetSettings, mode: AdvantageMode | None = None) -> Source:
@@ -68,13 +86,18 @@ def _advantages(frames: FrameSet, source: Source, policy: PolicySettings) -> Flo
     found = read_advantages(frames.name, source.episodes, missing="drop")
     used = frames.index[frames.rows(frames.selected)]
     count = int(np.isnan(found[used]).sum())
+    if count == len(used) and policy.missing_advantage == "drop":
+        raise EpisodeDataError(
+            f"{Path(frames.name) / ADVANTAGES_PATH}: none of {len(used)} frames has an advantage, so that no "
+            "frame is left; compute them (pi0-advantage), or leave the data set out"
+        )
     if count and policy.missing_advantage == "error":
         raise EpisodeDataError(
             f"{Path(frames.name) / ADVANTAGES_PATH}: {count} of {len(used)} frames have no advantage; "
             "compute them for all frames (pi0-advantage), leave their episodes out, or set "
             "policy.missing_advantage"
         )
-    fill = np.inf if policy.missing_advantage == "positive" else -np.inf
+    fill = {"positive": np.inf, "drop": np.nan}.get(policy.missing_advantage, -np.inf)
     return np.where(np.isnan(found), fill, found)
 
 
