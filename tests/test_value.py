@@ -43,6 +43,7 @@ def test_long_failed_episodes_stay_in_the_bins(value, batch):
     auto = RewardConfig(C_neg=-1000.0, reward_normalizer="auto").resolve(700)
     for reward in (auto, RewardConfig(C_neg=-1000.0, reward_normalizer=400)):
         found = torch.from_numpy(returns(700, Outcome.FAILURE, reward))
+        assert found.min() == -1.0
         bins = bin_of(found, 201)
         assert (bins.min(), bins.max()) == (0, 82 if reward is auto else 0)  # 200 * (1 - 1000 / 1699)
         assert (bins.diff() >= 0).all()
