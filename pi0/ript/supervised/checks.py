@@ -1,53 +1,60 @@
 """Checks of the settings before any work: all that need no data, no weights and no simulator."""
 
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
+from pi0.ript.config.ranges import Ranges
 from pi0.ript.config.validation import attempt
 from pi0.ript.data.settings import ADVANTAGE_MODES, check_mixture
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.simulation import make_environment
 
-_COUNTS = (
-    *("batch_size", "gradient_accumulation_steps", "dataloader_batch_size", "steps"),
-    *("log_freq", "save_freq", "save_total_limit"),
-    *("policy.num_draws", "policy.width", "policy.chunk_size", "policy.n_action_steps"),
-    *("policy.max_state_dim", "policy.max_action_dim", "policy.tokenizer_max_length"),
-    *("scheduler.num_decay_steps", "eval.n_episodes", "eval.batch_size", "env.episode_length"),
+_RANGES = Ranges(
+    counts=(
+        *("batch_size", "gradient_accumulation_steps", "dataloader_batch_size", "steps"),
+        *("log_freq", "save_freq", "save_total_limit"),
+        *("policy.num_draws", "policy.width", "policy.chunk_size", "policy.n_action_steps"),
+        *("policy.max_state_dim", "policy.max_action_dim", "policy.tokenizer_max_length"),
+        *("scheduler.num_decay_steps", "eval.n_episodes", "eval.batch_size", "env.episode_length"),
+    ),
+    positive=(
+        *("optimizer.lr", "optimizer.indicator_lr", "optimizer.eps", "optimizer.grad_clip_norm"),
+        *("policy.awr_beta", "policy.awr_max_weight"),
+    ),
+    not_negative=(
+        *(
+            "val_freq",
+            "eval_freq",
+            "seed",
+            "profile_steps",
+            "scheduler.num_warmup_steps",
+            "scheduler.decay_lr",
+        ),
+        *("optimizer.weight_decay", "loss_weighting.MSE", "loss_weighting.CE", "eval.first_state"),
+        *("eval.guidance", "eval.max_episodes_rendered", "eval.num_workers"),
+    ),
+    choices={
+        "policy.type": ("pi0", "value"),
+        "policy.form": ("expert", "separate"),
+        "policy.dtype": ("float32", "bfloat16"),
+        "policy.statistics": ("checkpoint", "data"),
+        "policy.advantage": ADVANTAGE_MODES,
+        "policy.missing_advantage": ("error", "positive", "negative", "drop"),
+        "policy.indicator": ("embedding", "text"),
+        "policy.n_obs_steps": (1,),
+        "optimizer.type": ("adamw",),
+        "scheduler.type": ("cosine_decay_with_warmup", "constant"),
+        "policy.normalization_mapping.VISUAL": ("IDENTITY",),
+        "policy.normalization_mapping.STATE": ("MEAN_STD", "MIN_MAX", "QUANTILES", "IDENTITY"),
+        "policy.normalization_mapping.ACTION": ("MEAN_STD", "MIN_MAX", "QUANTILES", "IDENTITY"),
+        "distributed.backend": ("auto", "gloo", "nccl"),
+        "logging.wandb_mode": ("online", "offline", "disabled"),
+    },
 )
-_FROM_ZERO = (
-    *("val_freq", "eval_freq", "seed", "profile_steps", "scheduler.num_warmup_steps", "scheduler.decay_lr"),
-    *("optimizer.weight_decay", "loss_weighting.MSE", "loss_weighting.CE", "eval.first_state"),
-    *("eval.guidance", "eval.max_episodes_rendered", "eval.num_workers"),
-)
-_POSITIVE = (
-    *("optimizer.lr", "optimizer.indicator_lr", "optimizer.eps", "optimizer.grad_clip_norm"),
-    *("policy.awr_beta", "policy.awr_max_weight"),
-)
-_CHOICES = {
-    "policy.type": ("pi0", "value"),
-    "policy.form": ("expert", "separate"),
-    "policy.dtype": ("float32", "bfloat16"),
-    "policy.statistics": ("checkpoint", "data"),
-    "policy.advantage": ADVANTAGE_MODES,
-    "policy.missing_advantage": ("error", "positive", "negative", "drop"),
-    "policy.indicator": ("embedding", "text"),
-    "policy.n_obs_steps": (1,),
-    "optimizer.type": ("adamw",),
-    "scheduler.type": ("cosine_decay_with_warmup", "constant"),
-    "policy.normalization_mapping.VISUAL": ("IDENTITY",),
-    "policy.normalization_mapping.STATE": ("MEAN_STD", "MIN_MAX", "QUANTILES", "IDENTITY"),
-    "policy.normalization_mapping.ACTION": ("MEAN_STD", "MIN_MAX", "QUANTILES", "IDENTITY"),
-    "distributed.backend": ("auto", "gloo", "nccl"),
-    "logging.wandb_mode": ("online", "offline", "disabled"),
-}
 
 
 def check_settings(settings: SupervisedSettings) -> None:
@@ -66,19 +73,7 @@ def check_settings(settings: SupervisedSettings) -> None:
 
 
 def _ranges(settings: SupervisedSettings) -> Iterator[str]:
-    for names, is_right, expected in (
-        (_COUNTS, lambda value: value >= 1, "at least 1"),
-        (_FROM_ZERO, lambda value: 0 <= value < math.inf, "0 or more"),
-        (_POSITIVE, lambda value: 0 < value < math.inf, "a number above 0"),
-    ):
-        for name in names:
-            value = _value(settings, name)
-            if value is not None and not is_right(value):
-                yield f"{name}: expected {expected}, found {value}"
-    for name, known in _CHOICES.items():
-        value = _value(settings, name)
-        if value is not None and value not in known:
-            yield f"{name}: expected one of {', '.join(map(str, known))}, found {value!r}"
+    yield from _RANGES.problems(settings)
     if not 0.0 <= settings.policy.indicator_dropout <= 1.0:
         yield f"policy.indicator_dropout: expected a share, found {settings.policy.indicator_dropout}"
     if settings.ema_decay is not None and not 0.0 < settings.ema_decay < 1.0:
@@ -161,10 +156,3 @@ def _measurements(settings: SupervisedSettings) -> Iterator[str]:
 def run_name(settings: SupervisedSettings) -> str:
     """Return the name of the run's directory."""
     return settings.exp_name or settings.policy.type
-
-
-def _value(settings: SupervisedSettings, name: str) -> Any:
-    value: Any = asdict(settings)
-    for part in name.split("."):
-        value = value[part]
-    return value
