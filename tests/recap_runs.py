@@ -1,9 +1,9 @@
-"""Runs RECAP's script in this process at toy size: whole, again, killed between stages, stopped inside them.
+"""Runs RECAP's script in this process at toy size: whole and again, or with kills and stops.
 
-    python tests/recap_runs.py DIRECTORY
+    python tests/recap_runs.py DIRECTORY whole|interrupted
 
 In a process of its own, without the checks of shapes that the other tests run under, which double the time.
-Writes DIRECTORY/outcome.json.
+Writes DIRECTORY/whole.json or DIRECTORY/interrupted.json.
 """
 
 import contextlib
@@ -88,21 +88,26 @@ def stopped(directory: Path, every: int) -> tuple[dict, int]:
                 stops += 1
 
 
-if __name__ == "__main__":
-    place = Path(sys.argv[1])
+def uninterrupted(place: Path) -> dict:
+    """Run twice: the second time there is nothing to do."""
     whole = run(place / "whole")
     with contextlib.redirect_stdout(io.StringIO()) as said:
         again = run(place / "whole")
+    return {"whole": whole, "again": again, "skipped": said.getvalue().count("up to date, skipped")}
+
+
+def interrupted(place: Path) -> dict:
+    """Run until the end in spite of kills, and in spite of stops."""
     with mock.patch.object(report, "write_recap_report"):  # takes seconds, and is not an artefact
         after_kills, deaths = killed(place / "killed")
         after_stops, stops = stopped(place / "stopped", every=11)
-    outcome = {
-        "whole": whole,
-        "again": again,
-        "skipped": said.getvalue().count("up to date, skipped"),
-        "killed": hashes(after_kills),
-        "deaths": deaths,
-        "stopped": hashes(after_stops),
-        "stops": stops,
+    return {
+        **{"killed": hashes(after_kills), "deaths": deaths},
+        **{"stopped": hashes(after_stops), "stops": stops},
     }
-    (place / "outcome.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    directory, which = Path(sys.argv[1]), sys.argv[2]
+    outcome = {"whole": uninterrupted, "interrupted": interrupted}[which](directory)
+    (directory / f"{which}.json").write_text(json.dumps(outcome))

@@ -41,6 +41,8 @@ def publish(paths: Sequence[Path], root: Path, info: CollectionInfo) -> None:
         _publish_episode(meta, data, path, record)
     data.close()
     meta.finalize()
+    statistics = root / "meta/stats.json"  # lerobot orders its keys as a set, anew in every process
+    statistics.write_text(json.dumps(json.loads(statistics.read_text()), indent=4, sort_keys=True) + "\n")
     hashes = [record["content_hash"] for record in records]
     summary = asdict(info) | {
         "episodes": len(records),
