@@ -98,7 +98,7 @@ def is_running(pid: str) -> bool:
 
 def test_command_lines(tmp_path):
     config = tmp_path / "accelerate.yaml"
-    config.write_text("")
+    config.write_text("distributed_type: MULTI_GPU\nnum_processes: 8\n")
     rest = ["--steps=3", "--accel", "x", "-n", "algo.lr=1e-5", "--task", "a b", "--num", "-1"]
     python = sys.executable
     assert launch_arguments("eval", rest) == [python, SCRIPT, *rest]
@@ -134,6 +134,18 @@ def test_options_that_cannot_be_used(argv, message, capsys):
         code = error.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["MULTI_CPU", "'NO'", "NO"])
+def test_accelerate_files_of_which_one_process_would_start(kind, tmp_path, capsys):
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(f"distributed_type: {kind}\nnum_processes: 2\n")
+    assert launch.run("train", ["--accelerate-config", str(config)]) == 2
+    assert "asks for 2 processes" in capsys.readouterr().err
+    config.write_text(f"{config.read_text()}mpirun_config:\n  mpirun_ccl: '1'\n")
+    assert launch_arguments("train", ["--accelerate-config", str(config)])[2] == "accelerate.commands.launch"
+    config.write_text("- a list")
+    assert launch.run("train", ["--accelerate-config", str(config)]) == 2
 
 
 def test_one_process_commands_take_no_launcher(capsys):

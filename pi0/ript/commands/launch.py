@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import yaml
+
 from pi0.ript.commands.supervise import supervise
 
 
@@ -40,6 +42,8 @@ COMMANDS = {
 """A new command takes a line here and one in pyproject.toml."""
 
 _HELP = ("-h", "--help")
+_ONE_PROCESS = ("MULTI_CPU", "NO", False)
+"""Kinds of which accelerate starts several processes only through MPI; YAML reads an unquoted NO as False."""
 _ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -98,7 +102,7 @@ def launch_arguments(name: str, argv: Sequence[str]) -> list[str]:
     if not command.is_parallel and (config is not None or count > 1):
         raise LaunchError("runs in one process; leave out --accelerate-config and --nproc-per-node")
     if config is not None:
-        _require_file(config)
+        _require_accelerate_config(config)
         return [python, "-m", "accelerate.commands.launch", "--config_file", config, *script]
     if count > 1:
         return [python, "-m", "torch.distributed.run", *_torchrun_options(count), *script]
@@ -162,11 +166,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _require_file(config: str) -> None:
+def _require_accelerate_config(config: str) -> None:
     if not Path(config).is_file():
         raise LaunchError(
             f"--accelerate-config: no file {config!r}; make one with: accelerate config --config_file "
             f"{config}"
+        )
+    settings = yaml.safe_load(Path(config).read_text())
+    if not isinstance(settings, dict):
+        raise LaunchError(f"--accelerate-config: {config!r} is not a configuration of accelerate")
+    count, kind = settings.get("num_processes") or 1, settings.get("distributed_type")
+    if count > 1 and kind in _ONE_PROCESS and not settings.get("mpirun_config"):
+        raise LaunchError(
+            f"--accelerate-config: {config!r} asks for {count} processes with distributed_type {kind!r}, of "
+            f"which accelerate starts one; use --nproc-per-node {count}, or distributed_type: MULTI_GPU"
         )
 
 
