@@ -19,7 +19,7 @@ from pi0.features import ACTION, STATE
 from pi0.ript.data.location import locate
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.episodes import EpisodeDataError, load_episodes
-from pi0.ript.episodes.writer import IMAGE_PREFIX
+from pi0.ript.episodes.layout import IMAGE_PREFIX
 
 type ReadImages = Callable[[int], dict[str, UInt8[np.ndarray, "_ _ 3"]]]
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.episodes import EpisodeDataError
-from pi0.ript.episodes.writer import partial_directory
+from pi0.ript.episodes.layout import partial_directory
 
 
 def locate(settings: DatasetSettings) -> Path | None:

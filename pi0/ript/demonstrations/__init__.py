@@ -5,7 +5,8 @@ from pi0.ript.demonstrations.collect import (
     TooFewSuccessesError,
     collect_demonstrations,
 )
-from pi0.ript.demonstrations.experts import Expert, make_expert, tasks_with_expert
+from pi0.ript.demonstrations.expert import Expert
+from pi0.ript.demonstrations.experts import make_expert, tasks_with_expert
 from pi0.ript.demonstrations.operators import OPERATORS, Demonstrator, Operator, get_operator
 from pi0.ript.demonstrations.recorder import DemonstrationPlan, demonstrate
 

@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from pi0.ript.episodes.images import decode_png, video_frames
+from pi0.ript.episodes.layout import IMAGE_PREFIX
 from pi0.ript.episodes.records import EpisodeDataError
-from pi0.ript.episodes.writer import IMAGE_PREFIX
 
 _LARGEST_GIB = 16.0
 _ROWS_AT_ONCE = 64

@@ -17,8 +17,8 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 
 from pi0.ript.episodes.images import VIDEO_ENCODER, decode_png, video_frames
+from pi0.ript.episodes.layout import COLLECTION_PATH, IMAGE_PREFIX, read_record
 from pi0.ript.episodes.records import CollectionInfo, EpisodeDataError, EpisodeLabels
-from pi0.ript.episodes.writer import COLLECTION_PATH, IMAGE_PREFIX, read_record
 
 _FRAMES_FOR_IMAGE_STATISTICS = 8
 """Per episode; pi0 does not normalise images by statistics, other policies of lerobot may."""

@@ -12,10 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pi0.ript.episodes.images import encode_png, encode_video
+from pi0.ript.episodes.layout import IMAGE_PREFIX, partial_directory, read_record
 from pi0.ript.episodes.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
-
-COLLECTION_PATH = Path("meta/collection.json")
-IMAGE_PREFIX = "observation.images."
 
 
 class EpisodeWriter:
@@ -105,16 +103,6 @@ class EpisodeWriter:
         if not 0 <= number < 10**9:
             raise EpisodeDataError(f"number: expected 0 to 999999999, found {number}")
         return self.partial / f"episode-{number:09d}{suffix}"
-
-
-def partial_directory(directory: Path) -> Path:
-    """Return where the unfinished collection of a data set lives."""
-    return directory.with_name(directory.name + ".partial")
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Return labels, content hash and image shapes of one stored, unpublished episode."""
-    return json.loads(pq.read_schema(path).metadata[b"episode"])
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.distributed import World
 from pi0.ript.episodes import load_episodes, load_labels
-from pi0.ript.episodes.writer import partial_directory
+from pi0.ript.episodes.layout import partial_directory
 from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.recap.sources import AdvantageMode, Source
 from pi0.ript.recap.stages import DATASET, hash_files
