@@ -29,6 +29,7 @@ from pi0.ript.loss import make_learner
 from pi0.ript.monitoring import monitor_memory, profile_window, take_step
 from pi0.ript.recap import RECAP, Recap, RecapConfig
 from pi0.ript.recap.budget import print_budget
+from pi0.ript.recap.endings import clear_endings
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.summary import write_summary
 from pi0.ript.report import write_report
@@ -151,6 +152,7 @@ def main(config: TrainConfig) -> None:
     cleanup_distributed()
 
 
+@clear_endings()
 def train_recap(config: RecapConfig) -> None:
     torch.set_num_threads(1)
     world = setup_distributed(config)

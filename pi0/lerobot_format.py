@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pi0.config import VARIANTS, Pi0Config
+from pi0.config import VARIANTS, GemmaConfig, Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig, NormalizationMode
 from pi0.normalize import Statistics
 from pi0.prompts import PALIGEMMA_TOKENIZER
@@ -177,18 +177,14 @@ def write(
     inputs[STATE] = {"type": "STATE", "shape": [features.state_dim]}
     outputs = {ACTION: {"type": "ACTION", "shape": [features.action_dim]}}
     relative, names = bool(features.relative_actions), _action_names(features)
-    variants = {value: name for name, value in VARIANTS.items()}
     policy = {
         "type": "pi05" if config.pi05 else "pi0",
         "n_obs_steps": 1,
         "input_features": inputs,
         "output_features": outputs,
-        # The adapters are merged, so the variant is the plain one. Sizes that are no variant are in our own
-        # file.
-        "paligemma_variant": variants.get(replace(config.vlm, lora_rank=0, lora_alpha=0.0), "gemma_2b"),
-        "action_expert_variant": variants.get(
-            replace(config.expert, lora_rank=0, lora_alpha=0.0), "gemma_300m"
-        ),
+        # Sizes that are no variant are in our own file.
+        "paligemma_variant": _variant(config.vlm) or "gemma_2b",
+        "action_expert_variant": _variant(config.expert) or "gemma_300m",
         "dtype": config.dtype,
         "image_resolution": [size, size],
         "normalization_mapping": mapping,
@@ -214,6 +210,23 @@ def write(
     ]
     for file, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
         _write_processor(directory, file, steps, flat)
+
+
+def require_lerobot_sizes(config: Pi0Config) -> None:
+    """Raise ValueError unless lerobot can build a policy of these sizes: it knows them by name."""
+    if not (_variant(config.vlm) and _variant(config.expert)):
+        known = sorted(name for name in VARIANTS if "lora" not in name)
+        raise ValueError(
+            f"format lerobot: lerobot builds its policy only in the sizes {', '.join(known)}, and this one "
+            f"has others (widths {config.vlm.width} and {config.expert.width}); PI0Policy.from_pretrained "
+            "loads it as it is, and format torch needs torch alone"
+        )
+
+
+def _variant(config: GemmaConfig) -> str | None:
+    # Adapters are merged when a policy is written, so the name is the plain one.
+    names = {value: name for name, value in VARIANTS.items()}
+    return names.get(replace(config, lora_rank=0, lora_alpha=0.0))
 
 
 def _preprocessor_steps(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CAMERA, TASKS, toy_policy
 
-from pi0 import PI0Policy
+from pi0 import PI0Policy, lerobot_format
 from pi0.config import GemmaConfig, SiglipConfig
 from pi0.ript.commands.export import main
 
@@ -70,7 +70,9 @@ def test_the_program_acts_as_the_policy_does(policy, exported, batch, noise):
     assert not torch.allclose(actions, other, atol=1e-3)
 
 
-def test_lerobots_directory_is_the_policy(policy, checkpoint, tmp_path, batch, noise):
+def test_lerobots_directory_is_the_policy(policy, checkpoint, tmp_path, batch, noise, monkeypatch):
+    sizes = {"gemma_2b": policy.config.vlm, "gemma_300m": policy.config.expert}  # as if lerobot had a toy
+    monkeypatch.setattr(lerobot_format, "VARIANTS", sizes)
     assert run(checkpoint, tmp_path / "lerobot", "--format", "lerobot") == 0
     again = PI0Policy.from_pretrained(tmp_path / "lerobot")
     assert torch.equal(again.sample_actions(batch, noise=noise), policy.sample_actions(batch, noise=noise))
@@ -106,6 +108,8 @@ def test_what_cannot_be_done_is_said_first(checkpoint, tmp_path, capsys):
     assert "--cameras: expected at most the 1 of the policy, found 2" in capsys.readouterr().err
     assert run(checkpoint, tmp_path / "new", "--plugins", "not_there_at_all") == 2
     assert "'not_there_at_all' is not installed" in capsys.readouterr().err
+    assert run(checkpoint, tmp_path / "new", "--format", "lerobot") == 2
+    assert "only in the sizes gemma_2b, gemma_300m, and this one has others" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(checkpoint, tmp_path / "new", "--format", "onnx")
     assert "choose from torch, lerobot" in capsys.readouterr().err.replace("'", "")

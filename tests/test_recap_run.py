@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,8 +21,7 @@ from pi0.ript.episodes import load_episodes
 from pi0.ript.recap import RECAP, Recap, RecapConfig
 from pi0.ript.recap.advantages import read_advantages, read_lineage
 from pi0.ript.recap.budget import BudgetError, budget, print_budget
-from pi0.ript.recap.gates import GateError
-from pi0.ript.recap.stages import StaleStageError, hash_files
+from pi0.ript.recap.stages import hash_files
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.run_logging import close_run_logging
 
@@ -128,7 +128,7 @@ def test_stopped_inside_training_and_recording_it_comes_to_the_same_end(outcome)
 def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path, run):
     shutil.copytree(whole[0], tmp_path / "copy")
     place = tmp_path / "copy"
-    with pytest.raises(StaleStageError, match=r"training.steps: made with 4, now 5"):
+    with pytest.raises(SystemExit, match=r"training.steps: made with 4, now 5"):
         run(place, "finetuning.training.steps=5", "rounds=1", "baselines=false")
     redone = run(place, "finetuning.training.steps=5", "rounds=1", "baselines=false", "on_stale=redo")
     before = hashes(whole[1])
@@ -140,13 +140,13 @@ def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path, run):
     assert "round-2/" not in page, "the report is of the rounds of this configuration"
     labels = place / "demo/sft/config.json"
     labels.write_text(labels.read_text() + "\n")
-    with pytest.raises(StaleStageError, match="its files have been changed"):
+    with pytest.raises(SystemExit, match="its files have been changed"):
         run(place, "finetuning.training.steps=5", "rounds=1", "baselines=false")
 
 
 def test_a_gate_stops_the_run_before_the_policy_is_trained(whole, tmp_path, run):
     shutil.copytree(whole[0], tmp_path / "copy")
-    with pytest.raises(GateError, match="value correlation"):
+    with pytest.raises(SystemExit, match=r"error: [\s\S]*value correlation"):
         run(tmp_path / "copy", "gates.min_correlation=1.1")
 
 
@@ -237,6 +237,15 @@ def test_the_file_says_which_algorithm_it_is_for(capsys):
     assert isinstance(found, RecapConfig)
     assert asdict(found)["reward"]["C_neg"] == -50
     parse_config([f"--config_path={DEMO}", "--resume"], resumes=True, algorithms={"recap": RECAP})
+    with pytest.raises(SystemExit):
+        parse_config([f"--config_path={ROOT / 'configs/sft_pi0_config.json'}"], algorithms={"recap": RECAP})
+    assert "is a configuration of supervised training; use pi0-train" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_config(["--help"], algorithms={"recap": RECAP})
+    said = capsys.readouterr().out
+    assert "--config_path configs/demo.yaml" in said
+    for key, value in (("sft.steps", 500), ("value.pretraining.steps", 200), ("sft.decay_fraction", 0.7)):
+        assert re.search(rf"^  {key}={value}\b", said, re.MULTILINE), "of the whole, not of the part"
     with pytest.raises(SystemExit):
         parse_config([f"--config_path={DEMO}"])
     assert "train_ript_pi0_final.py runs RECAP" in capsys.readouterr().err

@@ -37,6 +37,8 @@ _EXAMPLES = """
 examples:
   pi0-advantage --value runs/demo/round-1/value --policy runs/demo/sft data/demonstrations data/rollouts
   pi0-advantage --config_path=runs/value --dataset_mixture=configs/advantage_calc_config.json --batch_size=20
+
+exit codes: 0 labelled; 2 unusable arguments, data or value function
 """
 
 
@@ -162,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=options.batch_size,
         )
     except (ConfigError, CheckpointError, EpisodeDataError, ValueError) as error:
-        sys.stderr.write(f"pi0-advantage: error: {error}\n")
+        message = str(error).replace("load it with assume_success=True", "pass --assume-success")
+        sys.stderr.write(f"pi0-advantage: error: {message}\n")
         return 2
     print(found.percentiles)  # noqa: T201
     for task, epsilon in found.epsilon.items():

@@ -20,7 +20,7 @@ _EXAMPLES = """
 examples:
   pi0-dataset-viz demos/drawer
   pi0-dataset-viz demos/drawer --episodes 0 7 12 --output drawer.html
-  pi0-dataset-viz RUN/round-1/rollouts --values RUN/round-1/advantages
+  pi0-dataset-viz RUN/round-1/rollouts/dataset --values RUN/round-1/advantages
   pi0-dataset-viz someones/dataset --assume-success --max-episodes 3
 
 The page needs no network and no server: open it in a browser, or send it to somebody.

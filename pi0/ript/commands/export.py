@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pi0 import Indicator, Observation, Pi0Model, PI0Policy
+from pi0.lerobot_format import require_lerobot_sizes
 from pi0.ript.commands.policy_argument import add_policy_arguments, load_policy
 
 PROGRAM, DESCRIPTION = "sampler.pt2", "sampler.json"
@@ -30,7 +31,7 @@ torch: DIR/sampler.pt2 needs torch and nothing of this package:
   chunk = sampler(images, image_mask, tokens, token_mask, state, noise)
 What goes in is what `PI0Policy.preprocess(batch, pad_prompts=True)` returns, and noise; what comes out are
 normalised, padded actions (`PI0Policy.decode_actions`). DIR/sampler.json has names, shapes and statistics.
-lerobot: DIR is what lerobot's PI0Policy.from_pretrained loads.
+lerobot: DIR is what lerobot's PI0Policy.from_pretrained loads; sizes that it cannot build are refused.
 
 The result is read back and compared before it appears at DIR.
 exit codes: 0 written; 1 the result does not compute the same; 2 unusable arguments
@@ -158,6 +159,8 @@ def export(policy: PI0Policy, options: argparse.Namespace) -> float:
     num_cameras = options.cameras or len(policy.features.present_cameras)
     if num_cameras > cameras:
         raise ValueError(f"--cameras: expected at most the {cameras} of the policy, found {num_cameras}")
+    if options.format == "lerobot":
+        require_lerobot_sizes(policy.config)
     num_steps = options.num_steps or policy.config.num_inference_steps
     partial = options.output.with_name(f"{options.output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

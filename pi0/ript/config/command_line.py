@@ -17,7 +17,8 @@ from pi0.ript.config.validation import validate_config
 from pi0.ript.config.yaml_files import CONFIGS, read_yaml
 from pi0.ript.envs.base import did_you_mean
 
-_EXAMPLE = "pi0/ript/config/debug_train_pi0.yaml"
+_EXIT_CODES = """exit codes: 0 done; 1 stopped by an error; 2 unusable configuration; 130, 143, 138 stopped by
+SIGINT, SIGTERM, SIGUSR1"""
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,11 @@ class Algorithm:
 
     schema: type
     validate: Callable[[Any], None]
+    example: str
+    """A configuration that is quick to run."""
 
 
-RIPT = Algorithm(TrainConfig, validate_config)
+RIPT = Algorithm(TrainConfig, validate_config, "pi0/ript/config/debug_train_pi0.yaml")
 
 
 def parse_config(
@@ -51,7 +54,8 @@ def parse_config(
     arguments, rest = parser.parse_known_args(argv)
     try:
         if arguments.config_path is None:
-            raise ConfigError(f"expected a YAML file, for example: --config_path {_EXAMPLE}")
+            example = list(known.values())[-1].example
+            raise ConfigError(f"expected a YAML file, for example: --config_path {example}")
         chosen = _algorithm(arguments.config_path, known)
         overrides = [*arguments.override, *key_value_pairs(rest)]
         if arguments.resume is not None and "=" in arguments.resume:  # `--resume algo.lr=2e-5`
@@ -77,7 +81,10 @@ def parse_config(
 
 
 def _algorithm(path: str, known: Mapping[str, Algorithm]) -> Algorithm:
-    name = str(read_yaml(Path(path)).get("algorithm", "ript"))
+    values = read_yaml(Path(path))
+    if "dataset_mixture" in values:
+        raise ConfigError(f"{path}: is a configuration of supervised training; use pi0-train")
+    name = str(values.get("algorithm", "ript"))
     try:
         return known[did_you_mean("algorithm", name, known)]
     except ValueError as error:
@@ -105,15 +112,19 @@ def _parser(known: Mapping[str, Algorithm]) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --config_path FILE [--profile NAME] [--resume [PATH]] [key=value ...]",
-        epilog="\n\n".join(
-            f"keys of {name}, with their defaults:\n{describe_keys(one.schema)}"
-            for name, one in known.items()
-        ),
+    )
+    ours = list(known.items())[::-1]  # what the script adds comes first
+    parser.epilog = "\n\n".join(
+        [
+            "\n".join(["examples:", *(f"  {parser.prog} --config_path {one.example}" for _, one in ours)]),
+            _EXIT_CODES,
+            *(f"keys of {name}, with their defaults:\n{describe_keys(one.schema)}" for name, one in ours),
+        ]
     )
     profiles = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
     configs = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
     add = parser.add_argument
-    add("--config_path", metavar="FILE", help=f"YAML file, such as {_EXAMPLE}; beside it: {configs}")
+    add("--config_path", metavar="FILE", help=f"YAML file; in pi0/ript/config: {configs}")
     add("--profile", metavar="NAME", help=f"{profiles}: a set of keys that replace the file's")
     add(
         "--resume", metavar="PATH", nargs="?", const="auto", help="continue; no PATH: newest valid checkpoint"
@@ -157,18 +168,19 @@ def key_value_pairs(rest: Sequence[str]) -> list[str]:
     return overrides
 
 
-def describe_keys(schema: Any = TrainConfig, prefix: str = "") -> str:
-    """Return a line per key: name, default, and the comment beside it in the schema."""
+def describe_keys(schema: type = TrainConfig, prefix: str = "", defaults: Any = None) -> str:
+    """Return a line per key: name, default (of `defaults`, if not the schema's), and its comment there."""
+    defaults = schema() if defaults is None else defaults
     sources = "".join(inspect.getsource(base) for base in schema.__mro__[:-1])
     comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", sources, re.MULTILINE))
     lines = []
-    for field, value in ((field, getattr(schema(), field.name)) for field in fields(schema)):
+    for field, value in ((field, getattr(defaults, field.name)) for field in fields(schema)):
         if is_dataclass(value):
             doc = textwrap.shorten(type(value).__doc__ or "", 100)
             lines += [
                 "",
                 f"{prefix}{field.name}: {doc}",
-                describe_keys(type(value), f"{prefix}{field.name}."),
+                describe_keys(type(value), f"{prefix}{field.name}.", value),
             ]
         else:
             shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value

@@ -118,7 +118,8 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _nothing_there(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
-    nearby = sorted(folder.glob("*.y*ml")) if folder.is_dir() else []
+    kinds = ("*.json",) if path.suffix == ".json" else ("*.y*ml", "*.json")
+    nearby = sorted(file for kind in kinds for file in folder.glob(kind)) if folder.is_dir() else []
     if not nearby:
         nearby = sorted(CONFIGS.glob("*.yaml"))
     names = {file.stem: _short(file) for file in nearby}

@@ -3,6 +3,7 @@
 Axes: n loaded frame, e loaded episode, s state dim, a action dim, h w image size.
 """
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -120,10 +121,12 @@ def open_frames(
 
 @cache
 def _video_backend() -> str:
-    """Return lerobot's choice, asked once: where torchcodec does not load, that takes long and says much."""
-    from lerobot.datasets.video_utils import get_safe_default_video_backend
-
-    return get_safe_default_video_backend()
+    """Return lerobot's choice; its own function prints a page of tracebacks if torchcodec does not load."""
+    try:
+        importlib.import_module("torchcodec")
+    except (ImportError, OSError, RuntimeError):
+        return "pyav"
+    return "torchcodec"
 
 
 def _columns(

@@ -150,6 +150,8 @@ def _run(options: argparse.Namespace) -> None:
         action_freq=options.action_freq,
     )
     check_mixture(settings)
+    if options.output.is_dir():
+        raise ValueError(f"--output: expected the name of a file, found the directory {options.output}")
     relative = [bool(x) for x in options.relative_actions or []]
     sets = [open_frames(dataset) for dataset in tqdm(settings.datasets, unit="data set", desc="open")]
     _require_equal_widths(sets, len(relative))
@@ -177,7 +179,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pi0-stats",
         description="Compute the normalisation statistics of states and actions over data sets.",
-        epilog="exit codes: 0 done; 2 unusable arguments or data",
+        epilog="examples:\n"
+        "  pi0-stats data/demonstrations --output runs/sft/processor/statistics.json\n"
+        "  pi0-stats data/a data/b --weights 1 3 --output statistics.json\n\n"
+        "exit codes: 0 done; 2 unusable arguments or data",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("datasets", nargs="+", metavar="DATASET", help="directory of a LeRobotDataset v3, or hub name")

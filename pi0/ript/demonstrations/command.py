@@ -137,6 +137,8 @@ def _resolve(options: argparse.Namespace) -> tuple[DemonstrationPlan, list[Task]
     for task in tasks:
         require_expert(task)
     suite.check(tasks)
+    if options.output.is_file():
+        raise ValueError(f"--output: expected a new directory, found the file {options.output}")
     changed = {name: getattr(options, name) for name in _QUALITY}
     plan = DemonstrationPlan(
         env=options.env,

@@ -9,7 +9,7 @@ from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.loop import Recap
 from pi0.ript.recap.validation import validate_recap
 
-RECAP = Algorithm(RecapConfig, validate_recap)
+RECAP = Algorithm(RecapConfig, validate_recap, "configs/demo.yaml")
 """What `parse_config` needs to know of it."""
 
 __all__ = ["RECAP", "Recap", "RecapConfig"]

@@ -1,0 +1,22 @@
+"""How a RECAP run ends that cannot go on: with a message and an exit code, and no traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pi0.ript.interruption import StoppedError
+from pi0.ript.recap.budget import BudgetError
+from pi0.ript.recap.gates import GateError
+from pi0.ript.recap.stages import StaleStageError
+
+
+@contextmanager
+def clear_endings() -> Iterator[None]:
+    """Say what a stop has left, and leave with 1 and a message where the run itself refused to go on."""
+    try:
+        yield
+    except StoppedError:
+        sys.stderr.write("\nstopped: what is finished is on disk; the same command goes on from there\n")
+        raise
+    except (StaleStageError, GateError, BudgetError) as error:
+        sys.exit(f"\nerror: {error}")
