@@ -197,7 +197,9 @@ def describe(
 ) -> Checkpoint:
     """Return what a checkpoint directory says; see `load` for what replaces it."""
     if not (directory / "config.json").exists():
-        raise CheckpointError(f"{directory}: no config.json, so its format is unknown")
+        is_value = (directory / "value_config.json").exists()
+        found = "a value function" if is_value else "no config.json, so its format is unknown"
+        raise CheckpointError(f"{directory}: expected a policy, found {found}")
     values = read_json(directory / "config.json")
     is_openpi = "action_horizon" in values and not (directory / OWN_CONFIG).exists()
     if extra_delta_transform is not None and (features is not None or not is_openpi):

@@ -7,7 +7,7 @@ import torch
 from conftest import CAMERA, TASKS, toy_policy
 from safetensors.torch import load_file, save_file
 
-from pi0 import CheckpointError
+from pi0 import CheckpointError, PI0Policy
 from pi0.ript.recap.returns import Outcome, RewardConfig, returns
 from pi0.value import Inputs, ValueFunction, bin_centers, bin_of
 from pi0.value_config import ValueConfig, expert_value_config, separate_value_config
@@ -176,3 +176,9 @@ def test_bfloat16_is_near_float32(policy, batch):
     rounded = ValueFunction(replace(config, dtype="bfloat16"), policy, seed=2).values(observation(batch))
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.02)
+
+
+def test_a_value_function_is_not_taken_for_a_policy(policy, tmp_path):
+    ValueFunction(expert_value_config(policy), policy).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="expected a policy, found a value function"):
+        PI0Policy.from_pretrained(tmp_path)

@@ -93,7 +93,7 @@ def print_budget(recap: Recap) -> None:
         f"budget: {needs.recorded} episodes to record and {needs.judged} to judge, of up to {needs.steps} "
         f"steps; {needs.policy_updates} updates of the policy, {needs.value_updates} of the value function\n"
         f"budget: up to {needs.images_gb:.2g} GB of images in use ({memory:.3g} GB of memory available), "
-        f"{needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free or its own)"
+        f"at most {needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free or its own)"
     )
     if needs.images_gb > memory:
         print("budget: they do not fit in memory and are read from disk again and again: slow")  # noqa: T201
