@@ -97,6 +97,8 @@ def test_the_command_writes_what_the_policy_loads(roots, tmp_path, capsys):
 def test_errors_are_clear(roots, tmp_path, capsys):
     assert main([str(tmp_path / "none"), "--output", str(tmp_path / "x.json")]) == 2
     assert "no LeRobotDataset" in capsys.readouterr().err
+    assert main([*roots, "--output", str(tmp_path)]) == 2
+    assert "--output: expected the name of a file, found the directory" in capsys.readouterr().err
     assert main([*roots, "--weights", "1", "--output", str(tmp_path / "x.json")]) == 2
     assert "expected one per data set (2), found 1" in capsys.readouterr().err
     assert main([*roots, "--relative-actions", *"11111", "--output", str(tmp_path / "x.json")]) == 2

@@ -297,6 +297,12 @@ def test_bad_arguments_get_one_clear_error_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_in_the_way_of_the_output_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "set").write_text("")
+    assert run_command("--env", "metaworld", "--task", "1", "--output", str(tmp_path / "set")) == 2
+    assert "--output: expected a new directory, found the file" in capsys.readouterr().err
+
+
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])

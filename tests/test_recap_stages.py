@@ -60,8 +60,11 @@ def test_the_hash_is_of_names_and_contents(tmp_path):
     (tmp_path / "dataset/meta/info.json").write_text("{}")
     assert hash_files(tmp_path) != first
     (tmp_path / "dataset/meta/info.json").unlink()
+    file = hash_files(tmp_path / "a")
+    assert file != first
     (tmp_path / "a").write_text("2")
     assert hash_files(tmp_path) != first
+    assert hash_files(tmp_path / "a") != file
 
 
 def test_an_interrupted_stage_goes_on_in_its_directory(tmp_path):

@@ -79,13 +79,13 @@ class WandbRun:
     def _call(self, what: str, function: Callable[[], Any], limit: float) -> Any:
         """Return what W&B answers; when it fails or takes longer than the limit, None, and W&B is off."""
         answer: list[Any] = []
-        reason = [f"no answer within {limit:.0f} s"]
+        reason: list[str] = []
 
         def call() -> None:
             try:
                 answer.append(function())
-            except Exception as error:  # noqa: BLE001 - whatever fails there, training goes on
-                reason[0] = f"{type(error).__name__}: {error}"
+            except (OSError, RuntimeError, ValueError, ImportError, *_wandb_errors()) as error:
+                reason.append(f"{type(error).__name__}: {error}")
 
         thread = threading.Thread(target=call, name=f"wandb-{what}", daemon=True)
         thread.start()
@@ -93,8 +93,10 @@ class WandbRun:
         if answer:
             return answer[0]
         self._run = None
+        late = f"no answer within {limit:.0f} s" if thread.is_alive() else "see the traceback above"
+        why = reason[0] if reason else late
         print(  # noqa: T201
-            f"warning: W&B is off, training goes on, its metrics are in metrics.jsonl ({what}: {reason[0]}). "
+            f"warning: W&B is off, training goes on, its metrics are in metrics.jsonl ({what}: {why}). "
             "Where W&B cannot be reached: logging.wandb_mode=offline; where it lacks a key: `wandb login`",
             file=sys.stderr,
         )
@@ -104,6 +106,12 @@ class WandbRun:
         partial = self._file.with_suffix(".partial")
         partial.write_text(json.dumps(self._state, indent=2) + "\n")
         partial.replace(self._file)
+
+
+def _wandb_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions of W&B itself, once it is imported."""
+    error = getattr(sys.modules.get("wandb"), "Error", None)
+    return () if error is None else (error,)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ examples:
   pi0-serve my_policy --port 8001 --prompt "put the bowl on the plate"
   curl http://127.0.0.1:8000/healthz
 
-a client (pip install openpi-client, of 0.1.2, and typing_extensions, which it forgets to ask for):
+a client (pip install openpi-client typing_extensions):
   from openpi_client.websocket_client_policy import WebsocketClientPolicy
   client = WebsocketClientPolicy("127.0.0.1", 8000)
   client.get_server_metadata()   # names, widths and lengths

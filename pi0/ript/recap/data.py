@@ -1,6 +1,5 @@
 """The data of a RECAP run on disk: demonstrations recorded or referred to, rollouts, and both as sources."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.episodes.layout import partial_directory
 from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.recap.sources import AdvantageMode, Source
-from pi0.ript.recap.stages import DATASET, hash_files
+from pi0.ript.recap.stages import DATASET
 
 _REFERENCE = "reference.json"
 
@@ -53,22 +52,11 @@ def is_published(dataset: Path) -> bool:
     return dataset.exists()
 
 
-def identity(root: Path) -> dict[str, str]:
-    """Return what tells a data set that was made elsewhere from another, but for labels that were added."""
-    files = [*root.glob("meta/info.json"), *root.glob("meta/episodes/*/*"), *root.glob("meta/tasks*")]
-    texts = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return {
-        "root": str(root),
-        "meta": hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest(),
-        "data": hash_files(root / "data"),
-    }
-
-
-def refer(identified: Mapping[str, str], directory: Path) -> Mapping[str, Any]:
-    """Write where a data set is that was made elsewhere, and its identity; return figures."""
-    root = Path(identified["root"]).resolve()
+def refer(described: Mapping[str, str], directory: Path) -> Mapping[str, Any]:
+    """Write where a data set is that was made elsewhere, and its hash; return figures."""
+    root = Path(described["root"]).resolve()
     lengths = load_labels(root, assume_success=True).lengths
-    (directory / _REFERENCE).write_text(json.dumps({**identified, "root": str(root)}) + "\n")
+    (directory / _REFERENCE).write_text(json.dumps({**described, "root": str(root)}) + "\n")
     return _figures(lengths)
 
 

@@ -3,7 +3,6 @@
 Axes: n frame of a set.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from pi0.ript.episodes import load_labels
 from pi0.ript.evaluate import Evaluation, evaluate
 from pi0.ript.groups import InitialStateDataset, heldout_states
 from pi0.ript.recap.advantages import compute_advantages, read_advantages
-from pi0.ript.recap.data import identity, is_published, is_success, record_demonstrations, refer
+from pi0.ript.recap.data import is_published, is_success, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.labels import LabelledSource, write_labels
 from pi0.ript.recap.parts import RunParts
@@ -40,7 +39,8 @@ class Recap(RunParts):
         """Return the data that SFT learns from: recorded here, or a reference to a data set that exists."""
         settings = self.config.demonstrations
         if settings.root is not None:
-            described = self.world.on_main(identity, Path(settings.root).expanduser())
+            root = Path(settings.root).expanduser()
+            described = {"root": str(root), "hash": self.world.on_main(hash_files, root)}
 
             def refer_to(work: Path) -> Mapping[str, Any]:
                 return self.world.on_main(refer, described, work)
@@ -294,10 +294,8 @@ class Recap(RunParts):
 
 def _content(path: str | None) -> str | None:
     """Return the hash of a local checkpoint or file, None if there is none: the name then says it all."""
-    place = Path(path or "").expanduser()
-    if path is None or not place.exists():
-        return None
-    return hash_files(place) if place.is_dir() else hashlib.sha256(place.read_bytes()).hexdigest()
+    place = None if path is None else Path(path).expanduser()
+    return hash_files(place) if place is not None and place.exists() else None
 
 
 def _write_evaluation(work: Path, evaluation: Evaluation) -> None:

@@ -24,7 +24,7 @@ STATE = "recap_state.json"
 DATASET = "dataset"
 """The LeRobotDataset in the directory of a stage that records."""
 
-_ADDED_LABELS = f"{DATASET}/meta/advantages*.json"
+_ADDED_LABELS = "meta/advantages*.json"
 _KEY = "stage.json"  # in an unfinished directory: what it is being made from
 
 
@@ -188,11 +188,13 @@ def differences(record: Mapping[str, Any], made_from: Mapping[str, Any]) -> list
 
 
 def hash_files(directory: Path) -> str:
-    """Return the SHA-256 of the names and contents of all files below a directory.
+    """Return the SHA-256 of the names and contents of all files below a directory, or of one file's content.
 
-    Labels that `pi0-advantage` added to a recorded data set do not count: they are made from it.
+    Labels that `pi0-advantage` added to a data set do not count: they are made from it.
     """
     digest = hashlib.sha256()
+    if directory.is_file():
+        digest.update(directory.read_bytes())
     files = (path for path in directory.rglob("*") if path.is_file())
     for file in sorted(path for path in files if not path.match(_ADDED_LABELS)):
         digest.update(f"{file.relative_to(directory).as_posix()}\n".encode())
