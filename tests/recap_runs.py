@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+from pi0.ript import recording
 from pi0.ript.interruption import StoppedError
-from pi0.ript.recap import recording, report, training_steps
+from pi0.ript.recap import report
 from pi0.ript.recap.stages import STATE, Stages
+from pi0.ript.training import steps as training_steps
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "train_ript_pi0_final.py"

@@ -13,9 +13,9 @@ from pi0 import PI0Policy
 from pi0.ript.commands.advantage import main, read_mixture
 from pi0.ript.config import ConfigError
 from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_episodes
-from pi0.ript.recap.advantages import compute_advantages, read_advantages, read_lineage
-from pi0.ript.recap.returns import set_outcomes
-from pi0.ript.recap.value_training import predict
+from pi0.ript.labels.advantages import compute_advantages, read_advantages, read_lineage
+from pi0.ript.labels.calibration import predict
+from pi0.ript.labels.returns import set_outcomes
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config
 

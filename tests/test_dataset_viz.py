@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_recap_training import chain
 
-from pi0.ript.commands import dataset_page
 from pi0.ript.commands.dataset_viz import main
 from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_episodes
-from pi0.ript.recap.advantages import write_advantages
+from pi0.ript.labels.advantages import write_advantages
+from pi0.ript.pages import dataset_page
 
 INFO = CollectionInfo(fps=20, robot_type="test", storage="image", origin={"operator": "<b>x</b>"})
 EPSILON = {"suite/0": 0.25, "suite/1": -0.5}

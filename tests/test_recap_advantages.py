@@ -8,7 +8,7 @@ import pytest
 from test_episodes import lerobot_dataset, make_episode, publish
 
 from pi0.ript.episodes import EpisodeDataError, load_episodes
-from pi0.ript.recap.advantages import (
+from pi0.ript.labels.advantages import (
     compute_advantages,
     coverage,
     is_positive,
@@ -19,7 +19,7 @@ from pi0.ript.recap.advantages import (
     thresholds,
     write_advantages,
 )
-from pi0.ript.recap.returns import Outcome, RewardConfig, frame_returns
+from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns
 
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
 NAN = float("nan")

@@ -12,12 +12,12 @@ from test_recap_training import chain, chains
 
 from pi0.ript.episodes import CollectionInfo, EpisodeDataError, EpisodeSet, EpisodeWriter, load_episodes
 from pi0.ript.evaluate import EpisodeResult, Evaluation, compare
-from pi0.ript.recap import frame_figures, report_figures
-from pi0.ript.recap.episode_figures import GREEN, draw_episode, shown_frames
-from pi0.ript.recap.labelled_frames import LabelledFrames, read_labelled_frames
-from pi0.ript.recap.recording import episode_set
+from pi0.ript.labels.frames import LabelledFrames, read_labelled_frames
+from pi0.ript.pages import frame_figures, success_figures
+from pi0.ript.pages.episode_figures import GREEN, draw_episode, shown_frames
 from pi0.ript.recap.report import typical_episodes, write_recap_report
 from pi0.ript.recap.run_record import read_recap_run
+from pi0.ript.recording import episode_set
 
 HOSTILE = "<script>alert('$x$')</script>"
 TASKS = ("suite/0", f"suite/{HOSTILE}")
@@ -207,13 +207,13 @@ def test_frames_stand_over_their_steps_and_positive_ones_are_marked(length):
 
 def test_success_is_drawn_with_its_interval():
     found = {"SFT": evaluation(4, 40), "round 1": evaluation(13, 40)}
-    axes = report_figures.success_figure(found, {"baseline-x": evaluation(8, 40)}).axes[0]
+    axes = success_figures.success_figure(found, {"baseline-x": evaluation(8, 40)}).axes[0]
     bars = [container[2][0].get_segments()[0] for container in axes.containers]
     expected = [e.interval for e in (*found.values(), evaluation(8, 40))]
     np.testing.assert_allclose([segment[:, 1] for segment in bars], 100 * np.array(expected))
     assert list(axes.get_lines()[0].get_ydata()) == [20.0, 65.0], "the baseline is no round"
-    assert report_figures.task_success_figure({"SFT": Evaluation(0, found["SFT"].episodes[:10])}) is None
-    assert report_figures.steps_figure({"SFT": evaluation(0, 40)}, {}) is None
+    assert success_figures.task_success_figure({"SFT": Evaluation(0, found["SFT"].episodes[:10])}) is None
+    assert success_figures.steps_figure({"SFT": evaluation(0, 40)}, {}) is None
 
 
 def test_the_histogram_counts_every_frame_once():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pi0.ript.episodes import EpisodeDataError
-from pi0.ript.recap.returns import (
+from pi0.ript.labels.returns import (
     Outcome,
     RewardConfig,
     frame_returns,

@@ -18,10 +18,10 @@ from recap_runs import DEMO, SHRUNK, hashes
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, parse_config
 from pi0.ript.episodes import load_episodes
+from pi0.ript.files import hash_files
+from pi0.ript.labels.advantages import read_advantages, read_lineage
 from pi0.ript.recap import RECAP, Recap, RecapConfig
-from pi0.ript.recap.advantages import read_advantages, read_lineage
 from pi0.ript.recap.budget import BudgetError, budget, print_budget
-from pi0.ript.recap.stages import hash_files
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.run_logging import close_run_logging
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pi0.ript.recap.stages import STATE, Stages, StaleStageError, hash_files
+from pi0.ript.files import hash_files
+from pi0.ript.recap.stages import STATE, Stages, StaleStageError
 
 
 class Work:

@@ -18,28 +18,18 @@ from pi0.ript.episodes import (
     EpisodeWriter,
     load_episodes,
 )
+from pi0.ript.labels.advantages import thresholds
+from pi0.ript.labels.calibration import Calibration, calibration, heldout_episodes, predict
+from pi0.ript.labels.indicators import awr_weights, indicators, withhold_keyed
+from pi0.ript.labels.returns import Outcome, RewardConfig
+from pi0.ript.labels.sources import Mixture, Source, frame_windows
 from pi0.ript.recap import value_training
-from pi0.ript.recap.advantages import thresholds
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
-from pi0.ript.recap.policy_training import (
-    PolicyTraining,
-    awr_weights,
-    indicators,
-    train_policy,
-    withhold_keyed,
-)
-from pi0.ript.recap.recording import episode_set, record_rollouts, rollout_episode
-from pi0.ript.recap.returns import Outcome, RewardConfig
-from pi0.ript.recap.sources import Mixture, Source, frame_windows
-from pi0.ript.recap.value_training import (
-    Calibration,
-    ValueTraining,
-    calibration,
-    heldout_episodes,
-    predict,
-    train_value,
-)
+from pi0.ript.recap.policy_training import train_policy
+from pi0.ript.recap.value_training import train_value
+from pi0.ript.recording import episode_set, record_rollouts, rollout_episode
 from pi0.ript.rollout import GuidedPolicy, rollout
+from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.warm_start import demonstration_windows
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config
@@ -206,13 +196,13 @@ def test_labels_belong_to_their_episodes_when_slots_are_left_over(tmp_path, num_
 
 
 def test_held_out_episodes_are_the_same_whatever_the_other_sources():
-    source, settings = chains(0, 20), ValueTraining(validation_fraction=0.2)
-    held = heldout_episodes(source, settings)
+    source = chains(0, 20)
+    held = heldout_episodes(source, 0.2)
     assert held.sum() == 4
-    assert np.array_equal(held, heldout_episodes(source, settings))
-    assert not np.array_equal(held, heldout_episodes(replace(source, name="other"), settings))
-    assert heldout_episodes(chains(0, 2), settings).sum() == 1
-    assert heldout_episodes(chains(0, 1), settings).sum() == 0
+    assert np.array_equal(held, heldout_episodes(source, 0.2))
+    assert not np.array_equal(held, heldout_episodes(replace(source, name="other"), 0.2))
+    assert heldout_episodes(chains(0, 2), 0.2).sum() == 1
+    assert heldout_episodes(chains(0, 1), 0.2).sum() == 0
 
 
 def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(monkeypatch):
@@ -223,7 +213,7 @@ def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(monk
     monkeypatch.setattr(value_training, "Mixture", lambda *a: usable.append(a[-1][0]) or Mixture(*a))
     for number in (0, 1):
         train_value(value, [source], REWARD, settings, (3, number))
-    held = np.repeat(heldout_episodes(source, settings, (3,)), source.episodes.lengths)
+    held = np.repeat(heldout_episodes(source, settings.validation_fraction, (3,)), source.episodes.lengths)
     assert held.any()
     assert all(np.array_equal(found, ~held) for found in usable)
 

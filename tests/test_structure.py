@@ -28,7 +28,27 @@ def test_the_policy_knows_nothing_of_reinforcement_learning(file):
     assert not {name for name in imported(file) if name.startswith("pi0.ript")}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "pi0").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+LIBRARY_FILES = sorted((ROOT / "pi0").rglob("*.py"))
+
+
+def importers(package: str) -> set[str]:
+    """Return the files that import something of pi0/ript/PACKAGE from outside of it."""
+    files = [*LIBRARY_FILES, *ROOT.glob("*.py")]
+    names = {
+        str(file.relative_to(ROOT))
+        for file in files
+        if any(name.startswith(f"pi0.ript.{package}.") for name in imported(file))
+    }
+    return {name for name in names if not name.startswith(f"pi0/ript/{package}/")}
+
+
+def test_products_stand_beside_each_other_and_only_commands_and_scripts_use_them():
+    commands = {name for name in importers("recap") | importers("supervised") if "/commands/" in name}
+    assert importers("recap") - commands == {"train_ript_pi0_final.py"}
+    assert importers("supervised") - commands == {"pi0/ript/scripts/train.py"}
+
+
+@pytest.mark.parametrize("file", LIBRARY_FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_files_are_small(file):
     assert len(file.read_text().splitlines()) <= 320
 

@@ -24,21 +24,17 @@ from pi0.ript.data import DatasetSettings, MixtureSettings
 from pi0.ript.data.frames import open_frames
 from pi0.ript.distributed import World
 from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
-from pi0.ript.recap.advantages import write_advantages
-from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.labels.advantages import write_advantages
+from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.report import read_rows
 from pi0.ript.supervised import SupervisedSettings, Training, read_settings, trainer, training_state
 from pi0.ript.supervised.models import DataSummary, make_policy
-from pi0.ript.supervised.optimization import WeightAverage, learning_rate_factor
 from pi0.ript.supervised.parts import samples_per_step
-from pi0.ript.supervised.settings import (
-    NormalizationMapping,
-    Optimizer,
-    PolicySettings,
-    Scheduler,
-)
+from pi0.ript.supervised.settings import NormalizationMapping, PolicySettings
 from pi0.ript.supervised.value_models import make_value
 from pi0.ript.supervised.window_labels import policy_labels, window_returns
+from pi0.ript.training.optimization import WeightAverage, learning_rate_factor
+from pi0.ript.training.settings import Optimizer, Scheduler
 from pi0.value import ValueFunction, bin_of
 
 OPENED: dict = {}

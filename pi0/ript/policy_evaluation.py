@@ -20,7 +20,7 @@ from pi0.ript.environments import Environment, get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.envs.base import Split
 from pi0.ript.evaluate import Evaluation, compare, evaluate, table
-from pi0.ript.recorded_evaluation import record_evaluation
+from pi0.ript.recording import record_evaluation
 from pi0.ript.results import new_run_directory, write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import (

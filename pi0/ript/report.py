@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from pi0.ript.files import write_text
 from pi0.ript.report_plots import draw_plots
 
 Row = Mapping[str, Any]
@@ -97,10 +98,7 @@ def write_report(run_dir: str | Path) -> Path:
         if content
     )
     page = run_dir / "report.html"
-    partial = run_dir / "report.html.partial"  # whoever reads it meanwhile sees a whole page
-    text = _PAGE.substitute(title=html.escape(run_dir.resolve().name), body=body, style="")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(page)
+    write_text(page, _PAGE.substitute(title=html.escape(run_dir.resolve().name), body=body, style=""))
     return page
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pi0 import PI0Policy
 from pi0.ript.evaluate import Evaluation, compare, table
+from pi0.ript.files import unused_path
 from pi0.ript.video import write_grid
 
 
@@ -14,9 +15,7 @@ def new_run_directory(path: str | Path) -> Path:
     """Make an empty directory and return it; what an earlier run left there moves to PATH.1, .2, ..."""
     path = Path(path)
     if path.exists() and any(path.iterdir()):
-        number = 1
-        while (older := path.with_name(f"{path.name}.{number}")).exists():
-            number += 1
+        older = unused_path(path)
         path.rename(older)
         print(f"the earlier run in {path} is now in {older}")  # noqa: T201
     path.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pi0.ript.files import write_json
+
 _START_S, _LOG_S, _FINISH_S = 90.0, 30.0, 90.0  # what W&B gets to answer
 _GRACE_S = 10.0  # more, where it keeps the limit itself
 
@@ -103,9 +105,7 @@ class WandbRun:
         return None
 
     def _save(self) -> None:
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps(self._state, indent=2) + "\n")
-        partial.replace(self._file)
+        write_json(self._file, self._state)
 
 
 def _wandb_errors() -> tuple[type[Exception], ...]:

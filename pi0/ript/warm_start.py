@@ -5,7 +5,6 @@ changed setting never meets an old result.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -25,6 +24,7 @@ from pi0.normalize import Statistics
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.episodes import EpisodeSet, load_episodes, read_collection
+from pi0.ript.files import hash_values
 from pi0.ript.windows import Windows, concatenate, episode_windows
 
 
@@ -63,11 +63,13 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
 
     `changes` replace single fields of its configuration, as in `pi0.pretrained.load`.
     """
-    data = cache / f"demonstrations-{_digest(asdict(spec.demonstrations()), spec.episodes)}"
+    data = cache / f"demonstrations-{hash_values([asdict(spec.demonstrations()), spec.episodes])}"
     if not data.exists():
         _collect(spec, data)
     settings = {k: v for k, v in asdict(spec).items() if k != "num_workers"}
-    directory = cache / f"policy-{_digest(settings, read_collection(data)['content_hash'], _code_hash())}"
+    directory = (
+        cache / f"policy-{hash_values([settings, read_collection(data)['content_hash'], _code_hash()])}"
+    )
     if not directory.exists():
         episodes = load_episodes(data)
         policy = train(toy_policy(episodes, spec.chunk_size, spec.seed), episodes, spec)
@@ -182,10 +184,6 @@ def _warmup_and_decay(steps: int) -> Callable[[int], float]:
 def _with_floor(statistics: Mapping[str, Any], floor: float) -> dict[str, Any]:
     """Return the statistics with a least std: a dimension that hardly moves must not be blown up."""
     return {**statistics, "std": torch.as_tensor(statistics["std"]).clamp(min=floor)}
-
-
-def _digest(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _code_hash() -> str:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pi0.ript.files import hash_file
+
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 
@@ -58,7 +60,7 @@ def publish(partial: Path, path: Path, facts: Mapping[str, Any], outside: Iterab
     written = sorted(file for file in partial.rglob("*") if file.is_file())
     files = {str(file.relative_to(partial)): file for file in written}
     files |= {f"../{file.relative_to(path.parent)}": file for file in outside}
-    entries = {name: {"size": file.stat().st_size, "sha256": _sha256(file)} for name, file in files.items()}
+    entries = {name: {"size": file.stat().st_size, "sha256": hash_file(file)} for name, file in files.items()}
     body = {**facts, "files": entries}
     (partial / MANIFEST).write_text(json.dumps({"sha256": _digest(body), **body}, indent=1) + "\n")
     for file in [*written, partial / MANIFEST]:
@@ -98,7 +100,7 @@ def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {name} is missing")
         if file.stat().st_size != entry["size"]:
             raise CheckpointError(f"{path}: {name} has {file.stat().st_size} bytes, expected {entry['size']}")
-        if hashes and _sha256(file) != entry["sha256"]:
+        if hashes and hash_file(file) != entry["sha256"]:
             raise CheckpointError(f"{path}: {name} is damaged (its content has another hash)")
     return manifest
 
@@ -125,11 +127,6 @@ def _is_complete(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """What a resumed run continues from: its newest valid checkpoint, with the same settings."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pi0.ript.checkpoint.files import CheckpointError, position, published, verify
+from pi0.ript.files import flatten, hash_values
 
 AUTO = "auto"
 
@@ -77,9 +77,11 @@ def settings(config: Any) -> dict[str, Any]:
 def settings_hash(config: Any) -> str:
     """Return a hash of the settings that have an influence on episodes."""
     values = {
-        k: v for k, v in _flat(settings(config)).items() if not _is_any(k, (*_FREE, *_ROUNDING_ONLY, _STEPS))
+        k: v
+        for k, v in flatten(settings(config), into_lists=True).items()
+        if not _is_any(k, (*_FREE, *_ROUNDING_ONLY, _STEPS))
     }
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_values(values)
 
 
 def require_same_settings(
@@ -100,7 +102,7 @@ def require_same_settings(
         rounding_only: Settings that change no more than rounding; a change is printed.
         remedy: What else to do than to set them back.
     """
-    old, new = _flat(saved), _flat(now)
+    old, new = flatten(saved, into_lists=True), flatten(now, into_lists=True)
     changed = {key: f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in old | new}
     changed = {k: line for k, line in changed.items() if old.get(k) != new.get(k) and not _is_any(k, free)}
     if _STEPS in changed and new[_STEPS] > old[_STEPS]:
@@ -118,13 +120,3 @@ def require_same_settings(
 
 def _is_any(key: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(key, pattern) for pattern in patterns)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
-            value = {str(number): entry for number, entry in enumerate(value)}
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat

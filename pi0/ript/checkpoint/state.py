@@ -33,6 +33,7 @@ from pi0.ript.checkpoint.files import (
     verify,
 )
 from pi0.ript.checkpoint.resuming import settings
+from pi0.ript.files import library_hash
 from pi0.ript.peers import ALONE, Peers
 
 _WEIGHTS, _TRAINER, _PROGRESS = "trainable.safetensors", "trainer.pt", "progress.json"
@@ -257,12 +258,9 @@ def _require_same_model(
 
 
 def _versions() -> dict[str, str]:
-    import pi0  # for its files
-
-    code = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(Path(pi0.__file__).parent.rglob("*.py"))))
     return {
         "python": platform.python_version(),
-        "code": code.hexdigest()[:16],
+        "code": library_hash(),
         **{name: version(name) for name in _PACKAGES},
     }
 

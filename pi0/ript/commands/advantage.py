@@ -15,7 +15,8 @@ from pi0 import PI0Policy
 from pi0.ript.config import ConfigError
 from pi0.ript.config.yaml_files import include
 from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
-from pi0.ript.recap.advantages import (
+from pi0.ript.files import hash_files, plain
+from pi0.ript.labels.advantages import (
     ADVANTAGES_PATH,
     compute_advantages,
     coverage,
@@ -25,10 +26,9 @@ from pi0.ript.recap.advantages import (
     thresholds,
     write_advantages,
 )
-from pi0.ript.recap.returns import RewardConfig
-from pi0.ript.recap.sources import Source
-from pi0.ript.recap.stages import hash_files, plain
-from pi0.ript.recap.value_training import predict
+from pi0.ript.labels.calibration import predict
+from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.sources import Source
 from pi0.ript.starting_policy import require_device
 from pi0.value import ValueFunction
 from pi0.weights import CheckpointError

@@ -5,16 +5,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pi0.ript.commands.dataset_page import Labels, write_dataset_page
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet, load_episodes
-from pi0.ript.recap.advantages import ADVANTAGES_PATH, read_advantages, read_lineage
-from pi0.ript.recap.labelled_frames import (
+from pi0.ript.labels.advantages import ADVANTAGES_PATH, read_advantages, read_lineage
+from pi0.ript.labels.frames import (
     FRAMES_FILE,
     THRESHOLDS_FILE,
     LabelledFrames,
     read_labelled_frames,
     read_thresholds,
 )
+from pi0.ript.pages.dataset_page import Labels, write_dataset_page
 
 _EXAMPLES = """
 examples:

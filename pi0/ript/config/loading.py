@@ -15,6 +15,7 @@ from pi0.registry import did_you_mean
 from pi0.ript.config.legacy_keys import Translation, translate
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.yaml_files import CONFIGS, parse_yaml, read_yaml
+from pi0.ript.files import flatten
 
 PROFILES = CONFIGS / "profiles"
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -84,14 +85,6 @@ def save_config(config: Any, run_dir: str | Path) -> Path:
 def default_values(schema: Any = TrainConfig) -> dict[str, Any]:
     """Return every dotted key with its default."""
     return flatten(asdict(schema()))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted keys and values; an empty section is left out."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

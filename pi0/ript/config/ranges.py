@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pi0.ript.config.loading import flatten
+from pi0.ript.files import flatten
 
 
 @dataclass(frozen=True)

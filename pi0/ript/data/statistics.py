@@ -21,6 +21,7 @@ from pi0.normalize import Statistics
 from pi0.ript.data.frames import FrameSet, open_frames
 from pi0.ript.data.resampling import action_chunks, chunk_offsets
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings, check_mixture
+from pi0.ript.files import write_json
 
 FILE_NAME = "processor/statistics.json"
 """Where a run keeps them, below its directory."""
@@ -103,9 +104,7 @@ def save_statistics(path: Path, statistics: Statistics, made_from: dict[str, Any
         for feature, numbers in statistics.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"statistics": values, "made_from": made_from}, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(path, {"statistics": values, "made_from": made_from})
 
 
 def load_statistics(path: Path, relative_actions: Sequence[bool] = ()) -> dict[str, dict[str, Tensor]]:

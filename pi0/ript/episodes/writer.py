@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pi0.ript.episodes.images import encode_png, encode_video
 from pi0.ript.episodes.layout import IMAGE_PREFIX, partial_directory, read_record
 from pi0.ript.episodes.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.files import write_bytes
 
 
 class EpisodeWriter:
@@ -37,7 +38,7 @@ class EpisodeWriter:
             _require_equal(self.partial, json.loads(path.read_text()), spec)
         else:
             self.partial.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, json.dumps(spec, indent=2).encode())
+            write_bytes(path, json.dumps(spec, indent=2).encode())
 
     def add(self, number: int, episode: Episode) -> None:
         """Store a finished episode; once this returns it survives a kill.
@@ -66,7 +67,7 @@ class EpisodeWriter:
         table = pa.table(columns, metadata={"episode": json.dumps(record)})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
-        _write_atomically(self._path(number, ".parquet"), sink.getvalue().to_pybytes())
+        write_bytes(self._path(number, ".parquet"), sink.getvalue().to_pybytes())
 
     def finished(self) -> dict[int, tuple[EpisodeLabels, int]]:
         """Return labels and length of the episodes stored so far, by number, in order."""
@@ -103,12 +104,6 @@ class EpisodeWriter:
         if not 0 <= number < 10**9:
             raise EpisodeDataError(f"number: expected 0 to 999999999, found {number}")
         return self.partial / f"episode-{number:09d}{suffix}"
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def _require_equal(partial: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

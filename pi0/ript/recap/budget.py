@@ -15,10 +15,10 @@ from jaxtyping import Float32
 
 from pi0.ript.envs import EnvObservation, Task
 from pi0.ript.episodes import images_gb
+from pi0.ript.labels.sources import Source
 from pi0.ript.recap.loop import Recap
 from pi0.ript.recap.policy_training import train_policy
-from pi0.ript.recap.recording import episode_set, rollout_episode
-from pi0.ript.recap.sources import Source
+from pi0.ript.recording import episode_set, rollout_episode
 from pi0.ript.rollout import rollout
 from pi0.ript.starting_policy import TOY
 from pi0.ript.warm_start import toy_policy

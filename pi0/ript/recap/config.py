@@ -6,10 +6,10 @@ The comment behind a field is what `--help` says of it.
 from dataclasses import dataclass, field
 
 from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging, Policy
+from pi0.ript.labels.labelling import Advantage
+from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.recap.gates import Gates
-from pi0.ript.recap.policy_training import PolicyTraining
-from pi0.ript.recap.returns import RewardConfig
-from pi0.ript.recap.value_training import ValueTraining
+from pi0.ript.training.settings import PolicyTraining, ValueTraining
 
 
 @dataclass
@@ -69,15 +69,6 @@ class Rollouts:
     pool_size: int = 500  # training states per task that they are drawn from, without repetition
     guidance: float = 1.0  # towards a positive advantage; the SFT policy is always used with 1
     keep_rounds: int = 2  # how many rounds' rollouts are trained on; older ones are left out
-
-
-@dataclass
-class Advantage:
-    """How frames are labelled."""
-
-    positive_fraction: float = 0.3  # share of the ranked frames that is positive
-    scope: str = "per_task"  # one threshold per_task, or global
-    ranked: str = "rollouts"  # frames among which the threshold is found: rollouts, or all
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pi0.ript.distributed import World
 from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.episodes.layout import partial_directory
 from pi0.ript.interruption import StoppedError, stop_requested
-from pi0.ript.recap.sources import AdvantageMode, Source
+from pi0.ript.labels.sources import AdvantageMode, Source
 from pi0.ript.recap.stages import DATASET
 
 _REFERENCE = "reference.json"

@@ -5,7 +5,7 @@ Axes: none.
 
 from dataclasses import dataclass
 
-from pi0.ript.recap.value_training import Calibration
+from pi0.ript.labels.calibration import Calibration
 
 
 class GateError(RuntimeError):

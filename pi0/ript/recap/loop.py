@@ -16,16 +16,17 @@ import numpy as np
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.episodes import load_labels
 from pi0.ript.evaluate import Evaluation, evaluate
+from pi0.ript.files import hash_files, plain
 from pi0.ript.groups import InitialStateDataset, heldout_states
-from pi0.ript.recap.advantages import compute_advantages, read_advantages
+from pi0.ript.labels.advantages import compute_advantages, read_advantages
+from pi0.ript.labels.calibration import Calibration, predict
+from pi0.ript.labels.labelling import LabelledSource, write_labels
+from pi0.ript.labels.sources import Source
 from pi0.ript.recap.data import is_published, is_success, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
-from pi0.ript.recap.labels import LabelledSource, write_labels
 from pi0.ript.recap.parts import RunParts
-from pi0.ript.recap.recording import journaled_rollout
-from pi0.ript.recap.sources import Source
-from pi0.ript.recap.stages import DATASET, Artefact, hash_files, plain
-from pi0.ript.recap.value_training import Calibration, predict
+from pi0.ript.recap.stages import DATASET, Artefact
+from pi0.ript.recording import journaled_rollout
 from pi0.ript.results import write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 

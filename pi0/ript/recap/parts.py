@@ -20,18 +20,20 @@ from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
 from pi0.ript.episodes import CollectionInfo, EpisodeSet, EpisodeWriter
+from pi0.ript.files import plain
 from pi0.ript.groups import InitialStateDataset, state_at
+from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.sources import Source
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.data import open_source
-from pi0.ript.recap.policy_training import PolicyTraining, train_policy
-from pi0.ript.recap.recording import record_rollouts
-from pi0.ript.recap.returns import RewardConfig
-from pi0.ript.recap.sources import Source
-from pi0.ript.recap.stages import DATASET, Artefact, Stages, plain
-from pi0.ript.recap.training_steps import Row
-from pi0.ript.recap.value_training import ValueTraining, train_value
+from pi0.ript.recap.policy_training import train_policy
+from pi0.ript.recap.stages import DATASET, Artefact, Stages
+from pi0.ript.recap.value_training import train_value
+from pi0.ript.recording import record_rollouts
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import TOY, starting_policy
+from pi0.ript.training.settings import PolicyTraining, ValueTraining
+from pi0.ript.training.steps import Row
 from pi0.ript.warm_start import toy_policy
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config, separate_value_config

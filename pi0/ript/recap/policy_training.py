@@ -3,62 +3,20 @@
 Axes: n frame of a set, m frame of all sets, b window of a batch.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
-from torch import Tensor, nn
+from jaxtyping import Bool, Float32, Float64
 
 from pi0 import Indicator, PI0Policy
 from pi0.ript.distributed import World
-from pi0.ript.loss import window_draws
-from pi0.ript.recap.advantages import is_positive
-from pi0.ript.recap.sources import Mixture, Source
-from pi0.ript.recap.training_steps import Row, TrainingSteps
-
-_DROPOUT_STREAM = 1  # keeps the draws of the dropout apart from those of the noise
-
-
-@dataclass
-class PolicyTraining:
-    """How the policy is fine-tuned."""
-
-    steps: int = 200
-    batch_size: int = 64  # windows per optimizer step, of all processes together
-    micro_batch_size: int = 64  # windows per forward pass of a process
-    learning_rate: float = 1e-3  # after a warm-up level, then down to 0
-    warmup_steps: int = 20
-    decay_fraction: float = 0.3  # the last part of the steps, in which the learning rate falls
-    indicator_learning_rate: float = 1e-2  # of an indicator that is an embedding: it starts at zero
-    weight_decay: float = 1e-4
-    grad_norm_clip: float = 1.0
-    num_draws: int = 2  # noise draws per window, which share the prefix
-    indicator_dropout: float = 0.3  # share of windows trained without indicator, as guidance needs
-    use_awr: bool = False  # weigh each window by exp(A / beta) as well
-    awr_beta: float = 1.0
-    awr_max_weight: float = 10.0
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        for name in ("steps", "batch_size", "micro_batch_size", "num_draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("learning_rate", "indicator_learning_rate", "grad_norm_clip"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, found {getattr(self, name)}")
-        for name in ("indicator_dropout", "decay_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}: expected a share, found {getattr(self, name)}")
-        if not (self.awr_beta > 0 and self.awr_max_weight > 0):
-            raise ValueError(
-                f"awr_beta, awr_max_weight: expected positive numbers, found {self.awr_beta}, "
-                f"{self.awr_max_weight}"
-            )
+from pi0.ript.labels.indicators import awr_weights, indicators, withhold_keyed
+from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.training.objectives import FlowLearner
+from pi0.ript.training.settings import PolicyTraining
+from pi0.ript.training.steps import Row, TrainingSteps
 
 
 def train_policy(
@@ -132,62 +90,11 @@ def train_policy(
     return policy.eval()
 
 
-class FlowLearner(nn.Module):
-    """Flow-matching losses of windows; what DDP wraps."""
-
-    def __init__(self, policy: PI0Policy, num_draws: int) -> None:
-        super().__init__()
-        self.policy, self.num_draws = policy, num_draws
-
-    def forward(
-        self, batch: Mapping[str, Any], indicator: Int64[Tensor, " b"] | None, seed: Sequence[int]
-    ) -> Float[Tensor, " b"]:
-        """Return the loss of each window at noise and flow times of its own; None: no indicators."""
-        policy = self.policy
-        noise, time = window_draws(policy, batch["window"].tolist(), seed, self.num_draws)
-        return policy.loss(
-            batch,
-            reduction="sample",
-            indicator=indicator,
-            noise=noise.to(policy.device),
-            time=time.to(policy.device),
-        )
-
-
 def _factor(step: int, settings: PolicyTraining) -> float:
     """Return the factor on the learning rates."""
     decay = settings.decay_fraction * settings.steps
     left = (settings.steps - step) / decay if decay > 0 else 1.0
     return min(1.0, (step + 1) / max(settings.warmup_steps, 1), left)
-
-
-def indicators(
-    source: Source, advantages: Float64[np.ndarray, " n"], epsilon: Mapping[str, float]
-) -> Int64[np.ndarray, " n"]:
-    """Return the indicator of each frame, as the source's mode says; a missing advantage is NEGATIVE."""
-    if source.advantage == "use":
-        positive = is_positive(advantages, source.frame_tasks(), epsilon)
-        return np.where(positive, int(Indicator.POSITIVE), int(Indicator.NEGATIVE))
-    one = Indicator.POSITIVE if source.advantage == "on" else Indicator.NONE
-    return np.full(source.num_frames, int(one))
-
-
-def withhold_keyed(
-    indicator: Int64[np.ndarray, " b"],
-    windows: Int64[np.ndarray, " b"],
-    seed: Sequence[int],
-    dropout: float,
-) -> Int64[np.ndarray, " b"]:
-    """Return the indicators with a share of them NONE; which ones depends on seed and window alone."""
-    draws = [np.random.default_rng((*seed, window, _DROPOUT_STREAM)).random() for window in windows.tolist()]
-    return np.where(np.array(draws) < dropout, int(Indicator.NONE), indicator)
-
-
-def awr_weights(
-    advantages: Float64[np.ndarray, " n"], beta: float, largest: float
-) -> Float32[np.ndarray, " n"]:
-    """Return `min(exp(A / beta), largest)`; NaN stays NaN."""
-    return np.exp(np.minimum(advantages / beta, np.log(largest))).astype(np.float32)
 
 
 def _optimizer(policy: PI0Policy, settings: PolicyTraining) -> torch.optim.AdamW:

@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from pi0.ript import page
 from pi0.ript.episodes import EpisodeSet, load_episodes, load_labels
 from pi0.ript.evaluate import Evaluation, compare
-from pi0.ript.recap import page
-from pi0.ript.recap.episode_figures import draw_episode
-from pi0.ript.recap.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
-from pi0.ript.recap.labelled_frames import LabelledFrames
-from pi0.ript.recap.report_figures import steps_figure, success_figure, task_success_figure
+from pi0.ript.labels.frames import LabelledFrames
+from pi0.ript.pages.episode_figures import draw_episode
+from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
+from pi0.ript.pages.success_figures import steps_figure, success_figure, task_success_figure
 from pi0.ript.recap.run_record import SFT, RecapRun, read_recap_run
 
 

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 
 from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.evaluate import Evaluation
-from pi0.ript.recap.labelled_frames import (
+from pi0.ript.labels.calibration import Calibration
+from pi0.ript.labels.frames import (
     FRAMES_FILE,
     THRESHOLDS_FILE,
     LabelledFrames,
     read_labelled_frames,
     read_thresholds,
 )
-from pi0.ript.recap.value_training import Calibration
 
 SFT = "SFT"
 

@@ -5,26 +5,24 @@ same inputs and settings it is skipped, an interrupted one goes on, and one whos
 have changed is refused, or made again on request.
 """
 
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import pi0
 from pi0.ript.distributed import World
+from pi0.ript.files import flatten, hash_files, library_hash, unused_path, write_json
 
 STATE = "recap_state.json"
 DATASET = "dataset"
 """The LeRobotDataset in the directory of a stage that records."""
 
-_ADDED_LABELS = "meta/advantages*.json"
 _KEY = "stage.json"  # in an unfinished directory: what it is being made from
 
 
@@ -127,7 +125,7 @@ class Stages:
                 "use on_stale=redo to make it again (the old one is kept beside it), another exp_name for a "
                 "new run, or the old settings"
             )
-        older = _unused(path)
+        older = unused_path(path)
         path.rename(older)
         print(f"{name}: stale, made again; the old one is now {older.name}{reasons}")  # noqa: T201
         return None
@@ -139,7 +137,7 @@ class Stages:
             shutil.rmtree(work)
         if not work.exists():
             work.mkdir(parents=True)
-            _write(key, made_from)
+            write_json(key, made_from)
         return work
 
     def _finish(
@@ -160,7 +158,7 @@ class Stages:
         state = self._state()
         state["stages"].pop(name, None)
         state["stages"][name] = record
-        _write(self.run_dir / STATE, state)
+        write_json(self.run_dir / STATE, state)
         work.rename(path)
         return made
 
@@ -174,7 +172,7 @@ class Stages:
 
 def differences(record: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting and input in which a record differs from what is asked for now."""
-    old, new = _flat(record["settings"]), _flat(made_from["settings"])
+    old, new = flatten(record["settings"]), flatten(made_from["settings"])
     lines = [
         f"{key}: made with {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -187,60 +185,13 @@ def differences(record: Mapping[str, Any], made_from: Mapping[str, Any]) -> list
     return lines
 
 
-def hash_files(directory: Path) -> str:
-    """Return the SHA-256 of the names and contents of all files below a directory, or of one file's content.
-
-    Labels that `pi0-advantage` added to a data set do not count: they are made from it.
-    """
-    digest = hashlib.sha256()
-    if directory.is_file():
-        digest.update(directory.read_bytes())
-    files = (path for path in directory.rglob("*") if path.is_file())
-    for file in sorted(path for path in files if not path.match(_ADDED_LABELS)):
-        digest.update(f"{file.relative_to(directory).as_posix()}\n".encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
-
-
 def code_version() -> dict[str, str]:
     """Return the hash of the library's source, and the commit where there is a repository."""
     root = Path(pi0.__file__).parent
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(root.rglob("*.py")))).hexdigest()
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {"source": digest[:16], **({"commit": found.stdout.strip()} if found.returncode == 0 else {})}
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """Return a dataclass of settings as plain JSON values."""
-    return json.loads(json.dumps(asdict(settings)))
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat
+    return {"source": library_hash(), **({"commit": found.stdout.strip()} if found.returncode == 0 else {})}
 
 
 def _short(reference: Mapping[str, str] | None) -> str:
     return f"{reference['stage']} {reference['hash'][:12]}" if reference else "nothing"
-
-
-def _unused(path: Path) -> Path:
-    number = 1
-    while (older := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    return older
-
-
-def _write(path: Path, values: Any) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
-        file.write(json.dumps(values, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pi0.ript.config.loading import flatten
 from pi0.ript.config.ranges import Ranges
 from pi0.ript.config.schema import ConfigError
 from pi0.ript.config.validation import attempt, shared_problems
 from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
+from pi0.ript.files import flatten
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.starting_policy import TOY
 

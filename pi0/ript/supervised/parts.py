@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pi0.ript.config import ConfigError
 from pi0.ript.data import MixtureSettings, TrainingData, make_training_data
 from pi0.ript.distributed import World
-from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.supervised.models import DataSummary, make_policy
-from pi0.ript.supervised.objectives import Objective, PolicyObjective, ValueObjective
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.value_models import make_value
 from pi0.ript.supervised.window_labels import PolicyLabels, advantage_modes, policy_labels, window_returns
+from pi0.ript.training.objectives import Objective, PolicyObjective, ValueObjective
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@
   config.json, model.safetensors, ...      the final model
 """
 
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -25,10 +24,11 @@ from pi0.ript.config import ConfigError, save_config
 from pi0.ript.data.frames import FrameSet
 from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
-from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.files import write_json
+from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.results import new_run_directory
-from pi0.ript.supervised.objectives import Model
 from pi0.ript.supervised.settings import SupervisedSettings
+from pi0.ript.training.objectives import Model
 
 REWARD_FILE = "reward.json"
 """Beside a value function: the reward whose returns it foretells; `pi0-advantage` reads it."""
@@ -97,7 +97,7 @@ def write_settings(run_dir: Path, config: SupervisedSettings, world_size: int) -
     (run_dir / "experiment_cfg/conf.yaml").write_text(conf, encoding="utf-8")
     if not (run_dir / _WANDB_FILE).exists():
         target = {"project": config.logging.wandb_project, "entity": config.logging.wandb_entity}
-        _write(run_dir / _WANDB_FILE, {**target, "run_id": None, "last_step": -1})
+        write_json(run_dir / _WANDB_FILE, {**target, "run_id": None, "last_step": -1})
 
 
 def write_processor(
@@ -127,9 +127,9 @@ def write_processor(
             "chunk_size": model.config.chunk_size,
             "action_freq": config.dataset_mixture.action_freq or sorted({frames.fps for frames in sets}),
         }
-    _write(run_dir / "processor/processor_config.json", described)
+    write_json(run_dir / "processor/processor_config.json", described)
     if reward is not None:
-        _write(run_dir / REWARD_FILE, asdict(reward))
+        write_json(run_dir / REWARD_FILE, asdict(reward))
 
 
 def copy_descriptions(run_dir: Path, target: Path) -> None:
@@ -154,9 +154,3 @@ def publish_model(run_dir: Path, model: Model) -> None:
         target.parent.mkdir(exist_ok=True)
         file.replace(target)
     shutil.rmtree(partial)
-
-
-def _write(path: Path, values: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    partial.replace(path)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from pi0.ript.config.schema import Distributed, Logging
 from pi0.ript.data import MixtureSettings
-from pi0.ript.recap.returns import RewardConfig
+from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.training.settings import Optimizer, Scheduler
 
 BATCH_SIZE = 32
 """Where the settings ask for none."""
@@ -65,29 +66,6 @@ class LossWeighting:
 
     MSE: float = 1.0  # of a policy
     CE: float = 1.0  # of a value function
-
-
-@dataclass
-class Optimizer:
-    """AdamW."""
-
-    type: str = "adamw"  # the only one
-    lr: float = 2.5e-5  # after the warm-up
-    indicator_lr: float | None = None  # of an indicator that is an embedding; null: lr
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-8
-    weight_decay: float = 1e-10
-    grad_clip_norm: float = 1.0
-
-
-@dataclass
-class Scheduler:
-    """The learning rate over the optimizer steps."""
-
-    type: str = "cosine_decay_with_warmup"  # or constant (after the warm-up)
-    num_warmup_steps: int = 0
-    num_decay_steps: int | None = None  # step at which decay_lr is reached; null: the last
-    decay_lr: float = 2.5e-6
 
 
 @dataclass

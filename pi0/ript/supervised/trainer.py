@@ -16,16 +16,16 @@ from pi0 import PI0Policy
 from pi0.ript.distributed import World, setup_distributed
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, stop_requested
 from pi0.ript.monitoring import monitor_memory, profile_window
-from pi0.ript.recap.training_steps import NonFiniteLossError
 from pi0.ript.report import write_report
 from pi0.ript.results import write_evaluation
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
-from pi0.ript.supervised.optimization import learning_rate_factor, make_optimizer
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import open_run, publish_model, write_processor, write_settings
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.supervised.simulation import Simulation, make_environment, require_acts
 from pi0.ript.supervised.training_state import TrainingState
+from pi0.ript.training.optimization import learning_rate_factor, make_optimizer
+from pi0.ript.training.steps import NonFiniteLossError
 
 _TRAINING, _VALIDATION = 0, 1  # keep their draws apart
 _SMALL = 20_000_000  # parameters; smaller models gain nothing from threads

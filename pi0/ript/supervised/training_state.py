@@ -18,10 +18,10 @@ from pi0.ript.checkpoint.resuming import settings
 from pi0.ript.checkpoint.state import rng_file, rng_state, set_rng_state, together
 from pi0.ript.data import TrainingBatches
 from pi0.ript.distributed import World
-from pi0.ript.supervised.objectives import Model
-from pi0.ript.supervised.optimization import WeightAverage, copy_parameters
 from pi0.ript.supervised.run_layout import copy_descriptions
 from pi0.ript.supervised.settings import SupervisedSettings
+from pi0.ript.training.objectives import Model
+from pi0.ript.training.optimization import WeightAverage, copy_parameters
 
 _WEIGHTS, _AVERAGE = "trained.safetensors", "average.safetensors"
 _TRAINER, _PROGRESS = "trainer.pt", "progress.json"

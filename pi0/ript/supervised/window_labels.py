@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from pi0.ript.data import DatasetSettings
 from pi0.ript.data.frames import FrameSet
 from pi0.ript.episodes import EpisodeDataError, load_labels
-from pi0.ript.recap.advantages import ADVANTAGES_PATH, LINEAGE_PATH, read_advantages, read_lineage
-from pi0.ript.recap.policy_training import awr_weights, indicators
-from pi0.ript.recap.returns import RewardConfig
-from pi0.ript.recap.sources import AdvantageMode, Source
+from pi0.ript.labels.advantages import ADVANTAGES_PATH, LINEAGE_PATH, read_advantages, read_lineage
+from pi0.ript.labels.indicators import awr_weights, indicators
+from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.sources import AdvantageMode, Source
 from pi0.ript.supervised.settings import PolicySettings
 
 

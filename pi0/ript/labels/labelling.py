@@ -12,11 +12,19 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from pi0.ript.recap.advantages import coverage, is_positive, percentiles, thresholds, write_advantages
-from pi0.ript.recap.config import Advantage
-from pi0.ript.recap.returns import RewardConfig
-from pi0.ript.recap.sources import Source
-from pi0.ript.recap.stages import plain
+from pi0.ript.files import plain
+from pi0.ript.labels.advantages import coverage, is_positive, percentiles, thresholds, write_advantages
+from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.sources import Source
+
+
+@dataclass
+class Advantage:
+    """How frames are labelled."""
+
+    positive_fraction: float = 0.3  # share of the ranked frames that is positive
+    scope: str = "per_task"  # one threshold per_task, or global
+    ranked: str = "rollouts"  # frames among which the threshold is found: rollouts, or all
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet
-from pi0.ript.recap.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
+from pi0.ript.files import write_json, write_text
+from pi0.ript.labels.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
 
 ADVANTAGES_PATH = Path("meta/advantages.json")
 LINEAGE_PATH = Path("meta/advantages_lineage.json")
@@ -142,8 +143,8 @@ def write_advantages(
     hashes = {"content_hash": _content_hash(episodes), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
     path = directory / ADVANTAGES_PATH
     # The lineage first: a file without its lineage would pass for one made elsewhere.
-    _write_atomically(directory / LINEAGE_PATH, json.dumps({**lineage, **hashes}, indent=2) + "\n")
-    _write_atomically(path, text)
+    write_json(directory / LINEAGE_PATH, {**lineage, **hashes})
+    write_text(path, text)
     return path
 
 
@@ -219,9 +220,3 @@ def _require_lineage(path: Path, text: str, episodes: EpisodeSet) -> None:
                 f"{path} is stale: {LINEAGE_PATH.name} says {name} {lineage[name]}, found {found}; compute "
                 "the advantages again"
             )
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet
-from pi0.ript.recap.returns import Outcome, RewardConfig, frame_returns, set_outcomes
+from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns, set_outcomes
 from pi0.ript.windows import Windows
 
 AdvantageMode = Literal["on", "use", "ignore"]

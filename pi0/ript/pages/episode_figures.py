@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from pi0.ript.episodes import Episode
-from pi0.ript.recap.labelled_frames import LabelledFrames
+from pi0.ript.labels.frames import LabelledFrames
 
 BLUE, ORANGE, GREEN, GREY, PALE = "#2f6fb0", "#e07b39", "#3a9a5b", "#6b7785", "#c3ccd5"
 _WIDTH, _LEFT, _RIGHT = 11.0, 0.75, 1.35  # inches: figure, room for the ticks, room for the legend

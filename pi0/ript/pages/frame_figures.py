@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from pi0.ript.recap.episode_figures import GREEN, GREY, ORANGE, PALE
-from pi0.ript.recap.labelled_frames import LabelledFrames
+from pi0.ript.labels.frames import LabelledFrames
+from pi0.ript.pages.episode_figures import GREEN, GREY, ORANGE, PALE
 
 _TENTHS = np.linspace(-1, 0, 11)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from pi0.ript.episodes import EpisodeDataError
-from pi0.ript.recap.advantages import is_positive
+from pi0.ript.labels.advantages import is_positive
 
 FRAMES_FILE = "frames.npz"
 THRESHOLDS_FILE = "thresholds.json"

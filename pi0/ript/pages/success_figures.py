@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pi0.ript.evaluate import Evaluation
-from pi0.ript.recap.episode_figures import BLUE, GREY, PALE
-from pi0.ript.recap.frame_figures import new_axes, shortened
+from pi0.ript.pages.episode_figures import BLUE, GREY, PALE
+from pi0.ript.pages.frame_figures import new_axes, shortened
 
 
 def success_figure(evaluations: Mapping[str, Evaluation], others: Mapping[str, Evaluation]) -> Any:

@@ -12,12 +12,46 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from pi0 import Indicator, PI0Policy
-from pi0.ript.recap.policy_training import FlowLearner, withhold_keyed
-from pi0.ript.recap.value_training import ValueLearner
+from pi0.ript.labels.indicators import withhold_keyed
+from pi0.ript.loss import window_draws
 from pi0.value import ValueFunction
 
 Batch = Mapping[str, Any]
 Model = PI0Policy | ValueFunction
+
+
+class FlowLearner(nn.Module):
+    """Flow-matching losses of windows; what DDP wraps."""
+
+    def __init__(self, policy: PI0Policy, num_draws: int) -> None:
+        super().__init__()
+        self.policy, self.num_draws = policy, num_draws
+
+    def forward(
+        self, batch: Mapping[str, Any], indicator: Int64[Tensor, " b"] | None, seed: Sequence[int]
+    ) -> Float[Tensor, " b"]:
+        """Return the loss of each window at noise and flow times of its own; None: no indicators."""
+        policy = self.policy
+        noise, time = window_draws(policy, batch["window"].tolist(), seed, self.num_draws)
+        return policy.loss(
+            batch,
+            reduction="sample",
+            indicator=indicator,
+            noise=noise.to(policy.device),
+            time=time.to(policy.device),
+        )
+
+
+class ValueLearner(nn.Module):
+    """The figures of a batch; what DDP wraps."""
+
+    def __init__(self, value: ValueFunction) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, batch: dict[str, Any], returns: Float64[Tensor, " b"]) -> Float[Tensor, "3"]:
+        """Return cross entropy, accuracy and error, each a mean over the batch."""
+        return torch.stack(list(self.value.loss(batch, returns)))
 
 
 class PolicyObjective:

@@ -1,20 +1,34 @@
-"""Rollouts as episodes of a data set: every frame with its image, finished ones safe from a kill.
+"""Rollouts that are kept: in a journal, or as episodes of a data set with the image of every frame.
 
 Axes: none.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from pi0 import PI0Policy
+from pi0.pretrained import OWN_WEIGHTS
 from pi0.ript.checkpoint.journal import EpisodeJournal
+from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.episodes import Episode, EpisodeDataError, EpisodeLabels, EpisodeSet, EpisodeWriter
+from pi0.ript.episodes import (
+    CollectionInfo,
+    Episode,
+    EpisodeDataError,
+    EpisodeLabels,
+    EpisodeSet,
+    EpisodeWriter,
+    default_storage,
+)
+from pi0.ript.evaluate import EpisodeResult, Evaluation, episode_seed
 from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
-from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
+from pi0.ript.rollout import ChunkPolicy, GuidedPolicy, Rollout, RolloutFunction, rollout
 
 _ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are let go
 
@@ -92,6 +106,72 @@ def rollout_episode(rollout: Rollout, source: str) -> Episode:
             seed=rollout.seed,
         ),
     )
+
+
+def record_evaluation(
+    env: BatchedEnv,
+    policy: GuidedPolicy,
+    states: Sequence[InitialState],
+    seed: int,
+    directory: Path,
+    robot_type: str,
+    origin: Mapping[str, Any],
+    world: World,
+) -> Evaluation:
+    """Return the evaluation that `evaluate` gives, after its rollouts became a LeRobotDataset v3.
+
+    What was interrupted is continued when it is called again.
+
+    Args:
+        env: Runs the episodes.
+        policy: Acts.
+        states: Held-out states, each one once.
+        seed: Of the noise, as in `evaluate`.
+        directory: Of the data set; must not exist.
+        robot_type: What the data set calls the robot.
+        origin: What the data set says about its making, besides policy, states and seed.
+        world: The processes that share the work.
+
+    Raises:
+        EpisodeDataError: The directory exists, or an interrupted recording there is of other settings.
+    """
+    source = f"policy:{weights_hash(policy.policy)}"
+    task = next(iter(env.tasks.values()))
+    info = CollectionInfo(
+        fps=task.hz,
+        robot_type=robot_type,
+        storage=default_storage(task.image_size),
+        origin={
+            **origin,
+            "source": source,
+            "guidance": policy.guidance,
+            "seed": seed,
+            "states": [state.hash for state in states],
+        },
+    )
+    writer = world.first(EpisodeWriter, directory, info)
+    seeds = [episode_seed(seed, state) for state in states]
+    record_rollouts(env, policy, states, seeds, writer, source, peers=world)
+    world.gather([])  # until the episodes of all processes are stored
+    results = tuple(
+        EpisodeResult(labels.task_id, labels.initial_state_hash, labels.success, length)
+        for labels, length in writer.finished().values()
+    )
+    world.gather([])  # until all processes have read them
+    world.on_main(writer.finalize)
+    return Evaluation(seed, results)
+
+
+def weights_hash(policy: PI0Policy) -> str:
+    """Return the SHA-256, its first 16 digits, of the files that a loaded policy's weights came from."""
+    if policy.source is None:
+        raise ValueError("policy: expected one that was loaded from a checkpoint, found one made here")
+    digest = hashlib.sha256()
+    for file in (policy.source, policy.source.with_name(OWN_WEIGHTS)):
+        if file.exists():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def episode_set(episodes: Sequence[Episode], fps: int) -> EpisodeSet:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pi0.ript.supervised.settings import Optimizer, Scheduler
+from pi0.ript.training.settings import Optimizer, Scheduler
 
 
 def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:

@@ -10,7 +10,9 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
-_TEMPLATE = Path(__file__).parents[1] / "page.html"
+from pi0.ript.files import write_text
+
+_TEMPLATE = Path(__file__).with_name("page.html")
 _STYLE = """figure { margin: 0 0 1.2rem } figure img { width: auto; max-width: 100% }
 figcaption { color: #616e7c; font-size: 13px } h3 { margin: 1.2rem 0 .3rem; font-size: 1rem }
 td:first-child, th:first-child, .text td, .text th { text-align: left }
@@ -30,10 +32,7 @@ def write_page(path: Path, title: str, sections: Sequence[tuple[str, str]]) -> P
         if content
     )
     template = Template(_TEMPLATE.read_text())
-    partial = path.with_name(f"{path.name}.partial")
-    text = template.substitute(title=html.escape(title), body=body, style=_STYLE)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, template.substitute(title=html.escape(title), body=body, style=_STYLE))
     return path
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pi0.ript import page
 from pi0.ript.episodes import EpisodeLabels, EpisodeSet
-from pi0.ript.recap import page
-from pi0.ript.recap.episode_figures import GREEN, PALE, draw_episode
-from pi0.ript.recap.frame_figures import advantage_figure, positive_text, value_limits
-from pi0.ript.recap.labelled_frames import LabelledFrames
+from pi0.ript.labels.frames import LabelledFrames
+from pi0.ript.pages.episode_figures import GREEN, PALE, draw_episode
+from pi0.ript.pages.frame_figures import advantage_figure, positive_text, value_limits
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""Files: written in one step, hashed, named; and settings as the plain values that files hold."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pi0
+
+_ADDED_LABELS = "meta/advantages*.json"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; afterwards it is the file at `path`, flushed to the disk.
+
+    Whoever reads `path` meanwhile, or after a crash, sees the whole old file or the whole new one. If the
+    block raises, the temporary file is removed and `path` stays.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step, see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) in one step, see `replacing`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain values as a JSON file in one step, see `replacing`."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def unused_path(path: Path) -> Path:
+    """Return the first of PATH.1, PATH.2, ... at which there is nothing."""
+    number = 1
+    while (unused := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return unused
+
+
+def hash_file(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_files(directory: Path) -> str:
+    """Return the SHA-256 of the names and contents of all files below a directory, or of one file's content.
+
+    Labels that `pi0-advantage` added to a data set do not count: they are made from it.
+    """
+    digest = hashlib.sha256()
+    if directory.is_file():
+        digest.update(directory.read_bytes())
+    files = (path for path in directory.rglob("*") if path.is_file())
+    for file in sorted(path for path in files if not path.match(_ADDED_LABELS)):
+        digest.update(f"{file.relative_to(directory).as_posix()}\n".encode())
+        digest.update(bytes.fromhex(hash_file(file)))
+    return digest.hexdigest()
+
+
+def hash_values(values: Any) -> str:
+    """Return the first 16 digits of the SHA-256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def library_hash() -> str:
+    """Return the first 16 digits of the SHA-256 of this library's source."""
+    files = sorted(Path(pi0.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "", *, into_lists: bool = False) -> dict[str, Any]:
+    """Return nested values by dotted keys; an empty section is left out.
+
+    `into_lists`: the entries of a list of mappings are sections too, with their numbers as keys.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if into_lists and isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+            value = {str(number): entry for number, entry in enumerate(value)}
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.", into_lists=into_lists)
+        else:
+            flat[name] = value
+    return flat
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Return a dataclass of settings as it looks when it is read back from JSON."""
+    return json.loads(json.dumps(asdict(settings)))
