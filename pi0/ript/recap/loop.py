@@ -22,7 +22,7 @@ from pi0.ript.labels.advantages import compute_advantages, read_advantages
 from pi0.ript.labels.calibration import Calibration, predict
 from pi0.ript.labels.labelling import LabelledSource, write_labels
 from pi0.ript.labels.sources import Source
-from pi0.ript.recap.data import is_published, is_success, record_demonstrations, refer
+from pi0.ript.recap.data import identify, is_published, is_success, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.parts import RunParts
 from pi0.ript.recap.stages import DATASET, Artefact
@@ -41,7 +41,7 @@ class Recap(RunParts):
         settings = self.config.demonstrations
         if settings.root is not None:
             root = Path(settings.root).expanduser()
-            described = {"root": str(root), "hash": self.world.on_main(hash_files, root)}
+            described = self.world.on_main(identify, root, self.stages.recorded_settings("demonstrations"))
 
             def refer_to(work: Path) -> Mapping[str, Any]:
                 return self.world.on_main(refer, described, work)

@@ -205,10 +205,12 @@ class RunParts:
 
     def source(self, name: str, artefact: Artefact, advantage: str) -> Source:
         """Return a stage's data as a source."""
-        of_demonstrations = {}
+        of_demonstrations: dict[str, Any] = {}
         if name == "demonstrations":
             tasks = self.environment.suite().select(self.environment.tasks)
+            root = self.config.demonstrations.root
             of_demonstrations = {
+                "root": None if root is None else Path(root).expanduser(),
                 "assume_success": self.config.demonstrations.assume_success,
                 "task_ids": {task.instruction: task.id for task in tasks},
             }

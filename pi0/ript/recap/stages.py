@@ -98,6 +98,10 @@ class Stages:
         """Return what the stages so far found out, by name."""
         return {name: record["figures"] for name, record in self._state()["stages"].items()}
 
+    def recorded_settings(self, name: str) -> Mapping[str, Any] | None:
+        """Return the settings that a stage was made with, None if it has never been finished."""
+        return self._state()["stages"].get(name, {}).get("settings")
+
     def is_new(self, name: str) -> bool:
         """Return whether a stage has never been finished."""
         return name not in self._state()["stages"]
