@@ -495,12 +495,6 @@ def test_a_value_expert_reads_a_policy_that_stays_as_it_is(root, whole, tmp_path
     run_dir = run(config)
     value = ValueFunction.from_pretrained(run_dir, PI0Policy.from_pretrained(whole))
     assert value.config.form == "expert"
-    separate = make_value(
-        replace(config.policy, form="separate"), DataSummary(config.dataset_mixture), 0, "cpu"
-    )
-    policy = dict(PI0Policy.from_pretrained(whole).model.named_parameters())
-    for name, parameter in separate.named_parameters():
-        assert not name.startswith(("vision.", "vlm.")) or torch.equal(parameter, policy[name])
 
 
 def test_train_accuracy_is_the_share_of_all_samples_whatever_the_batches(root, tmp_path):

@@ -33,10 +33,10 @@ from pi0.ript.recording import record_rollouts
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import TOY, starting_policy
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
+from pi0.ript.training.starting_value import starting_value
 from pi0.ript.training.steps import Row
 from pi0.ript.warm_start import toy_policy
 from pi0.value import ValueFunction
-from pi0.value_config import expert_value_config, separate_value_config
 
 _STATE_STREAM, _NOISE_STREAM = 1, 2
 _CHECKPOINT = "checkpoint.pt"
@@ -150,14 +150,9 @@ class RunParts:
         return policy
 
     def new_value(self, sft: Artefact) -> ValueFunction:
-        """Return an untrained value function, which may read the SFT policy's prefix."""
-        policy, settings = self.load_policy(sft), self.config.value
-        bins = {"num_bins": self.config.reward.number_of_bins}
-        if settings.form == "expert":
-            sizes = expert_value_config(policy, settings.width, **bins)
-        else:
-            sizes = separate_value_config(policy, **bins)
-        return ValueFunction(sizes, policy, seed=self.config.seed).to(policy.device)
+        """Return an untrained value function that reads the SFT policy's prefix, or begins with its eyes."""
+        settings, bins = self.config.value, self.config.reward.number_of_bins
+        return starting_value(self.load_policy(sft), settings.form, settings.width, bins, self.config.seed)
 
     def load_value(self, artefact: Artefact, sft: Artefact) -> ValueFunction:
         """Return a stage's value function."""
