@@ -2,18 +2,16 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from pi0 import PI0Policy
 from pi0.pretrained import describe, resolve
-from pi0.ript.config.schema import Distributed, TrainConfig
+from pi0.ript.config.schema import TrainConfig
 from pi0.ript.demonstrations.recorder import ROBOTS
 from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.environments import Environment, get_environment
@@ -112,7 +110,7 @@ def evaluate_policy(settings: EvalSettings) -> tuple[Evaluation, ...]:
         EvalError: As `require_usable`, or a checkpoint's weights do not fit.
     """
     environment = require_usable(settings)
-    world = _setup(settings)
+    world = setup_distributed(settings.device)
     run_dir = world.on_main(new_run_directory, settings.output)
     world.on_main(_write, run_dir / "settings.json", json.loads(json.dumps(asdict(settings), default=str)))
     evaluations = []
@@ -198,12 +196,6 @@ def _require_recordable(settings: EvalSettings) -> None:
 
 
 # The work -----------------------------------------------------------------------------------------------
-
-
-def _setup(settings: EvalSettings) -> World:
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    algo = SimpleNamespace(data_batch_size=size)  # nothing is collected in groups here
-    return setup_distributed(SimpleNamespace(device=settings.device, distributed=Distributed(), algo=algo))
 
 
 def _load(path: str, environment: Environment, settings: EvalSettings, device: str) -> PI0Policy:

@@ -34,6 +34,7 @@ from pi0.ript.checkpoint.files import (
 )
 from pi0.ript.checkpoint.resuming import settings
 from pi0.ript.files import library_hash
+from pi0.ript.monitoring import NonFiniteLossError
 from pi0.ript.peers import ALONE, Peers
 
 _WEIGHTS, _TRAINER, _PROGRESS = "trainable.safetensors", "trainer.pt", "progress.json"
@@ -59,6 +60,27 @@ class Progress:
     def remaining[T](self, steps: Sequence[T]) -> Iterator[tuple[int, T]]:
         """Yield number and content of the iteration's optimizer steps that are not made yet."""
         yield from list(enumerate(steps))[self.step :]
+
+    def count(self, loss: float, is_taken: bool, limit: int) -> None:
+        """Count an optimizer step; one that was not taken is skipped, and adds no loss.
+
+        Raises:
+            NonFiniteLossError: That was the `limit`-th in a row to be skipped.
+        """
+        position = f"iteration {self.iteration}, optimizer step {self.step}"
+        self.step += 1
+        if is_taken:
+            self.losses.append(loss)
+            self.nonfinite = 0
+            return
+        self.nonfinite += 1
+        if self.nonfinite >= limit:
+            raise NonFiniteLossError(
+                f"{position}: the loss is {loss}, or its gradient is not finite; that is number "
+                f"{self.nonfinite} in a row (max_nonfinite_steps={limit}). Lower algo.lr or "
+                "algo.grad_norm_clip, or look at the data of this step"
+            )
+        print(f"{position}: skipped on all processes")  # noqa: T201
 
     def finish_iteration(self) -> None:
         """Move to the next iteration."""

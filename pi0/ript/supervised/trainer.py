@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Training:
         Raises:
             ValueError, CheckpointError, RunInUseError: Settings, data or weights cannot be used.
         """
-        self.world = world or setup_distributed(settings)
+        self.world = world or setup_distributed(settings.device, **asdict(settings.distributed))
         self.batch_size = samples_per_step(settings, self.world)
         self.settings = settings = replace(settings, batch_size=self.batch_size)
         self.run_dir, found = self.world.on_main(open_run, settings)
