@@ -39,7 +39,7 @@ def main(config: TrainConfig) -> None:
     world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
     run_dir, checkpoint = world.on_main(open_run_directory, config)
     world.on_main(save_config, config, run_dir)
-    setup_run_logging(run_dir, world.rank)
+    setup_run_logging(run_dir, world.rank, write_report)
     init_wandb(config, run_dir, world.rank)
     environment = get_environment(**asdict(config.task))
     simulators = environment.make()

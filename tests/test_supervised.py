@@ -62,7 +62,6 @@ def once(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("pi0.ript.data.training_data.open_frames", open_once)
     monkeypatch.setattr("pi0.ript.supervised.models.open_frames", open_once)
-    monkeypatch.setattr(trainer, "write_report", lambda run_dir: None)  # plots take a second
     before = {number: signal.getsignal(number) for number in interruption._SIGNALS}
     yield
     for number, handler in before.items():
@@ -127,9 +126,7 @@ def rows(run_dir: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory) -> Path:
     """A run with everything on, never interrupted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "write_report", lambda run_dir: None)
-        return run(replace(everything(root, tmp_path_factory.mktemp("whole")), profile_steps=1))
+    return run(replace(everything(root, tmp_path_factory.mktemp("whole")), profile_steps=1))
 
 
 def everything(root: str, output: Path) -> SupervisedSettings:

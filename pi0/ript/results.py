@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pi0 import PI0Policy
-from pi0.ript.evaluate import Evaluation, compare, table
-from pi0.ript.files import FORMAT, unused_path
+from pi0.ript.evaluate import Evaluation, compare
+from pi0.ript.files import FORMAT, read_json, unused_path
+from pi0.ript.success_table import success_text
 from pi0.ript.video import write_grid
 
 _LOCK = ".lock"
@@ -74,6 +75,11 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
         write_grid(path.with_suffix(".mp4"), evaluation.recorded)
 
 
+def read_evaluation(file: Path) -> Evaluation:
+    """Return the evaluation that `write_evaluation` wrote, without recorded episodes."""
+    return Evaluation.from_dict(read_json(file))
+
+
 def write_results(
     run_dir: Path,
     config: Mapping[str, Any],
@@ -94,4 +100,5 @@ def write_results(
         "comparison": compare(before, after).to_dict(),
     }
     (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"{table(before, after)}\nresults, videos and policy: {run_dir}")  # noqa: T201
+    table = success_text({"before": before, "after": after})
+    print(f"{table}\nresults, videos and policy: {run_dir}")  # noqa: T201

@@ -46,7 +46,7 @@ class Training:
         self.settings = settings = replace(settings, batch_size=self.batch_size)
         self.run_dir, found = self.world.on_main(open_run, settings)
         self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
-        setup_run_logging(self.run_dir, self.world.rank)
+        setup_run_logging(self.run_dir, self.world.rank, write_report)
         init_wandb(settings, self.run_dir, self.world.rank)
         self.parts = self.world.first(make_parts, settings, self.world)
         model, data = self.parts.objective.model, self.parts.data
