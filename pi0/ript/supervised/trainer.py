@@ -1,6 +1,7 @@
 """Supervised training: optimizer steps, validation, evaluation, checkpoints, the final model."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from tqdm import tqdm
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.snapshot import trained_parameters
 from pi0.ript.distributed import World, setup_distributed
-from pi0.ript.interruption import setup_signal_handlers, until_stopped
+from pi0.ript.interruption import StoppedError, leave_if_asked, setup_signal_handlers, until_stopped
 from pi0.ript.monitoring import monitor_memory, profile_window
 from pi0.ript.report import write_report
-from pi0.ript.results import write_evaluation
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import ADVICE, open_run, publish_model, write_processor, write_settings
@@ -186,13 +186,14 @@ class Training:
         assert isinstance(policy, PI0Policy)
         assert self.simulation is not None
         policy.eval()
-        with self.files.published_weights():
-            evaluation = self.simulation.evaluate(policy, self.steps.stop_if_asked)
-        self.world.print(f"step {self.steps.step}: {evaluation} success")
         path = self.run_dir / "evaluations" / f"step-{self.steps.step}"
-        if self.world.rank == 0:
-            path.parent.mkdir(exist_ok=True)
-            write_evaluation(path, evaluation)
+        try:
+            with self.files.published_weights():
+                evaluation = self.simulation.evaluate(policy, path, partial(leave_if_asked, self.world))
+        except StoppedError:  # the weights are the training's own again
+            self.steps.save()
+            raise
+        self.world.print(f"step {self.steps.step}: {evaluation} success")
         return evaluation.success_rate
 
     # Beginning and end --------------------------------------------------------------------------------------
