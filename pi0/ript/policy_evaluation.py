@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pi0 import PI0Policy
 from pi0.pretrained import describe, resolve
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.config.schema import TrainConfig
-from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
+from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.envs.base import Split
@@ -34,7 +32,6 @@ from pi0.ript.starting_policy import (
 )
 from pi0.ript.success_table import success_text
 
-_SMALL = 20_000_000  # parameters; smaller models gain nothing from threads
 _EPISODES = "episodes"  # in the directory of the results until they are complete: the finished episodes
 _FREE = ("episodes", "first_state", "videos", "num_workers")  # what an interrupted evaluation may go on with
 
@@ -217,8 +214,7 @@ def _load(path: str, environment: Environment, settings: EvalSettings, device: s
         instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
         config = policy.config
         policy.tokenizer.encode(instructions, config.tokenizer_max_length, config.vocab_size)
-    if sum(p.numel() for p in policy.parameters()) < _SMALL:
-        torch.set_num_threads(1)
+    limit_threads(policy)
     return policy
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.snapshot import trained_parameters
-from pi0.ript.distributed import World, setup_distributed
+from pi0.ript.distributed import World, limit_threads, setup_distributed
 from pi0.ript.interruption import StoppedError, leave_if_asked, setup_signal_handlers, until_stopped
 from pi0.ript.monitoring import monitor_memory, profile_window
 from pi0.ript.report import write_report
@@ -29,7 +29,6 @@ from pi0.ript.training.steps import Steps
 from pi0.value import ValueFunction
 
 _TRAINING, _VALIDATION = 0, 1  # keep their draws apart
-_SMALL = 20_000_000  # parameters; smaller models gain nothing from threads
 
 
 class Training:
@@ -50,8 +49,7 @@ class Training:
         init_wandb(settings, self.run_dir, self.world.rank)
         self.parts = self.world.first(make_parts, settings, self.world)
         model, data = self.parts.objective.model, self.parts.data
-        if sum(p.numel() for p in model.parameters()) < _SMALL:
-            torch.set_num_threads(1)
+        limit_threads(model)
         self.world.on_main(write_processor, self.run_dir, model, data.sets, settings, self.parts.reward)
         self.learner = self.world.wrap(self.parts.objective.learner())
         self.optimizer = make_optimizer(
