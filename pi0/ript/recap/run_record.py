@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.evaluate import Evaluation
-from pi0.ript.files import read_json
+from pi0.ript.files import read_versioned_json
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import (
     FRAMES_FILE,
@@ -61,7 +61,7 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
         ValueError: Another file is.
     """
     state = directory / "recap_state.json"
-    recorded = read_json(state)["stages"] if state.exists() else {}
+    recorded = read_versioned_json(state)["stages"] if state.exists() else {}
 
     def is_meant(path: Path) -> bool:
         return names is None or path.relative_to(directory).as_posix() in names
