@@ -53,10 +53,10 @@ class Rung:
 
     def header(self, field: str) -> str:
         """Return a field of the header: Parent, Introduces or Run."""
-        found = re.search(rf"^{field}: (.+)$", self.docstring, re.MULTILINE)
-        if not found:
+        line = re.search(rf"^{field}: (.+)$", self.docstring, re.MULTILINE)
+        if not line:
             raise ValueError(f"{self.path.name}: the docstring has no line '{field}: ...'")
-        return found[1]
+        return line[1]
 
     @property
     def introduces(self) -> tuple[str, ...]:
@@ -127,14 +127,14 @@ def imported_modules(path: Path) -> frozenset[str]:
 
 def closure(path: Path) -> set[str]:
     """Return all modules of this project that a file imports, directly or through others."""
-    found: set[str] = set()
+    modules: set[str] = set()
     waiting = [path]
     while waiting:
         for module in imported_modules(waiting.pop()):
-            if module not in found:
-                found.add(module)
+            if module not in modules:
+                modules.add(module)
                 waiting += module_files(module) if _is_leaf_package(module) else [_file(module)]
-    return found
+    return modules
 
 
 def step_diff(parent: Rung, child: Rung) -> list[str]:

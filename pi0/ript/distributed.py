@@ -22,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pi0.ript.windows import batches
 
+_SMALL = 20_000_000  # parameters
+
 
 class PeerLostError(RuntimeError):
     """Another process of the run ended or stopped answering."""
@@ -80,16 +82,16 @@ class World:
         return DistributedDataParallel(learner, process_group=None, broadcast_buffers=False)
 
     def micro_batches(
-        self, learner: nn.Module, step: Int64[np.ndarray, " n"], size: int
+        self, learner: nn.Module, window_ids: Int64[np.ndarray, " n"], size: int
     ) -> Iterator[Int64[np.ndarray, " b"]]:
         """Yield this process's share of an optimizer step; gradients are exchanged with the last of them.
 
         A process with nothing to do gets one empty batch, so that it takes part in the exchange.
         """
-        mine = batches(step[self.rank :: self.size], size) or [step[:0]]
-        for number, micro_batch in enumerate(mine, 1):
+        mine = batches(window_ids[self.rank :: self.size], size) or [window_ids[:0]]
+        for count, micro_batch in enumerate(mine, 1):
             if isinstance(learner, DistributedDataParallel):
-                learner.require_backward_grad_sync = number == len(mine)
+                learner.require_backward_grad_sync = count == len(mine)
             yield micro_batch
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
@@ -172,6 +174,12 @@ def cleanup_distributed() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def limit_threads(model: nn.Module) -> None:
+    """Compute a small model in one thread: it gains nothing from more."""
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
 
 
 def get_model_from_ddp[M: nn.Module](model: M | DistributedDataParallel) -> M:
