@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def begun(monkeypatch):
 
 
 def interrupted(chosen: EvalSettings, after: int) -> set[str]:
-    """Evaluate until Ctrl+C after so many inferences; return the beginnings of the finished states' hashes."""
+    """Evaluate until Ctrl+C after so many inferences; return how the hashes of finished states begin."""
     chunks, made = GuidedPolicy.chunks, []
 
     def chunks_or_interrupt(*args):
@@ -167,6 +168,7 @@ def test_after_a_kill_the_same_command_goes_on_and_runs_no_episode_twice(
     )
     while not list(tmp_path.glob(kept)):
         assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
     process.kill()
     process.communicate()
     there = len(list(tmp_path.glob(kept)))
