@@ -2,28 +2,25 @@
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-import torch
 
 from pi0 import PI0Policy
 from pi0.pretrained import describe, resolve
 from pi0.ript.checkpoint.journal import EpisodeJournal
-from pi0.ript.config.schema import Distributed, TrainConfig
-from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
+from pi0.ript.config.schema import TrainConfig
+from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.envs.base import Split
-from pi0.ript.evaluate import Evaluation, compare, episode_seed, table
+from pi0.ript.evaluate import Evaluation, compare, episode_seed
 from pi0.ript.files import write_json
 from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
 from pi0.ript.recording import DatasetStore, rollouts_writer
+from pi0.ript.report import write_report
 from pi0.ript.results import lock_directory, new_run_directory, write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import (
@@ -33,8 +30,8 @@ from pi0.ript.starting_policy import (
     require_policy_path,
     starting_policy,
 )
+from pi0.ript.success_table import success_text
 
-_SMALL = 20_000_000  # parameters; smaller models gain nothing from threads
 _EPISODES = "episodes"  # in the directory of the results until they are complete: the finished episodes
 _FREE = ("episodes", "first_state", "videos", "num_workers")  # what an interrupted evaluation may go on with
 
@@ -111,13 +108,14 @@ def evaluate_policy(settings: EvalSettings) -> tuple[Evaluation, ...]:
     """Return the evaluation of the policy, and of the one to compare with; write everything to `output`.
 
     Under torchrun the processes share the work, and each returns the whole. Writes `evaluation.json`, a
-    video, `settings.json`, and with `compare` also `compared.json`, its video and `comparison.json`.
+    video, `settings.json`, and with `compare` also `compared.json`, its video and `comparison.json`; and
+    `report.html`, which shows all of it.
 
     Raises:
         EvalError: As `require_usable`, or a checkpoint's weights do not fit.
     """
     environment = require_usable(settings)
-    world = _setup(settings)
+    world = setup_distributed(settings.device)
     run_dir = world.on_main(_open_output, settings)
     evaluations = []
     with environment.make() as env:
@@ -128,26 +126,13 @@ def evaluate_policy(settings: EvalSettings) -> tuple[Evaluation, ...]:
             evaluations.append(_evaluate(name, env, policy, states, settings, world))
             file = "evaluation" if name == "policy" else "compared"
             world.on_main(write_evaluation, run_dir / file, evaluations[-1])
-    world.print(_report(settings, evaluations))
     if len(evaluations) == 2:
         world.on_main(write_json, run_dir / "comparison.json", _comparison(settings, *evaluations))
     world.on_main(shutil.rmtree, run_dir / _EPISODES)
+    world.print(world.on_main(_report, run_dir, settings, evaluations))
     world.print(f"results: {run_dir}")
     cleanup_distributed()
     return tuple(evaluations)
-
-
-def summary(evaluation: Evaluation) -> str:
-    """Return a text table of an evaluation: a row per task, then all tasks."""
-    rows = list(evaluation.by_task().items())
-    if len(rows) > 1:
-        rows.append(("all", evaluation))
-    width = max(len(name) for name, _ in [*rows, ("task", evaluation)])
-    lines = [f"{'task':<{width}}  success, 95% interval      steps to success"]
-    for name, part in rows:
-        steps = part.mean_steps_to_success
-        lines.append(f"{name:<{width}}  {part!s:<24}  {'none' if steps is None else f'{steps:.1f}'}")
-    return "\n".join(lines)
 
 
 # Checks -------------------------------------------------------------------------------------------------
@@ -205,12 +190,6 @@ def _require_recordable(settings: EvalSettings) -> None:
 # The work -----------------------------------------------------------------------------------------------
 
 
-def _setup(settings: EvalSettings) -> World:
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    algo = SimpleNamespace(data_batch_size=size)  # nothing is collected in groups here
-    return setup_distributed(SimpleNamespace(device=settings.device, distributed=Distributed(), algo=algo))
-
-
 def _open_output(settings: EvalSettings) -> Path:
     """Return the directory of the results: that of this evaluation if it was interrupted, or a new one."""
     path, chosen = settings.output, json.loads(json.dumps(asdict(settings), default=str))
@@ -235,8 +214,7 @@ def _load(path: str, environment: Environment, settings: EvalSettings, device: s
         instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
         config = policy.config
         policy.tokenizer.encode(instructions, config.tokenizer_max_length, config.vocab_size)
-    if sum(p.numel() for p in policy.parameters()) < _SMALL:
-        torch.set_num_threads(1)
+    limit_threads(policy)
     return policy
 
 
@@ -282,10 +260,13 @@ def _journal(directory: Path, name: str, env: BatchedEnv, policy: GuidedPolicy) 
 # Results ------------------------------------------------------------------------------------------------
 
 
-def _report(settings: EvalSettings, evaluations: Sequence[Evaluation]) -> str:
-    if len(evaluations) == 1:
-        return summary(evaluations[0])
-    return f"before: {settings.policy}\nafter:  {settings.compare}\n{table(*evaluations)}"
+def _report(run_dir: Path, settings: EvalSettings, evaluations: Sequence[Evaluation]) -> str:
+    """Write the page of what is in the directory, and return the table with what its names mean."""
+    names = ("policy",) if len(evaluations) == 1 else ("before", "after")
+    meaning = [f"{name}: {path}" for name, path in zip(names, _paths(settings).values(), strict=True)]
+    legend = "; ".join([*meaning, "held-out states" if settings.states == "heldout" else "training states"])
+    write_report(run_dir, dict(zip(names, ("evaluation", "compared"), strict=False)), legend)
+    return f"{legend}\n{success_text(dict(zip(names, evaluations, strict=True)))}"
 
 
 def _comparison(settings: EvalSettings, before: Evaluation, after: Evaluation) -> dict[str, Any]:
