@@ -23,7 +23,6 @@ from pi0.config import GemmaConfig, SiglipConfig
 from pi0.ript.checkpoint import (
     ChangedSettingsError,
     Progress,
-    RunInUseError,
     SnapshotError,
     find_checkpoint,
     load_checkpoint,
@@ -34,8 +33,9 @@ from pi0.ript.checkpoint import files as checkpoint_files
 from pi0.ript.checkpoint.files import published, verify
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import require_same_settings, settings_hash
-from pi0.ript.config.schema import Algo, Logging, TrainConfig, Training
+from pi0.ript.config.schema import Algo, Logging, TrainConfig, TrainingSettings
 from pi0.ript.envs import InitialState, Task
+from pi0.ript.results import RunInUseError, new_run_directory
 from pi0.ript.rollout import Rollout
 
 CONFIG = {"algo": {"lr": 1e-3}, "training": {"num_train_steps": 4, "save_freq": 1}, "device": "cpu"}
@@ -333,9 +333,9 @@ def test_another_model_is_refused_and_nothing_changes(saved):
 
 
 def test_changed_settings_are_listed_unless_they_change_nothing(capsys):
-    begun = TrainConfig(training=Training(num_train_steps=4))
+    begun = TrainConfig(training=TrainingSettings(num_train_steps=4))
     saved, where = json.loads(json.dumps(asdict(begun))), Path("checkpoint-2")
-    now = replace(begun, algo=Algo(lr=2e-3), training=Training(save_freq=2), device="cuda")
+    now = replace(begun, algo=Algo(lr=2e-3), training=TrainingSettings(save_freq=2), device="cuda")
     with pytest.raises(ChangedSettingsError) as raised:
         require_same_settings(saved, now, where)
     assert [line.strip() for line in str(raised.value).splitlines()[1:-1]] == [
@@ -343,7 +343,7 @@ def test_changed_settings_are_listed_unless_they_change_nothing(capsys):
         "training.num_train_steps: 4 -> 3",
     ]
     assert "device: 'cpu' -> 'cuda'" in capsys.readouterr().out
-    more = replace(begun, training=Training(num_train_steps=9, save_freq=2), logging=Logging(use_wandb=True))
+    more = replace(begun, training=TrainingSettings(num_train_steps=9, save_freq=2), logging=Logging(use_wandb=True))
     require_same_settings(saved, more, where)
     assert settings_hash(more) == settings_hash(begun) != settings_hash(now)
 
@@ -368,9 +368,12 @@ def test_a_directory_has_one_writer(tmp_path):
     assert open_run_directory(config) == (path, None), "the same process may come back"
     assert (path / "kept").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pi0.ript.checkpoint.run_directory._locks", {})  # as another process
+        patch.setattr("pi0.ript.results._locks", {})  # as another process
         with pytest.raises(RunInUseError, match=r"is being written by process .* on "):
             open_run_directory(config)
+        with pytest.raises(RunInUseError, match=r"is being written by process .* on "):
+            new_run_directory(path)  # as rungs 8 to 12 and pi0-eval do
+    assert (path / "kept").exists(), "who is refused moves nothing aside"
     config.resume = None
     assert open_run_directory(config)[0] == path
     assert not (path / "kept").exists()
@@ -380,8 +383,8 @@ def test_a_directory_has_one_writer(tmp_path):
 
 
 def test_resume_moves_the_run_of_another_rung_aside(tmp_path):
-    """It left neither lock nor checkpoint: nothing to continue, and nothing to write over."""
-    (tmp_path / "run").mkdir()
+    """It left neither episodes nor checkpoints: nothing to continue, and nothing to write over."""
+    new_run_directory(tmp_path / "run")
     (tmp_path / "run" / "results.json").write_text("{}")
     config = SimpleNamespace(output_dir=str(tmp_path), exp_name="run", resume="auto")
     assert open_run_directory(config) == (tmp_path / "run", None)

@@ -61,11 +61,6 @@ class TrainingBatches:
         """Passes over the data so far, of all processes together."""
         return self._position / self._order.epoch_length
 
-    @property
-    def batches_per_epoch(self) -> float:
-        """Batches of this process in one pass."""
-        return self._order.epoch_length / self._global_batch_size
-
     def state_dict(self) -> dict[str, Any]:
         """Return the position behind the last batch returned, the same in all processes."""
         return {"position": self._position, "order": self._order.fingerprint}

@@ -53,7 +53,7 @@ class Demonstrations:
 class Value:
     """The value function."""
 
-    form: str = "expert"  # expert: reads the SFT policy's prefix; separate: a model of the toy's size
+    form: str = "expert"  # expert: reads the SFT policy's prefix; separate: begins with a copy of its eyes
     width: int = 64  # of the expert
     start_from: str = "pretrained"  # what fine-tuning starts from in each round: pretrained or previous
     pretraining: ValueTraining = field(default_factory=lambda: ValueTraining(steps=200))

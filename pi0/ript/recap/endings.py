@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError
+from pi0.ript.files import FormatError
 from pi0.ript.interruption import StoppedError
 from pi0.ript.monitoring import NonFiniteLossError
 from pi0.ript.recap.budget import BudgetError
 from pi0.ript.recap.gates import GateError
 from pi0.ript.recap.stages import StaleStageError
 
-_REFUSALS = (StaleStageError, GateError, BudgetError, ChangedSettingsError, NonFiniteLossError, SnapshotError)
+_REFUSALS = (
+    *(StaleStageError, GateError, BudgetError),
+    *(ChangedSettingsError, FormatError, NonFiniteLossError, SnapshotError),
+)
 
 
 @contextmanager
