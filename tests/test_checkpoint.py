@@ -343,7 +343,9 @@ def test_changed_settings_are_listed_unless_they_change_nothing(capsys):
         "training.num_train_steps: 4 -> 3",
     ]
     assert "device: 'cpu' -> 'cuda'" in capsys.readouterr().out
-    more = replace(begun, training=TrainingSettings(num_train_steps=9, save_freq=2), logging=Logging(use_wandb=True))
+    more = replace(
+        begun, training=TrainingSettings(num_train_steps=9, save_freq=2), logging=Logging(use_wandb=True)
+    )
     require_same_settings(saved, more, where)
     assert settings_hash(more) == settings_hash(begun) != settings_hash(now)
 
@@ -417,7 +419,7 @@ def test_an_episode_comes_back_bit_for_bit(tmp_path, with_images):
     journal, one = EpisodeJournal(tmp_path / "journal"), episode(with_images)
     assert journal.read(TASK, one.initial_state, one.seed) is None
     journal.write(one)
-    found = journal.read(TASK, one.initial_state, one.seed)
+    found = journal.read(TASK, one.initial_state, one.seed, with_images)
     assert journal.read(TASK, one.initial_state, 0) is None
     assert_equal(found, one)
     assert len(journal.files()) == len(list((tmp_path / "journal").iterdir())) == 1
