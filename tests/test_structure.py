@@ -61,7 +61,6 @@ STILL_TWICE = {
     # To be made one, or told apart; this list only gets shorter.
     *("CheckpointError", "NonFiniteLossError", "Progress", "publish"),
     *("EvalSettings", "Simulation", "episode_seed", "summary", "table", "one_line", "train"),
-    "translate",
 }
 
 

@@ -21,12 +21,15 @@ from pi0.ript.checkpoint import find_checkpoint, lock_directory
 from pi0.ript.checkpoint.files import verify
 from pi0.ript.checkpoint.resuming import require_same_settings, settings
 from pi0.ript.config import ConfigError, save_config
+from pi0.ript.config.loading import default_values
+from pi0.ript.config.translation import translate
 from pi0.ript.data.frames import FrameSet
 from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
-from pi0.ript.files import write_json
+from pi0.ript.files import flatten, write_json
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.results import new_run_directory
+from pi0.ript.starting_policy import TOY
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model
 
@@ -40,10 +43,10 @@ _WANDB_FILE = "wandb_config.json"
 _FREE = (
     *("exp_name", "output_dir", "overwrite", "logging.*", "distributed.*", "log_freq", "save_freq"),
     *("save_total_limit", "profile_steps", "memory_limit_gb", "dataset_mixture.num_workers"),
-    *("dataset_mixture.prefetch_factor", "eval.num_workers", "eval.max_episodes_rendered"),
+    *("dataset_mixture.prefetch_factor", "task.num_workers", "eval.n_video"),
 )
 _ROUNDING_ONLY = (
-    *("device", "gradient_accumulation_steps", "dataloader_batch_size", "eval.batch_size"),
+    *("device", "gradient_accumulation_steps", "dataloader_batch_size", "task.num_parallel_envs"),
     *("dataset_mixture.in_memory_gib", "policy.gradient_checkpointing"),
 )
 
@@ -72,7 +75,9 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
     found = find_checkpoint(path, "auto") if is_run and not config.overwrite else None
     if found:
         require_same_settings(
-            verify(found, hashes=False)["config"],
+            translate(
+                flatten(verify(found, hashes=False)["config"]), default_values(SupervisedSettings)
+            ).values,
             settings(config),
             found,
             _FREE,
@@ -113,7 +118,7 @@ def write_processor(
         "datasets": [frames.name for frames in sets],
         "weights": mixture_weights(config.dataset_mixture),
         "relative_actions": list(features.relative_actions),
-        "from": "data" if config.policy.statistics == "data" else config.policy.pretrained_path or "data",
+        "from": "data" if TOY in (config.policy_path, config.policy.statistics) else config.policy_path,
     }
     save_statistics(run_dir / FILE_NAME, model.statistics, made_from)
     described: dict[str, Any] = {
