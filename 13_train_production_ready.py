@@ -1,7 +1,7 @@
 """RIPT for long runs: checkpoints, --resume, signals, guards of memory and of losses, a profiler.
 
 Parent: 12_train_with_dataset.py
-Introduces: pi0.ript.checkpoint, pi0.ript.interruption, pi0.ript.monitoring
+Introduces: pi0.ript.checkpoint, interruption, monitoring, recording
 Run: python 13_train_production_ready.py --config_path pi0/ript/config/minimal_test.yaml
 
 Stopped at any point, a run continues with --resume and ends as if it had not been stopped.

@@ -22,7 +22,6 @@ from pi0.ript.checkpoint import (
     ChangedSettingsError,
     CheckpointError,
     Progress,
-    RunInUseError,
     find_checkpoint,
     load_checkpoint,
     open_run_directory,
@@ -33,6 +32,7 @@ from pi0.ript.checkpoint.files import published, verify
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import require_same_settings, settings_hash
 from pi0.ript.envs import InitialState, Task
+from pi0.ript.results import RunInUseError, new_run_directory
 from pi0.ript.rollout import Rollout
 
 CONFIG = {"algo": {"lr": 1e-3}, "training": {"num_train_steps": 4, "save_freq": 1}, "device": "cpu"}
@@ -353,9 +353,12 @@ def test_a_directory_has_one_writer(tmp_path):
     assert open_run_directory(config) == (path, None), "the same process may come back"
     assert (path / "kept").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pi0.ript.checkpoint.run_directory._locks", {})  # as another process
+        patch.setattr("pi0.ript.results._locks", {})  # as another process
         with pytest.raises(RunInUseError, match=r"is being written by process .* on "):
             open_run_directory(config)
+        with pytest.raises(RunInUseError, match=r"is being written by process .* on "):
+            new_run_directory(path)  # as rungs 8 to 12 and pi0-eval do
+    assert (path / "kept").exists(), "who is refused moves nothing aside"
     config.resume = None
     assert open_run_directory(config)[0] == path
     assert not (path / "kept").exists()
@@ -365,8 +368,8 @@ def test_a_directory_has_one_writer(tmp_path):
 
 
 def test_resume_moves_the_run_of_another_rung_aside(tmp_path):
-    """It left neither lock nor checkpoint: nothing to continue, and nothing to write over."""
-    (tmp_path / "run").mkdir()
+    """It left neither episodes nor checkpoints: nothing to continue, and nothing to write over."""
+    new_run_directory(tmp_path / "run")
     (tmp_path / "run" / "results.json").write_text("{}")
     config = SimpleNamespace(output_dir=str(tmp_path), exp_name="run", resume="auto")
     assert open_run_directory(config) == (tmp_path / "run", None)

@@ -17,7 +17,7 @@ from test_episodes import make_episode, publish
 
 from pi0 import Indicator, PI0Policy, registry
 from pi0.ript import interruption
-from pi0.ript.checkpoint import ChangedSettingsError, CheckpointError, RunInUseError
+from pi0.ript.checkpoint import ChangedSettingsError, CheckpointError
 from pi0.ript.checkpoint.files import published
 from pi0.ript.config import ConfigError
 from pi0.ript.data import DatasetSettings, MixtureSettings
@@ -27,6 +27,7 @@ from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.report import read_rows
+from pi0.ript.results import RunInUseError
 from pi0.ript.supervised import SupervisedSettings, Training, read_settings, trainer, training_state
 from pi0.ript.supervised.models import DataSummary, policy_to_train, value_to_train
 from pi0.ript.supervised.parts import samples_per_step

@@ -70,10 +70,15 @@ def hash_files(directory: Path) -> str:
     if directory.is_file():
         digest.update(directory.read_bytes())
     files = (path for path in directory.rglob("*") if path.is_file())
-    for file in sorted(path for path in files if not path.match(_ADDED_LABELS)):
+    for file in sorted(path for path in files if not _is_added_label(path)):
         digest.update(f"{file.relative_to(directory).as_posix()}\n".encode())
         digest.update(bytes.fromhex(hash_file(file)))
     return digest.hexdigest()
+
+
+def _is_added_label(file: Path) -> bool:
+    """Return whether a file is a label beside the frames of a data set; alone it is what a stage made."""
+    return file.match(_ADDED_LABELS) and (file.parent / "info.json").exists()
 
 
 def hash_values(values: Any) -> str:

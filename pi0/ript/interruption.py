@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, runtime_checkable
 
+from pi0.ript.peers import ALONE, Peers
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST_SECONDS = 2.0  # `timeout` signals a process and its group, so that one request arrives twice
 
 
 class StoppedError(SystemExit):
-    """The run was asked to stop and has left a checkpoint; the code is 128 + signal."""
+    """The run was asked to stop, and what it needs to go on is on disk; the code is 128 + signal."""
 
 
 @dataclass
@@ -46,6 +48,17 @@ def setup_signal_handlers() -> None:
 def stop_requested() -> int:
     """Return the exit code to leave with if this process was asked to stop, otherwise 0."""
     return _request.code
+
+
+def asked_to_stop(peers: Peers) -> int:
+    """Return the exit code that all processes leave with if one of them was asked to stop, otherwise 0."""
+    return max(code for codes in peers.gather([stop_requested()]) for code in codes)
+
+
+def leave_if_asked(peers: Peers = ALONE) -> None:
+    """Raise StoppedError on all processes if one of them was asked to stop; all of them call this."""
+    if code := asked_to_stop(peers):
+        raise StoppedError(code)
 
 
 def request_stop(number: signal.Signals, reason: str) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, BinaryIO
 
 from pi0.ript.files import write_text
 from pi0.ript.report_plots import draw_plots
@@ -21,28 +21,48 @@ _PAGE = Template(Path(__file__).with_name("page.html").read_text())  # RECAP's p
 
 
 def append_row(run_dir: Path, metrics: Row, step: int) -> Path:
-    """Write a step's row to RUN_DIR/metrics.jsonl, in place of the rows from that step on; return the file.
+    """Add a step's row to RUN_DIR/metrics.jsonl and return the file; the row is then on disk.
 
-    The row is on disk when this returns. A last line that a crash cut short is removed.
+    Rows from that step on, which a run has that was resumed at an earlier step, are cut off first, and so is
+    a last line that a crash cut short. Otherwise nothing but the last row is read, however many there are.
 
     Raises:
         ValueError: The file is damaged.
     """
     path = run_dir / _ROWS
-    kept = sum(length for row, length in _lines(path) if row["step"] < step)
     values = {key: v.item() if hasattr(v, "item") else v for key, v in metrics.items()}
     lost = {k: repr(v) for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
     row = {"step": step, **values, **dict.fromkeys(lost), **({"non_finite": lost} if lost else {})}
     line = json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
     with path.open("a+b") as file:
-        file.truncate(kept)
-        file.seek(max(kept - 1, 0))
-        if file.read(1) not in (b"", b"\n"):  # edited by hand
-            file.write(b"\n")
+        if not _ends_before(step, file):
+            file.truncate(sum(length for row, length in _lines(path) if row["step"] < step))
+            if not _ends_with_newline(file):  # edited by hand
+                file.write(b"\n")
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
     return path
+
+
+def _ends_before(step: int, file: BinaryIO) -> bool:
+    """Return whether a file of rows is empty or ends with a whole row of an earlier step."""
+    end = file.seek(0, os.SEEK_END)
+    size, tail = 512, b""
+    while tail.count(b"\n") < 2 and len(tail) < end:  # the second newline from behind ends the row before
+        size *= 2
+        file.seek(max(end - size, 0))
+        tail = file.read()
+    try:
+        return not end or (tail.endswith(b"\n") and json.loads(tail.splitlines()[-1])["step"] < step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _ends_with_newline(file: BinaryIO) -> bool:
+    """Return whether a file is empty or its last byte ends a line."""
+    file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+    return file.read(1) in (b"", b"\n")
 
 
 def read_rows(run_dir: Path) -> list[Row]:

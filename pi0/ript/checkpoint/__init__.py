@@ -3,7 +3,7 @@
 from pi0.ript.checkpoint.files import CheckpointError
 from pi0.ript.checkpoint.resumable import Checkpoints
 from pi0.ript.checkpoint.resuming import ChangedSettingsError, find_checkpoint
-from pi0.ript.checkpoint.run_directory import RunInUseError, lock_directory, open_run_directory
+from pi0.ript.checkpoint.run_directory import open_run_directory
 from pi0.ript.checkpoint.state import Progress, load_checkpoint, save_checkpoint
 
 __all__ = [
@@ -11,10 +11,8 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "Progress",
-    "RunInUseError",
     "find_checkpoint",
     "load_checkpoint",
-    "lock_directory",
     "open_run_directory",
     "save_checkpoint",
 ]

@@ -1,18 +1,17 @@
 """A run that can be stopped anywhere and continued: what a script holds of its checkpoints."""
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import nn
 
 from pi0.ript.checkpoint.files import CheckpointError
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import settings_hash
+from pi0.ript.checkpoint.run_directory import EPISODES
 from pi0.ript.checkpoint.state import (
     Progress,
     Stateful,
@@ -20,9 +19,10 @@ from pi0.ript.checkpoint.state import (
     read_progress,
     save_checkpoint,
 )
-from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
-from pi0.ript.interruption import StoppedError, stop_requested
+from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.interruption import StoppedError, asked_to_stop
 from pi0.ript.peers import ALONE, Peers
+from pi0.ript.recording import remembering
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 _BEFORE = "before"  # the evaluation whose episodes are kept: a continued run reports it, too
@@ -57,7 +57,7 @@ class Checkpoints:
         """
         self.run_dir, self.model, self.optimizer, self.sampler = run_dir, model, optimizer, sampler
         self.config, self.peers, self.progress = config, peers, Progress()
-        self._all_episodes = run_dir / "episodes"
+        self._all_episodes = run_dir / EPISODES
         self._episodes = self._all_episodes / settings_hash(config)
         self._found = found
         self._saved_at: tuple[int, int] | None = None
@@ -86,7 +86,7 @@ class Checkpoints:
         """Write a checkpoint after an iteration if it is time for one, after the last, and to stop."""
         progress, training = self.progress, self.config.training
         self._sampler_state = self._sampler_position()
-        code = self._asked_to_stop()
+        code = asked_to_stop(self.peers)
         if code or progress.iteration % training.save_freq == 0 or self._is_last():
             self._write()
             self._forget_episodes()
@@ -99,7 +99,7 @@ class Checkpoints:
         Raises:
             StoppedError: The run is over for now, on all processes.
         """
-        if code := self._asked_to_stop():
+        if code := asked_to_stop(self.peers):
             self._write()
             self._leave(code)
 
@@ -114,50 +114,19 @@ class Checkpoints:
                 state and seed, so the policy of one name must not change.
         """
         journal = EpisodeJournal(self._episodes / name)
+        self._collected = journal
 
         def run(
             env: BatchedEnv,
             policy: ChunkPolicy,
             states: Sequence[InitialState],
             seeds: Sequence[int],
-            *,
-            render_every: int | None = None,
-            keep_images: bool = True,
-            on_finished: Callable[[Rollout], None] | None = None,
+            **options: Any,
         ) -> list[Rollout]:
-            self._collected = journal
-            keys = list(zip(states, seeds, strict=True))
-            finished = {i: journal.read(env.tasks[s.task], s, n) for i, (s, n) in enumerate(keys)}
-            missing = [i for i, episode in finished.items() if episode is None]
-            self._require_reproducible(name, len(missing))
-            report = on_finished or (lambda _: None)
+            self._require_reproducible(name, len(states))
+            return rollout(env, policy, states, seeds, **options)
 
-            def keep(episode: Rollout) -> None:
-                journal.write(episode)
-                report(episode)
-
-            for episode in finished.values():
-                if episode is not None:
-                    report(episode)
-            try:
-                made = rollout(
-                    env,
-                    _Interruptible(policy),
-                    [states[i] for i in missing],
-                    [seeds[i] for i in missing],
-                    render_every=render_every,
-                    keep_images=keep_images,
-                    on_finished=keep,
-                )
-            except _InterruptedError:
-                made = []
-            if code := self._asked_to_stop():
-                self._write()
-                self._leave(code)
-            finished |= dict(zip(missing, made, strict=True))
-            return [episode for _, episode in sorted(finished.items()) if episode is not None]
-
-        return run
+        return remembering(journal, self.stop_if_asked, run)
 
     def _require_reproducible(self, name: str, num_missing: int) -> None:
         """Refuse to collect with a policy that has learned from this collection already."""
@@ -166,10 +135,6 @@ class Checkpoints:
                 f"{num_missing} episodes of {self._episodes / name} are gone, and the policy has changed "
                 "since; continue from the checkpoint before (--resume PATH)"
             )
-
-    def _asked_to_stop(self) -> int:
-        """Return the exit code that all processes leave with, 0 to go on."""
-        return max(code for codes in self.peers.gather([stop_requested()]) for code in codes)
 
     def _is_last(self) -> bool:
         return self.progress.iteration >= self.config.training.num_train_steps
@@ -211,29 +176,6 @@ class Checkpoints:
             where = f"iteration {self.progress.iteration}, optimizer step {self.progress.step}"
             print(f"stopped at {where}; continue with --resume")  # noqa: T201
         raise StoppedError(code)
-
-
-class _InterruptedError(Exception):
-    """Episodes were left because this process was asked to stop."""
-
-
-class _Interruptible:
-    """A policy that stops acting when the process is asked to stop."""
-
-    def __init__(self, policy: ChunkPolicy) -> None:
-        self.policy = policy
-
-    def chunks(
-        self,
-        observations: Sequence[EnvObservation],
-        tasks: Sequence[Task],
-        generators: Sequence[torch.Generator],
-        among: Collection[Task],
-    ) -> Float32[np.ndarray, "b h a"]:
-        """Return the actions to execute next."""
-        if stop_requested():
-            raise _InterruptedError
-        return self.policy.chunks(observations, tasks, generators, among)
 
 
 def _position(progress: Progress) -> tuple[int, int]:

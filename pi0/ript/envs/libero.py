@@ -98,6 +98,7 @@ class LiberoSuite(TaskSuite):
                 state_dim=8,
                 cameras=tuple(self.camera_names),
                 image_size=self.image_size,
+                robot="panda",
             )
             for name in libero_files.task_names(self.suite)
         )

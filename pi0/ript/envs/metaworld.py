@@ -79,6 +79,7 @@ class MetaWorldSuite(TaskSuite):
                 state_dim=4,
                 cameras=(CAMERA,),
                 image_size=self.image_size,
+                robot="sawyer",
             )
             for name, instruction in INSTRUCTIONS.items()
         )

@@ -18,7 +18,7 @@ from pi0 import PI0Policy
 from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
-from pi0.ript.episodes import CollectionInfo, EpisodeSet, EpisodeWriter
+from pi0.ript.episodes import EpisodeSet
 from pi0.ript.files import plain
 from pi0.ript.groups import InitialStateDataset, state_at
 from pi0.ript.labels.returns import RewardConfig
@@ -28,7 +28,7 @@ from pi0.ript.recap.data import open_source
 from pi0.ript.recap.policy_training import train_policy
 from pi0.ript.recap.stages import DATASET, Artefact, OnStale, Stages
 from pi0.ript.recap.value_training import train_value
-from pi0.ript.recording import record_rollouts
+from pi0.ript.recording import DatasetStore, record_rollouts, rollouts_writer
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import make_policy, require_fits
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
@@ -156,17 +156,15 @@ class RunParts:
 
     def record(self, work: Path, number: int, policy: Artefact) -> None:
         """Write the data set of a round's rollouts."""
-        config, tasks = self.config, self.env.tasks
+        config = self.config
         states = [s for s in self.states_of_round(number) for _ in range(config.rollouts.per_state)]
         sequence = np.random.SeedSequence((config.seed, _NOISE_STREAM, number))
         seeds = [int(x) for x in sequence.generate_state(len(states))]
         origin = {"policy": policy.hash, "guidance": self.guidance(policy), "round": number}
-        rate = next(iter(tasks.values())).hz
-        info = CollectionInfo(rate, self.environment.name, "image", origin)
-        writer = self.world.first(EpisodeWriter, work / DATASET, info)
+        writer = self.world.first(rollouts_writer, work / DATASET, self.env, origin)
         guided = GuidedPolicy(self.load_policy(policy), self.guidance(policy))
-        record_rollouts(self.env, guided, states, seeds, writer, f"policy:{policy.hash[:16]}", self.world)
-        self.world.gather([])
+        store = DatasetStore(writer, states, seeds, f"policy:{policy.hash[:16]}")
+        record_rollouts(self.env, guided, states, seeds, store, self.world)
         self.world.on_main(writer.finalize)
 
     def states_of_round(self, number: int) -> list[InitialState]:

@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pi0.ript.checkpoint import CheckpointError, RunInUseError
+from pi0.ript.checkpoint import CheckpointError
 from pi0.ript.config import ConfigError
 from pi0.ript.distributed import cleanup_distributed
+from pi0.ript.results import RunInUseError
 from pi0.ript.supervised import SupervisedSettings, Training, parse_settings
 from pi0.weights import CheckpointError as WeightsError
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from pi0 import PI0Policy
 from pi0.pretrained import WEIGHTS
-from pi0.ript.checkpoint import find_checkpoint, lock_directory
+from pi0.ript.checkpoint import find_checkpoint
 from pi0.ript.checkpoint.files import verify
 from pi0.ript.checkpoint.resuming import require_same_settings, settings
 from pi0.ript.config import ConfigError, save_config
@@ -28,7 +28,7 @@ from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
 from pi0.ript.files import flatten, write_json
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.results import new_run_directory
+from pi0.ript.results import lock_directory, new_run_directory
 from pi0.ript.starting_policy import TOY
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model

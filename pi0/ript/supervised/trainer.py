@@ -3,6 +3,7 @@
 import contextlib
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from tqdm import tqdm
 from pi0 import PI0Policy
 from pi0.ript.distributed import World, setup_distributed
 from pi0.ript.environments import get_environment
-from pi0.ript.interruption import StoppedError, setup_signal_handlers, stop_requested
+from pi0.ript.interruption import StoppedError, leave_if_asked, setup_signal_handlers, stop_requested
 from pi0.ript.monitoring import monitor_memory, profile_window
 from pi0.ript.report import write_report
-from pi0.ript.results import write_evaluation
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import open_run, publish_model, write_processor, write_settings
@@ -191,13 +191,14 @@ class Training:
         assert isinstance(policy, PI0Policy)
         assert self.simulation is not None
         policy.eval()
-        with self._published_weights():
-            found = self.simulation.evaluate(policy)
-        self.world.print(f"step {self.state.progress.step}: {found} success")
         path = self.run_dir / "evaluations" / f"step-{self.state.progress.step}"
-        if self.world.rank == 0:
-            path.parent.mkdir(exist_ok=True)
-            write_evaluation(path, found)
+        try:
+            with self._published_weights():
+                found = self.simulation.evaluate(policy, path, partial(leave_if_asked, self.world))
+        except StoppedError:
+            self.state.save()
+            raise
+        self.world.print(f"step {self.state.progress.step}: {found} success")
         return found.success_rate
 
     def _published_weights(self) -> Any:
