@@ -60,7 +60,7 @@ PARALLEL = {"lerobot_format.py", "openpi_format.py"}
 STILL_TWICE = {
     # To be made one, or told apart; this list only gets shorter.
     *("CheckpointError", "NonFiniteLossError", "Progress", "publish"),
-    *("EvalSettings", "Simulation", "episode_seed", "summary", "table", "one_line", "train"),
+    *("Simulation", "episode_seed", "summary", "table", "one_line", "train"),
 }
 
 

@@ -94,6 +94,7 @@ OTHERS: dict[str, Alias] = {
     "env.type": Alias("task.benchmark_name", {None: NO_ENVIRONMENT}),
     "env.suite": Alias("task.benchmark_name", {None: NO_ENVIRONMENT}),
     "env.task": Alias("task.task_names", is_listed=True),
+    "policy.type": Alias("", {"pi0": None}, "expected pi0, which can act"),
     "enable_profiling": Alias("profile_steps", {True: 10, False: 0}, f"{_SWITCH}, or profile_steps"),
     "eval.save_rollouts": Alias(
         "eval.recording_root", {True: DEFAULT_RECORDING}, f"{_SWITCH}, or a directory"

@@ -26,6 +26,7 @@ def load_config_from_yaml[C](
     overrides: Iterable[str] = (),
     profile: str | None = None,
     schema: type[C] = TrainConfig,
+    without_effect: Mapping[str, str] | None = None,
 ) -> C:
     """Return the configuration of a YAML file; keys that it does not name have their defaults.
 
@@ -37,6 +38,7 @@ def load_config_from_yaml[C](
         overrides: "algo.lr=2e-5", "task.task_names=[3,4]", "eval.first_state=null", ...
         profile: Name of one of the files in `PROFILES`.
         schema: A dataclass whose fields have defaults; sections are dataclasses too.
+        without_effect: More keys that are accepted with a notice, each with the reason.
 
     Raises:
         ConfigError: Something cannot be read, is unknown or has the wrong type; tells all of it.
@@ -45,12 +47,24 @@ def load_config_from_yaml[C](
     if profile is not None:
         layers.append((f"profile {profile}", flatten(read_yaml(_profile_path(profile)))))
     layers.append(("command line", parse_overrides(overrides)))
+    return load_config(layers, schema, without_effect)
+
+
+def load_config[C](
+    layers: Sequence[tuple[str, Mapping[str, Any]]],
+    schema: type[C],
+    without_effect: Mapping[str, str] | None = None,
+) -> C:
+    """Return the configuration that several layers of dotted keys ask for, each with its name for messages.
+
+    The keys of a layer replace those before it. More in `load_config_from_yaml`.
+    """
     config, known = OmegaConf.structured(schema), default_values(schema)
     types = dict(_types(schema))
     problems: list[str] = []
     notices: list[str] = []
     for source, given in layers:
-        translation = translate(given, known)
+        translation = translate(given, known, without_effect or {})
         wrong = translation.problems
         for key, value in translation.values.items():
             wrong += _set(config, key, value, types[key])
@@ -65,7 +79,7 @@ def load_config_from_yaml[C](
     try:
         made: Any = OmegaConf.to_object(config)
     except ValueError as error:  # of a section's own checks
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{layers[0][0]}: {error}") from error
     for key in ("output_dir", "warm_start_dir"):
         if key in known:
             setattr(made, key, str(Path(getattr(made, key)).expanduser()))

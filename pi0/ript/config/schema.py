@@ -45,7 +45,7 @@ class WarmStartSettings:
 class EnvironmentSettings:
     """The environment; arguments of `get_environment`."""
 
-    benchmark_name: str = "metaworld"  # or libero, a LIBERO suite, a plugin's; see pi0/ript/environments.py
+    benchmark_name: str = "metaworld"  # libero, a LIBERO suite, a plugin's, ...: see pi0/ript/environments.py
     task_names: list[str | int] | None = None  # names, or numbers in the suite's order; null: its own choice
     max_episode_length: Count | None = None  # deadline in policy steps; null: the suite's
     num_parallel_envs: Count | None = None  # episodes at once per process, each a simulator; null: its own

@@ -25,19 +25,27 @@ class Translation:
     problems: list[str] = field(default_factory=list)
 
 
-def translate(given: Mapping[str, Any], known: Mapping[str, Any]) -> Translation:
-    """Return dotted keys and values under today's keys; `known` are these with their defaults."""
+def translate(
+    given: Mapping[str, Any], known: Mapping[str, Any], without_effect: Mapping[str, str] | None = None
+) -> Translation:
+    """Return dotted keys and values under today's keys.
+
+    Args:
+        given: What a file says, by its own keys.
+        known: Today's keys with their defaults.
+        without_effect: More keys that are accepted with a notice, each with the reason.
+    """
     result, written = Translation(), _with_suite(given)
     meanings: dict[str, dict[str, Any]] = defaultdict(dict)  # today's key -> values, by the keys that mean it
-    ignored = []
+    ignored, reasons = [], {**NO_EFFECT, **(without_effect or {})}
     order = {key: rank for rank, key in enumerate(dict.fromkeys([_BEFORE_TODAYS, *known, *_ALIASES]))}
     for old in sorted(written, key=lambda key: order.get(key, len(order))):
         if old in known:
             meanings[old][old] = "on" if old in _TEXT_ON and written[old] is True else written[old]
         elif old in _ALIASES and _ALIASES[old].key in ("", *known):
             _add_meaning(result, meanings, old, written[old], known)
-        elif old in NO_EFFECT:
-            ignored.append(f"{old} ({NO_EFFECT[old]})")
+        elif todays_key(old) in reasons:
+            ignored.append(f"{old} ({reasons[todays_key(old)]})")
         elif WITHOUT_EFFECT.fullmatch(old):
             ignored.append(old)
         else:
@@ -67,6 +75,11 @@ def _add_meaning(
         return
     if new and (meant is not None or known[new] is None):
         meanings[new][old] = meant
+
+
+def todays_key(old: str) -> str:
+    """Return what a key is called now."""
+    return _ALIASES[old].key if old in _ALIASES else old
 
 
 def _with_suite(given: Mapping[str, Any]) -> dict[str, Any]:

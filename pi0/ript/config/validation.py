@@ -95,13 +95,16 @@ def simulated(config: Any) -> tuple[Environment | None, list[str]]:
         return None, ["task.benchmark_name: expected an environment, such as metaworld, found none"]
     if config.task.task_names == []:
         return None, ["task.task_names: expected names or numbers, found an empty list; null: all tasks"]
-    environment, wrong = attempt(lambda: get_environment(**asdict(config.task)), "task: ")
+    options = getattr(config, "options", {})
+    environment, wrong = attempt(lambda: get_environment(**asdict(config.task), **options), "task: ")
     if environment is not None:
         wrong = attempt(environment.suite, "task: ")[1]
     return None if wrong else environment, wrong
 
 
 def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
+    if getattr(config.eval, "states", "heldout") != "heldout":
+        return
     last = config.eval.first_state + config.eval.rollouts_per_task
     there_are = environment.num_heldout
     if there_are is not None and last > there_are:
