@@ -19,7 +19,6 @@ from pi0.ript import interruption, recording
 from pi0.ript.interruption import StoppedError
 from pi0.ript.recap import report
 from pi0.ript.recap.stages import STATE, Stages
-from pi0.ript.training import steps as training_steps
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "train_ript_pi0_final.py"
@@ -83,7 +82,7 @@ def stopped(directory: Path, every: int) -> tuple[dict, int]:
         return interruption.stop_requested()
 
     with (
-        mock.patch.object(training_steps, "stop_requested", stop_requested),
+        mock.patch.object(interruption, "stop_requested", stop_requested),
         mock.patch.object(recording, "stop_requested", stop_requested),
     ):
         while True:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,11 @@ from pi0.ript.config import validation
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.episodes import load_episodes
-from pi0.ript.evaluate import Evaluation, compare, evaluate, table
-from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy, summary
+from pi0.ript.evaluate import Evaluation, compare, evaluate
+from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import PolicySettings
+from pi0.ript.success_table import success_text
 from pi0.ript.warm_start import WarmStart
 
 BUTTON, PLATE = METAWORLD
@@ -80,16 +82,19 @@ def test_one_policy(policies, tmp_path, metaworld, capsys):
     assert (output / "evaluation.mp4").stat().st_size > 0
     assert read(output / "settings.json")["policy_path"] == str(policies / "first")
     assert not (output / "comparison.json").exists()
-    assert capsys.readouterr().out == f"{summary(expected)}\nresults: {output}\n"
-
-
-def test_the_summary_has_a_row_per_task_and_one_for_all(metaworld):
-    found = evaluate(metaworld, GuidedPolicy(metaworld_policy()), heldout(metaworld))
-    lines = summary(found).splitlines()
-    assert [line.split()[0] for line in lines] == ["task", f"metaworld/{BUTTON}", f"metaworld/{PLATE}", "all"]
-    assert [f" {k} " in line for k, line in zip(("0/2", "0/2", "0/4"), lines[1:], strict=True)] == [True] * 3
-    assert "[0.0, 49.0]" in lines[3], "Wilson's interval of 0 of 4"
-    assert "all" not in summary(found.by_task()[f"metaworld/{PLATE}"])
+    table = success_text({"policy": expected})
+    legend = f"policy: {policies / 'first'}; held-out states"
+    assert capsys.readouterr().out == f"{legend}\n{table}\nresults: {output}\n"
+    assert "[0.0, 49.0]" in table, "Wilson's interval of 0 of 4"
+    page = (output / "report.html").read_text()
+    assert legend in page
+    assert re.findall(r"<td>([^<]*)</td><td>(\d/\d) ", page) == [
+        (f"metaworld/{BUTTON}", "0/2"),
+        (f"metaworld/{PLATE}", "0/2"),
+        ("all", "0/4"),
+    ]
+    assert 'src="evaluation.mp4"' in page
+    assert "<summary>settings.json</summary>" in page
 
 
 def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
@@ -105,8 +110,11 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
     assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
     assert read(tmp_path / "eval/compared.json") == json.loads(json.dumps(after.to_dict()))
     assert not list(tmp_path.rglob("*.mp4"))
-    legend = f"before: {chosen.policy_path}\nafter:  {chosen.compare}\n"
-    assert legend + table(before, after) in capsys.readouterr().out
+    legend = f"before: {chosen.policy_path}; after: {chosen.compare}; held-out states"
+    assert f"{legend}\n{success_text({'before': before, 'after': after})}" in capsys.readouterr().out
+    page = (tmp_path / "eval/report.html").read_text()
+    assert legend in page
+    assert f"<td>all</td><td>after</td><td>{after}</td><td>{compare(before, after)}</td>" in page
 
 
 def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path):
@@ -141,7 +149,7 @@ def begun(monkeypatch):
 
 
 def interrupted(chosen: EvaluationConfig, after: int) -> set[str]:
-    """Evaluate until Ctrl+C after so many inferences; return how the hashes of finished states begin."""
+    """Evaluate until Ctrl+C after so many inferences; return the finished states' hashes, shortened."""
     chunks, made = GuidedPolicy.chunks, []
 
     def chunks_or_interrupt(*args):

@@ -11,7 +11,38 @@ from typing import Any
 
 import pi0
 
+FORMAT = 1
+"""Of the files that say what a run or a data set is (manifest, state, lineage, results).
+
+Files without a number are of format 0, that of version 0.1.0.
+"""
+
 _ADDED_LABELS = "meta/advantages*.json"
+
+
+class FormatError(ValueError):
+    """A file was written by a later version, whose format this one does not know."""
+
+
+def require_format(values: Mapping[str, Any], path: Path) -> None:
+    """Raise FormatError if the content of a file has the number of a later format than this version's."""
+    number = values.get("format", 0)
+    if number not in range(FORMAT + 1):
+        raise FormatError(
+            f"{path} has format {number}: a later version of pi0-ript made it, this one reads formats up to "
+            f"{FORMAT}; install that version or a newer one to use it"
+        )
+
+
+def read_versioned_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file that has a format number, or none if it is of version 0.1.0.
+
+    Raises:
+        FormatError: A later version wrote it.
+    """
+    values = json.loads(path.read_text())
+    require_format(values, path)
+    return values
 
 
 @contextmanager

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from pi0 import PI0Policy
 from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
@@ -23,21 +21,22 @@ from pi0.ript.config.schema import (
     TrainConfig,
 )
 from pi0.ript.config.validation import attempt, shared_problems
-from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
+from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.envs.base import Split
-from pi0.ript.evaluate import Evaluation, compare, episode_seed, table
+from pi0.ript.evaluate import Evaluation, compare, episode_seed
 from pi0.ript.files import flatten, plain, write_json
 from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
 from pi0.ript.ranges import Whole
 from pi0.ript.recording import DatasetStore, rollouts_writer
+from pi0.ript.report import write_report
 from pi0.ript.results import lock_directory, new_run_directory, write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import TOY, PolicySettings, make_policy, require_fits, require_policy_path
+from pi0.ript.success_table import success_text
 from pi0.ript.warm_start import warm_start
 
-_SMALL = 20_000_000  # parameters; smaller models gain nothing from threads
 _EPISODES = "episodes"  # in the directory of the results until they are complete: the finished episodes
 _FREE = ("eval.rollouts_per_task", "eval.first_state", "eval.n_video", "task.num_workers")
 """What an interrupted evaluation may go on with."""
@@ -76,7 +75,7 @@ def require_usable(config: EvaluationConfig) -> Environment:
     with _as_config_error():
         suite = environment.suite()
         suite.check(suite.select(environment.tasks))
-    for path in filter(None, (config.policy_path, config.compare)):
+    for path in _paths(config).values():
         with _as_config_error():
             _require_policy(path, environment, config)
     _require_recordable(config)
@@ -87,13 +86,15 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     """Return the evaluation of the policy, and of the one to compare with; write everything to `output_dir`.
 
     Under torchrun the processes share the work, and each returns the whole. Writes `evaluation.json`, a
-    video, `settings.json`, and with `compare` also `compared.json`, its video and `comparison.json`.
+    video, `settings.json`, and with `compare` also `compared.json`, its video and `comparison.json`; and
+    `report.html`, which shows all of it.
 
     Raises:
         ConfigError: As `require_usable`, or a checkpoint's weights do not fit.
     """
     environment = require_usable(config)
-    world = setup_distributed(config)
+    distributed = config.distributed
+    world = setup_distributed(config.device, distributed.backend, distributed.timeout_seconds)
     run_dir = world.on_main(_open_output, config)
     judged = config.eval
     evaluations = []
@@ -101,36 +102,26 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
         indices = range(judged.first_state, judged.first_state + judged.rollouts_per_task)
         split = cast("Split", judged.states)
         states = [s for task in env.tasks for s in env.initial_states(task, split, indices)]
-        for name, path in (("policy", config.policy_path), ("compare", config.compare)):
-            if path is None:
-                continue
+        for name, path in _paths(config).items():
             policy = world.first(_load, path, environment, config, world.device(config.device))
             evaluations.append(_evaluate(name, env, policy, states, config, world))
             file = "evaluation" if name == "policy" else "compared"
             world.on_main(write_evaluation, run_dir / file, evaluations[-1])
-    world.print(_report(config, evaluations))
     if len(evaluations) == 2:
         world.on_main(write_json, run_dir / "comparison.json", _comparison(config, *evaluations))
     world.on_main(shutil.rmtree, run_dir / _EPISODES)
+    world.print(world.on_main(_report, run_dir, config, evaluations))
     world.print(f"results: {run_dir}")
     cleanup_distributed()
     return tuple(evaluations)
 
 
-def summary(evaluation: Evaluation) -> str:
-    """Return a text table of an evaluation: a row per task, then all tasks."""
-    rows = list(evaluation.by_task().items())
-    if len(rows) > 1:
-        rows.append(("all", evaluation))
-    width = max(len(name) for name, _ in [*rows, ("task", evaluation)])
-    lines = [f"{'task':<{width}}  success, 95% interval      steps to success"]
-    for name, part in rows:
-        steps = part.mean_steps_to_success
-        lines.append(f"{name:<{width}}  {part!s:<24}  {'none' if steps is None else f'{steps:.1f}'}")
-    return "\n".join(lines)
-
-
 # Checks -------------------------------------------------------------------------------------------------
+
+
+def _paths(config: EvaluationConfig) -> dict[str, str]:
+    paths = {"policy": config.policy_path, "compare": config.compare}
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 @contextlib.contextmanager
@@ -196,8 +187,7 @@ def _load(path: str, environment: Environment, config: EvaluationConfig, device:
         instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
         sizes = policy.config
         policy.tokenizer.encode(instructions, sizes.tokenizer_max_length, sizes.vocab_size)
-    if sum(p.numel() for p in policy.parameters()) < _SMALL:
-        torch.set_num_threads(1)
+    limit_threads(policy)
     return policy
 
 
@@ -241,10 +231,14 @@ def _journal(directory: Path, name: str, env: BatchedEnv, policy: GuidedPolicy) 
 # Results ------------------------------------------------------------------------------------------------
 
 
-def _report(config: EvaluationConfig, evaluations: Sequence[Evaluation]) -> str:
-    if len(evaluations) == 1:
-        return summary(evaluations[0])
-    return f"before: {config.policy_path}\nafter:  {config.compare}\n{table(*evaluations)}"
+def _report(run_dir: Path, config: EvaluationConfig, evaluations: Sequence[Evaluation]) -> str:
+    """Write the page of what is in the directory, and return the table with what its names mean."""
+    names = ("policy",) if len(evaluations) == 1 else ("before", "after")
+    meaning = [f"{name}: {path}" for name, path in zip(names, _paths(config).values(), strict=True)]
+    states = "held-out states" if config.eval.states == "heldout" else "training states"
+    legend = "; ".join([*meaning, states])
+    write_report(run_dir, dict(zip(names, ("evaluation", "compared"), strict=False)), legend)
+    return f"{legend}\n{success_text(dict(zip(names, evaluations, strict=True)))}"
 
 
 def _comparison(config: EvaluationConfig, before: Evaluation, after: Evaluation) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pi0 import PI0Policy
-from pi0.ript.evaluate import Evaluation, compare, table
-from pi0.ript.files import unused_path
+from pi0.ript.evaluate import Evaluation, compare
+from pi0.ript.files import FORMAT, read_versioned_json, unused_path
+from pi0.ript.success_table import success_text
 from pi0.ript.video import write_grid
 
 _LOCK = ".lock"
@@ -68,9 +69,15 @@ def one_line(row: Mapping[str, Any]) -> str:
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write PATH.json, and PATH.mp4 with the recorded episodes, if there are any."""
-    path.with_suffix(".json").write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    values = {"format": FORMAT, **evaluation.to_dict()}
+    path.with_suffix(".json").write_text(json.dumps(values, indent=2) + "\n")
     if evaluation.recorded:
         write_grid(path.with_suffix(".mp4"), evaluation.recorded)
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """Return the evaluation that `write_evaluation` wrote, without recorded episodes."""
+    return Evaluation.from_dict(read_versioned_json(file))
 
 
 def write_results(
@@ -85,6 +92,7 @@ def write_results(
     policy.save_pretrained(run_dir / "policy")
     write_evaluation(run_dir / "after", after)
     results = {
+        "format": FORMAT,
         "config": config,
         "metrics": metrics,
         "before": before.to_dict(),
@@ -92,4 +100,5 @@ def write_results(
         "comparison": compare(before, after).to_dict(),
     }
     (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"{table(before, after)}\nresults, videos and policy: {run_dir}")  # noqa: T201
+    table = success_text({"before": before, "after": after})
+    print(f"{table}\nresults, videos and policy: {run_dir}")  # noqa: T201

@@ -116,6 +116,7 @@ class _Episode:
     """An episode in progress."""
 
     number: int
+    """Its place in the list of initial states."""
     observation: EnvObservation
     generator: torch.Generator
     states: list[np.ndarray] = field(default_factory=list)

@@ -8,17 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pi0.ript.checkpoint.files import CheckpointError
+from pi0.ript.checkpoint.files import SnapshotError
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import settings_hash
 from pi0.ript.checkpoint.run_directory import EPISODES
-from pi0.ript.checkpoint.state import (
-    Progress,
-    Stateful,
-    load_checkpoint,
-    read_progress,
-    save_checkpoint,
-)
+from pi0.ript.checkpoint.snapshot import Clock, Stateful, read_progress
+from pi0.ript.checkpoint.state import Progress, load_checkpoint, save_checkpoint
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.interruption import StoppedError, asked_to_stop
 from pi0.ript.peers import ALONE, Peers
@@ -52,7 +47,7 @@ class Checkpoints:
             model: The policy, or a learner that has it as `policy`, not wrapped.
             optimizer: Of its parameters.
             sampler: Of states.
-            config: With `training` (num_train_steps, save_freq, keep_last); kept in checkpoints.
+            config: With `training` (num_train_steps, keep_last, save_...); kept in checkpoints.
             peers: The processes that train together.
         """
         self.run_dir, self.model, self.optimizer, self.sampler = run_dir, model, optimizer, sampler
@@ -61,8 +56,9 @@ class Checkpoints:
         self._episodes = self._all_episodes / settings_hash(config)
         self._found = found
         self._saved_at: tuple[int, int] | None = None
+        self._clock = Clock(config.training.save_minutes, peers)
         if found:
-            self.progress = read_progress(found)
+            self.progress = Progress(**read_progress(found))
             self._saved_at = _position(self.progress)
             theirs = found.parent / self._all_episodes.name
             if peers.rank == 0 and found.parent.resolve() != run_dir.resolve() and theirs.exists():
@@ -90,17 +86,23 @@ class Checkpoints:
         if code or progress.iteration % training.save_freq == 0 or self._is_last():
             self._write()
             self._forget_episodes()
+            code = asked_to_stop(self.peers)  # while the checkpoint was written, too
         if code:
             self._leave(code)
 
     def stop_if_asked(self) -> None:
-        """Write a checkpoint and leave if a process was asked to stop; to be called after optimizer steps.
+        """Write a checkpoint if `save_minutes` are over, or leave with one if a process was asked to stop.
+
+        To be called after optimizer steps.
 
         Raises:
             StoppedError: The run is over for now, on all processes.
         """
-        if code := asked_to_stop(self.peers):
+        code = asked_to_stop(self.peers)
+        if code or self._clock.is_late():
             self._write()
+            code = asked_to_stop(self.peers)  # while the checkpoint was written, too
+        if code:
             self._leave(code)
 
     def rollout(self, name: str) -> RolloutFunction:
@@ -131,7 +133,7 @@ class Checkpoints:
     def _require_reproducible(self, name: str, num_missing: int) -> None:
         """Refuse to collect with a policy that has learned from this collection already."""
         if self.progress.step and num_missing and name != _BEFORE:
-            raise CheckpointError(
+            raise SnapshotError(
                 f"{num_missing} episodes of {self._episodes / name} are gone, and the policy has changed "
                 "since; continue from the checkpoint before (--resume PATH)"
             )
@@ -159,6 +161,7 @@ class Checkpoints:
             keep_last=self.config.training.keep_last,
         )
         self._saved_at = _position(self.progress)
+        self._clock.restart()
 
     def _forget_episodes(self) -> None:
         """Remove the episodes of iterations that are over and saved."""

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pi0.ript.checkpoint.files import published, verify
-from pi0.ript.checkpoint.resuming import find_checkpoint, require_same_settings, settings
+from pi0.ript.checkpoint.files import published
+from pi0.ript.checkpoint.resuming import find_same_run
 from pi0.ript.results import lock_directory, new_run_directory
 
 EPISODES = "episodes"
@@ -22,7 +22,7 @@ def open_run_directory(config: Any) -> tuple[Path, Path | None]:
 
     Raises:
         RunInUseError: A live process has the directory.
-        CheckpointError: The checkpoint asked for, or every one of the run, is not valid.
+        SnapshotError: The checkpoint asked for, or every one of the run, is not valid.
         ChangedSettingsError: It was made with settings that would have another result.
     """
     path = Path(config.output_dir) / config.exp_name
@@ -31,8 +31,4 @@ def open_run_directory(config: Any) -> tuple[Path, Path | None]:
     if config.resume is None or not can_continue:
         new_run_directory(path)
         (path / EPISODES).mkdir()
-    checkpoint = find_checkpoint(path, config.resume)
-    if checkpoint:
-        saved = verify(checkpoint, hashes=False)["config"]
-        require_same_settings(saved, settings(config), checkpoint)
-    return path, checkpoint
+    return path, find_same_run(path, config, config.resume)

@@ -63,8 +63,8 @@ def load_config[C](
     types = dict(_types(schema))
     problems: list[str] = []
     notices: list[str] = []
-    for source, given in layers:
-        translation = translate(given, known, without_effect or {})
+    for source, settings in layers:
+        translation = translate(settings, known, without_effect or {})
         wrong = translation.problems
         for key, value in translation.values.items():
             wrong += _set(config, key, value, types[key])
@@ -97,6 +97,18 @@ def save_config(config: Any, run_dir: str | Path) -> Path:
 def default_values(schema: Any = TrainConfig) -> dict[str, Any]:
     """Return every dotted key with its default."""
     return flatten(asdict(schema()))
+
+
+def present_settings(saved: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+    """Return the settings of an earlier run, sections in sections, under the keys that they have now."""
+    present: dict[str, Any] = {}
+    for key, value in translate(flatten(saved), default_values(schema)).values.items():
+        *sections, name = key.split(".")
+        place = present
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return present
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

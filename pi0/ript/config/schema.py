@@ -1,6 +1,7 @@
 """Every setting of a run, with its type and default: from the ninth rung on, the only place of defaults.
 
-The comment behind a field is what `--help` says of it.
+The comment behind a field is what `--help` says of it. Its metadata say which result a run has that goes on
+with another value, see `pi0.ript.checkpoint.resuming`; without any it cannot go on.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ from pi0.ript.starting_policy import PolicySettings
 
 RenderQuality = Annotated[str, one_of("stock", "fast")]
 Backend = Annotated[str, one_of("auto", "gloo", "nccl")]
+SAME = {"result": "same"}
+ROUNDING = {"result": "rounding"}
+LONGER = {"result": "longer"}
+
 StatesOf = Annotated[str, one_of("heldout", "train")]
 WandbMode = Annotated[str, one_of("online", "offline", "disabled")]
 
@@ -38,7 +43,7 @@ class WarmStartSettings:
     learning_rate: Positive | None = None
     num_draws: Count | None = None  # noise draws per window
     chunk_size: Count | None = None  # actions that the toy predicts at once
-    num_workers: Whole | None = None  # processes that record demonstrations
+    num_workers: Whole | None = field(default=None, metadata=SAME)  # processes that record demonstrations
 
 
 @dataclass
@@ -48,8 +53,8 @@ class EnvironmentSettings:
     benchmark_name: str = "metaworld"  # libero, a LIBERO suite, a plugin's, ...: see pi0/ript/environments.py
     task_names: list[str | int] | None = None  # names, or numbers in the suite's order; null: its own choice
     max_episode_length: Count | None = None  # deadline in policy steps; null: the suite's
-    num_parallel_envs: Count | None = None  # episodes at once per process, each a simulator; null: its own
-    num_workers: Whole = 2  # processes that simulate; the result does not depend on it
+    num_parallel_envs: Count | None = field(default=None, metadata=ROUNDING)  # per process; null: its own
+    num_workers: Whole = field(default=2, metadata=SAME)  # processes that simulate
     image_size: Count | None = None  # pixels of the square images that the policy sees
     render_size: Count | None = None  # LIBERO: pixels that are rendered, then resized to image_size
     render_quality: RenderQuality | None = None  # stock or fast
@@ -95,13 +100,18 @@ class Dataset:
 class TrainingSettings:
     """The run."""
 
-    num_train_steps: Count = 3  # iterations: collect, then improve
+    num_train_steps: Count = field(default=3, metadata=LONGER)  # iterations: collect, then improve
     seed: Whole = 0
-    save_freq: Count = 1  # iterations between checkpoints
-    keep_last: Count = 3  # checkpoints that are kept
-    max_nonfinite_steps: Count = 3  # optimizer steps in a row without a finite loss before the run stops
-    profile_steps: Whole = 0  # optimizer steps that torch.profiler records
-    memory_limit_gb: Positive | None = None  # of each process; above it the run stops with a checkpoint
+    save_freq: Count = field(default=1, metadata=SAME)  # iterations between checkpoints
+    save_minutes: Positive | None = field(
+        default=None, metadata=SAME
+    )  # inside an iteration; null: none there
+    keep_last: Count = field(default=3, metadata=SAME)  # checkpoints that are kept
+    max_nonfinite_steps: Count = field(default=3, metadata=SAME)  # in a row, skipped, before the run stops
+    profile_steps: Whole = field(default=0, metadata=SAME)  # optimizer steps that torch.profiler records
+    memory_limit_gb: Positive | None = field(
+        default=None, metadata=SAME
+    )  # per process; above it the run stops
 
 
 @dataclass
@@ -130,7 +140,7 @@ class EvalSettings(Eval):
     cfg_guidance_scale: NotNegative = (
         1.0  # towards a positive advantage; 1: the indicator is given, 0: withheld
     )
-    n_video: Whole = 1  # episodes per task in the video
+    n_video: Whole = field(default=1, metadata=SAME)  # episodes per task in the video
     states: StatesOf = "heldout"  # pi0-eval: or train, whose rollouts may be trained on
     recording_root: str | None = None  # pi0-eval: keep the rollouts here as a data set
 
@@ -149,18 +159,18 @@ class Logging:
 class TrainConfig:
     """Everything that can be set; the defaults learn the embedded task in minutes on a laptop CPU."""
 
-    exp_name: str = "ript"  # the run is written to output_dir/exp_name
+    exp_name: str = field(default="ript", metadata=SAME)  # the run is written to output_dir/exp_name
     policy_path: str = "toy"  # trained here on demonstrations; or a pi0 checkpoint
-    device: str = "cpu"  # cpu, cuda, cuda:1, ..., or auto
-    output_dir: str = "pi0/ript/output"
-    warm_start_dir: str = "pi0/ript/output/warm_start"  # cache of demonstrations and of toy policies
-    resume: str | None = None  # auto: the newest valid checkpoint of the run; or a checkpoint's path
+    device: str = field(default="cpu", metadata=ROUNDING)  # cpu, cuda, cuda:1, ..., or auto
+    output_dir: str = field(default="pi0/ript/output", metadata=SAME)
+    warm_start_dir: str = field(default="pi0/ript/output/warm_start", metadata=SAME)  # cache of toy policies
+    resume: str | None = field(default=None, metadata=SAME)  # auto: the newest checkpoint; or one's path
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: TaskSettings = field(default_factory=TaskSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     algo: Algo = field(default_factory=Algo)
     dataset: Dataset = field(default_factory=Dataset)
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    distributed: Distributed = field(default_factory=Distributed)
+    distributed: Distributed = field(default_factory=Distributed, metadata=SAME)
     eval: Eval = field(default_factory=Eval)
-    logging: Logging = field(default_factory=Logging)
+    logging: Logging = field(default_factory=Logging, metadata=SAME)

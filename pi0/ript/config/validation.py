@@ -106,10 +106,10 @@ def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
     if getattr(config.eval, "states", "heldout") != "heldout":
         return
     last = config.eval.first_state + config.eval.rollouts_per_task
-    there_are = environment.num_heldout
-    if there_are is not None and last > there_are:
+    available = environment.num_heldout
+    if available is not None and last > available:
         yield (
-            f"eval.rollouts_per_task: {environment.name} has {there_are} held-out states per task, found "
+            f"eval.rollouts_per_task: {environment.name} has {available} held-out states per task, found "
             f"first_state={config.eval.first_state} and rollouts_per_task={config.eval.rollouts_per_task}"
         )
 

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.ranges import Count, Indicator, NotNegative, ValueForm, Whole, one_of
+from pi0.ript.ranges import Count, Indicator, NotNegative, Positive, ValueForm, Whole, one_of
 from pi0.ript.recap.gates import Gates
 from pi0.ript.recap.stages import OnStale
 from pi0.ript.starting_policy import PolicySettings
@@ -106,6 +106,10 @@ class RecapConfig:
         "refuse"  # a stage whose inputs have changed: refuse, or redo (the old one is kept)
     )
     baselines: bool = False  # also train on the demonstrations alone, and on successes alone, to compare
+    save_minutes: Positive | None = (
+        10.0  # between snapshots of a training; one comes at its end and at a stop
+    )
+    max_nonfinite_steps: Count = 3  # optimizer steps in a row without a finite loss before the run stops
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     policy: RecapPolicy = field(default_factory=RecapPolicy)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from pi0.ript.config.schema import (
     NO_ENVIRONMENT,
+    ROUNDING,
+    SAME,
     Distributed,
     EnvironmentSettings,
     EvalSettings,
@@ -105,26 +107,36 @@ class SupervisedSettings:
     loss_weighting: LossWeighting = field(default_factory=LossWeighting)
     # samples per optimizer step, of all processes together; null: 32, or as dataloader_batch_size asks
     batch_size: Count | None = None
-    gradient_accumulation_steps: Count = 1  # forward passes in which a process takes its share of them
-    dataloader_batch_size: Count | None = None  # samples of each of these; null: as batch_size asks
+    gradient_accumulation_steps: Count = field(default=1, metadata=ROUNDING)  # forward passes for its share
+    dataloader_batch_size: Count | None = field(
+        default=None, metadata=ROUNDING
+    )  # of one; null: by batch_size
     steps: Count = 100_000  # optimizer steps; so are the frequencies
-    log_freq: Count = 200
-    save_freq: Count = 20_000  # a checkpoint; one comes after the last step, too
-    save_total_limit: Count = 3  # checkpoints that are kept, besides the best ones
+    log_freq: Count = field(default=200, metadata=SAME)
+    save_freq: Count = field(
+        default=20_000, metadata=SAME
+    )  # a checkpoint; one comes after the last step, too
+    save_minutes: Positive | None = field(
+        default=None, metadata=SAME
+    )  # and as many minutes after the last one
+    save_total_limit: Count = field(default=3, metadata=SAME)  # checkpoints that are kept, besides the best
     val_freq: Whole = 0  # loss on held-out episodes, and after the last step; 0: train on all episodes
     eval_freq: Whole = 0  # success in simulation, and after the last step; 0: none
     ema_decay: ProperShare | None = None  # moving average of weights, which is what is saved; openpi: 0.99
     seed: Whole = 0
-    device: str = "auto"  # cpu, cuda, cuda:1, ..., or auto
-    output_dir: str = "outputs/train"
-    exp_name: str | None = None  # the run is written to output_dir/exp_name; null: policy.type
-    overwrite: bool = False  # begin again; the earlier run is moved aside
-    profile_steps: Whole = 0  # optimizer steps that torch.profiler records
-    memory_limit_gb: Positive | None = None  # of each process; above it the run stops with a checkpoint
+    device: str = field(default="auto", metadata=ROUNDING)  # cpu, cuda, cuda:1, ..., or auto
+    output_dir: str = field(default="outputs/train", metadata=SAME)
+    exp_name: str | None = field(default=None, metadata=SAME)  # directory in output_dir; null: policy.type
+    overwrite: bool = field(default=False, metadata=SAME)  # begin again; the earlier run is moved aside
+    max_nonfinite_steps: Count = field(default=3, metadata=SAME)  # in a row, skipped, before the run stops
+    profile_steps: Whole = field(default=0, metadata=SAME)  # optimizer steps that torch.profiler records
+    memory_limit_gb: Positive | None = field(
+        default=None, metadata=SAME
+    )  # per process; above it the run stops
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
     task: EnvironmentSettings = field(default_factory=lambda: EnvironmentSettings(NO_ENVIRONMENT))
     eval: EvalSettings = field(default_factory=EvalSettings)
-    logging: Logging = field(default_factory=Logging)
-    distributed: Distributed = field(default_factory=Distributed)
+    logging: Logging = field(default_factory=Logging, metadata=SAME)
+    distributed: Distributed = field(default_factory=Distributed, metadata=SAME)

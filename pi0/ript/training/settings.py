@@ -4,7 +4,7 @@ The comment behind a field is what `--help` says of it.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pi0.ript.ranges import Count, NotNegative, Positive, ProperShare, Share, Whole, one_of
 
@@ -36,18 +36,25 @@ class Scheduler:
 
 
 @dataclass
-class PolicyTraining:
+class Fit:
+    """Optimizer steps on random batches, as RECAP's stages make them."""
+
+    steps: Count = 300
+    batch_size: Count = 64  # windows or frames per optimizer step, of all processes together
+    micro_batch_size: Count = 64  # of them per forward pass of a process
+    learning_rate: Positive = 1e-3  # after the warm-up level, then down to 0
+    weight_decay: NotNegative = 1e-4
+    grad_norm_clip: Positive = 1.0
+
+
+@dataclass
+class PolicyTraining(Fit):
     """How the policy is fine-tuned."""
 
     steps: Count = 200
-    batch_size: Count = 64  # windows per optimizer step, of all processes together
-    micro_batch_size: Count = 64  # windows per forward pass of a process
-    learning_rate: Positive = 1e-3  # after a warm-up level, then down to 0
     warmup_steps: Whole = 20
     decay_fraction: Share = 0.3  # the last part of the steps, in which the learning rate falls
     indicator_learning_rate: Positive = 1e-2  # of an indicator that is an embedding: it starts at zero
-    weight_decay: NotNegative = 1e-4
-    grad_norm_clip: Positive = 1.0
     num_draws: Count = 2  # noise draws per window, which share the prefix
     indicator_dropout: Share = 0.3  # share of windows trained without indicator, as guidance needs
     use_awr: bool = False  # weigh each window by exp(A / beta) as well
@@ -56,13 +63,11 @@ class PolicyTraining:
 
 
 @dataclass
-class ValueTraining:
+class ValueTraining(Fit):
     """How a value function is trained."""
 
-    steps: Count = 300
-    batch_size: Count = 64  # frames per optimizer step, of all processes together
-    micro_batch_size: Count = 64  # frames per forward pass of a process
-    learning_rate: Positive = 1e-3  # level, then down to 0 over the last 30%
     weight_decay: NotNegative = 1e-3
-    grad_norm_clip: Positive = 1.0
-    validation_fraction: ProperShare = 0.2  # of the episodes of each source
+    validation_fraction: ProperShare = 0.2  # of the episodes of each source, on which the values are judged
+    warmup_steps: ClassVar[int] = 0
+    decay_fraction: ClassVar[float] = 0.3
+    indicator_learning_rate: ClassVar[None] = None
