@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 import pi0
 from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, toy_config
-from pi0.config import IndicatorMode
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
@@ -86,19 +85,15 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
     return PI0Policy.from_pretrained(directory, changes=changes)
 
 
-def toy_policy(
-    episodes: EpisodeSet, chunk_size: int, seed: int, indicator: IndicatorMode = "embedding"
-) -> PI0Policy:
-    """Return an untrained toy policy for these episodes."""
+def toy_policy(episodes: EpisodeSet, chunk_size: int, seed: int, **changes: Any) -> PI0Policy:
+    """Return an untrained toy policy for these episodes; `changes` are fields of its configuration."""
     return sized_toy_policy(
         {labels.instruction for labels in episodes.labels},
         tuple(f"observation.images.{camera}" for camera in episodes.images),
         next(iter(episodes.images.values())).shape[1],
         {STATE: compute_statistics(episodes.states), ACTION: compute_statistics(episodes.actions)},
         seed,
-        chunk_size=chunk_size,
-        n_action_steps=chunk_size,
-        indicator=indicator,
+        **{"chunk_size": chunk_size, "n_action_steps": chunk_size, "indicator": "embedding", **changes},
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.files import hash_files, plain
 from pi0.ript.labels.advantages import (
     ADVANTAGES_PATH,
+    Scope,
     compute_advantages,
     coverage,
     is_positive,
@@ -59,7 +59,7 @@ def label(
     datasets: Sequence[Path],
     *,
     positive_fraction: float = 0.3,
-    scope: str = "global",
+    scope: Scope = "global",
     assume_success: bool = False,
     device: str = "cpu",
     batch_size: int = 256,
@@ -92,7 +92,7 @@ def label(
         advantages.append(compute_advantages(values, lengths, source.ends, fits))
     everything = np.concatenate(advantages)
     tasks = [task for source in sources for task in source.frame_tasks()]
-    epsilon = thresholds(everything, tasks, positive_fraction, cast("Any", scope))
+    epsilon = thresholds(everything, tasks, positive_fraction, scope)
     lineage = {
         "value": hash_files(directory),
         "reward": plain(reward),

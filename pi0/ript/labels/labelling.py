@@ -7,24 +7,27 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from pi0.ript.files import plain
-from pi0.ript.labels.advantages import coverage, is_positive, percentiles, thresholds, write_advantages
+from pi0.ript.labels.advantages import Scope, coverage, is_positive, percentiles, thresholds, write_advantages
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
+from pi0.ript.ranges import ProperShare, one_of
 
 
 @dataclass
 class Advantage:
     """How frames are labelled."""
 
-    positive_fraction: float = 0.3  # share of the ranked frames that is positive
-    scope: str = "per_task"  # one threshold per_task, or global
-    ranked: str = "rollouts"  # frames among which the threshold is found: rollouts, or all
+    positive_fraction: ProperShare = 0.3  # share of the ranked frames that is positive
+    scope: Annotated[str, one_of(*get_args(Scope))] = "per_task"  # one threshold per_task, or global
+    ranked: Annotated[str, one_of("rollouts", "all")] = (
+        "rollouts"  # frames among which the threshold is found: rollouts, or all
+    )
 
 
 @dataclass(frozen=True)
@@ -93,4 +96,4 @@ def _is_positive(labelled: LabelledSource, epsilon: Mapping[str, float]) -> Bool
 def _thresholds(ranked: Sequence[LabelledSource], settings: Advantage) -> dict[str, float]:
     tasks = [task for one in ranked for task in one.source.frame_tasks()]
     advantages = np.concatenate([one.advantages for one in ranked])
-    return thresholds(advantages, tasks, settings.positive_fraction, cast("Any", settings.scope))
+    return thresholds(advantages, tasks, settings.positive_fraction, cast("Scope", settings.scope))

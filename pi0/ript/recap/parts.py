@@ -7,12 +7,11 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 
 from pi0 import PI0Policy
@@ -28,11 +27,11 @@ from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.data import open_source
 from pi0.ript.recap.fitting import Keeping
 from pi0.ript.recap.policy_training import train_policy
-from pi0.ript.recap.stages import DATASET, Artefact, Stages
+from pi0.ript.recap.stages import DATASET, Artefact, OnStale, Stages
 from pi0.ript.recap.value_training import train_value
 from pi0.ript.recording import DatasetStore, record_rollouts, rollouts_writer
 from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.starting_policy import TOY, starting_policy
+from pi0.ript.starting_policy import make_policy, require_fits
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.training.starting_value import starting_value
 from pi0.ript.training.steps import Row
@@ -47,7 +46,7 @@ class RunParts:
 
     def __init__(self, config: RecapConfig, run_dir: Path, world: World | None = None) -> None:
         self.config, self.world = config, world or World()
-        self.stages = Stages(run_dir, self.world, cast("Any", config.on_stale))
+        self.stages = Stages(run_dir, self.world, cast("OnStale", config.on_stale))
         self._images = run_dir / "images"
         self.environment: Environment = get_environment(**asdict(config.task))
         for key, size in batch_sizes(config).items():
@@ -110,22 +109,12 @@ class RunParts:
 
     def new_policy(self, episodes: EpisodeSet) -> PI0Policy:
         """Return the policy that SFT starts from."""
-        config, settings = self.config, asdict(self.config.policy)
-        indicator, _ = settings.pop("indicator"), settings.pop("chunk_size")
-        device = self.world.device(config.device)
-        if config.policy_path != TOY:
-            return starting_policy(
-                config.policy_path,
-                self.environment,
-                "",
-                config.seed,
-                device,
-                indicator=indicator,
-                **settings,
-            )
-        policy = toy_policy(episodes, self.chunk_size(), config.seed, indicator)
-        policy.model.freeze(config.policy.freeze)
-        return policy.to(torch.device(device))
+        config, device = self.config, self.world.device(self.config.device)
+        toy = partial(toy_policy, episodes, self.chunk_size(), config.seed)
+        indicator = {"indicator": config.policy.indicator}
+        policy = make_policy(config.policy_path, config.policy, toy, config.seed, device, changes=indicator)
+        require_fits(policy.features, self.environment)
+        return policy
 
     def load_policy(self, artefact: Artefact, trains: bool = False) -> PI0Policy:
         """Return a stage's policy, on this process's device; only one that trains has frozen parameters."""

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.snapshot import trained_parameters
 from pi0.ript.distributed import World, limit_threads, setup_distributed
+from pi0.ript.environments import get_environment
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_stopped
 from pi0.ript.monitoring import monitor_memory, profile_window
 from pi0.ript.report import write_report
@@ -20,7 +21,7 @@ from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, set
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import ADVICE, open_run, publish_model, write_processor, write_settings
 from pi0.ript.supervised.settings import SupervisedSettings
-from pi0.ript.supervised.simulation import Simulation, make_environment, require_acts
+from pi0.ript.supervised.simulation import Simulation, require_acts
 from pi0.ript.supervised.training_state import ModelFiles, data_hashes
 from pi0.ript.training.optimization import cosine_schedule, make_optimizer, set_learning_rate
 from pi0.ript.training.snapshots import Snapshots
@@ -200,8 +201,9 @@ class Training:
         if not settings.eval_freq:
             return None
         assert isinstance(model, PI0Policy)
-        require_acts(model, make_environment(settings.env, settings.eval), settings.eval.guidance)
-        return Simulation(settings.env, settings.eval, settings.seed, self.world)
+        environment = get_environment(**asdict(settings.task))
+        require_acts(model, environment, settings.eval.cfg_guidance_scale)
+        return Simulation(settings.task, settings.eval, settings.seed, self.world)
 
     def _finish(self) -> None:
         model = self.parts.objective.model

@@ -18,10 +18,10 @@ from pi0.ript.labels.advantages import ADVANTAGES_PATH, LINEAGE_PATH, read_advan
 from pi0.ript.labels.indicators import awr_weights, indicators
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import AdvantageMode, Source
-from pi0.ript.supervised.settings import PolicySettings
+from pi0.ript.supervised.settings import ModelSettings
 
 
-def advantage_modes(datasets: Sequence[DatasetSettings], policy: PolicySettings) -> list[AdvantageMode]:
+def advantage_modes(datasets: Sequence[DatasetSettings], policy: ModelSettings) -> list[AdvantageMode]:
     """Return how each data set's advantage is used: as it says itself, or as the run says."""
     return [cast("AdvantageMode", dataset.advantage or policy.advantage) for dataset in datasets]
 
@@ -53,7 +53,7 @@ class PolicyLabels:
 
 
 def policy_labels(
-    sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: PolicySettings
+    sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: ModelSettings
 ) -> PolicyLabels:
     """Return the labels of every frame.
 
@@ -82,7 +82,7 @@ def _source(frames: FrameSet, dataset: DatasetSettings, mode: AdvantageMode | No
     return Source(frames.name, load_labels(frames.name, assume_success=is_success_known), mode or "ignore")
 
 
-def _advantages(frames: FrameSet, source: Source, policy: PolicySettings) -> Float64[np.ndarray, " m"]:
+def _advantages(frames: FrameSet, source: Source, policy: ModelSettings) -> Float64[np.ndarray, " m"]:
     found = read_advantages(frames.name, source.episodes, missing="drop")
     used = frames.index[frames.rows(frames.selected)]
     count = int(np.isnan(found[used]).sum())
@@ -101,7 +101,7 @@ def _advantages(frames: FrameSet, source: Source, policy: PolicySettings) -> Flo
     return np.where(np.isnan(found), fill, found)
 
 
-def _thresholds(frames: FrameSet, source: Source, policy: PolicySettings) -> dict[str, float]:
+def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict[str, float]:
     """Return epsilon by task: the one that was set, or those that were chosen with the advantages."""
     tasks = dict.fromkeys(source.episode_tasks())
     if policy.advantage_threshold is not None:
