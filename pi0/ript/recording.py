@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pi0 import PI0Policy
 from pi0.pretrained import OWN_WEIGHTS
@@ -28,6 +27,7 @@ from pi0.ript.episodes import (
 from pi0.ript.evaluate import EpisodeResult, Evaluation, episode_seed
 from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import ChunkPolicy, GuidedPolicy, Rollout, RolloutFunction, rollout
 
 _ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are let go
@@ -58,7 +58,7 @@ def record_rollouts(
     todo = [i for i in mine if i not in finished]
     successes = sum(labels.success for number, (labels, _) in finished.items() if number in mine)
     options = {"unit": "episode", "desc": "rollouts", "disable": peers.rank > 0}
-    with tqdm(total=len(mine), initial=len(mine) - len(todo), **options) as bar:
+    with progress_bar(total=len(mine), initial=len(mine) - len(todo), **options) as bar:
 
         def store(episode: Rollout) -> None:
             nonlocal successes

@@ -9,9 +9,10 @@ import json
 import platform
 import random
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -57,9 +58,9 @@ class Progress:
     nonfinite: int = 0
     """Optimizer steps skipped in a row."""
 
-    def remaining[T](self, steps: Sequence[T]) -> Iterator[tuple[int, T]]:
+    def remaining[T](self, steps: Iterable[T]) -> Iterator[tuple[int, T]]:
         """Yield number and content of the iteration's optimizer steps that are not made yet."""
-        yield from list(enumerate(steps))[self.step :]
+        yield from islice(enumerate(steps), self.step, None)
 
     def count(self, loss: float, is_taken: bool, limit: int) -> None:
         """Count an optimizer step; one that was not taken is skipped, and adds no loss.

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from tqdm import tqdm
 
 from pi0.ript.episodes import EpisodeSet
 from pi0.ript.labels.returns import Outcome, RewardConfig
 from pi0.ript.labels.sources import Source, frame_windows
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
+from pi0.ript.progress import progress_bar
 from pi0.ript.windows import batches
 from pi0.value import ValueFunction
 
@@ -64,7 +64,7 @@ def predict(
     """Return the values of some frames of a set, None: of all; peers share the work and get them all."""
     windows = frame_windows(episodes, 1)
     parts = batches(np.arange(len(windows)) if frames is None else frames, batch_size)
-    bar = tqdm(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
+    bar = progress_bar(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
     found = [value.values(windows.batch(part)).double().cpu().numpy() for part in bar]
     return np.concatenate(gather_shares(found, peers))
 

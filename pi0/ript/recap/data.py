@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from tqdm import tqdm
 
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.demonstrations.collect import Schedule
@@ -30,15 +29,11 @@ def record_demonstrations(
     output = directory / DATASET
 
     def record() -> None:
-        with tqdm(unit="episode", desc="demonstrations", total=episodes * len(plan.tasks)) as bar:
+        def leave_if_asked(_: Schedule) -> None:
+            if code := stop_requested():
+                raise StoppedError(code)
 
-            def show(schedule: Schedule) -> None:
-                bar.n = sum(len(schedule.kept(task)) for task in range(schedule.num_tasks))
-                bar.refresh()
-                if code := stop_requested():
-                    raise StoppedError(code)
-
-            collect_demonstrations(plan, output, episodes, num_workers=num_workers, progress=show)
+        collect_demonstrations(plan, output, episodes, num_workers=num_workers, progress=leave_if_asked)
 
     if not world.on_main(is_published, output):
         world.on_main(record)

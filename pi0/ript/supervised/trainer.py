@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pi0 import PI0Policy
 from pi0.ript.distributed import World, limit_threads, setup_distributed
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, stop_requested
 from pi0.ript.monitoring import monitor_memory, profile_window
+from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.report import write_report
 from pi0.ript.results import write_evaluation
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
@@ -67,7 +67,7 @@ class Training:
         settings, progress = self.settings, self.state.progress
         setup_signal_handlers()
         profile = profile_window(settings.profile_steps, self.run_dir, self.world.rank)
-        bar = tqdm(
+        bar = progress_bar(
             total=settings.steps,
             initial=progress.step,
             unit="step",
@@ -152,7 +152,7 @@ class Training:
         row |= {"epoch": self.parts.data.train.epoch, **measured}
         log_metrics(row | monitor_memory(settings.memory_limit_gb), progress.step)
         if self.world.rank == 0:
-            tqdm.write(
+            print_above(
                 "  ".join(f"{name} {value:.4g}" for name, value in {"step": progress.step, **row}.items())
             )
         progress.recent.clear()
@@ -170,7 +170,9 @@ class Training:
         sums = torch.zeros(len(objective.figures), device=objective.model.device)
         learner: nn.Module = objective.learner()  # not DDP's: the processes have different numbers of batches
         with self._published_weights():
-            bar = tqdm(batches, unit="batch", desc="validation", leave=False, disable=self.world.rank > 0)
+            bar = progress_bar(
+                batches, unit="batch", desc="validation", leave=False, disable=self.world.rank > 0
+            )
             for batch in bar:
                 key = (self.settings.seed, _VALIDATION)
                 sums += objective.sums(learner, batch, key, is_training=False)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from pi0.ript.distributed import World
 from pi0.ript.interruption import StoppedError, stop_requested
+from pi0.ript.progress import progress_bar
 
 _SAVE_SECONDS = 60.0
 
@@ -56,7 +56,7 @@ class TrainingSteps:
         self._checkpoint, self._log, self._world = checkpoint, log, world or World()
         self._description = description
         self._rows: list[Row] = []
-        self._bar: Any = tqdm(unit="step", desc=description, disable=self._world.rank > 0)
+        self._bar: Any = progress_bar(unit="step", desc=description, disable=self._world.rank > 0)
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
         if log is not None:
