@@ -1,7 +1,7 @@
 """RIPT with a record: per-process log files, metrics as JSON lines, plots, a report, Weights & Biases.
 
 Parent: 10_train_with_distributed.py
-Introduces: pi0.ript.run_logging, console_log, report, report_plots, wandb_run
+Introduces: pi0.ript.run_logging, console_log, wandb_run, report, report_plots, page
 Run: python 11_train_with_logging.py --config_path pi0/ript/config/minimal_test.yaml
 
 The run's directory has train_rank0.log, metrics.jsonl and report.html. W&B is off unless
@@ -36,7 +36,7 @@ def main(config: TrainConfig) -> None:
     world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
     run_dir = world.on_main(new_run_directory, Path(config.output_dir) / config.exp_name)
     world.on_main(save_config, config, run_dir)
-    setup_run_logging(run_dir, world.rank)
+    setup_run_logging(run_dir, world.rank, write_report)
     init_wandb(config, run_dir, world.rank)
     environment = get_environment(**asdict(config.task))
     simulators = environment.make()

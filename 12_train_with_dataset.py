@@ -37,7 +37,7 @@ def main(config: TrainConfig) -> None:
     world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
     run_dir = world.on_main(new_run_directory, Path(config.output_dir) / config.exp_name)
     world.on_main(save_config, config, run_dir)
-    setup_run_logging(run_dir, world.rank)
+    setup_run_logging(run_dir, world.rank, write_report)
     init_wandb(config, run_dir, world.rank)
     environment = get_environment(**asdict(config.task))
     simulators = environment.make()

@@ -1,7 +1,7 @@
 """RIPT for long runs: checkpoints, --resume, signals, guards of memory and of losses, a profiler.
 
 Parent: 12_train_with_dataset.py
-Introduces: pi0.ript.checkpoint, pi0.ript.interruption, pi0.ript.monitoring
+Introduces: pi0.ript.checkpoint, interruption, monitoring, recording
 Run: python 13_train_production_ready.py --config_path pi0/ript/config/minimal_test.yaml
 
 Stopped at any point, a run continues with --resume and ends as if it had not been stopped.
@@ -39,7 +39,7 @@ def main(config: TrainConfig) -> None:
     world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
     run_dir, checkpoint = world.on_main(open_run_directory, config)
     world.on_main(save_config, config, run_dir)
-    setup_run_logging(run_dir, world.rank)
+    setup_run_logging(run_dir, world.rank, write_report)
     init_wandb(config, run_dir, world.rank)
     environment = get_environment(**asdict(config.task))
     simulators = environment.make()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from pi0.ript.checkpoint import Checkpoints, lock_directory, open_run_directory
+from pi0.ript.checkpoint import Checkpoints, open_run_directory
 from pi0.ript.config import TrainConfig, parse_config, save_config
 from pi0.ript.dataset import LiberoInitStateDataset, StateSampler, collate_fn_state, drawn
 from pi0.ript.distributed import cleanup_distributed, get_model_from_ddp, setup_distributed
@@ -33,7 +33,7 @@ from pi0.ript.recap.endings import clear_endings
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.summary import write_summary
 from pi0.ript.report import write_report
-from pi0.ript.results import one_line, write_evaluation, write_results
+from pi0.ript.results import lock_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.run_logging import PhaseTimer, close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.starting_policy import starting_policy
@@ -46,7 +46,7 @@ def main(config: TrainConfig) -> None:
     world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
     run_dir, checkpoint = world.on_main(open_run_directory, config)
     world.on_main(save_config, config, run_dir)
-    setup_run_logging(run_dir, world.rank)
+    setup_run_logging(run_dir, world.rank, write_report)
     init_wandb(config, run_dir, world.rank)
     environment = get_environment(**asdict(config.task))
     simulators = environment.make()

@@ -4,6 +4,7 @@ import atexit
 import gc
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,40 @@ _COLLECT_ABOVE = 0.9  # of the limit
 
 class NonFiniteLossError(RuntimeError):
     """Several optimizer steps in a row had no finite loss or gradient."""
+
+
+def is_finite(loss: float, gradient_norm: float) -> bool:
+    """Return whether an optimizer step may be made; what is not finite is printed.
+
+    Args:
+        loss: Of the whole step, summed over all processes, so that all of them decide alike.
+        gradient_norm: Of the gradients that all processes share.
+    """
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        return True
+    print(f"the loss is {loss}, the norm of its gradient {gradient_norm}: no step is made")  # noqa: T201
+    return False
+
+
+def count_skipped(before: int, limit: int, where: str, give_up: Callable[[], str]) -> int:
+    """Return how many optimizer steps in a row are skipped, with the present one.
+
+    Args:
+        before: Steps in a row that were skipped before it.
+        limit: Steps in a row at which the run ends.
+        where: The step, for the message.
+        give_up: Called before the run ends; returns the remedy.
+
+    Raises:
+        NonFiniteLossError: That many are reached.
+    """
+    if before + 1 >= limit:
+        raise NonFiniteLossError(
+            f"{where}: its loss or gradient is not finite; that is number {before + 1} in a row "
+            f"(max_nonfinite_steps={limit}). {give_up()}"
+        )
+    print(f"{where}: skipped on all processes")  # noqa: T201
+    return before + 1
 
 
 def monitor_memory(limit_gb: float | None = None) -> dict[str, float]:
@@ -68,13 +103,11 @@ def take_step(optimizer: torch.optim.Optimizer, loss: float, gradient_norm: Floa
         loss: Of the whole step, summed over all processes, so that all of them decide alike.
         gradient_norm: Of the gradients that all processes share.
     """
-    is_finite = math.isfinite(loss) and math.isfinite(gradient_norm.item())
-    if is_finite:
+    is_taken = is_finite(loss, gradient_norm.item())
+    if is_taken:
         optimizer.step()
-    else:
-        print(f"the loss is {loss}, the norm of its gradient {gradient_norm.item()}: no step")  # noqa: T201
     optimizer.zero_grad()
-    return is_finite
+    return is_taken
 
 
 class ProfileWindow:

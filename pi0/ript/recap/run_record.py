@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.evaluate import Evaluation
+from pi0.ript.files import read_json
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import (
     FRAMES_FILE,
@@ -22,8 +23,9 @@ from pi0.ript.labels.frames import (
     read_labelled_frames,
     read_thresholds,
 )
+from pi0.ript.results import read_evaluation
 
-SFT = "SFT"
+_EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,6 @@ class RecapRun:
     stages: dict[str, dict[str, Any]]
     """Of recap_state.json."""
 
-    @property
-    def last(self) -> str | None:
-        """Return the newest evaluated round; None if there is none."""
-        rounds = [name for name in self.evaluations if name != SFT]
-        return rounds[-1] if rounds else None
-
     def rollouts(self, number: int) -> Path:
         """Return where the rollouts of a round are, or will be."""
         return self.directory / f"round-{number}/rollouts/dataset"
@@ -65,21 +61,17 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
         ValueError: Another file is.
     """
     state = directory / "recap_state.json"
-    recorded = json.loads(state.read_text())["stages"] if state.exists() else {}
+    recorded = read_json(state)["stages"] if state.exists() else {}
 
     def is_meant(path: Path) -> bool:
         return names is None or path.relative_to(directory).as_posix() in names
 
     rounds = _rounds(directory)
-    stages = {SFT: directory / "sft-evaluation"}
+    stages = {"SFT": directory / "sft-evaluation"}
     stages |= {f"round {n}": path / "evaluation" for n, path in rounds.items()}
     baselines = {path.parent.name: path for path in sorted(directory.glob("baseline-*/evaluation"))}
     stages, baselines = (
-        {
-            name: path
-            for name, path in places.items()
-            if is_meant(path) and (path / "evaluation.json").exists()
-        }
+        {name: path for name, path in places.items() if is_meant(path) and (path / _EVALUATION).exists()}
         for places in (stages, baselines)
     )
     values = {"pretrained": directory / "value"} | {f"round {n}": p / "value" for n, p in rounds.items()}
@@ -90,8 +82,8 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
         directory=directory,
         evaluation_dirs=stages,
         baseline_dirs=baselines,
-        evaluations={name: _evaluation(path) for name, path in stages.items()},
-        baselines={name: _evaluation(path) for name, path in baselines.items()},
+        evaluations={name: read_evaluation(path / _EVALUATION) for name, path in stages.items()},
+        baselines={name: read_evaluation(path / _EVALUATION) for name, path in baselines.items()},
         calibrations={n: _calibration(p) for n, p in values.items() if (p / "calibration.json").exists()},
         frames={n: _frames(directory, path / FRAMES_FILE) for n, path in labelled.items()},
         thresholds={n: read_thresholds(path / THRESHOLDS_FILE) for n, path in labelled.items()},
@@ -122,10 +114,6 @@ def _frames(directory: Path, path: Path) -> dict[str, LabelledFrames]:
             )
         sources[name] = replace(source, tasks=tuple(rows["task_id"].to_pylist()))
     return sources
-
-
-def _evaluation(directory: Path) -> Evaluation:
-    return Evaluation.from_dict(json.loads((directory / "evaluation.json").read_text()))
 
 
 def _calibration(directory: Path) -> Calibration:
