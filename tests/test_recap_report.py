@@ -72,8 +72,11 @@ def put_calibration(directory: Path, correlation: float | None) -> None:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory) -> Path:
-    """A whole run of two rounds, with text in it that would be HTML or mathematics."""
-    directory = tmp_path_factory.mktemp("runs") / "run <i>"
+    return whole_run(tmp_path_factory.mktemp("runs") / "run <i>")
+
+
+def whole_run(directory: Path) -> Path:
+    """A run of two rounds, with text in it that would be HTML or mathematics."""
     put_evaluation(directory / "sft-evaluation", evaluation(4, 40))
     put_evaluation(directory / "round-1/evaluation", evaluation(9, 30))
     put_evaluation(directory / "round-2/evaluation", evaluation(13, 20))

@@ -549,7 +549,7 @@ def test_report_shows_the_whole_run(tmp_path, num_rows):
     assert 'src="before.mp4"' in text
     assert "&lt;b&gt;bold" in text
     assert text.count("<tr>") == (1 + 2) + (1 + min(num_rows, 20)), "of both tables"
-    assert f"<td>{num_rows - 1}</td>" in text
+    assert f'<td class="number">{num_rows - 1}</td>' in text
 
 
 def test_report_of_a_run_that_has_just_begun(tmp_path):

@@ -16,6 +16,7 @@ BLUE, ORANGE, GREEN, GREY, PALE = "#2f6fb0", "#e07b39", "#3a9a5b", "#6b7785", "#
 """The colours of all figures."""
 
 _TEMPLATE = Path(__file__).with_name("page.html")
+_NUMBER = ' class="number"'
 _WIDEST = 900  # pixels; a wider figure is scrolled on a phone, or its letters would be too small
 
 
@@ -40,18 +41,22 @@ def cards(values: Sequence[tuple[str, str, str]]) -> str:
     return f'<div class="figures">{inside}</div>' if values else ""
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, is_text: bool = False) -> str:
-    """Return a table, "" without rows; with `is_text` all columns are aligned left and the last one wraps."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    lines = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
-    kind = "scroll text" if is_text else "scroll"
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, wraps: bool = False) -> str:
+    """Return a table in a box that scrolls, "" without rows; with `wraps` the last column has long texts."""
+    numbers = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    head = "".join(
+        f"<th{_NUMBER if is_number else ''}>{html.escape(name)}</th>"
+        for name, is_number in zip(header, numbers, strict=True)
+    )
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    kind = "scroll wraps" if wraps else "scroll"
     return f'<div class="{kind}"><table><tr>{head}</tr>{lines}</table></div>' if rows else ""
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    if isinstance(value, int | float):
+        return f"<td{_NUMBER}>{value:.4g}</td>" if isinstance(value, float) else f"<td{_NUMBER}>{value}</td>"
+    return f"<td>{'' if value is None else html.escape(str(value))}</td>"
 
 
 def new_axes(

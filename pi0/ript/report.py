@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from pi0.ript import page
 from pi0.ript.evaluate import Evaluation, compare
+from pi0.ript.page import cards, folded, grid, paragraph, plot, table, video, write_page
 from pi0.ript.report_plots import Row, draw_plots
 from pi0.ript.results import read_evaluation
 from pi0.ript.success_table import mean_steps, success_legend, success_rows
@@ -115,16 +115,19 @@ def write_report(run_dir: str | Path, evaluations: Mapping[str, str] | None = No
     shown = {name: read_evaluation(path) for name, path in files.items() if path.exists()}
     steps = {name: step for name, (_, step) in places.items() if step is not None}
     plots = draw_plots(rows, [(steps[name], e) for name, e in shown.items() if name in steps])
-    videos = [page.video(run_dir, files[name].with_suffix(".mp4"), name) for name in shown]
+    videos = [video(run_dir, files[name].with_suffix(".mp4"), name) for name in shown]
     sections = [
         ("", headline(shown)),
-        ("Success", page.paragraph(note) + success_section(shown)),
-        ("Plots", page.grid([page.plot(run_dir, name, figure) for name, figure in plots.items()])),
-        ("Videos", page.grid(videos[-_LAST_VIDEOS:])),
+        ("Success", paragraph(note) + success_section(shown)),
+        ("Plots", grid([plot(run_dir, name, figure) for name, figure in plots.items()])),
+        (
+            f"Last {_LAST_VIDEOS} videos" if len(videos) > _LAST_VIDEOS else "Videos",
+            grid(videos[-_LAST_VIDEOS:]),
+        ),
         (f"Last {_LAST_ROWS} rows" if len(rows) > _LAST_ROWS else "Metrics", _table(rows[-_LAST_ROWS:])),
         ("Configuration", configuration(run_dir)),
     ]
-    return page.write_page(run_dir / "report.html", run_dir.resolve().name, sections)
+    return write_page(run_dir / "report.html", run_dir.resolve().name, sections)
 
 
 def headline(evaluations: Mapping[str, Evaluation]) -> str:
@@ -137,10 +140,10 @@ def headline(evaluations: Mapping[str, Evaluation]) -> str:
         return ""
     (first_name, first), *_, (name, last) = [*evaluations.items()] * 2
     if first is last:
-        return page.cards([(f"success, {name}", f"{last.success_rate:.1%}", f"{_count(last)} states")])
+        return cards([(f"success, {name}", f"{last.success_rate:.1%}", f"{_count(last)} states")])
     change = compare(first, last)
     low, high = (100 * bound for bound in change.interval)
-    return page.cards(
+    return cards(
         [
             (
                 f"success, {first_name} → {name}",
@@ -166,18 +169,18 @@ def success_section(evaluations: Mapping[str, Evaluation]) -> str:
     if not evaluations:
         return ""
     header, *rows = success_rows(evaluations)
-    return page.table(header, rows) + page.paragraph(success_legend(evaluations))
+    return table(header, rows) + paragraph(success_legend(evaluations))
 
 
 def configuration(run_dir: Path) -> str:
     """Return the configuration that a run saved."""
     files = [*sorted((run_dir / "experiment_cfg").glob("*.yaml")), *run_dir.glob("settings.json")]
-    return "".join(page.folded(path.name, path.read_text()) for path in files)
+    return "".join(folded(path.name, path.read_text()) for path in files)
 
 
 def _table(rows: Sequence[Row]) -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    return page.table(keys, [[row.get(key) for key in keys] for row in rows])
+    return table(keys, [[row.get(key) for key in keys] for row in rows])
 
 
 def _count(evaluation: Evaluation) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from pi0 import PI0Policy
 from pi0.ript.evaluate import Evaluation, compare
-from pi0.ript.files import FORMAT, read_json, unused_path
+from pi0.ript.files import FORMAT, read_versioned_json, unused_path
 from pi0.ript.success_table import success_text
 from pi0.ript.video import write_grid
 
@@ -77,7 +77,7 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 def read_evaluation(file: Path) -> Evaluation:
     """Return the evaluation that `write_evaluation` wrote, without recorded episodes."""
-    return Evaluation.from_dict(read_json(file))
+    return Evaluation.from_dict(read_versioned_json(file))
 
 
 def write_results(

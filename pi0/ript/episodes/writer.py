@@ -105,7 +105,7 @@ class EpisodeWriter:
 
         Safe to kill and repeat: the data set appears in one step, complete.
         """
-        from pi0.ript.episodes.publishing import publish  # lerobot takes seconds to import
+        from pi0.ript.episodes.publishing import publish_episodes  # lerobot takes seconds to import
 
         numbers = list(self.finished()) if keep is None else sorted(keep)
         if not numbers:
@@ -115,7 +115,7 @@ class EpisodeWriter:
             raise EpisodeDataError(f"{self.partial}: episodes {missing[:5]} are not finished")
         staged = self.partial / "dataset"
         shutil.rmtree(staged, ignore_errors=True)
-        publish([self._path(n, ".parquet") for n in numbers], staged, self.info)
+        publish_episodes([self._path(n, ".parquet") for n in numbers], staged, self.info)
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         staged.replace(self.directory)
         shutil.rmtree(self.partial)

@@ -97,7 +97,7 @@ def _groups(episodes: EpisodeSet, name: str, key: Callable[[EpisodeLabels], str]
         length = f"{episodes.lengths[chosen].mean():.1f}"
         rows.append([value, len(labels), success, length, *([instructions] if name == "task" else [])])
     header = [name, "episodes", "success", "mean length", *(["instruction"] if name == "task" else [])]
-    return page.table(header, rows, is_text=True)
+    return page.table(header, rows, wraps=True)
 
 
 def _length_figure(episodes: EpisodeSet) -> Any:
@@ -113,7 +113,7 @@ def _length_figure(episodes: EpisodeSet) -> Any:
     axes.set_xlabel("steps")
     axes.set_ylabel("episodes")
     axes.locator_params(axis="both", integer=True)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.episodes import load_labels
 from pi0.ript.evaluate import Evaluation
-from pi0.ript.files import hash_files, plain, read_json
+from pi0.ript.files import hash_files, plain, read_versioned_json
 from pi0.ript.groups import InitialStateDataset, heldout_states
 from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.advantages import compute_advantages, read_advantages
@@ -203,7 +203,7 @@ class Recap(RunParts):
             "pool_size": self.config.rollouts.pool_size,
         }
         made = self.stages.run(name, make, settings=described, inputs={"policy": policy})
-        return Evaluation.from_dict(read_json(made.path / "evaluation.json"))
+        return Evaluation.from_dict(read_versioned_json(made.path / "evaluation.json"))
 
     def metrics(self, number: int) -> dict[str, Any]:
         """Return the figures of a round that a log should have."""

@@ -33,7 +33,7 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
         ("Value over time", _values_over_time(run)),
         ("Advantages", _advantages(run)),
         ("Value function", _calibration(run)),
-        ("Videos", _videos(run)),
+        ("Videos", page.grid([page.video(run_dir, path, name) for name, path in run.videos.items()])),
         ("Stages", _stages(run)),
         ("Configuration", configuration(run_dir)),
     ]
@@ -112,7 +112,7 @@ def _advantages(run: RecapRun) -> str:
     plot = page.plot(
         run.directory, "advantages", figure, f"round {newest}; the outermost bars hold what lies beyond"
     )
-    return plot + page.table(["round", "source", "labels", "epsilon"], rows, is_text=True)
+    return plot + page.table(["round", "source", "labels", "epsilon"], rows, wraps=True)
 
 
 def _thresholds(epsilon: dict[str, float]) -> str:
@@ -131,13 +131,6 @@ def _calibration(run: RecapRun) -> str:
     return plot + page.table(header, rows)
 
 
-def _videos(run: RecapRun) -> str:
-    places = {**run.evaluation_dirs, **run.baseline_dirs}
-    return page.grid(
-        [page.video(run.directory, path / "evaluation.mp4", name) for name, path in places.items()]
-    )
-
-
 def _stages(run: RecapRun) -> str:
     rows: list[Sequence[Any]] = [
         [name, _duration(stage["seconds"]), page.pairs(stage.get("figures", {}))]
@@ -145,7 +138,7 @@ def _stages(run: RecapRun) -> str:
     ]
     if rows:
         rows.append(["all", _duration(sum(stage["seconds"] for stage in run.stages.values())), ""])
-    return page.table(["stage", "time", "figures"], rows, is_text=True)
+    return page.table(["stage", "time", "figures"], rows, wraps=True)
 
 
 def _duration(seconds: float) -> str:

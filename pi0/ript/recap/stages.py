@@ -17,7 +17,15 @@ from typing import Any, Literal
 
 import pi0
 from pi0.ript.distributed import World
-from pi0.ript.files import FORMAT, flatten, hash_files, library_hash, read_json, unused_path, write_json
+from pi0.ript.files import (
+    FORMAT,
+    flatten,
+    hash_files,
+    library_hash,
+    read_versioned_json,
+    unused_path,
+    write_json,
+)
 
 STATE = "recap_state.json"
 DATASET = "dataset"
@@ -171,7 +179,7 @@ class Stages:
 
     def _state(self) -> dict[str, Any]:
         path = self.run_dir / STATE
-        return read_json(path) if path.exists() else {"stages": {}}
+        return read_versioned_json(path) if path.exists() else {"stages": {}}
 
 
 def differences(record: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:
