@@ -441,9 +441,11 @@ def test_success_in_simulation_is_a_best_metric(root, tmp_path, monkeypatch):
 def test_an_evaluation_goes_on_where_it_ended_and_runs_no_episode_twice(root, tmp_path, monkeypatch, ending):
     drifting.install()
     monkeypatch.setattr(drifting, "TASKS", ["do thing 0"])
-    env = Env(type="drifting", episode_length=20)
-    judged = EvalSettings(n_episodes=6, batch_size=2, num_workers=0, max_episodes_rendered=0)
-    config = settings(root, tmp_path, steps=4, save_freq=2, eval_freq=3, ema_decay=0.5, env=env, eval=judged)
+    task = EnvironmentSettings("drifting", max_episode_length=20, num_parallel_envs=2, num_workers=0)
+    judged = EvalSettings(rollouts_per_task=6, n_video=0)
+    config = settings(
+        root, tmp_path, steps=4, save_freq=2, eval_freq=3, ema_decay=0.5, task=task, eval=judged
+    )
     whole = run(replace(config, exp_name="whole"))
     chunks, reset, begun = GuidedPolicy.chunks, BatchedEnv.reset, []
 

@@ -137,9 +137,7 @@ class EvalSettings(Eval):
     """The evaluations of pi0-train and pi0-eval."""
 
     rollouts_per_task: Count = 16  # held-out states, an episode from each; LIBERO has 50
-    cfg_guidance_scale: NotNegative = (
-        1.0  # towards a positive advantage; 1: the indicator is given, 0: withheld
-    )
+    cfg_guidance_scale: NotNegative = 1.0  # towards a positive advantage; 1: given, 0: withheld
     n_video: Whole = field(default=1, metadata=SAME)  # episodes per task in the video
     states: StatesOf = "heldout"  # pi0-eval: or train, whose rollouts may be trained on
     recording_root: str | None = None  # pi0-eval: keep the rollouts here as a data set

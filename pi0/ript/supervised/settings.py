@@ -99,26 +99,18 @@ class LossWeighting:
 class SupervisedSettings:
     """Everything that can be set."""
 
-    policy_path: str = (
-        TOY  # checkpoint of a policy, or of a value function; toy: a small new one for the data
-    )
+    policy_path: str = TOY  # checkpoint of a policy or of a value function; toy: a small new one for the data
     policy: ModelSettings = field(default_factory=ModelSettings)
     dataset_mixture: MixtureSettings = field(default_factory=MixtureSettings)
     loss_weighting: LossWeighting = field(default_factory=LossWeighting)
     # samples per optimizer step, of all processes together; null: 32, or as dataloader_batch_size asks
     batch_size: Count | None = None
     gradient_accumulation_steps: Count = field(default=1, metadata=ROUNDING)  # forward passes for its share
-    dataloader_batch_size: Count | None = field(
-        default=None, metadata=ROUNDING
-    )  # of one; null: by batch_size
+    dataloader_batch_size: Count | None = field(default=None, metadata=ROUNDING)  # null: by batch_size
     steps: Count = 100_000  # optimizer steps; so are the frequencies
     log_freq: Count = field(default=200, metadata=SAME)
-    save_freq: Count = field(
-        default=20_000, metadata=SAME
-    )  # a checkpoint; one comes after the last step, too
-    save_minutes: Positive | None = field(
-        default=None, metadata=SAME
-    )  # and as many minutes after the last one
+    save_freq: Count = field(default=20_000, metadata=SAME)  # a checkpoint; one comes after the last step
+    save_minutes: Positive | None = field(default=None, metadata=SAME)  # a checkpoint after as many, too
     save_total_limit: Count = field(default=3, metadata=SAME)  # checkpoints that are kept, besides the best
     val_freq: Whole = 0  # loss on held-out episodes, and after the last step; 0: train on all episodes
     eval_freq: Whole = 0  # success in simulation, and after the last step; 0: none
@@ -130,9 +122,7 @@ class SupervisedSettings:
     overwrite: bool = field(default=False, metadata=SAME)  # begin again; the earlier run is moved aside
     max_nonfinite_steps: Count = field(default=3, metadata=SAME)  # in a row, skipped, before the run stops
     profile_steps: Whole = field(default=0, metadata=SAME)  # optimizer steps that torch.profiler records
-    memory_limit_gb: Positive | None = field(
-        default=None, metadata=SAME
-    )  # per process; above it the run stops
+    memory_limit_gb: Positive | None = field(default=None, metadata=SAME)  # per process; above it: a stop
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.snapshot import trained_parameters
@@ -16,6 +15,7 @@ from pi0.ript.distributed import World, limit_threads, setup_distributed
 from pi0.ript.environments import get_environment
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_stopped
 from pi0.ript.monitoring import monitor_memory, profile_window
+from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.report import write_report
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
@@ -149,7 +149,7 @@ class Training:
         row |= {"epoch": self.parts.data.train.epoch, **measured}
         log_metrics(row | monitor_memory(settings.memory_limit_gb), step)
         if self.world.rank == 0:
-            tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in {"step": step, **row}.items()))
+            print_above("  ".join(f"{name} {value:.4g}" for name, value in {"step": step, **row}.items()))
         rows.clear()
 
     def _is_due(self, frequency: int) -> bool:
@@ -165,7 +165,9 @@ class Training:
         sums = torch.zeros(len(objective.figures), device=objective.model.device)
         learner: nn.Module = objective.learner()  # not DDP's: the processes have different numbers of batches
         with self.files.published_weights():
-            bar = tqdm(batches, unit="batch", desc="validation", leave=False, disable=self.world.rank > 0)
+            bar = progress_bar(
+                batches, unit="batch", desc="validation", leave=False, disable=self.world.rank > 0
+            )
             for batch in until_stopped(bar, self.world):
                 key = (self.settings.seed, _VALIDATION)
                 sums += objective.sums(learner, batch, key, is_training=False)
