@@ -103,15 +103,11 @@ class TrainingSettings:
     num_train_steps: Count = field(default=3, metadata=LONGER)  # iterations: collect, then improve
     seed: Whole = 0
     save_freq: Count = field(default=1, metadata=SAME)  # iterations between checkpoints
-    save_minutes: Positive | None = field(
-        default=None, metadata=SAME
-    )  # inside an iteration; null: none there
+    save_minutes: Positive | None = field(default=None, metadata=SAME)  # in an iteration; null: none there
     keep_last: Count = field(default=3, metadata=SAME)  # checkpoints that are kept
     max_nonfinite_steps: Count = field(default=3, metadata=SAME)  # in a row, skipped, before the run stops
     profile_steps: Whole = field(default=0, metadata=SAME)  # optimizer steps that torch.profiler records
-    memory_limit_gb: Positive | None = field(
-        default=None, metadata=SAME
-    )  # per process; above it the run stops
+    memory_limit_gb: Positive | None = field(default=None, metadata=SAME)  # per process; above it: a stop
 
 
 @dataclass
