@@ -128,8 +128,8 @@ def evaluate_policy(settings: EvalSettings) -> tuple[Evaluation, ...]:
             world.on_main(write_evaluation, run_dir / file, evaluations[-1])
     if len(evaluations) == 2:
         world.on_main(write_json, run_dir / "comparison.json", _comparison(settings, *evaluations))
-    world.on_main(shutil.rmtree, run_dir / _EPISODES)
     world.print(world.on_main(_report, run_dir, settings, evaluations))
+    world.on_main(shutil.rmtree, run_dir / _EPISODES)
     world.print(f"results: {run_dir}")
     cleanup_distributed()
     return tuple(evaluations)
