@@ -419,7 +419,7 @@ def test_an_episode_comes_back_bit_for_bit(tmp_path, with_images):
     journal, one = EpisodeJournal(tmp_path / "journal"), episode(with_images)
     assert journal.read(TASK, one.initial_state, one.seed) is None
     journal.write(one)
-    found = journal.read(TASK, one.initial_state, one.seed)
+    found = journal.read(TASK, one.initial_state, one.seed, with_images)
     assert journal.read(TASK, one.initial_state, 0) is None
     assert_equal(found, one)
     assert len(journal.files()) == len(list((tmp_path / "journal").iterdir())) == 1

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,7 @@ def test_after_a_kill_the_same_command_goes_on_and_runs_no_episode_twice(
     )
     while not list(tmp_path.glob(kept)):
         assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
     process.kill()
     process.communicate()
     there = len(list(tmp_path.glob(kept)))

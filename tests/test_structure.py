@@ -103,7 +103,7 @@ def imported_packages(files: Iterable[Path]) -> dict[str, set[str]]:
     """Return the modules of other projects that files import, each with the packages that have it."""
     ours = {
         "pi0",
-        "plugin_example",
+        *(file.parent.name for file in TEST_FILES if file.name == "__init__.py"),
         *(file.stem for file in [*CODE_FILES, *TEST_FILES] if file not in LIBRARY_FILES),
     }
     modules = {name.partition(".")[0] for file in files for name in imported(file)}

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data import DatasetSettings, MixtureSettings
 from pi0.ript.data.frames import open_frames
 from pi0.ript.distributed import World
+from pi0.ript.envs import BatchedEnv
 from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.labels.returns import RewardConfig
@@ -423,7 +424,7 @@ def test_success_in_simulation_is_a_best_metric(root, tmp_path, monkeypatch):
             self.success_rate = next(rates)
 
     class Fake:
-        def evaluate(self, policy: PI0Policy, stop_if_asked: Callable[[], None]) -> Found:
+        def evaluate(self, policy: PI0Policy, path: Path) -> Found:
             assert not policy.training
             return Found()
 
@@ -431,10 +432,48 @@ def test_success_in_simulation_is_a_best_metric(root, tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(Training, "_simulation", lambda self: Fake())
-    monkeypatch.setattr(trainer, "write_evaluation", lambda path, found: None)
     run_dir = run(settings(root, tmp_path, eval_freq=2))
     assert [row["success"] for row in rows(run_dir)] == [0.25, 0.75, 0.5]
     assert [p.name for p in run_dir.glob("*-best-*")] == ["checkpoint-4-best-success_0.7500"]
+
+
+@pytest.mark.parametrize("ending", ["kill", "stop"])
+def test_an_evaluation_goes_on_where_it_ended_and_runs_no_episode_twice(root, tmp_path, monkeypatch, ending):
+    drifting.install()
+    monkeypatch.setattr(drifting, "TASKS", ["do thing 0"])
+    task = EnvironmentSettings("drifting", max_episode_length=20, num_parallel_envs=2, num_workers=0)
+    judged = EvalSettings(rollouts_per_task=6, n_video=0)
+    changes = {"save_freq": 2, "eval_freq": 3, "ema_decay": 0.5, "task": task, "eval": judged}
+    config = settings(root, tmp_path, steps=4, **changes)
+    whole = run(replace(config, exp_name="whole"))
+    chunks, reset, begun = GuidedPolicy.chunks, BatchedEnv.reset, []
+
+    def count(env: BatchedEnv, states: Mapping) -> dict:
+        begun.extend(states)
+        return reset(env, states)
+
+    def act_or_end(*arguments):
+        if len(begun) == 4:
+            if ending == "kill":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+        return chunks(*arguments)
+
+    monkeypatch.setattr(BatchedEnv, "reset", count)
+    with monkeypatch.context() as patch:
+        patch.setattr(GuidedPolicy, "chunks", act_or_end)
+        with pytest.raises(KeyboardInterrupt if ending == "kill" else interruption.StoppedError):
+            run(config)
+    there = len(list((tmp_path / "pi0/evaluations/step-3.episodes").rglob("*.npz")))
+    assert there == 2
+    assert (tmp_path / "pi0/checkpoint-3").exists() == (ending == "stop")
+    begun.clear()
+    run_dir = run(config)
+    assert len(begun) == 6 - there + 6, "the rest after step 3, and all after step 4"
+    assert rows(run_dir) == rows(whole)
+    for name in ("evaluations/step-3.json", "model.safetensors", "checkpoint-4/average.safetensors"):
+        assert (run_dir / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not list(run_dir.glob("evaluations/*.episodes"))
 
 
 @pytest.mark.parametrize("freeze", ["vision", "expert_only", "lora", r"vlm\.embed|state_proj"])

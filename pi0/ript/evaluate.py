@@ -6,7 +6,7 @@ Axes: none; an evaluation is a list of episodes, at most one per initial state.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -136,7 +136,6 @@ def evaluate(
     *,
     num_recorded: int = 0,
     render_every: int = 2,
-    on_finished: Callable[[Rollout], None] | None = None,
     peers: Peers = ALONE,
     run: RolloutFunction = rollout,
 ) -> Evaluation:
@@ -152,7 +151,6 @@ def evaluate(
         seed: Of the noise.
         num_recorded: Episodes per task, the first ones, that are kept with their images for a video.
         render_every: Steps between the images of those.
-        on_finished: Called with each episode of this process when it ends.
         peers: The processes that evaluate together.
         run: Runs a list of episodes; see `rollout`.
 
@@ -170,8 +168,6 @@ def evaluate(
             results.append(EpisodeResult(state.task, state.hash, episode.success, len(episode)))
             bar.set_postfix_str(f"{sum(r.success for r in results)} succeeded", refresh=False)
             bar.update()
-            if on_finished is not None:
-                on_finished(episode)
 
         def episodes_from(part: list[InitialState], **images: Any) -> list[Rollout]:
             seeds = [episode_seed(seed, state) for state in part]

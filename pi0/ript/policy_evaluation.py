@@ -109,8 +109,8 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
             world.on_main(write_evaluation, run_dir / file, evaluations[-1])
     if len(evaluations) == 2:
         world.on_main(write_json, run_dir / "comparison.json", _comparison(config, *evaluations))
-    world.on_main(shutil.rmtree, run_dir / _EPISODES)
     world.print(world.on_main(_report, run_dir, config, evaluations))
+    world.on_main(shutil.rmtree, run_dir / _EPISODES)
     world.print(f"results: {run_dir}")
     cleanup_distributed()
     return tuple(evaluations)

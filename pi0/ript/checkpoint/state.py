@@ -14,12 +14,11 @@ from torch import nn
 
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.files import checkpoint_path, verify
-from pi0.ript.checkpoint.resuming import RUNG_13, require_same_run, run_facts
+from pi0.ript.checkpoint.resuming import RUNG_13, run_facts
 from pi0.ript.checkpoint.snapshot import (
     Stateful,
-    read_progress,
     read_training,
-    require_same_parameters,
+    restore_rng_state,
     write_snapshot,
     write_training,
 )
@@ -138,11 +137,11 @@ def load_checkpoint(
         SnapshotError: A file is damaged, or it is a checkpoint of another model; nothing has changed.
     """
     path, policy = Path(path), _policy(model)
-    manifest = verify(path, hashes=not is_verified)
-    require_same_parameters(path, policy, _WEIGHTS)
-    require_same_run(path, manifest, run_facts({}, policy, peers), peers)
-    progress, states = Progress(**read_progress(path)), {} if sampler is None else {"sampler": sampler}
-    read_training(path, policy, optimizer, states, peers.rank, _WEIGHTS)
+    verify(path, hashes=not is_verified)
+    facts, states = run_facts({}, policy, peers), {} if sampler is None else {"sampler": sampler}
+    progress = Progress(**read_training(path, facts, policy, optimizer, states, peers, weights=_WEIGHTS))
+    if optimizer is not None:
+        restore_rng_state(path, peers.rank)
     return progress
 
 

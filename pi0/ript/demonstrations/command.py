@@ -26,10 +26,10 @@ from pi0.ript.demonstrations.collect import (
 )
 from pi0.ript.demonstrations.experts import require_expert, tasks_with_expert
 from pi0.ript.demonstrations.operators import OPERATORS, Operator, get_operator
-from pi0.ript.demonstrations.recorder import DemonstrationPlan, open_writer
+from pi0.ript.demonstrations.recorder import DemonstrationPlan
 from pi0.ript.demonstrations.worker import WorkerFailedError
 from pi0.ript.envs import Task, TaskSuite, make_suite
-from pi0.ript.episodes import default_storage
+from pi0.ript.episodes import EpisodeWriter, default_storage
 
 DEFAULT_TASKS = ("button-press-v3", "drawer-open-v3", "plate-slide-v3")
 """Of Meta-World, which has 50."""
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan, tasks = _resolve(options)
         operator = plan.resolved_operator()
-        open_writer(plan, options.output)
+        EpisodeWriter(options.output, plan.info())
     except (ValueError, OSError) as error:
         _complain(f"pi0-demos: error: {error}")
         return 2

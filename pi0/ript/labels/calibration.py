@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from tqdm import tqdm
 
 from pi0.ript.episodes import EpisodeSet
-from pi0.ript.interruption import StoppedError, asked_to_stop, until_stopped
+from pi0.ript.interruption import leave_if_asked, until_stopped
 from pi0.ript.labels.returns import Outcome, RewardConfig
 from pi0.ript.labels.sources import Source, frame_windows
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
@@ -71,8 +71,7 @@ def predict(
     parts = batches(np.arange(len(windows)) if frames is None else frames, batch_size)
     bar = tqdm(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
     values = [value.values(windows.batch(part)).double().cpu().numpy() for part in until_stopped(bar, peers)]
-    if code := asked_to_stop(peers):
-        raise StoppedError(code)
+    leave_if_asked(peers)
     return np.concatenate(gather_shares(values, peers))
 
 

@@ -65,7 +65,7 @@ def write_dataset_page(
 def _facts(episodes: EpisodeSet, labels: Labels | None) -> list[tuple[str, str, str]]:
     frames, successes = int(episodes.lengths.sum()), _successes(episodes.labels)
     shapes = {name: f"{x.shape[2]}x{x.shape[1]}" for name, x in episodes.images.items()}
-    found = [
+    facts = [
         ("episodes", str(len(episodes)), f"{_tasks(episodes)} task(s)"),
         ("success", f"{successes / len(episodes):.1%}", f"{successes}/{len(episodes)}"),
         ("frames", str(frames), f"{frames / episodes.fps:.1f} s at {episodes.fps} fps"),
@@ -74,8 +74,8 @@ def _facts(episodes: EpisodeSet, labels: Labels | None) -> list[tuple[str, str, 
     ]
     if labels is not None:
         advantages = labels.frames.advantages
-        found.append(("with advantage", f"{np.isfinite(advantages).mean():.1%}", "of the frames"))
-    return found
+        facts.append(("with advantage", f"{np.isfinite(advantages).mean():.1%}", "of the frames"))
+    return facts
 
 
 def _tasks(episodes: EpisodeSet) -> int:

@@ -25,6 +25,8 @@ ADVICE = Advice(
     weights="what policy_path names, or the stage that it starts from",
 )
 
+_FORMAT_0 = "checkpoint.pt"
+
 
 @dataclass(frozen=True)
 class Keeping:
@@ -55,7 +57,14 @@ class Keeping:
 
 
 def _find(directory: Path, settings: Training) -> Path | None:
-    return find_same_run(directory, settings, advice=ADVICE) if published(directory) else None
+    if published(directory):
+        return find_same_run(directory, settings, advice=ADVICE)
+    if (directory / _FORMAT_0).exists():
+        print(  # noqa: T201
+            f"{directory / _FORMAT_0}: version 0.1.0 stopped inside this stage, and this version does not "
+            "read that file: the stage begins again; to keep its steps, let version 0.1.0 finish it"
+        )
+    return None
 
 
 def fit(

@@ -1,7 +1,6 @@
 """Success in simulation, during training."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,7 +41,7 @@ class Simulation:
         indices = range(evaluation.first_state, evaluation.first_state + evaluation.rollouts_per_task)
         self._states = [s for t in self._env.tasks for s in self._env.initial_states(t, "heldout", indices)]
 
-    def evaluate(self, policy: PI0Policy, path: Path, stop_if_asked: Callable[[], None]) -> Evaluation:
+    def evaluate(self, policy: PI0Policy, path: Path) -> Evaluation:
         """Return the evaluation and write it as PATH.json and .mp4; all peers share the work.
 
         Finished episodes are kept beside it until then, so that they need not run again after a kill.
@@ -58,7 +57,6 @@ class Simulation:
             EpisodeJournal(journal / key),
             num_recorded=self._settings.n_video,
             peers=self._peers,
-            stop_if_asked=stop_if_asked,
         )
         if self._peers.rank == 0:
             path.parent.mkdir(exist_ok=True)

@@ -1,7 +1,6 @@
 """Supervised training: optimizer steps, validation, evaluation, checkpoints, the final model."""
 
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pi0 import PI0Policy
 from pi0.ript.checkpoint.snapshot import trained_parameters
 from pi0.ript.distributed import World, limit_threads, setup_distributed
 from pi0.ript.environments import get_environment
-from pi0.ript.interruption import StoppedError, leave_if_asked, setup_signal_handlers, until_stopped
+from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_stopped
 from pi0.ript.monitoring import monitor_memory, profile_window
 from pi0.ript.report import write_report
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
@@ -188,9 +187,9 @@ class Training:
         path = self.run_dir / "evaluations" / f"step-{self.steps.step}"
         try:
             with self.files.published_weights():
-                evaluation = self.simulation.evaluate(policy, path, partial(leave_if_asked, self.world))
+                evaluation = self.simulation.evaluate(policy, path)
         except StoppedError:  # the weights are the training's own again
-            self.steps.save()
+            self.steps.stop_if_asked()
             raise
         self.world.print(f"step {self.steps.step}: {evaluation} success")
         return evaluation.success_rate
