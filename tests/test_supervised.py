@@ -443,9 +443,8 @@ def test_an_evaluation_goes_on_where_it_ended_and_runs_no_episode_twice(root, tm
     monkeypatch.setattr(drifting, "TASKS", ["do thing 0"])
     task = EnvironmentSettings("drifting", max_episode_length=20, num_parallel_envs=2, num_workers=0)
     judged = EvalSettings(rollouts_per_task=6, n_video=0)
-    config = settings(
-        root, tmp_path, steps=4, save_freq=2, eval_freq=3, ema_decay=0.5, task=task, eval=judged
-    )
+    changes = {"save_freq": 2, "eval_freq": 3, "ema_decay": 0.5, "task": task, "eval": judged}
+    config = settings(root, tmp_path, steps=4, **changes)
     whole = run(replace(config, exp_name="whole"))
     chunks, reset, begun = GuidedPolicy.chunks, BatchedEnv.reset, []
 
