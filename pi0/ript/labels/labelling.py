@@ -1,10 +1,9 @@
-"""The labels of a round: advantages of all sources, thresholds, and every figure of every frame on disk.
+"""Labels of frames: the advantages of all sources, and the threshold that makes a share of them positive.
 
 Axes: n frame of a source.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +11,18 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from pi0.ript.files import plain
-from pi0.ript.labels.advantages import coverage, is_positive, percentiles, thresholds, write_advantages
+from pi0.ript.files import plain, write_json
+from pi0.ript.labels.advantages import (
+    compute_advantages,
+    coverage,
+    is_positive,
+    percentiles,
+    thresholds,
+    write_advantages,
+)
+from pi0.ript.labels.frames import FRAMES_FILE, THRESHOLDS_FILE
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.labels.sources import Source
+from pi0.ript.labels.sources import Role, Source
 
 
 @dataclass
@@ -29,68 +36,109 @@ class Advantage:
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """A source with the value and the advantage of each of its frames."""
+    """A source with what the value function says of each of its frames."""
 
     source: Source
     values: Float64[np.ndarray, " n"]
     advantages: Float64[np.ndarray, " n"]
+    positive: Bool[np.ndarray, " n"]
+    """Which ones the policy is told are better than expected."""
     is_ranked: bool
-    """Whether the threshold is found among its frames."""
+    """Whether the threshold was found among its frames."""
 
 
-def write_labels(
-    directory: Path,
-    labelled: Sequence[LabelledSource],
+@dataclass(frozen=True)
+class Labels:
+    """The labels of all sources."""
+
+    sources: tuple[LabelledSource, ...]
+    epsilon: dict[str, float]
+    """The threshold of each task."""
+    reward: RewardConfig
+    settings: Advantage
+
+    @property
+    def advantages(self) -> Float64[np.ndarray, " n"]:
+        """Return the advantages of all sources, one after the other."""
+        return np.concatenate([labelled.advantages for labelled in self.sources])
+
+    def __str__(self) -> str:
+        """Return percentiles and thresholds, as OpenTau's script prints them."""
+        lines = [f"epsilon of {task}: {value:.6f}" for task, value in self.epsilon.items()]
+        return "\n".join([percentiles(self.advantages), *lines])
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures as plain values: coverage, and shares of positive frames."""
+        ranked = np.concatenate([labelled.positive for labelled in self.sources if labelled.is_ranked])
+        return {
+            "epsilon": self.epsilon,
+            "coverage": coverage(self.advantages),
+            "positive_fraction": float(ranked.mean()),
+            "target_fraction": self.settings.positive_fraction,
+            "positive_share": {x.source.name: float(x.positive.mean()) for x in self.sources},
+        }
+
+
+def label(
+    sources: Sequence[Source],
+    values: Sequence[Float64[np.ndarray, " _"]],
     reward: RewardConfig,
     settings: Advantage,
-    made_from: Mapping[str, Any],
-) -> Mapping[str, Any]:
-    """Write SOURCE/meta/advantages.json of each, thresholds.json and frames.npz; return figures.
-
-    Percentiles and epsilon are printed.
+) -> Labels:
+    """Return the advantage of every frame of the sources, given its value, and whether it is positive.
 
     Raises:
         ValueError: No ranked frame is of the task of another frame.
     """
-    epsilon = _thresholds([one for one in labelled if one.is_ranked], settings)
-    everything = np.concatenate([one.advantages for one in labelled])
-    found = "".join(f"\n  {task}: {value:.6f}" for task, value in epsilon.items())
-    share = f"{settings.positive_fraction:.0%}"
-    print(f"{percentiles(everything)}\nepsilon, which {share} of the ranked frames exceed:{found}")  # noqa: T201
-    fraction = settings.positive_fraction
-    lineage = {**made_from, "reward": plain(reward), "epsilon": epsilon, "positive_fraction": fraction}
-    arrays: dict[str, Any] = {}
-    positive = {}
-    for one in labelled:
-        name = one.source.name
-        (directory / name / "meta").mkdir(parents=True, exist_ok=True)
-        write_advantages(directory / name, one.source.episodes, one.advantages, lineage)
-        positive[name] = _is_positive(one, epsilon)
-        arrays[f"{name}/values"], arrays[f"{name}/advantages"] = one.values, one.advantages
-        arrays[f"{name}/returns"] = one.source.returns(reward)
-        arrays[f"{name}/lengths"] = one.source.episodes.lengths
-        arrays[f"{name}/tasks"] = np.array(one.source.episode_tasks())
-    np.savez_compressed(directory / "frames.npz", **arrays)
-    (directory / "thresholds.json").write_text(json.dumps(epsilon, indent=2) + "\n")
-    ranked = np.concatenate([positive[one.source.name] for one in labelled if one.is_ranked])
-    return {
-        "epsilon": epsilon,
-        "coverage": coverage(everything),
-        "positive_fraction": float(ranked.mean()),
-        "target_fraction": fraction,
-        "positive_share": {name: float(is_better.mean()) for name, is_better in positive.items()},
+    is_ranked = [settings.ranked == "all" or source.role is not Role.DEMONSTRATIONS for source in sources]
+    advantages = [
+        compute_advantages(of_frames, source.episodes.lengths.tolist(), source.ends, reward)
+        for source, of_frames in zip(sources, values, strict=True)
+    ]
+    ranked = [i for i, is_among_them in enumerate(is_ranked) if is_among_them]
+    epsilon = thresholds(
+        np.concatenate([advantages[i] for i in ranked]),
+        [task for i in ranked for task in sources[i].frame_tasks()],
+        settings.positive_fraction,
+        cast("Any", settings.scope),
+    )
+    parts = zip(sources, values, advantages, is_ranked, strict=True)
+    labelled = tuple(LabelledSource(s, v, a, _is_positive(s, a, epsilon), r) for s, v, a, r in parts)
+    return Labels(labelled, epsilon, reward, settings)
+
+
+def write_labels(labels: Labels, directories: Sequence[Path], value_hash: str) -> None:
+    """Write DIRECTORY/meta/advantages.json of each source, and beside it what it was made from."""
+    lineage = {
+        "value": value_hash,
+        "reward": plain(labels.reward),
+        "epsilon": labels.epsilon,
+        "positive_fraction": labels.settings.positive_fraction,
     }
+    for directory, labelled in zip(directories, labels.sources, strict=True):
+        (directory / "meta").mkdir(parents=True, exist_ok=True)
+        write_advantages(directory, labelled.source.episodes, labelled.advantages, lineage)
 
 
-def _is_positive(labelled: LabelledSource, epsilon: Mapping[str, float]) -> Bool[np.ndarray, " n"]:
-    """Return which frames the policy will be told are positive."""
-    source = labelled.source
+def write_labelled_frames(labels: Labels, directory: Path) -> None:
+    """Write every figure of every frame (frames.npz), and the thresholds (thresholds.json)."""
+    arrays: dict[str, Any] = {}
+    for labelled in labels.sources:
+        source = labelled.source
+        arrays |= {
+            f"{source.name}/values": labelled.values,
+            f"{source.name}/advantages": labelled.advantages,
+            f"{source.name}/returns": source.returns(labels.reward),
+            f"{source.name}/lengths": source.episodes.lengths,
+            f"{source.name}/tasks": np.array(source.episode_tasks()),
+        }
+    np.savez_compressed(directory / FRAMES_FILE, **arrays)
+    write_json(directory / THRESHOLDS_FILE, labels.epsilon)
+
+
+def _is_positive(
+    source: Source, advantages: Float64[np.ndarray, " n"], epsilon: dict[str, float]
+) -> Bool[np.ndarray, " n"]:
     if source.advantage != "use":
         return np.full(source.num_frames, source.advantage == "on")
-    return is_positive(labelled.advantages, source.frame_tasks(), epsilon)
-
-
-def _thresholds(ranked: Sequence[LabelledSource], settings: Advantage) -> dict[str, float]:
-    tasks = [task for one in ranked for task in one.source.frame_tasks()]
-    advantages = np.concatenate([one.advantages for one in ranked])
-    return thresholds(advantages, tasks, settings.positive_fraction, cast("Any", settings.scope))
+    return is_positive(advantages, source.frame_tasks(), epsilon)

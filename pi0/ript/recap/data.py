@@ -17,7 +17,7 @@ from pi0.ript.distributed import World
 from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.episodes.layout import partial_directory
 from pi0.ript.interruption import StoppedError, stop_requested
-from pi0.ript.labels.sources import AdvantageMode, Source
+from pi0.ript.labels.sources import AdvantageMode, Role, Source
 from pi0.ript.recap.stages import DATASET
 
 _REFERENCE = "reference.json"
@@ -84,7 +84,8 @@ def open_source(
     ids = task_ids or {}
     labels = [replace(x, task_id=x.task_id or ids.get(x.instruction, "")) for x in episodes.labels]
     episodes = replace(episodes, labels=tuple(labels))
-    return Source(name, episodes, cast("AdvantageMode", advantage), deadlines=deadlines)
+    role = Role.ROLLOUTS if deadlines else Role.DEMONSTRATIONS
+    return Source(name, episodes, cast("AdvantageMode", advantage), role, deadlines=deadlines)
 
 
 def is_success(source: Source) -> Bool[np.ndarray, " n"]:

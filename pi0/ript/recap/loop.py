@@ -18,9 +18,9 @@ from pi0.ript.episodes import load_labels
 from pi0.ript.evaluate import Evaluation, evaluate
 from pi0.ript.files import hash_files, plain
 from pi0.ript.groups import InitialStateDataset, heldout_states
-from pi0.ript.labels.advantages import compute_advantages, read_advantages
+from pi0.ript.labels.advantages import fill_missing, read_advantages
 from pi0.ript.labels.calibration import Calibration, predict
-from pi0.ript.labels.labelling import LabelledSource, write_labels
+from pi0.ript.labels.labelling import label, write_labelled_frames, write_labels
 from pi0.ript.labels.sources import Source
 from pi0.ript.recap.data import is_published, is_success, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
@@ -122,17 +122,13 @@ class Recap(RunParts):
 
         def make(work: Path) -> Mapping[str, Any]:
             sources = self.sources(data)
-            reward = self.reward(data["demonstrations"])
             function = self.load_value(value, sft)
-            labelled = []
-            for source in sources:
-                values = predict(function, source.episodes, peers=self.world)
-                lengths = source.episodes.lengths.tolist()
-                advantages = compute_advantages(values, lengths, source.ends, reward)
-                is_ranked = source.name != "demonstrations" or config.advantage.ranked == "all"
-                labelled.append(LabelledSource(source, values, advantages, is_ranked))
-            made_from = {"value": value.hash}
-            return self.world.on_main(write_labels, work, labelled, reward, config.advantage, made_from)
+            values = [predict(function, source.episodes, peers=self.world) for source in sources]
+            labels = label(sources, values, self.reward(data["demonstrations"]), config.advantage)
+            self.world.print(labels)
+            self.world.on_main(write_labels, labels, [work / source.name for source in sources], value.hash)
+            self.world.on_main(write_labelled_frames, labels, work)
+            return labels.figures()
 
         settings = {
             "reward": plain(config.reward),
@@ -162,7 +158,10 @@ class Recap(RunParts):
 
         def make(work: Path) -> Mapping[str, Any]:
             sources = self.sources(data)
-            advantages = [read_advantages(labels.path / s.name, s.episodes) for s in sources]
+            advantages = [
+                fill_missing(read_advantages(labels.path / s.name, s.episodes), "error", labels.path / s.name)
+                for s in sources
+            ]
             epsilon = json.loads((labels.path / "thresholds.json").read_text())
             policy = self.load_policy(start, trains=True)
             return self.train_policy(work, policy, sources, advantages, epsilon, training, number)
