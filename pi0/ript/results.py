@@ -7,7 +7,7 @@ from typing import Any
 
 from pi0 import PI0Policy
 from pi0.ript.evaluate import Evaluation, compare, table
-from pi0.ript.files import unused_path
+from pi0.ript.files import FORMAT, unused_path
 from pi0.ript.video import write_grid
 
 
@@ -29,7 +29,8 @@ def one_line(row: Mapping[str, Any]) -> str:
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write PATH.json, and PATH.mp4 with the recorded episodes, if there are any."""
-    path.with_suffix(".json").write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    values = {"format": FORMAT, **evaluation.to_dict()}
+    path.with_suffix(".json").write_text(json.dumps(values, indent=2) + "\n")
     if evaluation.recorded:
         write_grid(path.with_suffix(".mp4"), evaluation.recorded)
 
@@ -46,6 +47,7 @@ def write_results(
     policy.save_pretrained(run_dir / "policy")
     write_evaluation(run_dir / "after", after)
     results = {
+        "format": FORMAT,
         "config": config,
         "metrics": metrics,
         "before": before.to_dict(),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pi0.ript.files import hash_file
+from pi0.ript.files import FORMAT, FormatError, hash_file, read_json
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
@@ -61,7 +61,7 @@ def publish(partial: Path, path: Path, facts: Mapping[str, Any], outside: Iterab
     files = {str(file.relative_to(partial)): file for file in written}
     files |= {f"../{file.relative_to(path.parent)}": file for file in outside}
     entries = {name: {"size": file.stat().st_size, "sha256": hash_file(file)} for name, file in files.items()}
-    body = {**facts, "files": entries}
+    body = {"format": FORMAT, **facts, "files": entries}
     (partial / MANIFEST).write_text(json.dumps({"sha256": _digest(body), **body}, indent=1) + "\n")
     for file in [*written, partial / MANIFEST]:
         _flush(file)
@@ -83,11 +83,14 @@ def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
 
     Raises:
         CheckpointError: With the first file that is not, and why.
+        FormatError: A later version wrote it.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_json(path / MANIFEST)
         expected = manifest.pop("sha256")
         entries = manifest["files"]
+    except FormatError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: {MANIFEST} is missing, so this is no finished checkpoint") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pi0.ript.files import FormatError
 from pi0.ript.interruption import StoppedError
 from pi0.ript.recap.budget import BudgetError
 from pi0.ript.recap.gates import GateError
@@ -18,5 +19,5 @@ def clear_endings() -> Iterator[None]:
     except StoppedError:
         sys.stderr.write("\nstopped: what is finished is on disk; the same command goes on from there\n")
         raise
-    except (StaleStageError, GateError, BudgetError) as error:
+    except (StaleStageError, GateError, BudgetError, FormatError) as error:
         sys.exit(f"\nerror: {error}")

@@ -16,7 +16,7 @@ import numpy as np
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.episodes import load_labels
 from pi0.ript.evaluate import Evaluation, evaluate
-from pi0.ript.files import hash_files, plain
+from pi0.ript.files import hash_files, plain, read_json
 from pi0.ript.groups import InitialStateDataset, heldout_states
 from pi0.ript.labels.advantages import fill_missing, read_advantages
 from pi0.ript.labels.calibration import Calibration, predict
@@ -201,7 +201,7 @@ class Recap(RunParts):
             "pool_size": self.config.rollouts.pool_size,
         }
         made = self.stages.run(name, make, settings=described, inputs={"policy": policy})
-        return Evaluation.from_dict(json.loads((made.path / "evaluation.json").read_text()))
+        return Evaluation.from_dict(read_json(made.path / "evaluation.json"))
 
     def metrics(self, number: int) -> dict[str, Any]:
         """Return the figures of a round that a log should have."""

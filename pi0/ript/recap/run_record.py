@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.evaluate import Evaluation
+from pi0.ript.files import read_json
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import (
     FRAMES_FILE,
@@ -65,7 +66,7 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
         ValueError: Another file is.
     """
     state = directory / "recap_state.json"
-    recorded = json.loads(state.read_text())["stages"] if state.exists() else {}
+    recorded = read_json(state)["stages"] if state.exists() else {}
 
     def is_meant(path: Path) -> bool:
         return names is None or path.relative_to(directory).as_posix() in names
@@ -125,7 +126,7 @@ def _frames(directory: Path, path: Path) -> dict[str, LabelledFrames]:
 
 
 def _evaluation(directory: Path) -> Evaluation:
-    return Evaluation.from_dict(json.loads((directory / "evaluation.json").read_text()))
+    return Evaluation.from_dict(read_json(directory / "evaluation.json"))
 
 
 def _calibration(directory: Path) -> Calibration:

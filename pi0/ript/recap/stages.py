@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pi0
 from pi0.ript.distributed import World
-from pi0.ript.files import flatten, hash_files, library_hash, unused_path, write_json
+from pi0.ript.files import FORMAT, flatten, hash_files, library_hash, read_json, unused_path, write_json
 
 STATE = "recap_state.json"
 DATASET = "dataset"
@@ -158,7 +158,7 @@ class Stages:
         state = self._state()
         state["stages"].pop(name, None)
         state["stages"][name] = record
-        write_json(self.run_dir / STATE, state)
+        write_json(self.run_dir / STATE, {**state, "format": FORMAT})
         work.rename(path)
         return made
 
@@ -167,7 +167,7 @@ class Stages:
 
     def _state(self) -> dict[str, Any]:
         path = self.run_dir / STATE
-        return json.loads(path.read_text()) if path.exists() else {"stages": {}}
+        return read_json(path) if path.exists() else {"stages": {}}
 
 
 def differences(record: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pi0.ript.evaluate import Evaluation, compare
+from pi0.ript.files import FORMAT
 
 _HEADER = ("policy", "held-out success", "since SFT, points", "steps to success")
 
@@ -36,7 +37,7 @@ def summary(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
 
 def write_summary(run_dir: Path, config: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> None:
     """Write results.json and print the table."""
-    results = {"config": config, "policies": summary(evaluations)}
+    results = {"format": FORMAT, "config": config, "policies": summary(evaluations)}
     (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(summary_table(evaluations))  # noqa: T201
 
