@@ -14,11 +14,10 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from pi0.ript import recording
+from pi0.ript import interruption, recording
 from pi0.ript.interruption import StoppedError
 from pi0.ript.recap import report
 from pi0.ript.recap.stages import STATE, Stages
-from pi0.ript.training import steps as training_steps
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "train_ript_pi0_final.py"
@@ -80,7 +79,7 @@ def stopped(directory: Path, every: int) -> tuple[dict, int]:
         return 143 if calls % every == 0 else 0
 
     with (
-        mock.patch.object(training_steps, "stop_requested", stop_requested),
+        mock.patch.object(interruption, "stop_requested", stop_requested),
         mock.patch.object(recording, "stop_requested", stop_requested),
     ):
         while True:

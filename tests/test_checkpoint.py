@@ -20,9 +20,9 @@ from pi0 import PI0Policy
 from pi0.config import GemmaConfig, SiglipConfig
 from pi0.ript.checkpoint import (
     ChangedSettingsError,
-    CheckpointError,
     Progress,
     RunInUseError,
+    SnapshotError,
     find_checkpoint,
     load_checkpoint,
     open_run_directory,
@@ -128,11 +128,11 @@ def damage(file: Path, kind: str) -> None:
 def test_damage_is_named_and_the_checkpoint_before_is_used(run_dir, name, kind, capsys):
     newest = run_dir / "checkpoint-2-3"
     damage(newest / name, kind)
-    with pytest.raises(CheckpointError, match=f"checkpoint-2-3: {name} "):
+    with pytest.raises(SnapshotError, match=f"checkpoint-2-3: {name} "):
         find_checkpoint(run_dir, str(newest))
     policy, optimizer = trained(seed=3)
     before = [p.clone() for p in policy.parameters()]
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(SnapshotError, match=name):
         load_checkpoint(newest, policy, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
     assert find_checkpoint(run_dir, "auto") == run_dir / "checkpoint-1"
@@ -146,9 +146,9 @@ def test_none_is_the_beginning_and_nothing_valid_an_error(run_dir, tmp_path, cap
     assert "no checkpoint in" in capsys.readouterr().out
     for path in published(run_dir):
         damage(path / "trainer.pt", "one bit")
-    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+    with pytest.raises(SnapshotError, match="none of the 2 checkpoints"):
         find_checkpoint(run_dir, "auto")
-    with pytest.raises(CheckpointError, match="expected 'auto' or the path of a checkpoint-N"):
+    with pytest.raises(SnapshotError, match="expected 'auto' or the path of a checkpoint-N"):
         find_checkpoint(run_dir, "newest")
 
 
@@ -169,7 +169,7 @@ def test_there_is_a_valid_checkpoint_at_every_instant(run_dir, monkeypatch):
         for path in published(run_dir):
             try:
                 names.append(verify(path) and path.name)
-            except CheckpointError:
+            except SnapshotError:
                 continue
         seen.append(names)
         return call(*args)
@@ -207,7 +207,7 @@ def half_a_file(state: object, file: Path) -> None:
     ("place", "instead"),
     [
         ("torch.save", half_a_file),
-        ("pi0.ript.checkpoint.files._sha256", die),  # all files are there, the manifest is not
+        ("pi0.ript.checkpoint.files.hash_file", die),  # all files are there, the manifest is not
         ("pi0.ript.checkpoint.files._flush", die),  # the manifest is
         ("pathlib.Path.rename", die),  # everything is, but for its name
     ],
@@ -248,7 +248,7 @@ def test_a_full_disk_keeps_what_there_is(run_dir, limit):
     policy, optimizer = trained()
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        with pytest.raises(CheckpointError, match=r"checkpoint-3 could not be written .*checkpoint-2-3"):
+        with pytest.raises(SnapshotError, match=r"checkpoint-3 could not be written .*checkpoint-2-3"):
             save_checkpoint(policy, optimizer, 3, CONFIG, run_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -280,7 +280,7 @@ def on_both(function) -> list:
     def call(rank):
         try:
             results[rank] = function(Thread(rank))
-        except CheckpointError as error:
+        except SnapshotError as error:
             results[rank] = error
 
     threads = [threading.Thread(target=call, args=(rank,)) for rank in range(2)]
@@ -318,14 +318,12 @@ def test_another_model_is_refused_and_nothing_changes(saved):
     path = saved / "checkpoint-1"
     policy, _ = trained()
     policy.model.freeze("none")
-    with pytest.raises(
-        CheckpointError, match=r"another model: .* trained parameters differ, the first 'model"
-    ):
+    with pytest.raises(SnapshotError, match=r"another model: .* trained parameters differ, the first 'model"):
         load_checkpoint(path, policy)
     policy, _ = trained()
     with torch.no_grad():
         next(p for p in policy.parameters() if not p.requires_grad).add_(1e-3)
-    with pytest.raises(CheckpointError, match="weights that are not trained differ"):
+    with pytest.raises(SnapshotError, match="weights that are not trained differ"):
         load_checkpoint(path, policy)
     with pytest.raises(TypeError, match="expected a PI0Policy or a learner with one, found Linear"):
         load_checkpoint(path, torch.nn.Linear(1, 1))
@@ -443,6 +441,6 @@ def test_an_episode_that_does_not_fit_on_the_disk_is_an_error_with_a_remedy(tmp_
 
     monkeypatch.setattr(checkpoint_files.os, "fsync", full)
     journal = EpisodeJournal(tmp_path)
-    with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*--resume"):
+    with pytest.raises(SnapshotError, match=r"could not be written .*No space left.*--resume"):
         journal.write(episode())
     assert not list(tmp_path.iterdir())

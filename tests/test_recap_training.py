@@ -225,8 +225,9 @@ def trained():
     settings = ValueTraining(steps=60, batch_size=32, learning_rate=3e-3)
     runs = []
     for _ in range(2):
-        value, rows = ValueFunction(expert_value_config(policy), policy, seed=1), []
-        runs.append((value, train_value(value, sources, REWARD, settings, (2,), log=rows.append), rows))
+        value = ValueFunction(expert_value_config(policy), policy, seed=1)
+        rows, found = train_value(value, sources, REWARD, settings, (2,))
+        runs.append((value, found, rows))
     return policy, sources, runs
 
 
@@ -355,9 +356,8 @@ def test_policy_training_is_a_function_of_its_seed_and_of_the_labels(mode):
     sources, advantages = labelled()
 
     def trained(changed: list[np.ndarray] = advantages, seed=SEED, **changes):
-        rows: list[dict] = []
-        settings = replace(SHORT, **changes)
-        policy = train_policy(fresh(mode), sources, changed, EPSILON, settings, seed, log=rows.append)
+        policy, settings = fresh(mode), replace(SHORT, **changes)
+        rows = train_policy(policy, sources, changed, EPSILON, settings, seed)
         assert not policy.training
         return torch.nn.utils.parameters_to_vector(policy.parameters()).detach(), rows
 
@@ -373,9 +373,8 @@ def test_the_loss_is_that_of_the_policy_at_the_keyed_noise():
     from pi0.ript.loss import window_draws
 
     sources, advantages = labelled()
-    rows: list[dict] = []
     settings = replace(SHORT, steps=1, indicator_dropout=0.0, use_awr=True, awr_beta=0.5)
-    train_policy(fresh(), sources, advantages, EPSILON, settings, SEED, log=rows.append)
+    rows = train_policy(fresh(), sources, advantages, EPSILON, settings, SEED)
     policy = fresh()
     mixture = Mixture(sources, 8)
     windows = mixture.draw(8, (4, 0))
@@ -393,14 +392,14 @@ def test_the_loss_is_that_of_the_policy_at_the_keyed_noise():
 def test_frames_without_advantage_are_left_out():
     sources, advantages = labelled()
     missing = [np.where(np.arange(len(a)) % 2, np.nan, a) for a in advantages]
-    policy = train_policy(fresh(), sources, missing, EPSILON, replace(SHORT, use_awr=True))
+    policy = fresh()
+    train_policy(policy, sources, missing, EPSILON, replace(SHORT, use_awr=True))
     assert all(torch.isfinite(p).all() for p in policy.parameters())
     nothing = [np.full(len(a), np.nan) for a in advantages]
     with pytest.raises(EpisodeDataError, match="nothing to train on"):
         train_policy(fresh(), sources, nothing, EPSILON, SHORT)
     forced = [replace(source, advantage="on") for source in sources]
-    rows: list[dict] = []
-    train_policy(fresh(), forced, nothing, {}, replace(SHORT, indicator_dropout=0.0), log=rows.append)
+    rows = train_policy(fresh(), forced, nothing, {}, replace(SHORT, indicator_dropout=0.0))
     assert rows[0]["positive"] == 1.0
 
 

@@ -4,6 +4,7 @@ import atexit
 import gc
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,10 +16,38 @@ from pi0.ript.checkpoint import Progress
 from pi0.ript.interruption import request_stop
 
 _COLLECT_ABOVE = 0.9  # of the limit
+_REMEDY = "Lower algo.lr or algo.grad_norm_clip, or look at the data of this step"
 
 
 class NonFiniteLossError(RuntimeError):
     """Several optimizer steps in a row had no finite loss or gradient."""
+
+
+def count_nonfinite(
+    loss: float, gradient_norm: float, before: int, limit: int, where: str, give_up: Callable[[], str]
+) -> int:
+    """Return how many steps in a row must be skipped with this one: 0 if its loss and gradient are finite.
+
+    Args:
+        loss: Of the whole step, summed over all processes, so that all of them decide alike.
+        gradient_norm: Of the gradients that all processes share.
+        before: Steps in a row that were skipped before it.
+        limit: Steps in a row at which the run ends.
+        where: The step, for the message.
+        give_up: Called before the run ends; returns the remedy.
+
+    Raises:
+        NonFiniteLossError: That many are reached.
+    """
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        return 0
+    found = f"{where}: the loss is {loss}, the norm of its gradient {gradient_norm}"
+    if before + 1 >= limit:
+        raise NonFiniteLossError(
+            f"{found}; that is number {before + 1} in a row (max_nonfinite_steps={limit}). {give_up()}"
+        )
+    print(f"{found}: skipped on all processes")  # noqa: T201
+    return before + 1
 
 
 def monitor_memory(limit_gb: float | None = None) -> dict[str, float]:
@@ -78,21 +107,12 @@ def take_step(
     Raises:
         NonFiniteLossError: That many were skipped.
     """
-    norm = gradient_norm.item()
-    if math.isfinite(loss) and math.isfinite(norm):
+    where = f"iteration {progress.iteration}, optimizer step {progress.step}"
+    norm, before = gradient_norm.item(), progress.nonfinite
+    progress.nonfinite = count_nonfinite(loss, norm, before, limit, where, lambda: _REMEDY)
+    if not progress.nonfinite:
         optimizer.step()
         progress.losses.append(loss)
-        progress.nonfinite = 0
-    else:
-        progress.nonfinite += 1
-        where = f"iteration {progress.iteration}, optimizer step {progress.step}"
-        found = f"{where}: the loss is {loss}, the norm of its gradient {norm}"
-        if progress.nonfinite >= limit:
-            raise NonFiniteLossError(
-                f"{found}; that is number {progress.nonfinite} in a row (max_nonfinite_steps={limit}). "
-                "Lower algo.lr or algo.grad_norm_clip, or look at the data of this step"
-            )
-        print(f"{found}: skipped on all processes")  # noqa: T201
     optimizer.zero_grad()
     progress.step += 1
 

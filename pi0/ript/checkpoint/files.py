@@ -19,7 +19,7 @@ MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 
 
-class CheckpointError(RuntimeError):
+class SnapshotError(RuntimeError):
     """A checkpoint cannot be written or used; the message names the file, the reason and the remedy."""
 
 
@@ -82,7 +82,7 @@ def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
         hashes: Also read every file; otherwise sizes must do.
 
     Raises:
-        CheckpointError: With the first file that is not, and why.
+        SnapshotError: With the first file that is not, and why.
         FormatError: A later version wrote it.
     """
     try:
@@ -92,19 +92,19 @@ def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
     except FormatError:
         raise
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: {MANIFEST} is missing, so this is no finished checkpoint") from None
+        raise SnapshotError(f"{path}: {MANIFEST} is missing, so this is no finished checkpoint") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from None
+        raise SnapshotError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from None
     if _digest(manifest) != expected:
-        raise CheckpointError(f"{path}: {MANIFEST} is damaged (its content has another hash)")
+        raise SnapshotError(f"{path}: {MANIFEST} is damaged (its content has another hash)")
     for name, entry in entries.items():
         file = path / name
         if not file.is_file():
-            raise CheckpointError(f"{path}: {name} is missing")
+            raise SnapshotError(f"{path}: {name} is missing")
         if file.stat().st_size != entry["size"]:
-            raise CheckpointError(f"{path}: {name} has {file.stat().st_size} bytes, expected {entry['size']}")
+            raise SnapshotError(f"{path}: {name} has {file.stat().st_size} bytes, expected {entry['size']}")
         if hashes and hash_file(file) != entry["sha256"]:
-            raise CheckpointError(f"{path}: {name} is damaged (its content has another hash)")
+            raise SnapshotError(f"{path}: {name} is damaged (its content has another hash)")
     return manifest
 
 
@@ -127,7 +127,7 @@ def prune(newest: Path, keep_last: int) -> None:
 def _is_complete(path: Path) -> bool:
     try:
         verify(path, hashes=False)
-    except CheckpointError:
+    except SnapshotError:
         return False
     return True
 

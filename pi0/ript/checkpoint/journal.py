@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from pi0.ript.checkpoint.files import CheckpointError
+from pi0.ript.checkpoint.files import SnapshotError
 from pi0.ript.envs import InitialState, Task
 from pi0.ript.rollout import Rollout
 
@@ -43,7 +43,7 @@ class EpisodeJournal:
             partial.rename(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise CheckpointError(
+            raise SnapshotError(
                 f"{path}: the finished episode could not be written ({error}); make room, then continue the "
                 "run with --resume"
             ) from error

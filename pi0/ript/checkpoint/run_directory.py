@@ -6,8 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any, TextIO
 
-from pi0.ript.checkpoint.files import verify
-from pi0.ript.checkpoint.resuming import find_checkpoint, require_same_settings, settings
+from pi0.ript.checkpoint.resuming import find_same_run
 from pi0.ript.results import new_run_directory
 
 _LOCK = ".lock"
@@ -29,7 +28,7 @@ def open_run_directory(config: Any) -> tuple[Path, Path | None]:
 
     Raises:
         RunInUseError: A live process has the directory.
-        CheckpointError: The checkpoint asked for, or every one of the run, is not valid.
+        SnapshotError: The checkpoint asked for, or every one of the run, is not valid.
         ChangedSettingsError: It was made with settings that would have another result.
     """
     path = Path(config.output_dir) / config.exp_name
@@ -39,10 +38,7 @@ def open_run_directory(config: Any) -> tuple[Path, Path | None]:
     if config.resume is None or not is_ours:
         new_run_directory(path)
     lock_directory(path)
-    found = find_checkpoint(path, config.resume)
-    if found:
-        require_same_settings(verify(found, hashes=False)["config"], settings(config), found)
-    return path, found
+    return path, find_same_run(path, config, config.resume)
 
 
 def lock_directory(path: Path) -> None:

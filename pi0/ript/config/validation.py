@@ -30,7 +30,13 @@ _RANGES = Ranges(
         "training.max_nonfinite_steps",
         *(f"task.warm_start.{key}" for key in ("episodes", "steps", "batch_size", "num_draws", "chunk_size")),
     ),
-    positive=("algo.lr", "algo.grad_norm_clip", "training.memory_limit_gb", "task.warm_start.learning_rate"),
+    positive=(
+        "algo.lr",
+        "algo.grad_norm_clip",
+        "training.memory_limit_gb",
+        "training.save_minutes",
+        "task.warm_start.learning_rate",
+    ),
     not_negative=(
         *("algo.collection_cfg_scale", "algo.cfg_uncond_weight", "training.seed", "training.profile_steps"),
         "task.warm_start.num_workers",

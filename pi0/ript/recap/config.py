@@ -93,6 +93,8 @@ class RecapConfig:
     skip_sft: bool = False  # a checkpoint that needs none
     on_stale: str = "refuse"  # a stage whose inputs have changed: refuse, or redo (the old one is kept)
     baselines: bool = False  # also train on the demonstrations alone, and on successes alone, to compare
+    save_minutes: float | None = 10.0  # between snapshots of a training; one comes at its end and at a stop
+    max_nonfinite_steps: int = 3  # optimizer steps in a row without a finite loss before the run stops
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     policy: RecapPolicy = field(default_factory=RecapPolicy)

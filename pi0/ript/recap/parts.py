@@ -26,6 +26,7 @@ from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.data import open_source
+from pi0.ript.recap.fitting import Keeping
 from pi0.ript.recap.policy_training import train_policy
 from pi0.ript.recap.stages import DATASET, Artefact, Stages
 from pi0.ript.recap.value_training import train_value
@@ -39,7 +40,6 @@ from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config, separate_value_config
 
 _STATE_STREAM, _NOISE_STREAM = 1, 2
-_CHECKPOINT = "checkpoint.pt"
 
 
 class RunParts:
@@ -79,18 +79,9 @@ class RunParts:
         number: int,
     ) -> Mapping[str, Any]:
         """Train a value function in a stage's directory; return figures."""
-        rows: list[Row] = []
-        reward = self.reward(data["demonstrations"])
-        found = train_value(
-            value,
-            self.sources(data),
-            reward,
-            training,
-            (self.config.seed, number),
-            log=rows.append,
-            checkpoint=work / _CHECKPOINT,
-            world=self.world,
-        )
+        reward, seed = self.reward(data["demonstrations"]), (self.config.seed, number)
+        sources = self.sources(data)
+        rows, found = train_value(value, sources, reward, training, seed, self.keeping(work), self.world)
         self.world.on_main(_save, work, value, rows)
         for name, values in (("calibration", found.to_dict()), ("reward", plain(reward))):
             self.world.on_main((work / f"{name}.json").write_text, json.dumps(values, indent=2) + "\n")
@@ -107,21 +98,15 @@ class RunParts:
         number: int,
     ) -> Mapping[str, Any]:
         """Train a policy in a stage's directory; return figures."""
-        rows: list[Row] = []
-        train_policy(
-            policy,
-            sources,
-            advantages,
-            epsilon,
-            training,
-            (self.config.seed, number),
-            log=rows.append,
-            checkpoint=work / _CHECKPOINT,
-            world=self.world,
-        )
+        seed, keeping = (self.config.seed, number), self.keeping(work)
+        rows = train_policy(policy, sources, advantages, epsilon, training, seed, keeping, self.world)
         self.world.on_main(_save, work, policy, rows)
         last = rows[-max(1, len(rows) // 10) :]
         return {"steps": len(rows), "loss": float(np.mean([row["loss"] for row in last]))}
+
+    def keeping(self, work: Path) -> Keeping:
+        """Return what a training in a stage's directory keeps there while it is under way."""
+        return Keeping(work, self.config.save_minutes, self.config.max_nonfinite_steps)
 
     def new_policy(self, episodes: EpisodeSet) -> PI0Policy:
         """Return the policy that SFT starts from."""
@@ -249,8 +234,8 @@ def batch_sizes(config: RecapConfig) -> dict[str, int]:
 
 
 def _save(work: Path, model: PI0Policy | ValueFunction, rows: Sequence[Row]) -> None:
-    """Write what was trained and the figures of every step; the state of the training is no longer needed."""
+    """Write what was trained and the figures of every step; its snapshots are no longer needed."""
     model.save_pretrained(work)
     (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for left in work.glob(f"{Path(_CHECKPOINT).stem}.*"):  # a killed process may have been writing another
-        left.unlink()
+    for left in [*work.glob("checkpoint*"), *work.glob(".checkpoint*")]:  # half a one, after a kill
+        shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -1,13 +1,16 @@
 """Success in simulation, during training."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from pi0 import PI0Policy
+from pi0.ript.checkpoint.resumable import EpisodesLeftError, Interruptible
 from pi0.ript.environments import LIBERO_SUITES, Environment, get_environment
+from pi0.ript.envs import BatchedEnv
 from pi0.ript.evaluate import Evaluation, evaluate
 from pi0.ript.peers import ALONE, Peers
-from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.rollout import ChunkPolicy, GuidedPolicy, Rollout, RolloutFunction, rollout
 from pi0.ript.starting_policy import require_fits
 from pi0.ript.supervised.settings import Env, EvalSettings
 
@@ -59,8 +62,8 @@ class Simulation:
         indices = range(evaluation.first_state, evaluation.first_state + evaluation.n_episodes)
         self._states = [s for t in self._env.tasks for s in self._env.initial_states(t, "heldout", indices)]
 
-    def evaluate(self, policy: PI0Policy) -> Evaluation:
-        """Return the evaluation; all peers share the work."""
+    def evaluate(self, policy: PI0Policy, stop_if_asked: Callable[[], None]) -> Evaluation:
+        """Return the evaluation; all peers share the work, and leave it for `stop_if_asked` at any chunk."""
         return evaluate(
             self._env,
             GuidedPolicy(policy, self._settings.guidance),
@@ -68,8 +71,21 @@ class Simulation:
             self._seed,
             num_recorded=self._settings.max_episodes_rendered,
             peers=self._peers,
+            run=_stoppable(stop_if_asked),
         )
 
     def close(self) -> None:
         """Stop the simulators."""
         self._env.close()
+
+
+def _stoppable(stop_if_asked: Callable[[], None]) -> RolloutFunction:
+    def run(env: BatchedEnv, policy: ChunkPolicy, *arguments: Any, **options: Any) -> list[Rollout]:
+        try:
+            episodes = rollout(env, Interruptible(policy), *arguments, **options)
+        except EpisodesLeftError:
+            episodes = []
+        stop_if_asked()
+        return episodes
+
+    return run

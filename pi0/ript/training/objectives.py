@@ -82,14 +82,27 @@ class PolicyObjective:
         """Return the sum of the losses; indicators are withheld in training alone."""
         windows, given = batch["window"].numpy(), None
         if self.indicator is not None:
-            given = self.indicator[windows]
-            if is_training:
-                given = withhold_keyed(given, windows, key, self.dropout)
-            given = torch.from_numpy(given)
+            shown = self._shown(self.indicator, windows, key) if is_training else self.indicator[windows]
+            given = torch.from_numpy(shown)
         losses = learner(batch, given, key)
         if self.sample_weight is not None:
             losses = losses * torch.from_numpy(self.sample_weight[windows]).to(losses.device)
         return self.weight * losses.sum()[None]
+
+    def shares(self, windows: Int64[np.ndarray, " b"], key: Sequence[int]) -> dict[str, float]:
+        """Return the shares of windows that are trained on as positive and without an indicator."""
+        if self.indicator is None:
+            return {"positive": 0.0, "withheld": 1.0}
+        shown = self._shown(self.indicator, windows, key)
+        return {
+            "positive": float((shown == Indicator.POSITIVE).mean()),
+            "withheld": float((shown == Indicator.NONE).mean()),
+        }
+
+    def _shown(
+        self, indicator: Int64[np.ndarray, " m"], windows: Int64[np.ndarray, " b"], key: Sequence[int]
+    ) -> Int64[np.ndarray, " b"]:
+        return withhold_keyed(indicator[windows], windows, key, self.dropout)
 
     @property
     def positive_share(self) -> float | None:
@@ -115,6 +128,10 @@ class ValueObjective:
     ) -> Float[Tensor, " k"]:
         """Return cross entropy, number of right bins and absolute error."""
         return self.scale * learner(batch, self.returns[batch["window"]]) * len(batch["window"])
+
+    def shares(self, windows: Int64[np.ndarray, " b"], key: Sequence[int]) -> dict[str, float]:
+        """Return nothing: every frame has a return."""
+        return {}
 
 
 Objective = PolicyObjective | ValueObjective
