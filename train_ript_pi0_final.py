@@ -1,85 +1,126 @@
-"""RECAP: SFT, a value function, then rounds of rollouts, values, advantages and policy; or RIPT, as rung 13.
+"""RECAP: one supervised fit, three times, and a relabelling; a configuration of RIPT trains as rung 13 does.
 
 Parent: 13_train_production_ready.py
 Introduces: recap, training, labels, pages, page, recording, scripts, pi0.value, pi0.value_config
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 
-Started again it goes on where it stopped: what is finished and still fits the configuration is skipped. With
-a configuration of RIPT (pi0/ript/config/*.yaml) it trains as rung 13 does, number by number.
+SFT, the value function and the policy of every round are trained by `fit`. Between them the value function
+labels each frame: better than expected, or not. Every line that makes something is a stage: started again,
+the run skips what is finished and still fits the configuration, and goes on where it stopped.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from pi0.ript.checkpoint import lock_directory
 from pi0.ript.config import parse_config, save_config
-from pi0.ript.distributed import cleanup_distributed, setup_distributed
+from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.interruption import cleanup_on_exit, setup_signal_handlers
+from pi0.ript.labels.sources import Mixture
 from pi0.ript.monitoring import monitor_memory
-from pi0.ript.recap import RECAP, Recap, RecapConfig
+from pi0.ript.recap import RECAP, RecapConfig
+from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
 from pi0.ript.recap.endings import clear_endings
+from pi0.ript.recap.keeping import Keeping, Training
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.summary import write_summary
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.scripts.train_ript_pi0 import main as train_ript
+from pi0.ript.training.objectives import Objective
+from pi0.ript.training.optimization import linear_schedule, make_optimizer, set_learning_rate
+from pi0.ript.training.steps import Row
+
+
+def fit(
+    objective: Objective,
+    data: Mixture,
+    settings: Training,
+    key: Sequence[int],
+    keeping: Keeping,
+    world: World,
+) -> list[Row]:
+    """Minimise the objective's loss on windows drawn from the data; return the figures of every step."""
+    model, learner = objective.model, world.wrap(objective.learner())
+    rates = settings.learning_rate, settings.weight_decay
+    optimizer = make_optimizer(model, *rates, indicator_learning_rate=settings.indicator_learning_rate)
+    steps = keeping.steps(objective.name, model, optimizer, settings, world)
+    model.train()
+    for step in steps:
+        seed = (*key, step)
+        windows = data.draw(settings.batch_size, seed)
+        total = torch.zeros(len(objective.figures), device=model.device)
+        for micro_batch in world.micro_batches(learner, windows, settings.micro_batch_size):
+            # Of a policy: flow matching, with the indicator of each window. Of a value function: the cross
+            # entropy of the return of each frame. The loss is the first of the figures.
+            figures = objective.sums(learner, data.batch(micro_batch), seed, is_training=True) / len(windows)
+            world.backward(figures[0])
+            total += figures.detach()
+        norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), settings.grad_norm_clip)
+        factor = linear_schedule(step, settings.steps, settings.warmup_steps, settings.decay_fraction)
+        set_learning_rate(optimizer, factor)
+        row = dict(zip(objective.figures, map(world.sum, total), strict=True))
+        if steps.accept(row | objective.shares(windows, seed), norm):
+            optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    return steps.rows
 
 
 @clear_endings()
 def train_recap(config: RecapConfig) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # a toy model gains nothing from threads
     world = setup_distributed(config)
     run_dir = Path(config.output_dir) / config.exp_name
     world.on_main(lock_directory, run_dir)
     world.on_main(save_config, config, run_dir)
     setup_run_logging(run_dir, world.rank)
     init_wandb(config, run_dir, world.rank)
-    recap = Recap(config, run_dir, world)
-    world.on_main(print_budget, recap)
-    cleanup_on_exit(recap)
+    run = recap.open_run(config, run_dir, world)
+    cleanup_on_exit(run)
+    world.on_main(print_budget, run, fit)
     setup_signal_handlers()
+    train = partial(recap.train, run, fit)
 
-    data = {"demonstrations": recap.demonstrations()}
-    policy = sft = recap.supervised(data["demonstrations"])
-    value = pretrained = recap.pretrained_value(sft, data["demonstrations"])
-    evaluations = {"SFT": recap.evaluation("sft-evaluation", sft)}
+    demonstrations = recap.demonstrate(run)
+    policy = sft = train(recap.supervised_policy(run, demonstrations))
+    value = pretrained = train(recap.value_function(run, sft, [demonstrations]))
+    evaluations = {"SFT": recap.judge(run, sft)}
+    rollouts = []
     for number in range(1, config.rounds + 1):
         # Collect
-        data[f"rollouts-{number}"] = recap.rollouts(number, policy)
-        data.pop(f"rollouts-{number - config.rollouts.keep_rounds}", None)
-        # Label
-        value = recap.value(
-            number, sft, pretrained if config.value.start_from == "pretrained" else value, data
-        )
-        labels = recap.advantages(number, sft, value, data)
-        recap.require_gates(value, labels)
+        rollouts.append(recap.collect(run, number, policy))
+        data = [demonstrations, *rollouts[-config.rollouts.keep_rounds :]]
+        # Label: what is a frame worth, and did more come of it?
+        start = pretrained if config.value.start_from == "pretrained" else value
+        value = train(recap.value_function(run, sft, data, start, number))
+        labels = recap.label(run, number, sft, value, data)
+        recap.require_gates(run, value, labels)
         # Improve
-        policy = recap.policy(number, sft if config.finetuning.start_from == "sft" else policy, labels, data)
+        start = sft if config.finetuning.start_from == "sft" else policy
+        policy = train(recap.improved_policy(run, number, start, labels, data))
         # Report
-        evaluations[f"round {number}"] = recap.evaluation(f"round-{number}/evaluation", policy)
-        log_metrics(recap.metrics(number) | monitor_memory(), number)
-        if recap.stages.num_made:
-            world.on_main(write_recap_report, run_dir, recap.stages.names)
-    world.on_main(recap.publish, policy)
+        evaluations[f"round {number}"] = recap.judge(run, policy)
+        log_metrics(recap.round_metrics(run, number) | monitor_memory(), number)
+        if run.stages.num_made:
+            world.on_main(write_recap_report, run_dir, run.stages.names)
+    world.on_main(recap.publish_policy, run, policy)
     if config.baselines:
-        rivals = {
-            "more SFT": recap.more_supervised(sft, data["demonstrations"]),
-            "SFT on successes": recap.successes_only(sft, data),
-        }
-        evaluations |= {
-            name: recap.evaluation(f"{Path(p.stage).parent}/evaluation", p) for name, p in rivals.items()
-        }
+        for name, rival in recap.rivals(run, sft, data).items():
+            evaluations[name] = recap.judge(run, train(rival))
 
     world.on_main(write_summary, run_dir, asdict(config), evaluations)
-    world.on_main(write_recap_report, run_dir, recap.stages.names)
-    recap.close()
+    world.on_main(write_recap_report, run_dir, run.stages.names)
+    run.close()
     close_run_logging()
     cleanup_distributed()
 
 
 if __name__ == "__main__":
     settings = parse_config(resumes=True, algorithms={"recap": RECAP})
-    run = train_recap if isinstance(settings, RecapConfig) else train_ript
-    run(settings)
+    main = train_recap if isinstance(settings, RecapConfig) else train_ript
+    main(settings)

@@ -23,7 +23,7 @@ from pi0.ript.labels.advantages import (
 )
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import read_labelled_frames, read_thresholds
-from pi0.ript.labels.labelling import Advantage, label, write_labelled_frames, write_labels
+from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns
 from pi0.ript.labels.sources import Role
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
@@ -243,14 +243,14 @@ REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
 
 
 def test_the_share_asked_for_is_that_of_the_ranked_frames(sources):
-    labels = label(*sources, REWARD, Advantage(0.3, "global", "rollouts"))
+    labels = label_frames(*sources, REWARD, Advantage(0.3, "global", "rollouts"))
     demonstrations, rollouts = labels.sources
     assert (demonstrations.is_ranked, rollouts.is_ranked) == (False, True)
     assert rollouts.positive.mean() == pytest.approx(0.3, abs=0.51 / len(rollouts.positive))
     (epsilon,) = set(labels.epsilon.values())
     for labelled in labels.sources:
         np.testing.assert_array_equal(labelled.positive, labelled.advantages > epsilon)
-    everything = label(*sources, REWARD, Advantage(0.3, "global", "all"))
+    everything = label_frames(*sources, REWARD, Advantage(0.3, "global", "all"))
     assert all(labelled.is_ranked for labelled in everything.sources)
     positive = np.concatenate([labelled.positive for labelled in everything.sources])
     assert positive.mean() == pytest.approx(0.3, abs=0.51 / len(positive))
@@ -262,14 +262,14 @@ def test_the_share_asked_for_is_that_of_the_ranked_frames(sources):
 
 def test_demonstrations_that_are_always_positive_are_labelled_so(sources):
     (demonstrations, rollouts), values = sources
-    labels = label([replace(demonstrations, advantage="on"), rollouts], values, REWARD, Advantage())
+    labels = label_frames([replace(demonstrations, advantage="on"), rollouts], values, REWARD, Advantage())
     assert labels.figures()["positive_share"]["demonstrations"] == 1.0
 
 
 def test_frames_that_the_value_function_has_no_number_for_stop_at_the_gate(sources):
     both, (first, second) = sources
     second[7] = NAN
-    figures = label(both, [first, second], REWARD, Advantage()).figures()
+    figures = label_frames(both, [first, second], REWARD, Advantage()).figures()
     assert 0.9 < figures["coverage"] < 1.0
     chosen = LabelFigures(**{f.name: figures[f.name] for f in fields(LabelFigures)})
     good = Calibration(9, 90, correlation=0.9, calibration_error=0.1, error=0.1, separation=0.9)
@@ -278,7 +278,7 @@ def test_frames_that_the_value_function_has_no_number_for_stop_at_the_gate(sourc
 
 
 def test_labels_are_written_beside_what_they_were_made_from(sources, tmp_path):
-    labels = label(*sources, REWARD, Advantage())
+    labels = label_frames(*sources, REWARD, Advantage())
     places = [tmp_path / labelled.source.name for labelled in labels.sources]
     write_labels(labels, places, "abc")
     write_labelled_frames(labels, tmp_path)

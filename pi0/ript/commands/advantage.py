@@ -14,7 +14,7 @@ from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, require_share
 from pi0.ript.labels.calibration import predict
-from pi0.ript.labels.labelling import Advantage, Labels, label, write_labels
+from pi0.ript.labels.labelling import Advantage, Labels, label_frames, write_labels
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.starting_policy import require_device
@@ -62,7 +62,7 @@ def label_datasets(
         with TemporaryDirectory() as images:  # what a large set decodes to may not fit in memory
             episodes = load_episodes(source.name, assume_success=assume_success, image_files=Path(images))
             values.append(predict(value, episodes, batch_size=batch_size))
-    labels = label(sources, values, reward, settings)
+    labels = label_frames(sources, values, reward, settings)
     write_labels(labels, datasets, hash_files(directory))
     return labels
 

@@ -79,7 +79,7 @@ class Labels:
         }
 
 
-def label(
+def label_frames(
     sources: Sequence[Source],
     values: Sequence[Float64[np.ndarray, " _"]],
     reward: RewardConfig,

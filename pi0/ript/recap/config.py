@@ -50,24 +50,36 @@ class Demonstrations:
 
 
 @dataclass
-class Value:
-    """The value function."""
+class ValueForm:
+    """What kind of model the value function is."""
 
     form: str = "expert"  # expert: reads the SFT policy's prefix; separate: a model of the toy's size
     width: int = 64  # of the expert
+
+
+@dataclass
+class Value(ValueForm):
+    """The value function."""
+
     start_from: str = "pretrained"  # what fine-tuning starts from in each round: pretrained or previous
     pretraining: ValueTraining = field(default_factory=lambda: ValueTraining(steps=200))
     finetuning: ValueTraining = field(default_factory=ValueTraining)
 
 
 @dataclass
-class Rollouts:
-    """What a round collects."""
+class RolloutPlan:
+    """What is collected, and how."""
 
     num_states: int = 32  # initial states of all tasks together
     per_state: int = 8  # episodes from each
     pool_size: int = 500  # training states per task that they are drawn from, without repetition
     guidance: float = 1.0  # towards a positive advantage; the SFT policy is always used with 1
+
+
+@dataclass
+class Rollouts(RolloutPlan):
+    """What a round collects."""
+
     keep_rounds: int = 2  # how many rounds' rollouts are trained on; older ones are left out
 
 

@@ -57,6 +57,7 @@ class ValueLearner(nn.Module):
 class PolicyObjective:
     """The flow-matching loss, each sample with the indicator of its advantage."""
 
+    name = "policy"
     figures = ("loss",)
 
     def __init__(
@@ -113,6 +114,7 @@ class PolicyObjective:
 class ValueObjective:
     """The cross entropy of the bins of returns."""
 
+    name = "value function"
     figures = ("loss", "train_accuracy", "error")
 
     def __init__(self, value: ValueFunction, returns: Float64[np.ndarray, " m"], weight: float = 1.0) -> None:
