@@ -1,22 +1,20 @@
 """RECAP: one supervised fit, three times, and a relabelling; a configuration of RIPT trains as rung 13 does.
 
 Parent: 13_train_production_ready.py
-Introduces: recap, training, labels, pages, page, recording, scripts, pi0.value, pi0.value_config
+Introduces: recap, training, labels, pages, kept_evaluation, scripts, pi0.value, pi0.value_config
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 
-SFT, the value function and the policy of every round are trained by `fit`. Between them the value function
-labels each frame: better than expected, or not. Every line that makes something is a stage: started again,
-the run skips what is finished and still fits the configuration, and goes on where it stopped.
+`fit` trains the policy on demonstrations (SFT), the value function, and in every round both again, the policy
+on labels: the value function says which frames went better than expected. Every line that makes something is
+a stage: started again, the run skips what is finished and still fits the configuration, and goes on.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from pi0.ript.checkpoint import lock_directory
 from pi0.ript.config import parse_config, save_config
 from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.interruption import cleanup_on_exit, setup_signal_handlers
@@ -29,6 +27,7 @@ from pi0.ript.recap.endings import clear_endings
 from pi0.ript.recap.keeping import Keeping, Training
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.summary import write_summary
+from pi0.ript.results import lock_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.scripts.train_ript_pi0 import main as train_ript
 from pi0.ript.training.objectives import Objective
@@ -74,35 +73,34 @@ def fit(
 @clear_endings()
 def train_recap(config: RecapConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
-    world = setup_distributed(config)
+    world = setup_distributed(config.device, **asdict(config.distributed))
     run_dir = Path(config.output_dir) / config.exp_name
     world.on_main(lock_directory, run_dir)
     world.on_main(save_config, config, run_dir)
     setup_run_logging(run_dir, world.rank)
     init_wandb(config, run_dir, world.rank)
-    run = recap.open_run(config, run_dir, world)
+    run = recap.start_run(config, run_dir, world, fit)
     cleanup_on_exit(run)
-    world.on_main(print_budget, run, fit)
+    world.on_main(print_budget, run)
     setup_signal_handlers()
-    train = partial(recap.train, run, fit)
 
-    demonstrations = recap.demonstrate(run)
-    policy = sft = train(recap.supervised_policy(run, demonstrations))
-    value = pretrained = train(recap.value_function(run, sft, [demonstrations]))
+    demonstrations = recap.obtain_demonstrations(run)
+    policy = sft = recap.fit_demonstrations(run, demonstrations)
+    value = pretrained = recap.fit_value(run, sft, [demonstrations])
     evaluations = {"SFT": recap.judge(run, sft)}
     rollouts = []
     for number in range(1, config.rounds + 1):
         # Collect
         rollouts.append(recap.collect(run, number, policy))
         data = [demonstrations, *rollouts[-config.rollouts.keep_rounds :]]
-        # Label: what is a frame worth, and did more come of it?
+        # Label
         start = pretrained if config.value.start_from == "pretrained" else value
-        value = train(recap.value_function(run, sft, data, start, number))
+        value = recap.fit_value(run, sft, data, start, number)
         labels = recap.label(run, number, sft, value, data)
         recap.require_gates(run, value, labels)
         # Improve
         start = sft if config.finetuning.start_from == "sft" else policy
-        policy = train(recap.improved_policy(run, number, start, labels, data))
+        policy = recap.fit_labels(run, number, start, labels, data)
         # Report
         evaluations[f"round {number}"] = recap.judge(run, policy)
         log_metrics(recap.round_metrics(run, number) | monitor_memory(), number)
@@ -110,8 +108,8 @@ def train_recap(config: RecapConfig) -> None:
             world.on_main(write_recap_report, run_dir, run.stages.names)
     world.on_main(recap.publish_policy, run, policy)
     if config.baselines:
-        for name, rival in recap.rivals(run, sft, data).items():
-            evaluations[name] = recap.judge(run, train(rival))
+        rivals = recap.fit_rivals(run, sft, data)
+        evaluations |= {name: recap.judge(run, rival) for name, rival in rivals.items()}
 
     world.on_main(write_summary, run_dir, asdict(config), evaluations)
     world.on_main(write_recap_report, run_dir, run.stages.names)

@@ -7,7 +7,6 @@ units.
 Axis legend: k noise draws, b batch, h action horizon, a action dim, s state dim.
 """
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pi0.action_queue import ActionQueue, asker
 from pi0.config import Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.model import Pi0Model, Prefix
@@ -298,15 +298,18 @@ class PI0Policy(nn.Module):
 
     def reset(self) -> None:
         """Forget the queued actions; call it at the start of an episode."""
-        self._queue: deque[Tensor] = deque()
+        self._queue = ActionQueue()
 
     @torch.no_grad()
     def select_action(self, batch: Batch, **options: Any) -> Float[Tensor, "b a"]:
         """Return the next action: `n_action_steps` of each sampled chunk are executed before a new one.
 
         Options are those of `sample_actions`; they matter when a new chunk is sampled.
+
+        Raises:
+            ValueError: The actions that are queued are for a batch of another size, task or `episode_index`.
         """
+        who = asker(batch, self.features, self.device)
         if not self._queue:
-            chunk = self.sample_actions(batch, **options)[:, : self.config.n_action_steps]
-            self._queue.extend(chunk.unbind(1))
-        return self._queue.popleft()
+            self._queue.fill(who, self.sample_actions(batch, **options)[:, : self.config.n_action_steps])
+        return self._queue.next(who)

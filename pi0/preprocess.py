@@ -22,14 +22,7 @@ def model_images(
 
     A key `{image_key}_is_pad` (b,) marks samples that lack the camera, as in LeRobotDataset.
     """
-    given = {key for key in batch if key.startswith("observation.image") and not key.endswith("_is_pad")}
-    expected = set(features.present_cameras)
-    if given != expected:
-        raise ValueError(
-            f"cameras: expected {sorted(expected)}, found {sorted(given)}. A camera that the robot lacks "
-            f"belongs in "
-            "FeatureConfig.absent_cameras; one with another name must be renamed in the batch."
-        )
+    require_cameras(batch, features)
     images, masks = [], []
     for key in features.present_cameras:
         image = model_image(batch[key], key, size, features.resize, device)
@@ -41,6 +34,18 @@ def model_images(
     if len(set(sizes.values())) > 1:
         raise ValueError(f"cameras: expected the same batch size in all, found {sizes}")
     return torch.stack(images, 1), torch.stack(masks, 1)
+
+
+def require_cameras(batch: Mapping[str, Any], features: FeatureConfig) -> None:
+    """Raise ValueError unless the batch has the images of the cameras that this robot has, and no others."""
+    given = {key for key in batch if key.startswith("observation.image") and not key.endswith("_is_pad")}
+    expected = set(features.present_cameras)
+    if given != expected:
+        raise ValueError(
+            f"cameras: expected {sorted(expected)}, found {sorted(given)}. A camera that the robot lacks "
+            f"belongs in "
+            "FeatureConfig.absent_cameras; one with another name must be renamed in the batch."
+        )
 
 
 def model_image(

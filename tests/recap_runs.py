@@ -96,7 +96,7 @@ def killed(directory: Path) -> tuple[dict, int]:
 
 
 def stopped(directory: Path, every: int) -> tuple[dict, int]:
-    """Be asked to stop at every so many optimizer steps and finished episodes."""
+    """Be asked to stop at every so many optimizer steps and chunks of actions."""
     calls, stops, is_asked = 0, 0, False
 
     def stop_requested() -> int:

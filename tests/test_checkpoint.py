@@ -1,6 +1,7 @@
 """Checkpoints are complete or not there, damage is found and named, and what was saved comes back exactly."""
 
 import fcntl
+import json
 import os
 import random
 import resource
@@ -8,6 +9,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,6 @@ from pi0.config import GemmaConfig, SiglipConfig
 from pi0.ript.checkpoint import (
     ChangedSettingsError,
     Progress,
-    RunInUseError,
     SnapshotError,
     find_checkpoint,
     load_checkpoint,
@@ -32,7 +33,9 @@ from pi0.ript.checkpoint import files as checkpoint_files
 from pi0.ript.checkpoint.files import published, verify
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import require_same_settings, settings_hash
+from pi0.ript.config.schema import Algo, Logging, TrainConfig, Training
 from pi0.ript.envs import InitialState, Task
+from pi0.ript.results import RunInUseError, new_run_directory
 from pi0.ript.rollout import Rollout
 
 CONFIG = {"algo": {"lr": 1e-3}, "training": {"num_train_steps": 4, "save_freq": 1}, "device": "cpu"}
@@ -330,16 +333,30 @@ def test_another_model_is_refused_and_nothing_changes(saved):
 
 
 def test_changed_settings_are_listed_unless_they_change_nothing(capsys):
-    now = {"algo": {"lr": 2e-3}, "training": {"num_train_steps": 3, "save_freq": 2}, "device": "cuda"}
+    begun = TrainConfig(training=Training(num_train_steps=4))
+    saved, where = json.loads(json.dumps(asdict(begun))), Path("checkpoint-2")
+    now = replace(begun, algo=Algo(lr=2e-3), training=Training(save_freq=2), device="cuda")
     with pytest.raises(ChangedSettingsError) as raised:
-        require_same_settings(CONFIG, now, Path("checkpoint-2"))
-    for text in ("algo.lr: 0.001 -> 0.002", "training.num_train_steps: 4 -> 3"):
-        assert text in str(raised.value)
-    assert "save_freq" not in str(raised.value)
+        require_same_settings(saved, now, where)
+    assert [line.strip() for line in str(raised.value).splitlines()[1:-1]] == [
+        "algo.lr: 0.001 -> 0.002",
+        "training.num_train_steps: 4 -> 3",
+    ]
     assert "device: 'cpu' -> 'cuda'" in capsys.readouterr().out
-    more = {**CONFIG, "training": {"num_train_steps": 9, "save_freq": 2}}
-    require_same_settings(CONFIG, more, Path("checkpoint-2"))
-    assert settings_hash(more) == settings_hash(CONFIG) != settings_hash(now)
+    more = replace(begun, training=Training(num_train_steps=9, save_freq=2), logging=Logging(use_wandb=True))
+    require_same_settings(saved, more, where)
+    assert settings_hash(more) == settings_hash(begun) != settings_hash(now)
+
+
+def test_a_setting_that_a_run_did_not_know_has_its_default_there():
+    saved, where = json.loads(json.dumps(asdict(TrainConfig()))), Path("checkpoint-2")
+    del saved["algo"]["num_draws"], saved["eval"]
+    require_same_settings(saved, TrainConfig(), where)
+    with pytest.raises(ChangedSettingsError, match=r"algo\.num_draws: 2 -> 3"):
+        require_same_settings(saved, TrainConfig(algo=Algo(num_draws=3)), where)
+    saved["algo"]["num_wishes"] = 3
+    with pytest.raises(ChangedSettingsError, match=r"algo\.num_wishes: 3 -> None"):
+        require_same_settings(saved, TrainConfig(), where)
 
 
 def test_a_directory_has_one_writer(tmp_path):
@@ -351,9 +368,12 @@ def test_a_directory_has_one_writer(tmp_path):
     assert open_run_directory(config) == (path, None), "the same process may come back"
     assert (path / "kept").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pi0.ript.checkpoint.run_directory._locks", {})  # as another process
+        patch.setattr("pi0.ript.results._locks", {})  # as another process
         with pytest.raises(RunInUseError, match=r"is being written by process .* on "):
             open_run_directory(config)
+        with pytest.raises(RunInUseError, match=r"is being written by process .* on "):
+            new_run_directory(path)  # as rungs 8 to 12 and pi0-eval do
+    assert (path / "kept").exists(), "who is refused moves nothing aside"
     config.resume = None
     assert open_run_directory(config)[0] == path
     assert not (path / "kept").exists()
@@ -363,8 +383,8 @@ def test_a_directory_has_one_writer(tmp_path):
 
 
 def test_resume_moves_the_run_of_another_rung_aside(tmp_path):
-    """It left neither lock nor checkpoint: nothing to continue, and nothing to write over."""
-    (tmp_path / "run").mkdir()
+    """It left neither episodes nor checkpoints: nothing to continue, and nothing to write over."""
+    new_run_directory(tmp_path / "run")
     (tmp_path / "run" / "results.json").write_text("{}")
     config = SimpleNamespace(output_dir=str(tmp_path), exp_name="run", resume="auto")
     assert open_run_directory(config) == (tmp_path / "run", None)

@@ -167,6 +167,39 @@ def test_select_action_executes_the_queue_before_it_samples_again(batch, noise):
     assert torch.equal(policy.select_action(batch, noise=noise), chunk[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": TASKS[::-1]}, r"task: expected .*7 more actions.*call reset\(\)"),
+        ({"episode_index": [0, 2]}, r"episode_index: expected \(0, 1\).*found \(0, 2\).*reset"),
+        ({"observation.state": torch.full((2, 4), float("nan"))}, "observation.state: expected finite"),
+        ({"observation.images.wrist": torch.zeros(2, 16, 16, 3)}, "cameras: expected"),
+    ],
+)
+def test_queued_actions_are_not_given_to_another_batch(batch, noise, change, message):
+    policy, first = (
+        toy_policy(n_action_steps=8, chunk_size=8),
+        {**batch, "episode_index": torch.tensor([0, 1])},
+    )
+    policy.select_action(first, noise=noise)
+    with pytest.raises(ValueError, match=message):
+        policy.select_action({**first, **change}, noise=noise)
+    policy.reset()
+    if "task" in change or "episode_index" in change:
+        expected = policy.sample_actions({**first, **change}, noise=noise)[:, 0]
+        assert torch.equal(policy.select_action({**first, **change}, noise=noise), expected)
+
+
+def test_queued_actions_are_not_given_to_a_batch_of_another_size(batch, noise):
+    policy = toy_policy(n_action_steps=8, chunk_size=8)
+    policy.select_action(batch, noise=noise)
+    one = {key: value[:1] for key, value in batch.items()}
+    with pytest.raises(ValueError, match=r"batch_size: expected 2, .*found 1"):
+        policy.select_action(one)
+    with pytest.raises(ValueError, match=r"observation\.state: missing"):
+        policy.select_action({})
+
+
 def test_samples_of_a_batch_do_not_influence_each_other(policy, batch, noise):
     both = policy.sample_actions(batch, noise=noise)
     alone = {key: value[1:] for key, value in batch.items()}

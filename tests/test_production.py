@@ -11,8 +11,9 @@ import drifting
 import pytest
 
 from pi0.ript import monitoring, report
-from pi0.ript.checkpoint import ChangedSettingsError, Checkpoints, RunInUseError, SnapshotError
+from pi0.ript.checkpoint import ChangedSettingsError, Checkpoints, SnapshotError
 from pi0.ript.checkpoint.files import publish, published, verify
+from pi0.ript.results import RunInUseError
 from pi0.ript.rollout import GuidedPolicy
 
 

@@ -244,15 +244,14 @@ REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
 
 def test_the_share_asked_for_is_that_of_the_ranked_frames(sources):
     labels = label_frames(*sources, REWARD, Advantage(0.3, "global", "rollouts"))
-    demonstrations, rollouts = labels.sources
-    assert (demonstrations.is_ranked, rollouts.is_ranked) == (False, True)
-    assert rollouts.positive.mean() == pytest.approx(0.3, abs=0.51 / len(rollouts.positive))
+    _, rollouts = labels.positive()
+    assert rollouts.mean() == pytest.approx(0.3, abs=0.51 / len(rollouts))
+    assert labels.figures()["positive_fraction"] == rollouts.mean()
     (epsilon,) = set(labels.epsilon.values())
-    for labelled in labels.sources:
-        np.testing.assert_array_equal(labelled.positive, labelled.advantages > epsilon)
+    for positive, advantages in zip(labels.positive(), labels.advantages, strict=True):
+        np.testing.assert_array_equal(positive, advantages > epsilon)
     everything = label_frames(*sources, REWARD, Advantage(0.3, "global", "all"))
-    assert all(labelled.is_ranked for labelled in everything.sources)
-    positive = np.concatenate([labelled.positive for labelled in everything.sources])
+    positive = np.concatenate(everything.positive())
     assert positive.mean() == pytest.approx(0.3, abs=0.51 / len(positive))
     figures = everything.figures()
     assert figures["positive_fraction"] == positive.mean()
@@ -262,8 +261,9 @@ def test_the_share_asked_for_is_that_of_the_ranked_frames(sources):
 
 def test_demonstrations_that_are_always_positive_are_labelled_so(sources):
     (demonstrations, rollouts), values = sources
-    labels = label_frames([replace(demonstrations, advantage="on"), rollouts], values, REWARD, Advantage())
-    assert labels.figures()["positive_share"]["demonstrations"] == 1.0
+    always = [replace(demonstrations, advantage="on"), rollouts]
+    figures = label_frames(always, values, REWARD, Advantage()).figures()
+    assert figures["positive_share"]["demonstrations"] == 1.0
 
 
 def test_frames_that_the_value_function_has_no_number_for_stop_at_the_gate(sources):
@@ -279,15 +279,15 @@ def test_frames_that_the_value_function_has_no_number_for_stop_at_the_gate(sourc
 
 def test_labels_are_written_beside_what_they_were_made_from(sources, tmp_path):
     labels = label_frames(*sources, REWARD, Advantage())
-    places = [tmp_path / labelled.source.name for labelled in labels.sources]
+    places = [tmp_path / source.name for source in labels.sources]
     write_labels(labels, places, "abc")
     write_labelled_frames(labels, tmp_path)
     frames = read_labelled_frames(tmp_path / "frames.npz")
     assert read_thresholds(tmp_path / "thresholds.json") == labels.epsilon
-    for place, labelled in zip(places, labels.sources, strict=True):
-        np.testing.assert_array_equal(read_advantages(place, labelled.source.episodes), labelled.advantages)
+    parts = zip(places, labels.sources, labels.advantages, labels.positive(), strict=True)
+    for place, source, advantages, positive in parts:
+        np.testing.assert_array_equal(read_advantages(place, source.episodes), advantages)
         lineage = read_lineage(place)
         assert (lineage["value"], lineage["epsilon"]) == ("abc", labels.epsilon)
-        read = frames[labelled.source.name]
-        np.testing.assert_array_equal(read.positive(labels.epsilon), labelled.positive)
-        np.testing.assert_array_equal(read.returns, labelled.source.returns(REWARD))
+        np.testing.assert_array_equal(frames[source.name].positive(labels.epsilon), positive)
+        np.testing.assert_array_equal(frames[source.name].returns, source.returns(REWARD))

@@ -17,6 +17,7 @@ from recap_runs import DEMO, SHRUNK, hashes
 
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, parse_config
+from pi0.ript.distributed import World
 from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import read_advantages, read_lineage
@@ -31,8 +32,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 STAGES = [
     *("demonstrations", "sft", "value", "sft-evaluation"),
     *(f"round-{n}/{s}" for n in (1, 2) for s in ("rollouts", "value", "advantages", "policy", "evaluation")),
-    *("baseline-more-sft/policy", "baseline-more-sft/evaluation"),
-    *("baseline-successes/policy", "baseline-successes/evaluation"),
+    *("baseline-more-sft/policy", "baseline-successes/policy"),
+    *("baseline-more-sft/evaluation", "baseline-successes/evaluation"),
 ]
 
 
@@ -151,24 +152,30 @@ def test_a_gate_stops_the_run_before_the_policy_is_trained(whole, tmp_path, run)
         run(tmp_path / "copy", "gates.min_correlation=1.1")
 
 
-def not_again(*args):
-    raise AssertionError("this was finished")
+class CaughtError(Exception):
+    """With what was to be trained on."""
 
 
-def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(whole):
+def caught(objective, mixture, *rest):
+    raise CaughtError(mixture)
+
+
+def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(whole, tmp_path):
     """Otherwise the value functions of later rounds would be judged on what the first has seen."""
-    run = rounds.open_run(config_of(f"output_dir={whole[0]}"), whole[0] / "demo")
-    data = [rounds.demonstrate(run)]
-    sft = rounds.train(run, not_again, rounds.supervised_policy(run, data[0]))
-    first = rounds.value_function(run, sft, data)
-    start = rounds.train(run, not_again, first)
-    data.append(rounds.collect(run, 1, sft))
-    usable = []
-    for stage in (first, rounds.value_function(run, sft, data, start, 1)):
-        prepared = stage.recipe.prepare(stage.inputs, run.workshop)
-        usable.append(set(prepared.mixture.draw(4000, (0,)).tolist()))
+    place = Path(shutil.copytree(whole[0], tmp_path / "copy")) / "demo"
+    run = rounds.start_run(config_of(f"output_dir={tmp_path}"), place, World(), caught)
+    data = [rounds.obtain_demonstrations(run)]
+    sft = rounds.fit_demonstrations(run, data[0])
+    start = rounds.fit_value(run, sft, data)
     demonstrations = range(int(load_labels(data[0].path / "dataset").lengths.sum()))
-    held = [set(demonstrations) - drawn for drawn in usable]
+    data.append(rounds.collect(run, 1, sft))
+    held = []
+    for stage, arguments in (("value", (data[:1],)), ("round-1/value", (data, start, 1))):
+        shutil.rmtree(place / stage)
+        with pytest.raises(CaughtError) as trained:
+            rounds.fit_value(run, sft, *arguments)
+        (mixture,) = trained.value.args
+        held.append(set(demonstrations) - set(mixture.draw(4000, (0,)).tolist()))
     assert held[0] == held[1]
     assert 0 < len(held[0]) < len(demonstrations)
     run.close()
@@ -205,18 +212,18 @@ def config_of(*overrides: str) -> RecapConfig:
 
 def test_the_budget_counts_what_the_run_does(tmp_path, monkeypatch, capsys):
     config = config_of(f"output_dir={tmp_path}")
-    run = rounds.open_run(config, tmp_path)
+    run = rounds.start_run(config, tmp_path, World(), fit)
     needs = budget(run)
     assert (needs.recorded, needs.judged, needs.steps) == (2 + 2 * 4, 2 * 5, 30)
     assert (needs.policy_updates, needs.value_updates) == (6 + 3 * 8, 3 + 6)
     assert needs.images_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
     assert needs.disk_gb == pytest.approx(2 * 10 * 30 * 3 * 32 * 32 / 1e9)
-    print_budget(run, fit)
+    print_budget(run)
     run.close()
     assert "minutes, at the speed" in capsys.readouterr().out
     monkeypatch.setattr("pi0.ript.recap.budget.shutil.disk_usage", lambda _: type("", (), {"free": 1}))
     with pytest.raises(BudgetError, match=r"rollouts\.num_states"):
-        print_budget(run, fit)
+        print_budget(run)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -297,7 +304,7 @@ def test_the_file_says_which_algorithm_it_is_for(capsys):
         assert re.search(rf"^  {key}={value}\b", said, re.MULTILINE), "of the whole, not of the part"
     with pytest.raises(SystemExit):
         parse_config([f"--config_path={DEMO}"])
-    assert "train_ript_pi0_final.py runs RECAP" in capsys.readouterr().err
+    assert "pi0-recap runs it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pi0.ript.files import FORMAT, hash_files
-from pi0.ript.recap.stages import STATE, Inputs, Kind, Stage, StageName, Stages, StaleStageError
+from pi0.ript.recap.stages import STATE, Inputs, Kind, StageName, Stages, StaleStageError
 
 FIRST, SECOND = StageName(Kind.VALUE), StageName(Kind.VALUE, round=1)
 
@@ -42,7 +42,7 @@ class Work:
             (work / "deep/file").write_text(settings.a.text + "".join(a.hash for a in read.values()))
             return {"length": len(settings.a.text), "list": (1, 2)}
 
-        return self.stages.run(Stage(name, recipe, inputs), make)
+        return self.stages.run(name, recipe, inputs, make)
 
     def both(self, text: str = "x", other: str = "y", **options):
         first = self.stage(FIRST, Recipe(Text(text), **options))

@@ -33,7 +33,7 @@ from pi0.ript.labels.sources import Mixture, Source, frame_windows
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
 from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective, value_objective
-from pi0.ript.recording import episode_set, record_rollouts, rollout_episode
+from pi0.ript.recording import DatasetStore, episode_set, record_rollouts, rollout_episode
 from pi0.ript.rollout import GuidedPolicy, rollout
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.warm_start import demonstration_windows
@@ -141,10 +141,11 @@ def test_recorded_rollouts_are_their_episodes_and_do_not_run_twice(metaworld, tm
     states, seeds = [states[0], *states], [1, 2, 3]
     info = CollectionInfo(fps=40, robot_type="sawyer", storage="image", origin={})
     writer = EpisodeWriter(tmp_path / "rollouts", info)
-    record_rollouts(metaworld, policy, states[:2], seeds[:2], writer, "policy:abc")
+    store = DatasetStore(writer, states, seeds, "policy:abc")
+    record_rollouts(metaworld, policy, states[:2], seeds[:2], store)
     files = {p: p.stat().st_mtime_ns for p in writer.partial.glob("episode-*")}
     assert len(files) == 2
-    record_rollouts(metaworld, policy, states, seeds, writer, "policy:abc")
+    record_rollouts(metaworld, policy, states, seeds, store)
     assert all(p.stat().st_mtime_ns == t for p, t in files.items())
     loaded = load_episodes(writer.finalize())
     run = rollout(metaworld, policy, states, seeds, render_every=1)
@@ -156,7 +157,7 @@ def test_recorded_rollouts_are_their_episodes_and_do_not_run_twice(metaworld, tm
     with pytest.raises(EpisodeDataError, match="render_every=1"):
         rollout_episode(rollout(metaworld, policy, states[:1], seeds[:1])[0], "policy:abc")
     with pytest.raises(ValueError, match="found one twice"):
-        record_rollouts(metaworld, policy, states[:2], [1, 1], writer, "policy:abc")
+        DatasetStore(writer, [states[0]] * 2, [1, 1], "policy:abc")
 
 
 class TwoLines(LineSuite):
@@ -196,7 +197,7 @@ def test_labels_belong_to_their_episodes_when_slots_are_left_over(tmp_path, num_
         seeds = [3 * i + 1 for i in range(num_episodes)]
         info = CollectionInfo(fps=10, robot_type="line", storage="image", origin={})
         writer = EpisodeWriter(tmp_path / "rollouts", info)
-        record_rollouts(env, Push(), states, seeds, writer, "policy:push")
+        record_rollouts(env, Push(), states, seeds, DatasetStore(writer, states, seeds, "policy:push"))
     loaded = load_episodes(writer.finalize())
     assert len(loaded) == num_episodes
     for episode, state, seed in zip(loaded, states, seeds, strict=True):

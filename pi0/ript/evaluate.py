@@ -263,33 +263,6 @@ def mcnemar_p_value(won: int, lost: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def table(before: Evaluation, after: Evaluation) -> str:
-    """Return a text table of two evaluations on the same states: a row per task, then all tasks."""
-    pairs = [(task, old, after.by_task()[task]) for task, old in before.by_task().items()]
-    header = ("task", "before", "after", "difference, points", "steps to success")
-    rows = [header, *(_row(*pair) for pair in pairs)]
-    if len(pairs) > 1:
-        rows.append(_row("all", before, after))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    total = compare(before, after)
-    return "\n".join(
-        [
-            lines[0],
-            "-" * max(map(len, lines)),
-            *lines[1:],
-            f"{total.num_episodes} states: {total.num_won} won, {total.num_lost} lost, exact McNemar "
-            f"p = {total.p_value:.2g}; brackets are 95% intervals",
-        ]
-    )
-
-
-def _row(task: str, before: Evaluation, after: Evaluation) -> tuple[str, ...]:
-    steps = [evaluation.mean_steps_to_success for evaluation in (before, after)]
-    text = " -> ".join("none" if mean is None else f"{mean:.1f}" for mean in steps)
-    return task, str(before), str(after), str(compare(before, after)), text
-
-
 def _figures(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "num_successes": evaluation.num_successes,

@@ -34,7 +34,7 @@ def require_format(values: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_versioned_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file that has a format number, or none if it is of version 0.1.0.
 
     Raises:

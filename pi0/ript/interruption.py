@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, runtime_checkable
 
-from pi0.ript.peers import Peers
+from pi0.ript.peers import ALONE, Peers
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST_SECONDS = 2.0  # `timeout` signals a process and its group, so that one request arrives twice
 
 
 class StoppedError(SystemExit):
-    """The run was asked to stop and has left a checkpoint; the code is 128 + signal."""
+    """The run was asked to stop, and what it needs to go on is on disk; the code is 128 + signal."""
 
 
 @dataclass
@@ -83,6 +83,12 @@ def deaf_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_if_asked(peers: Peers = ALONE) -> None:
+    """Raise StoppedError on all processes if one of them was asked to stop; all of them call this."""
+    if code := asked_to_stop(peers):
+        raise StoppedError(code)
 
 
 def request_stop(number: signal.Signals, reason: str) -> None:

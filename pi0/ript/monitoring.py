@@ -12,25 +12,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pi0.ript.checkpoint import Progress
 from pi0.ript.interruption import request_stop
 
 _COLLECT_ABOVE = 0.9  # of the limit
-_REMEDY = "Lower algo.lr or algo.grad_norm_clip, or look at the data of this step"
 
 
 class NonFiniteLossError(RuntimeError):
     """Several optimizer steps in a row had no finite loss or gradient."""
 
 
-def count_nonfinite(
-    loss: float, gradient_norm: float, before: int, limit: int, where: str, give_up: Callable[[], str]
-) -> int:
-    """Return how many steps in a row must be skipped with this one: 0 if its loss and gradient are finite.
+def is_finite(loss: float, gradient_norm: float) -> bool:
+    """Return whether an optimizer step may be made; what is not finite is printed.
 
     Args:
         loss: Of the whole step, summed over all processes, so that all of them decide alike.
         gradient_norm: Of the gradients that all processes share.
+    """
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        return True
+    print(f"the loss is {loss}, the norm of its gradient {gradient_norm}: no step is made")  # noqa: T201
+    return False
+
+
+def count_skipped(before: int, limit: int, where: str, give_up: Callable[[], str]) -> int:
+    """Return how many optimizer steps in a row are skipped, with the present one.
+
+    Args:
         before: Steps in a row that were skipped before it.
         limit: Steps in a row at which the run ends.
         where: The step, for the message.
@@ -39,14 +46,12 @@ def count_nonfinite(
     Raises:
         NonFiniteLossError: That many are reached.
     """
-    if math.isfinite(loss) and math.isfinite(gradient_norm):
-        return 0
-    found = f"{where}: the loss is {loss}, the norm of its gradient {gradient_norm}"
     if before + 1 >= limit:
         raise NonFiniteLossError(
-            f"{found}; that is number {before + 1} in a row (max_nonfinite_steps={limit}). {give_up()}"
+            f"{where}: its loss or gradient is not finite; that is number {before + 1} in a row "
+            f"(max_nonfinite_steps={limit}). {give_up()}"
         )
-    print(f"{found}: skipped on all processes")  # noqa: T201
+    print(f"{where}: skipped on all processes")  # noqa: T201
     return before + 1
 
 
@@ -88,33 +93,21 @@ def _resident_gb(children: bool = True) -> float:
     return total / 1e9
 
 
-def take_step(
-    optimizer: torch.optim.Optimizer,
-    loss: float,
-    gradient_norm: Float[Tensor, ""],
-    progress: Progress,
-    limit: int,
-) -> None:
-    """Make an optimizer step, or none if loss or gradient are not finite, and count it in `progress`.
+def take_step(optimizer: torch.optim.Optimizer, loss: float, gradient_norm: Float[Tensor, ""]) -> bool:
+    """Make an optimizer step, or skip it if loss or gradient are not finite; return whether it was made.
+
+    The gradients are used up either way.
 
     Args:
-        optimizer: Whose gradients are used up.
+        optimizer: Of the parameters with the gradients.
         loss: Of the whole step, summed over all processes, so that all of them decide alike.
         gradient_norm: Of the gradients that all processes share.
-        progress: Counts the step; a step that is not skipped adds its loss.
-        limit: Skipped steps in a row at which the run ends.
-
-    Raises:
-        NonFiniteLossError: That many were skipped.
     """
-    where = f"iteration {progress.iteration}, optimizer step {progress.step}"
-    norm, before = gradient_norm.item(), progress.nonfinite
-    progress.nonfinite = count_nonfinite(loss, norm, before, limit, where, lambda: _REMEDY)
-    if not progress.nonfinite:
+    is_taken = is_finite(loss, gradient_norm.item())
+    if is_taken:
         optimizer.step()
-        progress.losses.append(loss)
     optimizer.zero_grad()
-    progress.step += 1
+    return is_taken
 
 
 class ProfileWindow:

@@ -8,7 +8,7 @@ Axes: t environment step, n observed step, s state dim, a action dim, h action h
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -41,6 +41,11 @@ class Rollout:
     def __len__(self) -> int:
         """Return the number of steps."""
         return len(self.actions)
+
+
+def without_images(rollout: Rollout) -> Rollout:
+    """Return a rollout as it is when images are not kept."""
+    return replace(rollout, observed=rollout.observed[:0], images={})
 
 
 @runtime_checkable
@@ -111,6 +116,7 @@ class _Episode:
     """An episode in progress."""
 
     number: int
+    """Its place in the list of initial states."""
     observation: EnvObservation
     generator: torch.Generator
     states: list[np.ndarray] = field(default_factory=list)

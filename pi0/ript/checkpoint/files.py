@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pi0.ript.files import FORMAT, FormatError, hash_file, read_json
+from pi0.ript.files import FORMAT, FormatError, hash_file, read_versioned_json
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
@@ -86,7 +86,7 @@ def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
         FormatError: A later version wrote it.
     """
     try:
-        manifest = read_json(path / MANIFEST)
+        manifest = read_versioned_json(path / MANIFEST)
         expected = manifest.pop("sha256")
         entries = manifest["files"]
     except FormatError:

@@ -1,23 +1,23 @@
 """A run that can be stopped anywhere and continued: what a script holds of its checkpoints."""
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import nn
 
 from pi0.ript.checkpoint.files import SnapshotError
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import settings_hash
+from pi0.ript.checkpoint.run_directory import EPISODES
 from pi0.ript.checkpoint.snapshot import Clock, Stateful, read_progress
 from pi0.ript.checkpoint.state import Progress, load_checkpoint, save_checkpoint
-from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
-from pi0.ript.interruption import StoppedError, asked_to_stop, stop_requested
+from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.interruption import StoppedError, asked_to_stop
 from pi0.ript.peers import ALONE, Peers
+from pi0.ript.recording import remembering
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 _BEFORE = "before"  # the evaluation whose episodes are kept: a continued run reports it, too
@@ -52,7 +52,7 @@ class Checkpoints:
         """
         self.run_dir, self.model, self.optimizer, self.sampler = run_dir, model, optimizer, sampler
         self.config, self.peers, self.progress = config, peers, Progress()
-        self._all_episodes = run_dir / "episodes"
+        self._all_episodes = run_dir / EPISODES
         self._episodes = self._all_episodes / settings_hash(config)
         self._found = found
         self._saved_at: tuple[int, int] | None = None
@@ -116,50 +116,19 @@ class Checkpoints:
                 state and seed, so the policy of one name must not change.
         """
         journal = EpisodeJournal(self._episodes / name)
+        self._collected = journal
 
         def run(
             env: BatchedEnv,
             policy: ChunkPolicy,
             states: Sequence[InitialState],
             seeds: Sequence[int],
-            *,
-            render_every: int | None = None,
-            keep_images: bool = True,
-            on_finished: Callable[[Rollout], None] | None = None,
+            **options: Any,
         ) -> list[Rollout]:
-            self._collected = journal
-            keys = list(zip(states, seeds, strict=True))
-            finished = {i: journal.read(env.tasks[s.task], s, n) for i, (s, n) in enumerate(keys)}
-            missing = [i for i, episode in finished.items() if episode is None]
-            self._require_reproducible(name, len(missing))
-            report = on_finished or (lambda _: None)
+            self._require_reproducible(name, len(states))
+            return rollout(env, policy, states, seeds, **options)
 
-            def keep(episode: Rollout) -> None:
-                journal.write(episode)
-                report(episode)
-
-            for episode in finished.values():
-                if episode is not None:
-                    report(episode)
-            try:
-                made = rollout(
-                    env,
-                    Interruptible(policy),
-                    [states[i] for i in missing],
-                    [seeds[i] for i in missing],
-                    render_every=render_every,
-                    keep_images=keep_images,
-                    on_finished=keep,
-                )
-            except EpisodesLeftError:
-                made = []
-            if code := asked_to_stop(self.peers):
-                self._write()
-                self._leave(code)
-            finished |= dict(zip(missing, made, strict=True))
-            return [episode for _, episode in sorted(finished.items()) if episode is not None]
-
-        return run
+        return remembering(journal, self.stop_if_asked, run)
 
     def _require_reproducible(self, name: str, num_missing: int) -> None:
         """Refuse to collect with a policy that has learned from this collection already."""
@@ -210,29 +179,6 @@ class Checkpoints:
             where = f"iteration {self.progress.iteration}, optimizer step {self.progress.step}"
             print(f"stopped at {where}; continue with --resume")  # noqa: T201
         raise StoppedError(code)
-
-
-class EpisodesLeftError(Exception):
-    """Episodes were left because this process was asked to stop."""
-
-
-class Interruptible:
-    """A policy that stops acting when the process is asked to stop."""
-
-    def __init__(self, policy: ChunkPolicy) -> None:
-        self.policy = policy
-
-    def chunks(
-        self,
-        observations: Sequence[EnvObservation],
-        tasks: Sequence[Task],
-        generators: Sequence[torch.Generator],
-        among: Collection[Task],
-    ) -> Float32[np.ndarray, "b h a"]:
-        """Return the actions to execute next."""
-        if stop_requested():
-            raise EpisodesLeftError
-        return self.policy.chunks(observations, tasks, generators, among)
 
 
 def _position(progress: Progress) -> tuple[int, int]:

@@ -163,17 +163,18 @@ def _differences(
         result = mark or field.metadata.get("result")
         if is_dataclass(value) and isinstance(before, Mapping):
             yield from _differences(before, value, getattr(default, name), f"{key}.", result)
-        elif _are_sections(value) and isinstance(before, list) and len(before) == len(value):
+        elif (
+            isinstance(value, list)
+            and any(map(is_dataclass, value))
+            and isinstance(before, list)
+            and len(before) == len(value)
+        ):
             for number, (entry, old) in enumerate(zip(value, before, strict=True)):
                 yield from _differences(old, entry, type(entry)(), f"{key}.{number}.", result)
         elif before != plain[name]:
             yield _Difference(key, before, plain[name], result)
     for name in sorted(saved.keys() - plain.keys()):
         yield _Difference(f"{prefix}{name}", saved[name], None, mark)
-
-
-def _are_sections(value: Any) -> bool:
-    return isinstance(value, list) and any(map(is_dataclass, value))
 
 
 def _marked(config: Any, prefix: str = "") -> Iterator[str]:

@@ -23,9 +23,11 @@ from pi0.ript.checkpoint.snapshot import (
     write_snapshot,
     write_training,
 )
+from pi0.ript.monitoring import count_skipped
 from pi0.ript.peers import ALONE, Peers
 
 _WEIGHTS = "trainable.safetensors"
+_REMEDY = "Lower algo.lr or algo.grad_norm_clip, or look at the data of this step"
 
 
 @dataclass
@@ -46,6 +48,20 @@ class Progress:
     def remaining[T](self, steps: Sequence[T]) -> Iterator[tuple[int, T]]:
         """Yield number and content of the iteration's optimizer steps that are not made yet."""
         yield from list(enumerate(steps))[self.step :]
+
+    def count(self, loss: float, is_taken: bool, limit: int) -> None:
+        """Count an optimizer step; one that was not taken is skipped, and adds no loss.
+
+        Raises:
+            NonFiniteLossError: That was the `limit`-th in a row to be skipped.
+        """
+        where = f"iteration {self.iteration}, optimizer step {self.step}"
+        self.step += 1
+        if is_taken:
+            self.losses.append(loss)
+            self.nonfinite = 0
+        else:
+            self.nonfinite = count_skipped(self.nonfinite, limit, where, lambda: _REMEDY)
 
     def finish_iteration(self) -> None:
         """Move to the next iteration."""

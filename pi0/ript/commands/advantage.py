@@ -14,7 +14,7 @@ from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, require_share
 from pi0.ript.labels.calibration import predict
-from pi0.ript.labels.labelling import Advantage, Labels, label_frames, write_labels
+from pi0.ript.labels.labelling import Advantage, FrameLabels, label_frames, write_labels
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.starting_policy import require_device
@@ -39,7 +39,7 @@ def label_datasets(
     assume_success: bool = False,
     device: str = "cpu",
     batch_size: int = 256,
-) -> Labels:
+) -> FrameLabels:
     """Write `meta/advantages.json` into each data set; return the thresholds and what they mean.
 
     Args:

@@ -50,7 +50,7 @@ class EnvironmentSettings:
 
 
 @dataclass
-class Task(EnvironmentSettings):
+class TaskSettings(EnvironmentSettings):
     """The environment, and how a toy policy begins; the arguments of `get_environment`."""
 
     warm_start: WarmStartSettings = field(default_factory=WarmStartSettings)
@@ -98,7 +98,7 @@ class Dataset:
 
 
 @dataclass
-class Training:
+class TrainingSettings:
     """The run."""
 
     num_train_steps: int = field(default=3, metadata=LONGER)  # iterations: collect, then improve
@@ -150,11 +150,11 @@ class TrainConfig:
     warm_start_dir: str = field(default="pi0/ript/output/warm_start", metadata=SAME)  # cache of toy policies
     resume: str | None = field(default=None, metadata=SAME)  # auto: the newest checkpoint; or one's path
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
-    task: Task = field(default_factory=Task)
+    task: TaskSettings = field(default_factory=TaskSettings)
     policy: Policy = field(default_factory=Policy)
     algo: Algo = field(default_factory=Algo)
     dataset: Dataset = field(default_factory=Dataset)
-    training: Training = field(default_factory=Training)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     distributed: Distributed = field(default_factory=Distributed, metadata=SAME)
     eval: Eval = field(default_factory=Eval)
     logging: Logging = field(default_factory=Logging, metadata=SAME)

@@ -24,7 +24,6 @@ HELDOUT_CHECKED = 50
 """Held-out states per task that a demonstration is compared with by hash."""
 
 _ATTEMPTS_PER_TASK = 1_000_000
-ROBOTS = {"metaworld": "sawyer", "libero": "panda"}
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,10 @@ class DemonstrationPlan:
 
     def info(self) -> CollectionInfo:
         """Return what the data set says about its making."""
+        task = self.selected()[0]
         return CollectionInfo(
-            fps=self.selected()[0].hz,
-            robot_type=ROBOTS.get(self.env, self.env),
+            fps=task.hz,
+            robot_type=task.robot,
             storage=self.storage,
             origin={
                 "env": self.env,

@@ -25,7 +25,7 @@ _FRAMES_FOR_IMAGE_STATISTICS = 8
 """Per episode; pi0 does not normalise images by statistics, other policies of lerobot may."""
 
 
-def publish(paths: Sequence[Path], root: Path, info: CollectionInfo) -> None:
+def publish_episodes(paths: Sequence[Path], root: Path, info: CollectionInfo) -> None:
     """Write the stored episodes, in the order given, as a new data set."""
     records = [read_record(path) for path in paths]
     features = _features(paths, records, info)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet
-from pi0.ript.files import FORMAT, read_json, write_json, write_text
+from pi0.ript.files import FORMAT, read_versioned_json, write_json, write_text
 from pi0.ript.labels.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
 
 ADVANTAGES_PATH = Path("meta/advantages.json")
@@ -208,7 +208,7 @@ def fill_missing(
 def read_lineage(directory: str | Path) -> dict[str, Any]:
     """Return what the advantages of a data set were made from; empty for a file made elsewhere."""
     path = Path(directory) / LINEAGE_PATH
-    return read_json(path) if path.exists() else {}
+    return read_versioned_json(path) if path.exists() else {}
 
 
 def _keys(episodes: EpisodeSet) -> list[str]:

@@ -35,47 +35,40 @@ class Advantage:
 
 
 @dataclass(frozen=True)
-class LabelledSource:
-    """A source with what the value function says of each of its frames."""
+class FrameLabels:
+    """What a value function says of the frames of some sources, and the threshold of each task."""
 
-    source: Source
-    values: Float64[np.ndarray, " n"]
-    advantages: Float64[np.ndarray, " n"]
-    positive: Bool[np.ndarray, " n"]
-    """Which ones the policy is told are better than expected."""
-    is_ranked: bool
-    """Whether the threshold was found among its frames."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The labels of all sources."""
-
-    sources: tuple[LabelledSource, ...]
+    sources: Sequence[Source]
+    values: Sequence[Float64[np.ndarray, " _"]]
+    advantages: Sequence[Float64[np.ndarray, " _"]]
     epsilon: dict[str, float]
-    """The threshold of each task."""
     reward: RewardConfig
     settings: Advantage
 
-    @property
-    def advantages(self) -> Float64[np.ndarray, " n"]:
-        """Return the advantages of all sources, one after the other."""
-        return np.concatenate([labelled.advantages for labelled in self.sources])
-
     def __str__(self) -> str:
-        """Return percentiles and thresholds, as OpenTau's script prints them."""
+        """Return percentiles, as OpenTau's script prints them, and thresholds."""
         lines = [f"epsilon of {task}: {value:.6f}" for task, value in self.epsilon.items()]
-        return "\n".join([percentiles(self.advantages), *lines])
+        return "\n".join([percentiles(np.concatenate(self.advantages)), *lines])
+
+    def positive(self) -> list[Bool[np.ndarray, " _"]]:
+        """Return which frames of each source the policy will be told are positive."""
+        return [
+            is_positive(advantages, source.frame_tasks(), self.epsilon)
+            if source.advantage == "use"
+            else np.full(source.num_frames, source.advantage == "on")
+            for source, advantages in zip(self.sources, self.advantages, strict=True)
+        ]
 
     def figures(self) -> dict[str, Any]:
-        """Return the figures as plain values: coverage, and shares of positive frames."""
-        ranked = np.concatenate([labelled.positive for labelled in self.sources if labelled.is_ranked])
+        """Return coverage and shares of positive frames as plain values."""
+        positive = dict(zip((source.name for source in self.sources), self.positive(), strict=True))
+        ranked = [positive[source.name] for source in self.sources if _is_ranked(source, self.settings)]
         return {
             "epsilon": self.epsilon,
-            "coverage": coverage(self.advantages),
-            "positive_fraction": float(ranked.mean()),
+            "coverage": coverage(np.concatenate(self.advantages)),
+            "positive_fraction": float(np.concatenate(ranked).mean()),
             "target_fraction": self.settings.positive_fraction,
-            "positive_share": {x.source.name: float(x.positive.mean()) for x in self.sources},
+            "positive_share": {name: float(is_better.mean()) for name, is_better in positive.items()},
         }
 
 
@@ -84,30 +77,32 @@ def label_frames(
     values: Sequence[Float64[np.ndarray, " _"]],
     reward: RewardConfig,
     settings: Advantage,
-) -> Labels:
-    """Return the advantage of every frame of the sources, given its value, and whether it is positive.
+) -> FrameLabels:
+    """Return the labels of the frames of some sources, given the value of each frame.
 
     Raises:
         ValueError: No ranked frame is of the task of another frame.
     """
-    is_ranked = [settings.ranked == "all" or source.role is not Role.DEMONSTRATIONS for source in sources]
     advantages = [
         compute_advantages(of_frames, source.episodes.lengths.tolist(), source.ends, reward)
         for source, of_frames in zip(sources, values, strict=True)
     ]
-    ranked = [i for i, is_among_them in enumerate(is_ranked) if is_among_them]
+    ranked = [i for i, source in enumerate(sources) if _is_ranked(source, settings)]
     epsilon = thresholds(
         np.concatenate([advantages[i] for i in ranked]),
         [task for i in ranked for task in sources[i].frame_tasks()],
         settings.positive_fraction,
         cast("Any", settings.scope),
     )
-    parts = zip(sources, values, advantages, is_ranked, strict=True)
-    labelled = tuple(LabelledSource(s, v, a, _is_positive(s, a, epsilon), r) for s, v, a, r in parts)
-    return Labels(labelled, epsilon, reward, settings)
+    return FrameLabels(sources, values, advantages, epsilon, reward, settings)
 
 
-def write_labels(labels: Labels, directories: Sequence[Path], value_hash: str) -> None:
+def _is_ranked(source: Source, settings: Advantage) -> bool:
+    """Return whether the threshold is found among the frames of a source."""
+    return settings.ranked == "all" or source.role is not Role.DEMONSTRATIONS
+
+
+def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: str) -> None:
     """Write DIRECTORY/meta/advantages.json of each source, and beside it what it was made from."""
     lineage = {
         "value": value_hash,
@@ -115,30 +110,21 @@ def write_labels(labels: Labels, directories: Sequence[Path], value_hash: str) -
         "epsilon": labels.epsilon,
         "positive_fraction": labels.settings.positive_fraction,
     }
-    for directory, labelled in zip(directories, labels.sources, strict=True):
+    for directory, source, advantages in zip(directories, labels.sources, labels.advantages, strict=True):
         (directory / "meta").mkdir(parents=True, exist_ok=True)
-        write_advantages(directory, labelled.source.episodes, labelled.advantages, lineage)
+        write_advantages(directory, source.episodes, advantages, lineage)
 
 
-def write_labelled_frames(labels: Labels, directory: Path) -> None:
+def write_labelled_frames(labels: FrameLabels, directory: Path) -> None:
     """Write every figure of every frame (frames.npz), and the thresholds (thresholds.json)."""
     arrays: dict[str, Any] = {}
-    for labelled in labels.sources:
-        source = labelled.source
+    for source, values, advantages in zip(labels.sources, labels.values, labels.advantages, strict=True):
         arrays |= {
-            f"{source.name}/values": labelled.values,
-            f"{source.name}/advantages": labelled.advantages,
+            f"{source.name}/values": values,
+            f"{source.name}/advantages": advantages,
             f"{source.name}/returns": source.returns(labels.reward),
             f"{source.name}/lengths": source.episodes.lengths,
             f"{source.name}/tasks": np.array(source.episode_tasks()),
         }
     np.savez_compressed(directory / FRAMES_FILE, **arrays)
     write_json(directory / THRESHOLDS_FILE, labels.epsilon)
-
-
-def _is_positive(
-    source: Source, advantages: Float64[np.ndarray, " n"], epsilon: dict[str, float]
-) -> Bool[np.ndarray, " n"]:
-    if source.advantage != "use":
-        return np.full(source.num_frames, source.advantage == "on")
-    return is_positive(advantages, source.frame_tasks(), epsilon)

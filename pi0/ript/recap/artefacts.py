@@ -14,12 +14,11 @@ import numpy as np
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.config.schema import EnvironmentSettings, Eval
 from pi0.ript.demonstrations import DemonstrationPlan
-from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_labels
-from pi0.ript.evaluate import Evaluation, evaluate
-from pi0.ript.files import read_json
+from pi0.ript.episodes import load_labels
+from pi0.ript.evaluate import Evaluation
 from pi0.ript.groups import InitialStateDataset, heldout_states, state_at
+from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import RewardConfig
@@ -34,7 +33,7 @@ from pi0.ript.recap.data import (
 )
 from pi0.ript.recap.stages import DATASET, Artefact, Inputs
 from pi0.ript.recap.workshop import Workshop
-from pi0.ript.recording import journaled_rollout, record_rollouts
+from pi0.ript.recording import DatasetStore, record_rollouts, rollouts_writer
 from pi0.ript.results import write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 
@@ -46,11 +45,14 @@ class ReferenceRecipe:
     """Demonstrations that were made elsewhere."""
 
     root: str
-    hash: str
+    hash: str | None = None
+    meta: str | None = None
+    """A hash as version 0.1.0 had it, and so had `data`."""
+    data: str | None = None
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write where they are."""
-        return workshop.world.on_main(refer, self.root, self.hash, work)
+        return workshop.world.on_main(refer, asdict(self), work)
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,10 @@ class RolloutsRecipe:
         sequence = np.random.SeedSequence((self.seed, _NOISE_STREAM, self.round))
         seeds = [int(x) for x in sequence.generate_state(len(states))]
         origin = {"policy": policy.hash, "guidance": guidance, "round": self.round}
-        rate = next(iter(env.tasks.values())).hz
-        info = CollectionInfo(rate, get_environment(**asdict(self.task)).name, "image", origin)
-        writer = world.first(EpisodeWriter, directory, info)
+        writer = world.first(rollouts_writer, directory, env, origin)
+        store = DatasetStore(writer, states, seeds, f"policy:{policy.hash[:16]}")
         guided = GuidedPolicy(workshop.load_policy(policy), guidance)
-        record_rollouts(env, guided, states, seeds, writer, f"policy:{policy.hash[:16]}", world)
-        world.gather([])
+        record_rollouts(env, guided, states, seeds, store, world)
         world.on_main(writer.finalize)
 
     def _states(self, env: BatchedEnv) -> list[InitialState]:
@@ -143,13 +143,14 @@ class EvaluationRecipe:
         """Write the evaluation and its videos."""
         env, policy, settings = workshop.simulators(self.task), inputs["policy"], self.eval
         pool = InitialStateDataset(env, self.pool_size)
-        evaluation = evaluate(
+        evaluation = evaluate_once(
             env,
             GuidedPolicy(workshop.load_policy(policy), guidance_of(policy, settings.cfg_guidance_scale)),
             heldout_states(env, settings.first_state, settings.rollouts_per_task, train=pool),
+            0,
+            EpisodeJournal(work / "episodes"),
             num_recorded=settings.n_video,
             peers=workshop.world,
-            run=journaled_rollout(EpisodeJournal(work / "episodes")),
         )
         workshop.world.on_main(_write_evaluation, work, evaluation)
         figures = evaluation.to_dict()
@@ -164,8 +165,3 @@ def guidance_of(policy: Artefact, guidance: float) -> float:
 def _write_evaluation(work: Path, evaluation: Evaluation) -> None:
     write_evaluation(work / "evaluation", evaluation)
     shutil.rmtree(work / "episodes")
-
-
-def read_evaluation(artefact: Artefact) -> Evaluation:
-    """Return an evaluation that a stage has made."""
-    return Evaluation.from_dict(read_json(artefact.path / "evaluation.json"))

@@ -21,7 +21,6 @@ from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.rounds import Run
 from pi0.ript.recap.stages import Kind, StageName
-from pi0.ript.recap.trainings import FitFunction
 from pi0.ript.recording import episode_set, rollout_episode
 from pi0.ript.rollout import rollout
 from pi0.ript.starting_policy import TOY
@@ -84,7 +83,7 @@ def budget(run: Run) -> Budget:
     )
 
 
-def print_budget(run: Run, fit: FitFunction) -> None:
+def print_budget(run: Run) -> None:
     """Print what the run needs, and for a toy how long it will take at the rates measured now.
 
     Raises:
@@ -107,13 +106,13 @@ def print_budget(run: Run, fit: FitFunction) -> None:
             "task.image_size, or choose another output_dir"
         )
     if run.config.policy_path == TOY and run.stages.is_new(StageName(Kind.POLICY)):
-        minutes = _seconds(needs, measure(run, fit)) / 60
+        minutes = _seconds(needs, measure(run)) / 60
         print(f"budget: about {minutes:.0f} minutes, at the speed that this machine has just now")  # noqa: T201
 
 
-def measure(run: Run, fit: FitFunction) -> Rates:
+def measure(run: Run) -> Rates:
     """Return how fast this machine is, from a few seconds of simulation and of training a toy."""
-    env, config = run.env, run.config
+    env, config = run.workshop.simulators(run.config.task), run.config
     task = next(iter(env.tasks))
     states = env.initial_states(task, "train", range(min(env.num_slots, 8)))
     idle, seeds = _Idle(env.tasks[task].action_dim), list(range(len(states)))
@@ -132,7 +131,7 @@ def measure(run: Run, fit: FitFunction) -> Rates:
     seconds = []
     for _ in range(2):  # the first time is slower
         start = time.monotonic()
-        fit(*parts, settings, (0,), Keeping(), World())
+        run.workshop.fit(*parts, settings, (0,), Keeping(), World())
         seconds.append((time.monotonic() - start) / settings.steps)
     return Rates(with_image, without_image, min(seconds))
 

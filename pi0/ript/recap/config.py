@@ -53,7 +53,7 @@ class Demonstrations:
 class ValueForm:
     """What kind of model the value function is."""
 
-    form: str = "expert"  # expert: reads the SFT policy's prefix; separate: a model of the toy's size
+    form: str = "expert"  # expert: reads the SFT policy's prefix; separate: begins with a copy of its eyes
     width: int = 64  # of the expert
 
 

@@ -1,9 +1,10 @@
 """The data of a RECAP run on disk: demonstrations recorded or referred to, rollouts, and both as sources."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.distributed import World
 from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.episodes.layout import partial_directory
+from pi0.ript.files import hash_file, hash_files, write_json
 from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import AdvantageMode, Role, Source
@@ -55,11 +57,27 @@ def is_published(dataset: Path) -> bool:
     return dataset.exists()
 
 
-def refer(root: str, content: str, directory: Path) -> Mapping[str, Any]:
+def identify(root: Path, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return place and hash of a data set that was made elsewhere.
+
+    What version 0.1.0 recorded of it is returned instead if it still holds: a run of that version goes on.
+    """
+    if recorded is not None and recorded == _identity_in_format_0(root):
+        return recorded
+    return {"root": str(root), "hash": hash_files(root)}
+
+
+def _identity_in_format_0(root: Path) -> dict[str, str]:
+    files = [*root.glob("meta/info.json"), *root.glob("meta/episodes/*/*"), *root.glob("meta/tasks*")]
+    meta = sorted([str(file.relative_to(root)), hash_file(file)] for file in files)
+    digest = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+    return {"root": str(root), "meta": digest, "data": hash_files(root / "data")}
+
+
+def refer(identity: Mapping[str, Any], directory: Path) -> Mapping[str, Any]:
     """Write where a data set is that was made elsewhere, and its hash; return figures."""
-    place = Path(root).resolve()
-    lengths = load_labels(place, assume_success=True).lengths
-    (directory / _REFERENCE).write_text(json.dumps({"root": str(place), "hash": content}) + "\n")
+    lengths = load_labels(identity["root"], assume_success=True).lengths
+    write_json(directory / _REFERENCE, identity)
     return _figures(lengths)
 
 
@@ -74,6 +92,8 @@ def _figures(lengths: Int64[np.ndarray, " e"]) -> Mapping[str, Any]:
 class Reading:
     """How demonstrations are read that do not say everything themselves."""
 
+    root: str | None = field(metadata={"result": "same"})  # the demonstrations' hash says what is there
+    """Where they are, if they were made elsewhere."""
     assume_success: bool
     """An episode without label is a success."""
     task_ids: dict[str, str]
@@ -114,8 +134,7 @@ def _open_source(
     if role is Role.ROLLOUTS:
         episodes = load_episodes(artefact.path / DATASET, image_files=image_files)
         return Source(name, episodes, role=role, deadlines=deadlines)
-    reference = artefact.path / _REFERENCE
-    root = json.loads(reference.read_text())["root"] if reference.exists() else artefact.path / DATASET
+    root = reading.root or artefact.path / DATASET
     episodes = load_episodes(root, assume_success=reading.assume_success, image_files=image_files)
     ids = [labels.task_id or reading.task_ids.get(labels.instruction, "") for labels in episodes.labels]
     named = [replace(labels, task_id=i) for labels, i in zip(episodes.labels, ids, strict=True)]

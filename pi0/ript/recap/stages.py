@@ -18,7 +18,15 @@ from typing import Any, Literal
 
 import pi0
 from pi0.ript.distributed import World
-from pi0.ript.files import FORMAT, flatten, hash_files, library_hash, read_json, unused_path, write_json
+from pi0.ript.files import (
+    FORMAT,
+    flatten,
+    hash_files,
+    library_hash,
+    read_versioned_json,
+    unused_path,
+    write_json,
+)
 
 STATE = "recap_state.json"
 DATASET = "dataset"
@@ -89,23 +97,6 @@ Inputs = Mapping[str, Artefact]
 """What a stage reads, by role."""
 
 
-@dataclass(frozen=True)
-class Stage[Recipe]:
-    """Something to be made."""
-
-    name: StageName
-    recipe: Recipe
-    """A dataclass of all settings that it depends on: it is made from them, and so is its record.
-
-    A field with the metadata {"result": "same"} changes no result, and is not in the record."""
-    inputs: Inputs
-
-
-type Make[Recipe] = Callable[[Recipe, Inputs, Path], Mapping[str, Any]]
-"""Is given a directory, empty or with what an interrupted attempt left; fills it and returns figures for the
-record. Its result is a function of recipe and inputs."""
-
-
 class Stages:
     """The stages of the run in one directory. All processes call `run` at the same points."""
 
@@ -119,16 +110,29 @@ class Stages:
         self.names: list[str] = []
         """The stages that it has returned: others in the directory may be of another configuration."""
 
-    def run[Recipe](self, stage: Stage[Recipe], make: Make[Recipe]) -> Artefact:
+    def run[Recipe](
+        self,
+        name: StageName,
+        recipe: Recipe,
+        inputs: Inputs,
+        make: Callable[[Recipe, Inputs, Path], Mapping[str, Any]],
+    ) -> Artefact:
         """Return the stage's artefact, after making it if it is not there.
+
+        Args:
+            name: Which stage it is.
+            recipe: A dataclass of all settings that it depends on: it and its record are made from them.
+                A field with the metadata {"result": "same"} changes no result, and is not in the record.
+            inputs: Artefacts that it reads, by role.
+            make: Is given a directory, empty or with what an interrupted attempt left; fills it and returns
+                figures for the record. Its result is a function of recipe and inputs.
 
         Raises:
             StaleStageError: A finished artefact is stale, and `on_stale` is "refuse".
         """
-        name = stage.name
         made_from = {
-            "settings": recorded(stage.recipe),
-            "inputs": {role: {"stage": str(a.stage), "hash": a.hash} for role, a in stage.inputs.items()},
+            "settings": recorded(recipe),
+            "inputs": {role: {"stage": str(a.stage), "hash": a.hash} for role, a in inputs.items()},
             "format": FORMAT,
         }
         self.names.append(str(name))
@@ -138,7 +142,7 @@ class Stages:
             return finished
         work = self.world.on_main(self._begin, name, made_from)
         start = time.monotonic()
-        figures = dict(make(stage.recipe, stage.inputs, work))
+        figures = dict(make(recipe, inputs, work))
         self.world.gather([])  # nobody is in the directory any more
         seconds = round(time.monotonic() - start, 1)
         self.num_made += 1
@@ -149,6 +153,10 @@ class Stages:
     def figures(self) -> dict[str, dict[str, Any]]:
         """Return what the stages so far found out, by name."""
         return {name: record["figures"] for name, record in self._state()["stages"].items()}
+
+    def recorded_settings(self, name: StageName) -> Mapping[str, Any] | None:
+        """Return the settings that a stage was made with, None if it has never been finished."""
+        return self._state()["stages"].get(str(name), {}).get("settings")
 
     def is_new(self, name: StageName) -> bool:
         """Return whether a stage has never been finished."""
@@ -191,7 +199,7 @@ class Stages:
         key = work / _KEY
         if work.exists() and not key.exists():  # killed before anything was made
             shutil.rmtree(work)
-        if work.exists() and (problems := differences(read_json(key), made_from)):
+        if work.exists() and (problems := differences(read_versioned_json(key), made_from)):
             self._move_away(work, problems)
         if not work.exists():
             work.mkdir(parents=True)
@@ -230,7 +238,7 @@ class Stages:
 
     def _state(self) -> dict[str, Any]:
         path = self.run_dir / STATE
-        return read_json(path) if path.exists() else {"stages": {}}
+        return read_versioned_json(path) if path.exists() else {"stages": {}}
 
 
 def recorded(recipe: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pi0 import PI0Policy
@@ -10,9 +11,18 @@ from pi0.ript.config.schema import EnvironmentSettings
 from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv
-from pi0.ript.recap.keeping import Keeping
+from pi0.ript.labels.sources import Mixture
+from pi0.ript.recap.keeping import Keeping, Training
 from pi0.ript.recap.stages import Artefact
+from pi0.ript.training.objectives import Model, Objective
+from pi0.ript.training.steps import Row
 from pi0.value import ValueFunction
+
+_FORMER_SNAPSHOT = "checkpoint.pt"
+
+FitFunction = Callable[[Objective, Mixture, Training, Sequence[int], Keeping, World], list[Row]]
+"""Trains the objective's model on windows of a mixture, and returns the figures of every step: the script's
+`fit`. The numbers are the key of everything random."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +34,9 @@ class Workshop:
     """Of this process."""
     images: Path
     """Directory of decoded images."""
-    save_minutes: float | None = None
-    """Between snapshots of a training."""
-    max_nonfinite_steps: int = 3
-    """Optimizer steps in a row without a finite loss before a training ends."""
+    fit: FitFunction
+    keeping: Keeping
+    """How a training keeps itself on disk, but where."""
     _simulators: dict[str, BatchedEnv] = field(default_factory=dict)
 
     def simulators(self, task: EnvironmentSettings) -> BatchedEnv:
@@ -46,9 +55,16 @@ class Workshop:
         policy = self.load_policy(sft)
         return ValueFunction.from_pretrained(artefact.path, policy).to(policy.device)
 
-    def keeping(self, directory: Path) -> Keeping:
-        """Return how a training keeps itself on disk while it is under way."""
-        return Keeping(directory, self.save_minutes, self.max_nonfinite_steps)
+    def train(
+        self, objective: Objective, mixture: Mixture, settings: Training, key: Sequence[int], work: Path
+    ) -> list[Row]:
+        """Train in a stage's directory, write the model there, and return the figures of every step."""
+        if (work / _FORMER_SNAPSHOT).exists():
+            self.world.print(f"{work / _FORMER_SNAPSHOT} is of version 0.1.0: this training begins anew")
+        keeping = replace(self.keeping, directory=work)
+        rows = self.fit(objective, mixture, settings, key, keeping, self.world)
+        self.world.on_main(_save, work, objective.model, rows)
+        return rows
 
     def close(self) -> None:
         """Stop the simulators, and remove the decoded images: they are in the data sets."""
@@ -56,3 +72,11 @@ class Workshop:
             env.close()
         if self.world.rank == 0:  # and no waiting for the others, which may be gone
             shutil.rmtree(self.images, ignore_errors=True)
+
+
+def _save(work: Path, model: Model, rows: Sequence[Row]) -> None:
+    """Write what was trained and the figures of every step; its snapshots are no longer needed."""
+    model.save_pretrained(work)
+    (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for left in [*work.glob("checkpoint*"), *work.glob(".checkpoint*")]:  # half a one, after a kill
+        shutil.rmtree(left) if left.is_dir() else left.unlink()

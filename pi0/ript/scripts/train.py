@@ -9,10 +9,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pi0.ript.checkpoint import RunInUseError, SnapshotError
+from pi0.ript.checkpoint import SnapshotError
 from pi0.ript.config import ConfigError
 from pi0.ript.distributed import cleanup_distributed
 from pi0.ript.monitoring import NonFiniteLossError
+from pi0.ript.results import RunInUseError
 from pi0.ript.supervised import SupervisedSettings, Training, parse_settings
 
 

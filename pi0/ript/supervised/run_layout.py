@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from pi0 import PI0Policy
 from pi0.pretrained import WEIGHTS
-from pi0.ript.checkpoint import lock_directory
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.config import ConfigError, save_config
 from pi0.ript.data.frames import FrameSet
@@ -25,7 +24,7 @@ from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
 from pi0.ript.files import write_json
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.results import new_run_directory
+from pi0.ript.results import lock_directory, new_run_directory
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model
 

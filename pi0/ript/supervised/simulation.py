@@ -1,16 +1,19 @@
 """Success in simulation, during training."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pi0 import PI0Policy
-from pi0.ript.checkpoint.resumable import EpisodesLeftError, Interruptible
+from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.environments import LIBERO_SUITES, Environment, get_environment
-from pi0.ript.envs import BatchedEnv
-from pi0.ript.evaluate import Evaluation, evaluate
+from pi0.ript.evaluate import Evaluation
+from pi0.ript.kept_evaluation import episodes_key, evaluate_once
 from pi0.ript.peers import ALONE, Peers
-from pi0.ript.rollout import ChunkPolicy, GuidedPolicy, Rollout, RolloutFunction, rollout
+from pi0.ript.results import write_evaluation
+from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import require_fits
 from pi0.ript.supervised.settings import Env, EvalSettings
 
@@ -62,30 +65,29 @@ class Simulation:
         indices = range(evaluation.first_state, evaluation.first_state + evaluation.n_episodes)
         self._states = [s for t in self._env.tasks for s in self._env.initial_states(t, "heldout", indices)]
 
-    def evaluate(self, policy: PI0Policy, stop_if_asked: Callable[[], None]) -> Evaluation:
-        """Return the evaluation; all peers share the work, and leave it for `stop_if_asked` at any chunk."""
-        return evaluate(
+    def evaluate(self, policy: PI0Policy, path: Path, stop_if_asked: Callable[[], None]) -> Evaluation:
+        """Return the evaluation and write it as PATH.json and .mp4; all peers share the work.
+
+        Finished episodes are kept beside it until then, so that they need not run again after a kill.
+        """
+        acting, journal = GuidedPolicy(policy, self._settings.guidance), path.with_suffix(".episodes")
+        key = self._peers.gather([episodes_key(self._env, acting) if self._peers.rank == 0 else ""])[0][0]
+        evaluation = evaluate_once(
             self._env,
-            GuidedPolicy(policy, self._settings.guidance),
+            acting,
             self._states,
             self._seed,
+            EpisodeJournal(journal / key),
             num_recorded=self._settings.max_episodes_rendered,
             peers=self._peers,
-            run=_stoppable(stop_if_asked),
+            stop_if_asked=stop_if_asked,
         )
+        if self._peers.rank == 0:
+            path.parent.mkdir(exist_ok=True)
+            write_evaluation(path, evaluation)
+            shutil.rmtree(journal)
+        return evaluation
 
     def close(self) -> None:
         """Stop the simulators."""
         self._env.close()
-
-
-def _stoppable(stop_if_asked: Callable[[], None]) -> RolloutFunction:
-    def run(env: BatchedEnv, policy: ChunkPolicy, *arguments: Any, **options: Any) -> list[Rollout]:
-        try:
-            episodes = rollout(env, Interruptible(policy), *arguments, **options)
-        except EpisodesLeftError:
-            episodes = []
-        stop_if_asked()
-        return episodes
-
-    return run

@@ -1,6 +1,7 @@
 """Supervised training: optimizer steps, validation, evaluation, checkpoints, the final model."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from tqdm import tqdm
 
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.snapshot import trained_parameters
-from pi0.ript.distributed import World, setup_distributed
-from pi0.ript.interruption import setup_signal_handlers, until_stopped
+from pi0.ript.distributed import World, limit_threads, setup_distributed
+from pi0.ript.interruption import StoppedError, leave_if_asked, setup_signal_handlers, until_stopped
 from pi0.ript.monitoring import monitor_memory, profile_window
 from pi0.ript.report import write_report
-from pi0.ript.results import write_evaluation
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import ADVICE, open_run, publish_model, write_processor, write_settings
@@ -29,7 +29,6 @@ from pi0.ript.training.steps import Steps
 from pi0.value import ValueFunction
 
 _TRAINING, _VALIDATION = 0, 1  # keep their draws apart
-_SMALL = 20_000_000  # parameters; smaller models gain nothing from threads
 
 
 class Training:
@@ -41,17 +40,16 @@ class Training:
         Raises:
             ValueError, SnapshotError, RunInUseError: Settings, data or weights cannot be used.
         """
-        self.world = world or setup_distributed(settings)
+        self.world = world or setup_distributed(settings.device, **asdict(settings.distributed))
         self.batch_size = samples_per_step(settings, self.world)
         self.settings = settings = replace(settings, batch_size=self.batch_size)
         self.run_dir, found = self.world.on_main(open_run, settings)
         self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
-        setup_run_logging(self.run_dir, self.world.rank)
+        setup_run_logging(self.run_dir, self.world.rank, write_report)
         init_wandb(settings, self.run_dir, self.world.rank)
         self.parts = self.world.first(make_parts, settings, self.world)
         model, data = self.parts.objective.model, self.parts.data
-        if sum(p.numel() for p in model.parameters()) < _SMALL:
-            torch.set_num_threads(1)
+        limit_threads(model)
         self.world.on_main(write_processor, self.run_dir, model, data.sets, settings, self.parts.reward)
         self.learner = self.world.wrap(self.parts.objective.learner())
         self.optimizer = make_optimizer(
@@ -186,13 +184,14 @@ class Training:
         assert isinstance(policy, PI0Policy)
         assert self.simulation is not None
         policy.eval()
-        with self.files.published_weights():
-            evaluation = self.simulation.evaluate(policy, self.steps.stop_if_asked)
-        self.world.print(f"step {self.steps.step}: {evaluation} success")
         path = self.run_dir / "evaluations" / f"step-{self.steps.step}"
-        if self.world.rank == 0:
-            path.parent.mkdir(exist_ok=True)
-            write_evaluation(path, evaluation)
+        try:
+            with self.files.published_weights():
+                evaluation = self.simulation.evaluate(policy, path, partial(leave_if_asked, self.world))
+        except StoppedError:  # the weights are the training's own again
+            self.steps.save()
+            raise
+        self.world.print(f"step {self.steps.step}: {evaluation} success")
         return evaluation.success_rate
 
     # Beginning and end --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from pi0.ript.distributed import World
 from pi0.ript.interruption import StoppedError, asked_to_stop
-from pi0.ript.monitoring import count_nonfinite
+from pi0.ript.monitoring import count_skipped, is_finite
 from pi0.ript.training.snapshots import Snapshots
 
 Row = dict[str, Any]
@@ -92,11 +92,11 @@ class Steps:
         Raises:
             NonFiniteLossError: That many steps in a row may not be made. A snapshot has the weights before.
         """
-        where = f"{self.name}, optimizer step {self.step}"
-        norm, limit = float(gradient_norm), self.max_nonfinite_steps
-        self.nonfinite = count_nonfinite(row["loss"], norm, self.nonfinite, limit, where, self._give_up)
-        if self.nonfinite:
+        if not is_finite(row["loss"], float(gradient_norm)):
+            where, limit = f"{self.name}, optimizer step {self.step}", self.max_nonfinite_steps
+            self.nonfinite = count_skipped(self.nonfinite, limit, where, self._give_up)
             return False
+        self.nonfinite = 0
         self.rows.append({"step": self.step, **row})
         return True
 
