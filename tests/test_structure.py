@@ -57,7 +57,7 @@ def test_products_stand_beside_each_other_and_only_commands_and_scripts_use_them
 
 PARALLEL = {"lerobot_format.py", "openpi_format.py"}
 """Two readers with the same functions: a checkpoint's format chooses the module."""
-STILL_TWICE = {"Simulation", "episode_seed", "train"}
+STILL_TWICE = {"Simulation", "episode_seed"}
 """To be made one, or told apart; this list only gets shorter."""
 
 

@@ -29,6 +29,7 @@ from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv
 from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.labels.advantages import write_advantages
+from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.report import read_rows
 from pi0.ript.results import RunInUseError
@@ -559,7 +560,7 @@ def test_a_base_model_takes_statistics_and_widths_of_the_data(root, tmp_path):
 def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_from(
     root, tmp_path, monkeypatch
 ):
-    from pi0.ript.commands.advantage import label
+    from pi0.ript.commands.advantage import label_datasets
 
     optimizer, scheduler = Optimizer(lr=5e-3), Scheduler(type="constant")
     config = settings(
@@ -576,8 +577,8 @@ def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_fro
     reward = json.loads((run_dir / "reward.json").read_text())
     assert reward["reward_normalizer"] == 16.0  # 7 frames, less one, plus 10
     copied = Path(shutil.copytree(root, tmp_path / "copied"))
-    found = label(run_dir, None, [copied], positive_fraction=0.4)
-    assert found.positive_share[str(copied)] == pytest.approx(0.4, abs=0.02)
+    labels = label_datasets(run_dir, None, [copied], Advantage(0.4, "global", "all"))
+    assert labels.figures()["positive_share"][str(copied)] == pytest.approx(0.4, abs=0.02)
     again = replace(config, exp_name="finetune", steps=2)
     tuned = run(replace(again, policy_path=str(run_dir)))
     ours, theirs = (load_file(d / "model.safetensors") for d in (tuned, run_dir))

@@ -59,26 +59,36 @@ class Demonstrations:
 
 
 @dataclass
-class Value:
-    """The value function."""
+class ValueModel:
+    """What kind of model the value function is."""
 
     form: ValueForm = "expert"  # expert: reads the SFT policy's prefix; separate: begins with its eyes
     width: Count = 64  # of the expert
-    start_from: ValueStart = (
-        "pretrained"  # what fine-tuning starts from in each round: pretrained or previous
-    )
+
+
+@dataclass
+class Value(ValueModel):
+    """The value function."""
+
+    start_from: ValueStart = "pretrained"  # what a round's fine-tuning starts from: pretrained or previous
     pretraining: ValueTraining = field(default_factory=lambda: ValueTraining(steps=200))
     finetuning: ValueTraining = field(default_factory=ValueTraining)
 
 
 @dataclass
-class Rollouts:
-    """What a round collects."""
+class RolloutPlan:
+    """What is collected, and how."""
 
     num_states: Count = 32  # initial states of all tasks together
     per_state: Count = 8  # episodes from each
     pool_size: Count = 500  # training states per task that they are drawn from, without repetition
     guidance: NotNegative = 1.0  # towards a positive advantage; the SFT policy is always used with 1
+
+
+@dataclass
+class Rollouts(RolloutPlan):
+    """What a round collects."""
+
     keep_rounds: Count = 2  # how many rounds' rollouts are trained on; older ones are left out
 
 
