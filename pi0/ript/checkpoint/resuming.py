@@ -130,7 +130,7 @@ def require_same_settings(
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         mark = _mark(marks, key)
-        if old == new or mark == "same" or (mark == "longer" and new > old):
+        if old == new or mark == "same" or (mark == "longer" and (new or 0) > (old or 0)):
             continue
         if mark == "rounding":
             print(f"resume: {key}: {old!r} -> {new!r}; the results are equal up to rounding")  # noqa: T201
