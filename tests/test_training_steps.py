@@ -28,7 +28,7 @@ from pi0.ript.recap.policy_training import train_policy
 from pi0.ript.recap.value_training import train_value
 from pi0.ript.scripts import train as train_command
 from pi0.ript.supervised import SupervisedSettings, Training, trainer
-from pi0.ript.supervised.settings import PolicySettings
+from pi0.ript.supervised.settings import ModelSettings
 from pi0.ript.training.objectives import FlowLearner, ValueLearner
 from pi0.ript.training.settings import Optimizer, PolicyTraining, Scheduler, ValueTraining
 from pi0.ript.training.steps import Steps
@@ -67,7 +67,7 @@ def pi0_train(place: Path, change: Callable[[Any], object] = lambda _: None, **s
         return parts
 
     config = SupervisedSettings(
-        policy=PolicySettings(chunk_size=4, freeze="vision"),
+        policy=ModelSettings(chunk_size=4, freeze="vision"),
         dataset_mixture=MixtureSettings(datasets=[DatasetSettings(root=str(root))], num_workers=0),
         batch_size=4,
         steps=settings.pop("steps", NUM_STEPS),
@@ -285,7 +285,7 @@ def test_other_weights_that_are_not_trained_are_refused_by_name(train, begun):
         with torch.no_grad():
             next(p for p in policy.parameters() if not p.requires_grad).add_(1e-3)
 
-    names = {recap: "policy_path", pi0_train: r"policy\.pretrained_path"}
+    names = {recap: "policy_path", pi0_train: r"policy_path or policy\.reads"}
     with pytest.raises(SnapshotError, match=f"not trained differ from those of the run; .*{names[train]}"):
         train(begun, replace_the_eyes)
     assert len(WATCHED) == 2, "before any step"

@@ -8,7 +8,7 @@ be raised, and the run goes on. All others must be those that the run began with
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -100,12 +100,19 @@ def settings_hash(config: Any) -> str:
 
 
 def find_same_run(
-    run_dir: Path, config: Any, resume: str | None = AUTO, advice: Advice = RUNG_13
+    run_dir: Path,
+    config: Any,
+    resume: str | None = AUTO,
+    advice: Advice = RUNG_13,
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> Path | None:
-    """Return what `find_checkpoint` does; raise ChangedSettingsError if it is of other settings."""
+    """Return what `find_checkpoint` does; raise ChangedSettingsError if it is of other settings.
+
+    `read` returns saved settings under their present names.
+    """
     found = find_checkpoint(run_dir, resume, advice)
     if found is not None:
-        require_same_settings(verify(found, hashes=False)["config"], config, found, advice)
+        require_same_settings(read(verify(found, hashes=False)["config"]), config, found, advice)
     return found
 
 
@@ -130,7 +137,7 @@ def require_same_settings(
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         mark = _mark(marks, key)
-        if old == new or mark == "same" or (mark == "longer" and (new or 0) > (old or 0)):
+        if old == new or mark == "same" or (mark == "longer" and now[key] > before[key]):
             continue
         if mark == "rounding":
             print(f"resume: {key}: {old!r} -> {new!r}; the results are equal up to rounding")  # noqa: T201

@@ -4,8 +4,9 @@ A run is a function of its settings; where it stands is: weights, optimizer, the
 position (iteration, optimizer step in it, losses so far).
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ class Progress:
     nonfinite: int = 0
     """Optimizer steps skipped in a row."""
 
-    def remaining[T](self, steps: Sequence[T]) -> Iterator[tuple[int, T]]:
+    def remaining[T](self, steps: Iterable[T]) -> Iterator[tuple[int, T]]:
         """Yield number and content of the iteration's optimizer steps that are not made yet."""
-        yield from list(enumerate(steps))[self.step :]
+        yield from islice(enumerate(steps), self.step, None)
 
     def count(self, loss: float, is_taken: bool, limit: int) -> None:
         """Count an optimizer step; one that was not taken is skipped, and adds no loss.
