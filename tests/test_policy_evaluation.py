@@ -109,7 +109,7 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
     assert found["after"] == {"policy": chosen.compare, **after.to_dict()}
     assert found["comparison"] == json.loads(json.dumps(compare(before, after).to_dict()))
     assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
-    assert read(tmp_path / "eval/compared.json") == json.loads(json.dumps(after.to_dict()))
+    assert Evaluation.from_dict(read(tmp_path / "eval/compared.json")) == after
     assert not list(tmp_path.rglob("*.mp4"))
     legend = f"before: {chosen.policy_path}; after: {chosen.compare}; held-out states"
     assert f"{legend}\n{success_text({'before': before, 'after': after})}" in capsys.readouterr().out

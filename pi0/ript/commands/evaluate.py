@@ -5,16 +5,15 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
-
-import yaml
 
 from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError, TrainConfig, load_config_from_yaml
-from pi0.ript.config.command_line import describe_keys, key_value_pairs
+from pi0.ript.config.command_line import describe_keys, key_comments, key_value_pairs
 from pi0.ript.config.loading import default_values, load_config
 from pi0.ript.config.validation import attempt
-from pi0.ript.environments import ENVIRONMENTS
+from pi0.ript.config.yaml_files import parse_yaml
 from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
 from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.supervised.settings import ModelSettings
@@ -57,10 +56,8 @@ _FLAGS = {
 """The option that is short for a key."""
 _DEFAULTS = {"eval.rollouts_per_task": 20, "output_dir": f"{TrainConfig.output_dir}/eval"}
 """Of options, where a file has others."""
-_TRAINING = {
-    f"policy.{key}": "of training"
-    for key in default_values(ModelSettings).keys() - default_values(PolicySettings).keys() - {"type"}
-}
+_REQUIRED = ("policy_path", "task.benchmark_name")
+_TRAINING = default_values(ModelSettings).keys() - default_values(PolicySettings).keys() - {"type"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults = default_values(EvaluationConfig) | _DEFAULTS
-    keys = {flag: key for key, flag in _FLAGS.items()}
     parser = argparse.ArgumentParser(
         prog="pi0-eval",
         description="Evaluate a policy on held-out initial states: k/n per task and overall with intervals, "
@@ -93,43 +88,27 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-    def add(flag: str, meaning: str, **options: Any) -> None:
-        default = defaults[keys[flag]]
-        if default is not None and flag not in ("--policy", "--env"):
-            meaning = f"{meaning} (default {default})"
-        if not {"choices", "action"} & options.keys():
-            options.setdefault("metavar", flag.removeprefix("--").upper())
-        parser.add_argument(flag, dest=keys[flag], help=meaning, **options)
-
-    parser.add_argument(
-        "--config_path",
-        metavar="FILE",
-        help="JSON or YAML with the sections policy, task and eval; then other options are keys, --key=value",
-    )
-    add("--policy", "checkpoint of lerobot or openpi: a directory or hub repository; or toy, which is "
-        "trained here on demonstrations")  # fmt: skip
-    add("--env", ", ".join(ENVIRONMENTS))
-    add("--compare", "another policy, on the same states; differences are its rate minus --policy's")
-    add("--tasks", "names or numbers; default: the environment's own choice", nargs="+", metavar="TASK")
-    add("--episodes", "held-out states of each task, an episode from each", type=int, metavar="N")
-    add("--first-state", "number of the first of them", type=int, metavar="I")
-    add("--states", "held-out states, or train: those whose rollouts may be trained on",
-        choices=("heldout", "train"))  # fmt: skip
-    add("--guidance", "towards a positive advantage: 1 indicator given, 0 withheld", type=float)
-    add("--seed", "of the policy's noise", type=int)
-    add("--videos", "episodes of each task in the video", type=int, metavar="N")
-    add("--num-workers", "processes that simulate, for each process of the command", type=int, metavar="N")
-    parser.add_argument("--env-option", action="append", default=[], metavar="KEY=VALUE",
-        help="further setting of the environment, such as num_parallel_envs=4, max_episode_length=200 or "
-        "camera_names=[image,image2]; may be repeated")  # fmt: skip
-    add("--extra-delta-transform", "for openpi's LIBERO checkpoints: pi0 yes, pi05 no",
-        action=argparse.BooleanOptionalAction)  # fmt: skip
-    add("--device", "cpu, cuda, cuda:1, ... or auto")
-    add("--output", "directory; an earlier one is moved aside", metavar="DIR")
-    add("--recording-root", "keep the rollouts here as a LeRobotDataset v3 with success labels",
-        metavar="DIR")  # fmt: skip
+    add, defaults = parser.add_argument, default_values(EvaluationConfig) | _DEFAULTS
+    in_file = "JSON or YAML with the sections policy, task and eval; then other options are keys, --key=value"
+    add("--config_path", metavar="FILE", help=in_file)
+    for key, flag in _FLAGS.items():
+        options: dict[str, Any] = {"metavar": flag.removeprefix("--").upper()}
+        if flag == "--tasks":
+            options = {"metavar": "TASK", "nargs": "+"}
+        elif flag == "--extra-delta-transform":
+            options = {"action": argparse.BooleanOptionalAction}
+        default = "" if defaults[key] is None or key in _REQUIRED else f" (default {defaults[key]})"
+        add(flag, dest=key, help=_meaning(key) + default, **options)
+    more = "another key of the section task, or of a plugin's environment, such as num_parallel_envs=4"
+    add("--env-option", metavar="KEY=VALUE", action="append", default=[], help=f"{more}; may be repeated")
     return parser
+
+
+def _meaning(key: str) -> str:
+    """Return the comment behind a key."""
+    *sections, name = key.split(".")
+    section = reduce(getattr, sections, EvaluationConfig())
+    return key_comments(type(section))[name]
 
 
 def _of_file(
@@ -143,8 +122,8 @@ def _of_file(
             f"{_FLAGS.get(given[0], '--env-option')}: with --config_path, options are keys of the file, such "
             "as --policy_path=DIR or --eval.rollouts_per_task=50"
         )
-    overrides = key_value_pairs(rest)
-    config = load_config_from_yaml(path, overrides, schema=EvaluationConfig, without_effect=_TRAINING)
+    overrides, unused = key_value_pairs(rest), {"of training": [f"policy.{key}" for key in _TRAINING]}
+    config = load_config_from_yaml(path, overrides, schema=EvaluationConfig, without_effect=unused)
     if wrong := attempt(lambda: load_plugins(config.plugins))[1]:
         raise ConfigError(*wrong)
     return config
@@ -157,7 +136,11 @@ def _of_options(
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     values = {key: value for key, value in vars(options).items() if key in _FLAGS and value is not None}
-    if missing := [_FLAGS[key] for key in ("policy_path", "task.benchmark_name") if key not in values]:
+    numbers = {
+        key for key, value in default_values(EvaluationConfig).items() if isinstance(value, int | float)
+    }
+    values |= {key: parse_yaml(values[key], _FLAGS[key]) for key in numbers & values.keys()}
+    if missing := [_FLAGS[key] for key in _REQUIRED if key not in values]:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     if "task.task_names" in values:
         values["task.task_names"] = [int(x) if x.isdecimal() else x for x in values["task.task_names"]]
@@ -170,7 +153,7 @@ def _of_options(
         if key in _FLAGS:
             raise ConfigError(f"--env-option: {name} has an option of its own, {_FLAGS[key]}")
         settings = values if key in default_values(EvaluationConfig) else others
-        settings[key if settings is values else name] = yaml.safe_load(value)
+        settings[key if settings is values else name] = parse_yaml(value, "--env-option")
     config = load_config([("command line", _DEFAULTS | values)], EvaluationConfig)
     config.options.update(others)
     return config

@@ -3,8 +3,7 @@
 One table for all commands: an entry counts where its new key is one of the command's, and its old one is not.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,38 +145,77 @@ OTHERS: dict[str, Alias] = {
     },
 }
 
-NO_EFFECT = {
-    "job_name": "exp_name names the run",
-    "policy.response_max_length": "a value function answers no questions",
-    "save_checkpoint": "checkpoints are always written",
-    "trace_nans": "a step that is not finite ends the run",
-    "use_policy_training_preset": "optimizer and scheduler have defaults",
+WITHOUT_EFFECT: dict[str, Sequence[str]] = {
+    "only RIPT's objective is offered, with one update per mini-batch": [
+        "algo.ppo_clip_*",
+        "algo.early_stop_percentage",
+    ],
+    "states and groups are drawn in one fixed order": [
+        *("algo.enable_dynamic_sampling", "algo.rollout_stats_path", "algo.skip_failed_states"),
+        *("algo.state_history_window", "enhanced_sampling.debug_sampling", "debug_sampling"),
+        *("enhanced_sampling.enable_smart_filtering", "unified_pool_shuffle"),
+    ],
+    "actions are always sampled": ["algo.deterministic", "algo.temperature"],
+    "the indicator is withheld by algo.cfg_uncond_weight": ["algo.cfg_dropout", "policy.cfg_enabled"],
+    "guidance is constant": ["adaptive_cfg", "adaptive_cfg.*", "cfg_sweep", "cfg_sweep.*"],
+    "AdamW has one setting here, algo.lr": [
+        *("optimizer.lr_schedule", "optimizer.name", "optimizer.weight_decay"),
+        *(
+            f"training.optimizer.{key}"
+            for key in ("beta1", "beta2", "eps", "momentum", "type", "weight_decay")
+        ),
+    ],
+    "task and eval say what is simulated": [
+        *("algo.eval_only", "algo.rollouts_per_env", "env.use_libero", "task.env_seed", "task.local_tasks"),
+        *("task.num_steps_wait", "task.rollouts_per_env", "task.use_test", "training.rollout_steps"),
+        *("rollout.enabled", "rollout.interval", "rollout.max_episode_length", "rollout.n_video_final"),
+        *("rollout.num_parallel_envs", "rollout.steps"),
+    ],
+    "checkpoints, videos and logs are always written to the run's directory": [
+        *("checkpoint.save_best", "enhanced_sampling.save_videos", "enhanced_sampling.video_dir"),
+        *("evaluation.detailed_logging", "evaluation.save_*videos", "fault_tolerance.enable_checkpointing"),
+        *("logging.debug", "logging.group", "logging.log_*", "logging.resume", "logging.save_*"),
+        *("training.log_interval", "training.save_best", "training.save_interval"),
+        *("training.save_optimizer_final", "training.save_optimizer_freq", "save_checkpoint"),
+    ],
+    "windows are those of whole episodes, every dataset.window_stride steps": [
+        *(
+            f"{section}.{key}"
+            for section in ("data_processing", "dataset")
+            for key in ("max_windows_per_episode", "state_dim", "use_so100_processing", "windowing_mode")
+        ),
+        *("dataset._target_", "dataset.frame_stack", "dataset.get_pad_mask", "dataset.load_*"),
+        *("dataset.max_samples_per_trajectory", "dataset.obs_seq_len", "dataset.seq_len"),
+        *("training.load_obs", "training.n_steps", "train_dataloader", "train_dataloader.*"),
+        *("data_prefix", "libero_data_prefix", "use_libero_demos"),
+    ],
+    "processes share the work by themselves": [
+        *(
+            "data_parallel.async_data_loading",
+            "data_parallel.sync_every_n_steps",
+            "distributed.bucket_cap_mb",
+        ),
+        *("distributed.enable_task_sharding", "distributed.enabled", "distributed.find_unused_parameters"),
+        *("distributed.sharded_ddp", "distributed.sync_every_n_steps", "distributed.zero_optimization"),
+        *("task_distribution", "task_distribution.*"),
+    ],
+    "policy.freeze says what is trained": ["policy.train_state_proj"],
+    "belongs to another program": [
+        *(
+            "debug",
+            "debug.*",
+            "defaults",
+            "defaults.*",
+            "features",
+            "features.*",
+            "performance",
+            "performance.*",
+        ),
+        *("so100_monitoring", "so100_monitoring.*"),
+    ],
+    "exp_name names the run": ["job_name"],
+    "a value function answers no questions": ["policy.response_max_length"],
+    "steps that are not finite are skipped and counted": ["trace_nans"],
+    "optimizer and scheduler have defaults": ["use_policy_training_preset"],
 }
-"""Keys of OpenTau and GR00T that are read and not used, with the reason."""
-
-WITHOUT_EFFECT = re.compile(
-    r"algo\.(cfg_dropout|deterministic|early_stop_percentage|enable_dynamic_sampling|eval_only|ppo_clip_\w+"
-    r"|rollout_stats_path|rollouts_per_env|skip_failed_states|state_history_window|temperature)"
-    r"|checkpoint\.save_best"
-    r"|data_parallel\.(async_data_loading|sync_every_n_steps)"
-    r"|data_processing\.(max_windows_per_episode|state_dim|use_so100_processing|windowing_mode)"
-    r"|dataset\.(_target_|frame_stack|get_pad_mask|load_\w+|max_samples_per_trajectory"
-    r"|max_windows_per_episode|obs_seq_len|seq_len|state_dim|use_so100_processing|windowing_mode)"
-    r"|distributed\.(bucket_cap_mb|enable_task_sharding|enabled|find_unused_parameters|sharded_ddp"
-    r"|sync_every_n_steps|zero_optimization)"
-    r"|enhanced_sampling\.(debug_sampling|enable_smart_filtering|save_videos|video_dir)"
-    r"|env\.use_libero"
-    r"|evaluation\.(detailed_logging|save_failure_videos|save_success_videos|save_videos)"
-    r"|fault_tolerance\.enable_checkpointing"
-    r"|logging\.(debug|group|log_dir|log_freq|log_gradients|log_interval|log_memory_usage|resume|save_code"
-    r"|save_detailed_metrics|save_video)"
-    r"|optimizer\.(lr_schedule|name|weight_decay)"
-    r"|policy\.(cfg_enabled|train_state_proj)"
-    r"|rollout\.(enabled|interval|max_episode_length|n_video_final|num_parallel_envs|steps)"
-    r"|task\.(env_seed|local_tasks|num_steps_wait|rollouts_per_env|use_test)"
-    r"|training\.(load_obs|log_interval|n_steps|optimizer\.(beta1|beta2|eps|momentum|type|weight_decay)"
-    r"|rollout_steps|save_best|save_interval|save_optimizer_(final|freq))"
-    r"|(adaptive_cfg|cfg_sweep|debug|defaults|features|performance|so100_monitoring|task_distribution"
-    r"|train_dataloader)(\..*)?"
-    r"|data_prefix|debug_sampling|libero_data_prefix|unified_pool_shuffle|use_libero_demos"
-)
+"""Keys that are read and not used, by the reason; `*` stands for any letters."""

@@ -167,12 +167,16 @@ def key_value_pairs(rest: Sequence[str]) -> list[str]:
     return overrides
 
 
+def key_comments(schema: type) -> dict[str, str]:
+    """Return the comments behind the fields of a dataclass, by name."""
+    sources = "".join(inspect.getsource(base) for base in schema.__mro__[-2::-1])
+    return dict(re.findall(r"^    (\w+):.*?  # (.*)$", sources, re.MULTILINE))
+
+
 def describe_keys(schema: type = TrainConfig, prefix: str = "", defaults: Any = None) -> str:
     """Return a line per key: name, default (of `defaults`, if not the schema's), and its comment there."""
     defaults = schema() if defaults is None else defaults
-    sources = "".join(inspect.getsource(base) for base in schema.__mro__[:-1])
-    comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", sources, re.MULTILINE))
-    lines = []
+    comments, lines = key_comments(schema), []
     for field, value in ((field, getattr(defaults, field.name)) for field in fields(schema)):
         if is_dataclass(value):
             doc = textwrap.shorten(type(value).__doc__ or "", 100)

@@ -26,7 +26,7 @@ def load_config_from_yaml[C](
     overrides: Iterable[str] = (),
     profile: str | None = None,
     schema: type[C] = TrainConfig,
-    without_effect: Mapping[str, str] | None = None,
+    without_effect: Mapping[str, Sequence[str]] | None = None,
 ) -> C:
     """Return the configuration of a YAML file; keys that it does not name have their defaults.
 
@@ -38,7 +38,7 @@ def load_config_from_yaml[C](
         overrides: "algo.lr=2e-5", "task.task_names=[3,4]", "eval.first_state=null", ...
         profile: Name of one of the files in `PROFILES`.
         schema: A dataclass whose fields have defaults; sections are dataclasses too.
-        without_effect: More keys that are accepted with a notice, each with the reason.
+        without_effect: More keys that are accepted with a notice, by the reason.
 
     Raises:
         ConfigError: Something cannot be read, is unknown or has the wrong type; tells all of it.
@@ -53,7 +53,7 @@ def load_config_from_yaml[C](
 def load_config[C](
     layers: Sequence[tuple[str, Mapping[str, Any]]],
     schema: type[C],
-    without_effect: Mapping[str, str] | None = None,
+    without_effect: Mapping[str, Sequence[str]] | None = None,
 ) -> C:
     """Return the configuration that several layers of dotted keys ask for, each with its name for messages.
 

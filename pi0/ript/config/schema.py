@@ -50,7 +50,7 @@ class WarmStartSettings:
 class EnvironmentSettings:
     """The environment; arguments of `get_environment`."""
 
-    benchmark_name: str = "metaworld"  # libero, a LIBERO suite, a plugin's, ...: see pi0/ript/environments.py
+    benchmark_name: str = "metaworld"  # metaworld, libero, a LIBERO suite, ...: see pi0/ript/environments.py
     task_names: list[str | int] | None = None  # names, or numbers in the suite's order; null: its own choice
     max_episode_length: Count | None = None  # deadline in policy steps; null: the suite's
     num_parallel_envs: Count | None = field(default=None, metadata=ROUNDING)  # per process; null: its own
@@ -123,7 +123,7 @@ class Eval:
     """The evaluation before and after training."""
 
     rollouts_per_task: Count = 50  # held-out states; LIBERO has 50
-    first_state: Whole = 0
+    first_state: Whole = 0  # number of the first of them
     cfg_guidance_scale: NotNegative = 2.0  # towards a positive advantage
     n_video: Whole = 6  # episodes per task in the video
 
@@ -135,8 +135,8 @@ class EvalSettings(Eval):
     rollouts_per_task: Count = 16  # held-out states, an episode from each; LIBERO has 50
     cfg_guidance_scale: NotNegative = 1.0  # towards a positive advantage; 1: given, 0: withheld
     n_video: Whole = field(default=1, metadata=SAME)  # episodes per task in the video
-    states: StatesOf = "heldout"  # pi0-eval: or train, whose rollouts may be trained on
-    recording_root: str | None = None  # pi0-eval: keep the rollouts here as a data set
+    states: StatesOf = "heldout"  # heldout, or for pi0-eval train: their rollouts may be trained on
+    recording_root: str | None = None  # pi0-eval: keep the rollouts here as a LeRobotDataset v3 with labels
 
 
 @dataclass

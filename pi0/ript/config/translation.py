@@ -2,11 +2,12 @@
 
 import difflib
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Any
 
-from pi0.ript.config.aliases import EARLIER, NO_EFFECT, OTHERS, WITHOUT_EFFECT, Alias
+from pi0.ript.config.aliases import EARLIER, OTHERS, WITHOUT_EFFECT, Alias
 from pi0.ript.environments import LIBERO_SUITES
 
 _BEFORE_TODAYS = "algo.demo_batch_size"
@@ -25,18 +26,21 @@ class Translation:
 
 
 def translate(
-    given: Mapping[str, Any], known: Mapping[str, Any], without_effect: Mapping[str, str] | None = None
+    given: Mapping[str, Any],
+    known: Mapping[str, Any],
+    without_effect: Mapping[str, Sequence[str]] | None = None,
 ) -> Translation:
     """Return dotted keys and values under today's keys.
 
     Args:
         given: What a file says, by its own keys.
         known: Today's keys with their defaults.
-        without_effect: More keys that are accepted with a notice, each with the reason.
+        without_effect: More keys that are accepted with a notice, by the reason.
     """
     result, written, aliases = Translation(), _with_suite(given), _aliases(known)
     meanings: dict[str, dict[str, Any]] = defaultdict(dict)  # today's key -> values, by the keys that mean it
-    ignored, reasons = [], {**NO_EFFECT, **(without_effect or {})}
+    ignored: dict[str, list[str]] = defaultdict(list)
+    unused = {**WITHOUT_EFFECT, **(without_effect or {})}
     order = {key: rank for rank, key in enumerate(dict.fromkeys([_BEFORE_TODAYS, *known, *aliases]))}
     for old in sorted(written, key=lambda key: order.get(key, len(order))):
         value = written[old]
@@ -47,10 +51,8 @@ def translate(
             result.problems += problem
             if new and (value is not None or known[new] is None):
                 meanings[new][old] = value
-        elif (today := OTHERS[old].key if old in OTHERS else old) in reasons:
-            ignored.append(f"{old} ({reasons[today]})")
-        elif WITHOUT_EFFECT.fullmatch(old):
-            ignored.append(old)
+        elif reason := _reason(old, unused):
+            ignored[reason].append(old)
         else:
             result.problems += unknown_key(old, value, known, aliases)
     # A switch that is on says less than a value.
@@ -63,8 +65,16 @@ def translate(
     if renamed:
         result.notices.append(f"keys under their present names: {', '.join(renamed)}")
     if ignored:
-        result.notices.append(f"keys without effect: {', '.join(sorted(ignored))}")
+        reasons = [f"{', '.join(sorted(keys))} ({reason})" for reason, keys in ignored.items()]
+        result.notices.append(f"keys without effect: {'; '.join(reasons)}")
     return result
+
+
+def _reason(old: str, unused: Mapping[str, Sequence[str]]) -> str | None:
+    """Return why a key, or what it is called now, has no effect; None: it is unknown."""
+    names = {old, OTHERS[old].key if old in OTHERS else old}
+    found = (why for why, patterns in unused.items() if any(fnmatch(n, p) for n in names for p in patterns))
+    return next(found, None)
 
 
 def _aliases(known: Collection[str]) -> dict[str, Alias]:
