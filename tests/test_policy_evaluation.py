@@ -16,7 +16,7 @@ import torch
 from conftest import METAWORLD, metaworld_policy
 
 from pi0 import PI0Policy
-from pi0.ript import policy_evaluation
+from pi0.ript import policy_evaluation, results
 from pi0.ript.commands.evaluate import main
 from pi0.ript.config import validation
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
@@ -109,7 +109,7 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
     assert found["after"] == {"policy": chosen.compare, **after.to_dict()}
     assert found["comparison"] == json.loads(json.dumps(compare(before, after).to_dict()))
     assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
-    assert read(tmp_path / "eval/compared.json") == json.loads(json.dumps(after.to_dict()))
+    assert Evaluation.from_dict(read(tmp_path / "eval/compared.json")) == after
     assert not list(tmp_path.rglob("*.mp4"))
     legend = f"before: {chosen.policy_path}; after: {chosen.compare}; held-out states"
     assert f"{legend}\n{success_text({'before': before, 'after': after})}" in capsys.readouterr().out
@@ -338,6 +338,13 @@ def test_unusable_arguments(policies, tmp_path, capsys, extra, message):
     assert error.startswith("pi0-eval: error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "eval").exists(), "refused before anything is written"
+
+
+def test_a_directory_that_another_process_writes_to(policies, tmp_path, capsys, monkeypatch):
+    results.lock_directory(tmp_path / "eval")
+    monkeypatch.setattr(results, "_locks", {})  # of another process
+    assert main([*arguments(policies), "--output", str(tmp_path / "eval")]) == 2
+    assert re.search(r"^pi0-eval: error: .*eval is being written by process \d+ on ", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
