@@ -91,7 +91,7 @@ def settings(root: str, output: Path, type: str = "pi0", **changes) -> Supervise
             "log_freq": 2,
             "save_freq": 2,
             "device": "cpu",
-            "optimizer": Optimizer(lr=1e-3),
+            "optimizer": Optimizer(learning_rate=1e-3),
             "scheduler": Scheduler(num_warmup_steps=2, decay_lr=0.0),
             "output_dir": str(output),
             "exp_name": type,
@@ -310,11 +310,15 @@ def test_a_finished_run_started_again_stays_as_it_is(root, tmp_path):
 def test_changed_settings_are_refused_by_name_unless_they_change_nothing(root, tmp_path, capsys):
     config = settings(root, tmp_path, steps=2)
     run(config)
-    changed = replace(config, optimizer=Optimizer(lr=2e-3), seed=1)
+    changed = replace(config, optimizer=Optimizer(learning_rate=2e-3), seed=1)
     changed = replace(changed, policy=replace(config.policy, advantage="ignore"))
     with pytest.raises(ChangedSettingsError) as error:
         run(changed)
-    for line in ("optimizer.lr: 0.001 -> 0.002", "seed: 0 -> 1", "policy.advantage: 'on' -> 'ignore'"):
+    for line in (
+        "optimizer.learning_rate: 0.001 -> 0.002",
+        "seed: 0 -> 1",
+        "policy.advantage: 'on' -> 'ignore'",
+    ):
         assert line in str(error.value)
     assert "--overwrite" in str(error.value)
     others = replace(config.dataset_mixture, datasets=[DatasetSettings(root=root, episodes=[0, 1])])
@@ -410,7 +414,10 @@ def test_batch_sizes_agree(batch_size, loaded, passes, processes, expected):
 
 
 def test_the_schedule_warms_up_then_follows_a_cosine():
-    optimizer, scheduler = Optimizer(lr=1.0), Scheduler(num_warmup_steps=3, num_decay_steps=11, decay_lr=0.1)
+    optimizer, scheduler = (
+        Optimizer(learning_rate=1.0),
+        Scheduler(num_warmup_steps=3, num_decay_steps=11, decay_lr=0.1),
+    )
     found = [cosine_schedule(step, 100, optimizer, scheduler) for step in (0, 1, 2, 3, 7, 11, 50)]
     assert found == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.55, 0.1, 0.1])
     constant = replace(scheduler, type="constant")
@@ -486,7 +493,7 @@ def test_frozen_parameters_stay_to_the_byte(root, whole, tmp_path, monkeypatch, 
         monkeypatch.setattr(registry, "_CONFIGS", dict(registry._CONFIGS))
         registry.register_config("toy_lora", replace(config, **adapted))
         policy["config"] = "toy_lora"
-    optimizer = Optimizer(lr=1e-3, weight_decay=0.5)
+    optimizer = Optimizer(learning_rate=1e-3, weight_decay=0.5)
     config = settings(root, tmp_path, steps=1, policy=policy, ema_decay=0.5, optimizer=optimizer)
     training = Training(replace(config, policy_path=str(whole)), World())
     model = training.parts.objective.model
@@ -562,7 +569,7 @@ def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_fro
 ):
     from pi0.ript.commands.advantage import label_datasets
 
-    optimizer, scheduler = Optimizer(lr=5e-3), Scheduler(type="constant")
+    optimizer, scheduler = Optimizer(learning_rate=5e-3), Scheduler(type="constant")
     config = settings(
         root, tmp_path, "value", steps=50, save_freq=50, batch_size=19, log_freq=50, val_freq=50
     )

@@ -195,7 +195,7 @@ def test_a_wrong_file_is_refused(written, values, message):
         ("batch_size=0", "batch_size: expected at least 1"),
         ("gradient_accumulation_steps=0", "gradient_accumulation_steps: expected at least 1, found 0"),
         ("dataloader_batch_size=0", "dataloader_batch_size: expected at least 1, found 0"),
-        ("optimizer.lr=0", "optimizer.lr: expected a number above 0"),
+        ("optimizer.lr=0", "optimizer.learning_rate: expected a number above 0"),
         ("optimizer.betas=[0.9]", "optimizer.betas: expected two numbers"),
         ("gradient_accumulation_steps=5", "batch_size: expected a multiple of gradient_accumulation_steps=5"),
         ("ema_decay=1.0", "ema_decay: expected a share between 0 and 1"),
@@ -240,7 +240,7 @@ def test_the_command_line(written, capsys):
         [f"--config_path={path}", "--policy.advantage=on", "--steps", "3", "--overwrite", "optimizer.lr=1e-4"]
     )
     assert (settings.policy.advantage, settings.steps, settings.overwrite) == ("on", 3, True)
-    assert (settings.optimizer.lr, settings.exp_name) == (1e-4, "pi0")
+    assert (settings.optimizer.learning_rate, settings.exp_name) == (1e-4, "pi0")
     with pytest.raises(SystemExit) as left:
         parse_settings([f"--config_path={path}", "--stepz=3", "--log_freq=0"])
     assert left.value.code == 2

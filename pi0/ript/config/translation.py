@@ -2,14 +2,13 @@
 
 import difflib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pi0.ript.config.aliases import EARLIER, NO_EFFECT, OTHERS, WITHOUT_EFFECT
+from pi0.ript.config.aliases import EARLIER, NO_EFFECT, OTHERS, WITHOUT_EFFECT, Alias
 from pi0.ript.environments import LIBERO_SUITES
 
-_ALIASES = {**EARLIER, **OTHERS}
 _BEFORE_TODAYS = "algo.demo_batch_size"
 """Earlier files have it beside `algo.data_batch_size`, which was the older name of it."""
 _TEXT_ON = ("policy.advantage", "demonstrations.advantage", "demonstrations.sft_advantage")
@@ -35,21 +34,25 @@ def translate(
         known: Today's keys with their defaults.
         without_effect: More keys that are accepted with a notice, each with the reason.
     """
-    result, written = Translation(), _with_suite(given)
+    result, written, aliases = Translation(), _with_suite(given), _aliases(known)
     meanings: dict[str, dict[str, Any]] = defaultdict(dict)  # today's key -> values, by the keys that mean it
     ignored, reasons = [], {**NO_EFFECT, **(without_effect or {})}
-    order = {key: rank for rank, key in enumerate(dict.fromkeys([_BEFORE_TODAYS, *known, *_ALIASES]))}
+    order = {key: rank for rank, key in enumerate(dict.fromkeys([_BEFORE_TODAYS, *known, *aliases]))}
     for old in sorted(written, key=lambda key: order.get(key, len(order))):
+        value = written[old]
         if old in known:
-            meanings[old][old] = "on" if old in _TEXT_ON and written[old] is True else written[old]
-        elif old in _ALIASES and _ALIASES[old].key in ("", *known):
-            _add_meaning(result, meanings, old, written[old], known)
-        elif todays_key(old) in reasons:
-            ignored.append(f"{old} ({reasons[todays_key(old)]})")
+            meanings[old][old] = "on" if old in _TEXT_ON and value is True else value
+        elif old in aliases:
+            new, value, problem = _meaning(old, value, aliases[old])
+            result.problems += problem
+            if new and (value is not None or known[new] is None):
+                meanings[new][old] = value
+        elif (today := OTHERS[old].key if old in OTHERS else old) in reasons:
+            ignored.append(f"{old} ({reasons[today]})")
         elif WITHOUT_EFFECT.fullmatch(old):
             ignored.append(old)
         else:
-            result.problems += unknown_key(old, written[old], known)
+            result.problems += unknown_key(old, value, known, aliases)
     for new, values in meanings.items():
         _decide(result, new, values, written)
     renamed = [f"{old} -> {new}" for new, values in meanings.items() for old in values if old != new]
@@ -60,26 +63,10 @@ def translate(
     return result
 
 
-def _add_meaning(
-    result: Translation,
-    meanings: Mapping[str, dict[str, Any]],
-    old: str,
-    value: Any,
-    known: Mapping[str, Any],
-) -> None:
-    new = _ALIASES[old].key
-    try:
-        meant = _meaning(old, value)
-    except ValueError as error:
-        result.problems.append(str(error))
-        return
-    if new and (meant is not None or known[new] is None):
-        meanings[new][old] = meant
-
-
-def todays_key(old: str) -> str:
-    """Return what a key is called now."""
-    return _ALIASES[old].key if old in _ALIASES else old
+def _aliases(known: Collection[str]) -> dict[str, Alias]:
+    """Return the aliases of these keys."""
+    tables = [*EARLIER.items(), *OTHERS.items()]
+    return {old: alias for old, alias in tables if alias.key in ("", *known) and old not in known}
 
 
 def _with_suite(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,20 +78,16 @@ def _with_suite(given: Mapping[str, Any]) -> dict[str, Any]:
     return written
 
 
-def _meaning(old: str, value: Any) -> Any:
-    """Return the value under today's key, None if the old key asks for nothing; ValueError if it is wrong."""
-    alias = _ALIASES[old]
+def _meaning(old: str, value: Any, alias: Alias) -> tuple[str, Any, list[str]]:
+    """Return today's key with its value, and what is wrong; no key if the old one asks for nothing."""
     if alias.is_listed and value is not None:
-        return [value]
-    if alias.values is None:
-        return value
-    if isinstance(value, Hashable) and value in alias.values:
-        return alias.values[value]
+        return alias.key, [value], []
+    if alias.values is not None and isinstance(value, Hashable) and value in alias.values:
+        return alias.key, alias.values[value], []
     if alias.remedy is None:
-        return value
-    if value is None or value is False:
-        return None
-    raise ValueError(f"{old}: found {value!r}; {alias.remedy}")
+        return alias.key, value, []
+    is_wrong = value is not None and value is not False
+    return "", None, [f"{old}: found {value!r}; {alias.remedy}"] * is_wrong
 
 
 def _decide(result: Translation, new: str, values: Mapping[str, Any], written: Mapping[str, Any]) -> None:
@@ -120,7 +103,7 @@ def _decide(result: Translation, new: str, values: Mapping[str, Any], written: M
             result.notices.append(f"{old}={value} gives way to {winner}={values[winner]}")
 
 
-def unknown_key(key: str, value: Any, known: Iterable[str]) -> list[str]:
+def unknown_key(key: str, value: Any, known: Iterable[str], aliases: Iterable[str]) -> list[str]:
     """Return what is wrong with a key that is not known; an empty section is fine."""
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
@@ -133,9 +116,7 @@ def unknown_key(key: str, value: Any, known: Iterable[str]) -> list[str]:
     section, _, last = key.rpartition(".")
     near = [name for name in known if name.rpartition(".")[2] == last]
     near += difflib.get_close_matches(key, known, n=3, cutoff=0.8)
-    near = near or difflib.get_close_matches(
-        key, (old for old in _ALIASES if _ALIASES[old].key in known), n=3, cutoff=0.8
-    )
+    near = near or difflib.get_close_matches(key, aliases, n=3, cutoff=0.8)
     siblings = [name.removeprefix(f"{section}.") for name in known if name.rpartition(".")[0] == section]
     hints = [f"did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?"] if near else []
     if section and siblings and not any(name.startswith(f"{section}.") for name in near):

@@ -54,9 +54,9 @@ class Training:
         self.learner = self.world.wrap(self.parts.objective.learner())
         self.optimizer = make_optimizer(
             model,
-            settings.optimizer.lr,
+            settings.optimizer.learning_rate,
             settings.optimizer.weight_decay,
-            indicator_learning_rate=settings.optimizer.indicator_lr,
+            indicator_learning_rate=settings.optimizer.indicator_learning_rate,
             betas=settings.optimizer.betas,
             eps=settings.optimizer.eps,
         )
@@ -113,10 +113,10 @@ class Training:
                 figures = objective.sums(self.learner, batch, key, is_training=True)
                 world.backward(figures[0] / self.batch_size)
                 sums += figures.detach()
-            norm = torch.nn.utils.clip_grad_norm_(trained, settings.optimizer.grad_clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(trained, settings.optimizer.grad_norm_clip)
             factor = cosine_schedule(step, settings.steps, settings.optimizer, settings.scheduler)
             set_learning_rate(self.optimizer, factor)
-            rates = {"gradient_norm": float(norm), "learning_rate": settings.optimizer.lr * factor}
+            rates = {"gradient_norm": float(norm), "learning_rate": settings.optimizer.learning_rate * factor}
             if self.steps.accept(self._means(sums, self.batch_size) | rates, norm):
                 self.optimizer.step()
                 self.files.update_average()

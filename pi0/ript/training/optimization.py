@@ -63,7 +63,7 @@ def cosine_schedule(step: int, steps: int, optimizer: Optimizer, scheduler: Sche
         return 1.0
     end = scheduler.num_decay_steps or steps
     progress = min(1.0, (step - warmup) / max(1, end - warmup))
-    least = scheduler.decay_lr / optimizer.lr
+    least = scheduler.decay_lr / optimizer.learning_rate
     return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

@@ -17,12 +17,12 @@ class Optimizer:
     """AdamW."""
 
     type: OptimizerType = "adamw"  # the only one
-    lr: Positive = 2.5e-5  # after the warm-up
-    indicator_lr: Positive | None = None  # of an indicator that is an embedding; null: lr
+    learning_rate: Positive = 2.5e-5  # after the warm-up
+    indicator_learning_rate: Positive | None = None  # of an indicator that is an embedding; null: the same
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: Positive = 1e-8
     weight_decay: NotNegative = 1e-10
-    grad_clip_norm: Positive = 1.0
+    grad_norm_clip: Positive = 1.0
 
 
 @dataclass
