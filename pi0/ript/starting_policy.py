@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class PolicySettings:
     config: str | None = None  # a registered configuration (pi0.registry) in place of the checkpoint's
     freeze: str | None = "none"  # vision, expert_only, lora, or a regular expression; null: the config's own
     dtype: Dtype | None = None  # of computation: float32 or bfloat16; null: as the checkpoint says
-    gradient_checkpointing: bool = field(default=False, metadata={"result": "rounding"})  # less memory
+    gradient_checkpointing: bool = False  # less memory, a third more time
     n_action_steps: Count | None = None  # actions of a chunk that are executed; null: as the checkpoint says
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
     norm_stats_path: str | None = None  # an openpi norm_stats.json that replaces the checkpoint's statistics

@@ -57,6 +57,7 @@ class NormalizationMapping:
 class ModelSettings(PolicySettings):
     """The model that is trained: a pi0 policy, or a value function."""
 
+    gradient_checkpointing: bool = field(default=False, metadata=ROUNDING)  # less memory, a third more time
     type: ModelType = "pi0"  # pi0 or value
     reads: str | None = None  # of a value function: the policy whose images and prompts it reads
     form: ValueForm = "expert"  # of a new value function that reads a policy: expert (its prefix) or separate
