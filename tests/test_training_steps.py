@@ -230,6 +230,21 @@ def test_snapshots_come_every_so_many_steps_where_that_is_asked_for(tmp_path, mo
     assert names == ["checkpoint-3", "checkpoint-6", "checkpoint-8"]
 
 
+def test_a_snapshot_that_cannot_be_written_keeps_those_before(train, tmp_path, monkeypatch):
+    written(monkeypatch, seconds=301.0)  # one is due after every second step
+    write = snapshot.write_tensors
+
+    def write_until_the_disk_is_full(file: Path, tensors: dict) -> None:
+        if "checkpoint-4" in str(file):
+            raise OSError(28, "No space left on device")
+        write(file, tensors)
+
+    monkeypatch.setattr(snapshot, "write_tensors", write_until_the_disk_is_full)
+    with pytest.raises(SnapshotError, match=r"No space left.*make room, then start the same command again"):
+        train(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-2"]
+
+
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_stop_leaves_after_its_step_and_the_training_goes_on_exactly(train, tmp_path, monkeypatch, at):
     whole = train(tmp_path / "whole")
