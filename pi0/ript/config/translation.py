@@ -53,8 +53,12 @@ def translate(
             ignored.append(old)
         else:
             result.problems += unknown_key(old, value, known, aliases)
+    # A switch that is on says less than a value.
+    must_agree = {
+        old for old, alias in OTHERS.items() if aliases.get(old) is alias and given.get(old) is not True
+    }
     for new, values in meanings.items():
-        _decide(result, new, values, written)
+        _decide(result, new, values, must_agree)
     renamed = [f"{old} -> {new}" for new, values in meanings.items() for old in values if old != new]
     if renamed:
         result.notices.append(f"keys under their present names: {', '.join(renamed)}")
@@ -90,14 +94,14 @@ def _meaning(old: str, value: Any, alias: Alias) -> tuple[str, Any, list[str]]:
     return "", None, [f"{old}: found {value!r}; {alias.remedy}"] * is_wrong
 
 
-def _decide(result: Translation, new: str, values: Mapping[str, Any], written: Mapping[str, Any]) -> None:
+def _decide(result: Translation, new: str, values: Mapping[str, Any], must_agree: Collection[str]) -> None:
     """Set a key of today's that several keys of a file may mean; an empty value gives way to a synonym."""
     winner = next((old for old, value in values.items() if value is not None), next(iter(values)))
     result.values[new] = values[winner]
     for old, value in values.items():
         if value is None or value == values[winner]:
             continue
-        if old in OTHERS and written[old] is not True:  # a switch that is on says less
+        if old in must_agree:
             result.problems.append(f"{old}={value} contradicts {winner}={values[winner]}; keep one of them")
         else:
             result.notices.append(f"{old}={value} gives way to {winner}={values[winner]}")
