@@ -58,13 +58,14 @@ class Workshop:
     def train(
         self, objective: Objective, mixture: Mixture, settings: Training, key: Sequence[int], work: Path
     ) -> list[Row]:
-        """Train in a stage's directory, write the model there, and return the figures of every step."""
+        """Train in a stage's directory, which then has a snapshot; return the figures of every step."""
         if (work / _FORMER_SNAPSHOT).exists():
             self.world.print(f"{work / _FORMER_SNAPSHOT} is of version 0.1.0: this training begins anew")
-        keeping = replace(self.keeping, directory=work)
-        rows = self.fit(objective, mixture, settings, key, keeping, self.world)
-        self.world.on_main(_save, work, objective.model, rows)
-        return rows
+        return self.fit(objective, mixture, settings, key, replace(self.keeping, directory=work), self.world)
+
+    def publish(self, model: Model, rows: Sequence[Row], work: Path) -> None:
+        """Write what was trained and the figures of every step; its snapshots are no longer needed."""
+        self.world.on_main(_publish, model, rows, work)
 
     def close(self) -> None:
         """Stop the simulators, and remove the decoded images: they are in the data sets."""
@@ -74,8 +75,7 @@ class Workshop:
             shutil.rmtree(self.images, ignore_errors=True)
 
 
-def _save(work: Path, model: Model, rows: Sequence[Row]) -> None:
-    """Write what was trained and the figures of every step; its snapshots are no longer needed."""
+def _publish(model: Model, rows: Sequence[Row], work: Path) -> None:
     model.save_pretrained(work)
     (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for left in [*work.glob("checkpoint*"), *work.glob(".checkpoint*")]:  # half a one, after a kill
