@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+_PATIENCE_S = 60
 _FLAGS = [
     *("--headless=new", "--remote-debugging-pipe", "--disable-gpu", "--disable-dev-shm-usage"),
     *("--no-first-run", "--disable-extensions", "--disable-background-networking", "--mute-audio"),
@@ -82,9 +84,12 @@ class Tab:
     def _next(self) -> dict[str, Any]:
         """Return the next message; events are kept too."""
         while b"\0" not in self._rest:
-            part = os.read(self._answers, 1 << 20)
+            ready, _, _ = select.select([self._answers], [], [], _PATIENCE_S)
+            part = os.read(self._answers, 1 << 20) if ready else b""
             if not part:
-                raise RuntimeError("Chromium has ended")
+                raise RuntimeError(
+                    "Chromium has ended" if ready else f"Chromium is silent for {_PATIENCE_S} s"
+                )
             self._rest += part
         text, _, self._rest = self._rest.partition(b"\0")
         message = json.loads(text)

@@ -194,16 +194,27 @@ def policy():
     return GuidedPolicy(metaworld_policy())
 
 
+def noting(finished: list):
+    """`rollout`, which also puts the episodes into a list."""
+
+    def run(*arguments, **options):
+        episodes = rollout(*arguments, **options)
+        finished.extend(episodes)
+        return episodes
+
+    return run
+
+
 def test_evaluate_runs_each_state_with_its_own_noise(metaworld, policy, states):
     finished = []
-    found = evaluate(metaworld, policy, states, seed=3, on_finished=finished.append)
+    found = evaluate(metaworld, policy, states, seed=3, run=noting(finished))
     assert [e.state for e in found.episodes] == [s.hash for s in states]
     assert [e.task for e in found.episodes] == [s.task for s in states]
     assert {e.num_steps for e in found.episodes} == {20}
     assert len({r.seed for r in finished}) == 4
     by_state = {r.initial_state: r for r in finished}
     alone = []
-    evaluate(metaworld, policy, [states[2]], seed=3, on_finished=alone.append)
+    evaluate(metaworld, policy, [states[2]], seed=3, run=noting(alone))
     np.testing.assert_array_equal(alone[0].actions, by_state[states[2]].actions)
     other = rollout(metaworld, policy, [states[2]], [episode_seed(4, states[2])])[0]
     assert not np.array_equal(other.actions, alone[0].actions)
@@ -212,7 +223,7 @@ def test_evaluate_runs_each_state_with_its_own_noise(metaworld, policy, states):
 def test_evaluate_keeps_images_of_the_recorded_episodes_only(metaworld, policy, states):
     finished = []
     plain = evaluate(metaworld, policy, states)
-    found = evaluate(metaworld, policy, states, num_recorded=1, on_finished=finished.append)
+    found = evaluate(metaworld, policy, states, num_recorded=1, run=noting(finished))
     assert found == plain
     assert plain.recorded == ()
     assert [r.initial_state for r in found.recorded] == [states[0], states[2]]

@@ -123,8 +123,9 @@ def imported_modules(path: Path) -> frozenset[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
-            parts = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= parts if all(map(_exists, parts)) else {node.module, *parts}
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            # `from package import module` takes nothing of the package's own file.
+            names |= members if all(map(_exists, members)) else {node.module, *members}
     return frozenset(name for name in names if name.split(".")[0] == "pi0" and _exists(name))
 
 

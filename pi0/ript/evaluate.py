@@ -6,14 +6,13 @@ Axes: none; an evaluation is a list of episodes, at most one per initial state.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 Interval = tuple[float, float]
@@ -136,7 +135,6 @@ def evaluate(
     *,
     num_recorded: int = 0,
     render_every: int = 2,
-    on_finished: Callable[[Rollout], None] | None = None,
     peers: Peers = ALONE,
     run: RolloutFunction = rollout,
 ) -> Evaluation:
@@ -152,7 +150,6 @@ def evaluate(
         seed: Of the noise.
         num_recorded: Episodes per task, the first ones, that are kept with their images for a video.
         render_every: Steps between the images of those.
-        on_finished: Called with each episode of this process when it ends.
         peers: The processes that evaluate together.
         run: Runs a list of episodes; see `rollout`.
 
@@ -163,15 +160,13 @@ def evaluate(
     shown = _first_of_each_task(states, num_recorded)
     mine = share(states, peers)
     results: list[EpisodeResult] = []
-    with tqdm(total=len(mine), unit="episode", desc="evaluation", disable=peers.rank > 0) as bar:
+    with progress_bar(total=len(mine), unit="episode", desc="evaluation", disable=peers.rank > 0) as bar:
 
         def finish(episode: Rollout) -> None:
             state = episode.initial_state
             results.append(EpisodeResult(state.task, state.hash, episode.success, len(episode)))
             bar.set_postfix_str(f"{sum(r.success for r in results)} succeeded", refresh=False)
             bar.update()
-            if on_finished is not None:
-                on_finished(episode)
 
         def episodes_from(part: list[InitialState], **images: Any) -> list[Rollout]:
             seeds = [episode_seed(seed, state) for state in part]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -27,7 +27,6 @@ def evaluate_once(
     *,
     num_recorded: int,
     peers: Peers = ALONE,
-    stop_if_asked: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Return the evaluation that `evaluate` gives; episodes that the store has are not run again.
 
@@ -39,12 +38,14 @@ def evaluate_once(
         store: Of episodes of this policy in this environment, see `episodes_key`.
         num_recorded: Episodes per task that are kept with their images for a video.
         peers: The processes that evaluate together.
-        stop_if_asked: See `remembering`; None: raises StoppedError.
+
+    Raises:
+        StoppedError: A process was asked to stop; finished episodes are in the store.
     """
     num_there = sum(store.has(state, episode_seed(seed, state)) for state in states)
     if num_there and peers.rank == 0:
         print(f"{num_there} of {len(states)} episodes are there already")  # noqa: T201
-    run = remembering(store, stop_if_asked or partial(leave_if_asked, peers))
+    run = remembering(store, partial(leave_if_asked, peers))
     return evaluate(env, policy, states, seed, num_recorded=num_recorded, peers=peers, run=run)
 
 

@@ -16,7 +16,6 @@ BLUE, ORANGE, GREEN, GREY, PALE = "#2f6fb0", "#e07b39", "#3a9a5b", "#6b7785", "#
 """The colours of all figures."""
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_NUMBER = ' class="number"'
 _WIDEST = 900  # pixels; a wider figure is scrolled on a phone, or its letters would be too small
 
 
@@ -43,20 +42,17 @@ def cards(values: Sequence[tuple[str, str, str]]) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, wraps: bool = False) -> str:
     """Return a table in a box that scrolls, "" without rows; with `wraps` the last column has long texts."""
-    numbers = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
-    head = "".join(
-        f"<th{_NUMBER if is_number else ''}>{html.escape(name)}</th>"
-        for name, is_number in zip(header, numbers, strict=True)
-    )
-    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    numbers = {i for row in rows for i, value in enumerate(row) if isinstance(value, int | float)}
+
+    def line(tag: str, values: Sequence[Any]) -> str:
+        cells = (html.escape("" if value is None else _text(value)) for value in values)
+        kinds = (' class="number"' if i in numbers else "" for i in range(len(values)))
+        return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+
+    lines = [line("th", header), *(line("td", row) for row in rows)]
+    inside = "".join(f"<tr>{cells}</tr>" for cells in lines)
     kind = "scroll wraps" if wraps else "scroll"
-    return f'<div class="{kind}"><table><tr>{head}</tr>{lines}</table></div>' if rows else ""
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, int | float):
-        return f"<td{_NUMBER}>{value:.4g}</td>" if isinstance(value, float) else f"<td{_NUMBER}>{value}</td>"
-    return f"<td>{'' if value is None else html.escape(str(value))}</td>"
+    return f'<div class="{kind}"><table>{inside}</table></div>' if rows else ""
 
 
 def new_axes(
@@ -142,4 +138,6 @@ def _text(value: Any) -> str:
         return f"({pairs(value)})"
     if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"
+    if value is None:
+        return "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -8,18 +8,17 @@ Axes: none.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import batched
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from types import SimpleNamespace
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float32
-from tqdm import tqdm
 
-from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
+from pi0.ript.envs import BatchedEnv, InitialState, Task
 from pi0.ript.episodes import (
     CollectionInfo,
     Episode,
@@ -31,6 +30,7 @@ from pi0.ript.episodes import (
 )
 from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import (
     ChunkPolicy,
     Rollout,
@@ -105,7 +105,7 @@ def remembering(
             for part in batched(missing, part_size):
                 made = run(
                     env,
-                    _Interruptible(policy),
+                    _until_asked_to_stop(policy),
                     [states[number] for number in part],
                     [seeds[number] for number in part],
                     render_every=1 if store.needs_images else render_every,
@@ -124,23 +124,15 @@ class _EpisodesLeftError(Exception):
     """Episodes were left because this process was asked to stop."""
 
 
-class _Interruptible:
-    """A policy that stops acting when the process is asked to stop."""
+def _until_asked_to_stop(policy: ChunkPolicy) -> ChunkPolicy:
+    """Return the policy, which raises _EpisodesLeftError when it is to act and the process is to stop."""
 
-    def __init__(self, policy: ChunkPolicy) -> None:
-        self.policy = policy
-
-    def chunks(
-        self,
-        observations: Sequence[EnvObservation],
-        tasks: Sequence[Task],
-        generators: Sequence[torch.Generator],
-        among: Collection[Task],
-    ) -> Float32[np.ndarray, "b h a"]:
-        """Return the actions to execute next."""
+    def chunks(*arguments: Any) -> Float32[np.ndarray, "b h a"]:
         if stop_requested():
             raise _EpisodesLeftError
-        return self.policy.chunks(observations, tasks, generators, among)
+        return policy.chunks(*arguments)
+
+    return cast("ChunkPolicy", SimpleNamespace(chunks=chunks))
 
 
 # Data sets ----------------------------------------------------------------------------------------------
@@ -228,7 +220,7 @@ def record_rollouts(
     """
     mine = share(list(zip(states, seeds, strict=True)), peers)
     successes = 0
-    with tqdm(total=len(mine), unit="episode", desc="rollouts", disable=peers.rank > 0) as bar:
+    with progress_bar(total=len(mine), unit="episode", desc="rollouts", disable=peers.rank > 0) as bar:
 
         def show(episode: Rollout) -> None:
             nonlocal successes

@@ -169,23 +169,21 @@ class RolloutFunction(Protocol):
         ...
 
 
+@dataclass
 class _Runner:
     """Keeps the slots busy: a slot whose episode ends takes the next one at once."""
 
-    def __init__(
-        self,
-        env: BatchedEnv,
-        policy: ChunkPolicy,
-        states: Sequence[InitialState],
-        seeds: Sequence[int],
-        render_every: int | None,
-        keep_images: bool,
-        on_finished: Callable[[Rollout], None] | None,
-    ) -> None:
-        self.env, self.policy, self.states, self.seeds = env, policy, states, seeds
-        self.render_every, self.keep_images, self.on_finished = render_every, keep_images, on_finished
-        self.waiting = list(range(len(states)))[::-1]
-        self.attempts = [0] * len(states)
+    env: BatchedEnv
+    policy: ChunkPolicy
+    states: Sequence[InitialState]
+    seeds: Sequence[int]
+    render_every: int | None
+    keep_images: bool
+    on_finished: Callable[[Rollout], None] | None
+
+    def __post_init__(self) -> None:
+        self.waiting = list(range(len(self.states)))[::-1]
+        self.attempts = [0] * len(self.states)
         self.finished: dict[int, Rollout] = {}
         self.running: dict[int, _Episode] = {}
 

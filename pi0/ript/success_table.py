@@ -18,21 +18,15 @@ def success_rows(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, ...]]
     blocks = {task: {n: parts[task] for n, parts in by_policy.items() if task in parts} for task in tasks}
     if len(tasks) > 1:
         blocks["all"] = dict(evaluations)
-    rows = [("task", "policy", "success [95%]", f"points over {first} [95%]", "won-lost", "p", "steps")]
-    rows += [
-        (
-            task,
-            name,
-            str(evaluation),
-            *_difference(part.get(first), evaluation, name == first),
-            mean_steps(evaluation),
-        )
-        for task, part in blocks.items()
-        for name, evaluation in part.items()
-    ]
-    is_compared = len(evaluations) > 1
-    kept = (len(tasks) > 1 or not is_compared, is_compared, True, is_compared, is_compared, is_compared, True)
-    return [tuple(cell for cell, is_kept in zip(row, kept, strict=True) if is_kept) for row in rows]
+    header = ("task", "policy", "success [95%]", f"points over {first} [95%]", "won-lost", "p", "steps")
+    rows: list[tuple[str, ...]] = [header]
+    for task, part in blocks.items():
+        for name, evaluation in part.items():
+            difference = ("", "", "") if name == first else _difference(part.get(first), evaluation)
+            rows.append((task, name, str(evaluation), *difference, mean_steps(evaluation)))
+    if len(evaluations) == 1:
+        return [(task, success, steps) for task, _, success, *_, steps in rows]
+    return rows if len(tasks) > 1 else [row[1:] for row in rows]
 
 
 def success_legend(evaluations: Mapping[str, Evaluation]) -> str:
@@ -49,10 +43,8 @@ def success_text(evaluations: Mapping[str, Evaluation]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], success_legend(evaluations)])
 
 
-def _difference(first: Evaluation | None, other: Evaluation, is_first: bool) -> tuple[str, str, str]:
+def _difference(first: Evaluation | None, other: Evaluation) -> tuple[str, str, str]:
     """Return the difference in points, the states won and lost, and the p-value."""
-    if is_first:
-        return "", "", ""
     if first is None or {e.state for e in first.episodes} != {e.state for e in other.episodes}:
         return "other states", "", ""
     change = compare(first, other)

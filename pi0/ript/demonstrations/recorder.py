@@ -2,7 +2,6 @@
 
 import zlib
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,8 +170,3 @@ def episode_seed(seed: int, task: Task, attempt: int) -> int:
     """Return the seed of an attempt's operator, different for every task and attempt."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(task.id.encode()), attempt])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def open_writer(plan: DemonstrationPlan, output: Path) -> EpisodeWriter:
-    """Return the writer of the plan's data set; continues an interrupted collection."""
-    return EpisodeWriter(output, plan.info())

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder, open_writer
+from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder
 from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError, serve
+from pi0.ript.episodes import EpisodeWriter
 
 type Attempt = tuple[int, int]
 
@@ -109,7 +110,7 @@ def _prepare(
     setup: tuple[DemonstrationPlan, Path],
 ) -> tuple[Callable[[Attempt], tuple[bool, int]], Callable[[], None]]:
     plan, output = setup
-    recorder = Recorder(plan, open_writer(plan, output))
+    recorder = Recorder(plan, EpisodeWriter(output, plan.info()))
 
     def record(attempt: Attempt) -> tuple[bool, int]:
         labels, length = recorder.record(*attempt)

@@ -18,6 +18,8 @@ from pi0.ript.episodes import EpisodeDataError, EpisodeSet
 from pi0.ript.files import FORMAT, read_versioned_json, write_json, write_text
 from pi0.ript.labels.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
 
+Scope = Literal["global", "per_task"]
+
 ADVANTAGES_PATH = Path("meta/advantages.json")
 LINEAGE_PATH = Path("meta/advantages_lineage.json")
 MissingAdvantage = Literal["error", "positive", "negative", "drop"]
@@ -86,7 +88,7 @@ def thresholds(
     advantages: Float64[np.ndarray, " n"],
     tasks: Sequence[str],
     positive_fraction: float,
-    scope: Literal["global", "per_task"] = "global",
+    scope: Scope = "global",
 ) -> dict[str, float]:
     """Return epsilon for each task: one for all, or each its own, so that hard tasks have positives too."""
     names = np.asarray(tasks)

@@ -6,13 +6,14 @@ Axes: n frame of a source.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import (
+    Scope,
     compute_advantages,
     coverage,
     is_positive,
@@ -23,15 +24,18 @@ from pi0.ript.labels.advantages import (
 from pi0.ript.labels.frames import FRAMES_FILE, THRESHOLDS_FILE
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Role, Source
+from pi0.ript.ranges import ProperShare, one_of
 
 
 @dataclass
 class Advantage:
     """How frames are labelled."""
 
-    positive_fraction: float = 0.3  # share of the ranked frames that is positive
-    scope: str = "per_task"  # one threshold per_task, or global
-    ranked: str = "rollouts"  # frames among which the threshold is found: rollouts, or all
+    positive_fraction: ProperShare = 0.3  # share of the ranked frames that is positive
+    scope: Annotated[str, one_of(*get_args(Scope))] = "per_task"  # one threshold per_task, or global
+    ranked: Annotated[str, one_of("rollouts", "all")] = (
+        "rollouts"  # frames among which the threshold is found: rollouts, or all
+    )
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pi0.ript import page
 from pi0.ript.episodes import EpisodeLabels, EpisodeSet
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, positive_text, value_limits
+from pi0.ript.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def write_dataset_page(
 def _facts(episodes: EpisodeSet, labels: Labels | None) -> list[tuple[str, str, str]]:
     frames, successes = int(episodes.lengths.sum()), _successes(episodes.labels)
     shapes = {name: f"{x.shape[2]}x{x.shape[1]}" for name, x in episodes.images.items()}
-    found = [
+    facts = [
         ("episodes", str(len(episodes)), f"{_tasks(episodes)} task(s)"),
         ("success", f"{successes / len(episodes):.1%}", f"{successes}/{len(episodes)}"),
         ("frames", str(frames), f"{frames / episodes.fps:.1f} s at {episodes.fps} fps"),
@@ -74,8 +74,8 @@ def _facts(episodes: EpisodeSet, labels: Labels | None) -> list[tuple[str, str, 
     ]
     if labels is not None:
         advantages = labels.frames.advantages
-        found.append(("with advantage", f"{np.isfinite(advantages).mean():.1%}", "of the frames"))
-    return found
+        facts.append(("with advantage", f"{np.isfinite(advantages).mean():.1%}", "of the frames"))
+    return facts
 
 
 def _tasks(episodes: EpisodeSet) -> int:
@@ -131,7 +131,7 @@ def _advantages(labels: Labels | None) -> str:
 def _episodes(episodes: EpisodeSet, shown: Sequence[int], labels: Labels | None) -> str:
     limits = None if labels is None else value_limits([labels.frames])
     parts = []
-    for number in tqdm(shown, unit="episode", desc="drawing", disable=len(shown) < 2):
+    for number in progress_bar(shown, unit="episode", desc="drawing", disable=len(shown) < 2):
         label = episodes.labels[number]
         epsilon = None if labels is None else labels.epsilon.get(label.task_id or label.instruction)
         frames = None if labels is None else labels.frames.episode(number)

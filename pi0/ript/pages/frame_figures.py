@@ -101,8 +101,7 @@ def _draw_calibration(
     axes.pcolormesh(bins, bins, np.ma.masked_equal(counts.T, 0), cmap="Blues", norm="log")
     axes.plot([-1, 0], [-1, 0], color=GREY, linewidth=1, linestyle="--", label="value = return")
     tenths = np.clip(np.digitize(values, _TENTHS) - 1, 0, 9)
-    found = np.unique(tenths)
-    means = [(values[tenths == i].mean(), returns[tenths == i].mean()) for i in found]
+    means = [(values[tenths == i].mean(), returns[tenths == i].mean()) for i in np.unique(tenths)]
     axes.plot(*zip(*means, strict=True), "o-", color=ORANGE, markersize=4, label="mean of each tenth")
     axes.set_xlabel("value")
     axes.set_aspect("equal")

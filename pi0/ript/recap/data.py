@@ -10,15 +10,13 @@ from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from tqdm import tqdm
 
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
-from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.distributed import World
 from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.episodes.layout import partial_directory
 from pi0.ript.files import hash_file, hash_files, write_json
-from pi0.ript.interruption import StoppedError, stop_requested
+from pi0.ript.interruption import leave_if_asked
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import AdvantageMode, Role, Source
 from pi0.ript.recap.stages import DATASET, Artefact, Inputs, Kind
@@ -35,15 +33,9 @@ def record_demonstrations(
     output = directory / DATASET
 
     def record() -> None:
-        with tqdm(unit="episode", desc="demonstrations", total=episodes * len(plan.tasks)) as bar:
-
-            def show(schedule: Schedule) -> None:
-                bar.n = sum(len(schedule.kept(task)) for task in range(schedule.num_tasks))
-                bar.refresh()
-                if code := stop_requested():
-                    raise StoppedError(code)
-
-            collect_demonstrations(plan, output, episodes, num_workers=num_workers, progress=show)
+        collect_demonstrations(
+            plan, output, episodes, num_workers=num_workers, progress=lambda _: leave_if_asked()
+        )
 
     if not world.on_main(is_published, output):
         world.on_main(record)

@@ -4,11 +4,13 @@ Axes: none.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pi0.ript import page
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet, load_episodes, load_labels
+from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
@@ -96,11 +98,11 @@ def typical_episodes(episodes: EpisodeSet) -> list[int]:
     seen = set(zip(tasks, ends, strict=True))
     both = [task for task in dict.fromkeys(tasks) if {(task, True), (task, False)} <= seen]
     chosen = [i for i, task in enumerate(tasks) if not both or task == both[0]]
-    found = []
+    typical = []
     for end in (True, False):
         ranked = sorted((i for i in chosen if ends[i] is end), key=lambda i: (episodes.lengths[i], i))
-        found += ranked[(len(ranked) - 1) // 2 :][:1]
-    return found
+        typical += ranked[(len(ranked) - 1) // 2 :][:1]
+    return typical
 
 
 def _advantages(run: RecapRun) -> str:
@@ -129,10 +131,9 @@ def _calibration(run: RecapRun) -> str:
     rounds = {f"round {n}": list(sources.values()) for n, sources in run.frames.items()}
     caption = "All frames of all sources, those that the value function was trained on included."
     plot = page.plot(run.directory, "calibration", calibration_figure(rounds), caption)
-    rows = [[name, *found.to_dict().values()] for name, found in run.calibrations.items()]
-    names = [name for found in list(run.calibrations.values())[:1] for name in found.to_dict()]
-    header = ["value function", *(name.replace("num_", "held-out ").replace("_", " ") for name in names)]
-    return plot + page.table(header, rows)
+    names = [field.name.replace("num_", "held-out ").replace("_", " ") for field in fields(Calibration)]
+    rows = [[name, *calibration.to_dict().values()] for name, calibration in run.calibrations.items()]
+    return plot + page.table(["value function", *names], rows)
 
 
 def _stages(run: RecapRun) -> str:

@@ -20,7 +20,7 @@ from pi0.ript.recap.artefacts import (
     RolloutsRecipe,
     guidance_of,
 )
-from pi0.ript.recap.config import RecapConfig, RolloutPlan, ValueForm
+from pi0.ript.recap.config import RecapConfig, RolloutPlan, ValueModel
 from pi0.ript.recap.data import Reading, identify, resolved_reward, source_name
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.keeping import Keeping
@@ -143,7 +143,7 @@ def fit_value(
     run: Run, sft: Artefact, data: Sequence[Artefact], start: Artefact | None = None, number: int = 0
 ) -> Artefact:
     """Return a value function of all data: a new one, or in a round one that is trained further."""
-    config, form = run.config, ValueForm(run.config.value.form, run.config.value.width)
+    config, form = run.config, ValueModel(run.config.value.form, run.config.value.width)
     training = config.value.finetuning if start else config.value.pretraining
     common = run.deadlines, config.seed, number, run.reading
     models = {"sft": sft, **({"start": start} if start else {})}

@@ -29,6 +29,8 @@ from pi0.ript.files import (
 )
 
 STATE = "recap_state.json"
+OnStale = Literal["refuse", "redo"]
+
 DATASET = "dataset"
 """The LeRobotDataset in the directory of a stage that records."""
 
@@ -100,9 +102,7 @@ Inputs = Mapping[str, Artefact]
 class Stages:
     """The stages of the run in one directory. All processes call `run` at the same points."""
 
-    def __init__(
-        self, run_dir: Path, world: World | None = None, on_stale: Literal["refuse", "redo"] = "refuse"
-    ) -> None:
+    def __init__(self, run_dir: Path, world: World | None = None, on_stale: OnStale = "refuse") -> None:
         self.run_dir, self.world, self.on_stale = run_dir, world or World(), on_stale
         self._code = self.world.on_main(code_version)
         self.num_made = 0

@@ -4,12 +4,12 @@ A recipe is all that its artefact depends on, besides the artefacts that it read
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pi0 import PI0Policy
 from pi0.ript.environments import Environment
@@ -20,12 +20,12 @@ from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
 from pi0.ript.labels.frames import THRESHOLDS_FILE, read_thresholds
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Mixture
-from pi0.ript.recap.config import RecapPolicy, ValueForm
+from pi0.ript.recap.config import RecapPolicy, ValueModel
 from pi0.ript.recap.data import Reading, is_success, open_sources, resolved_reward
 from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.stages import Inputs
 from pi0.ript.recap.workshop import Workshop
-from pi0.ript.starting_policy import TOY, starting_policy
+from pi0.ript.starting_policy import make_policy, require_fits
 from pi0.ript.training.objectives import PolicyObjective
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.training.starting_value import starting_value
@@ -63,21 +63,18 @@ class SupervisedRecipe:
         return _train_policy(*parts, self.sft, (self.seed, 0), work, workshop)
 
     def _new_policy(self, episodes: EpisodeSet, device: str) -> PI0Policy:
-        options = asdict(self.policy)
-        indicator, _ = options.pop("indicator"), options.pop("chunk_size")
-        if self.policy_path == TOY:
-            policy = toy_policy(episodes, self.chunk_size, self.seed, indicator)
-            policy.model.freeze(self.policy.freeze)
-            return policy.to(torch.device(device))
-        place = self.policy_path, self.environment, ""
-        return starting_policy(*place, self.seed, device, indicator=indicator, **options)
+        toy = partial(toy_policy, episodes, self.chunk_size, self.seed)
+        changes = {"indicator": self.policy.indicator}
+        policy = make_policy(self.policy_path, self.policy, toy, self.seed, device, changes=changes)
+        require_fits(policy.features, self.environment)
+        return policy
 
 
 @dataclass(frozen=True)
 class ValueRecipe:
     """A value function, new or trained further."""
 
-    value: ValueForm
+    value: ValueModel
     training: ValueTraining
     reward: RewardConfig
     deadlines: dict[str, int]

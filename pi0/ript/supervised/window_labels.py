@@ -24,10 +24,10 @@ from pi0.ript.labels.advantages import (
 from pi0.ript.labels.indicators import awr_weights, indicators
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import AdvantageMode, Source
-from pi0.ript.supervised.settings import PolicySettings
+from pi0.ript.supervised.settings import ModelSettings
 
 
-def advantage_modes(datasets: Sequence[DatasetSettings], policy: PolicySettings) -> list[AdvantageMode]:
+def advantage_modes(datasets: Sequence[DatasetSettings], policy: ModelSettings) -> list[AdvantageMode]:
     """Return how each data set's advantage is used: as it says itself, or as the run says."""
     return [cast("AdvantageMode", dataset.advantage or policy.advantage) for dataset in datasets]
 
@@ -59,7 +59,7 @@ class PolicyLabels:
 
 
 def policy_labels(
-    sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: PolicySettings
+    sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: ModelSettings
 ) -> PolicyLabels:
     """Return the labels of every frame.
 
@@ -93,7 +93,7 @@ def _source(frames: FrameSet, dataset: DatasetSettings, mode: AdvantageMode | No
     return Source(frames.name, load_labels(frames.name, assume_success=is_success_known), mode or "ignore")
 
 
-def _thresholds(frames: FrameSet, source: Source, policy: PolicySettings) -> dict[str, float]:
+def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict[str, float]:
     """Return epsilon by task: the one that was set, or those that were chosen with the advantages."""
     tasks = dict.fromkeys(source.episode_tasks())
     if policy.advantage_threshold is not None:
