@@ -16,7 +16,7 @@ import torch
 from conftest import METAWORLD, metaworld_policy
 
 from pi0 import PI0Policy
-from pi0.ript import policy_evaluation
+from pi0.ript import policy_evaluation, results
 from pi0.ript.commands.evaluate import main
 from pi0.ript.config import validation
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
@@ -338,6 +338,13 @@ def test_unusable_arguments(policies, tmp_path, capsys, extra, message):
     assert error.startswith("pi0-eval: error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "eval").exists(), "refused before anything is written"
+
+
+def test_a_directory_that_another_process_writes_to(policies, tmp_path, capsys, monkeypatch):
+    results.lock_directory(tmp_path / "eval")
+    monkeypatch.setattr(results, "_locks", {})  # of another process
+    assert main([*arguments(policies), "--output", str(tmp_path / "eval")]) == 2
+    assert re.search(r"^pi0-eval: error: .*eval is being written by process \d+ on ", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

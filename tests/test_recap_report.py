@@ -51,6 +51,8 @@ def put_labels(round_dir: Path, sources: dict[str, EpisodeSet], epsilon: dict[st
         arrays[f"{name}/returns"] = rng.uniform(-1, 0, n)
         arrays[f"{name}/advantages"] = np.append(rng.normal(0, 0.3, n - 1), np.nan)
         arrays[f"{name}/lengths"] = episodes.lengths
+        if name != "demonstrations":  # nobody has to write down the tasks of a set made elsewhere
+            arrays[f"{name}/tasks"] = np.array([labels.task_id for labels in episodes.labels])
     (round_dir / "advantages").mkdir(parents=True)
     np.savez(round_dir / "advantages/frames.npz", **arrays)
     if epsilon is not None:
@@ -288,7 +290,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, run_dir):
     (tmp_path / "round-2/rollouts").mkdir(parents=True)
     (tmp_path / "round-2/rollouts/dataset").symlink_to(run_dir / "round-2/rollouts/dataset")
     put_labels(tmp_path / "round-2", {"rollouts-2": chains(0, 3).episodes}, EPSILON)
-    with pytest.raises(EpisodeDataError, match="rollouts-2/lengths: expected those of the 9 episodes"):
+    with pytest.raises(EpisodeDataError, match="round 2: labels of other episodes than the 9 in"):
         write_recap_report(tmp_path)
 
 

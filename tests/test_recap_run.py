@@ -170,7 +170,7 @@ def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(whol
     demonstrations = range(int(load_labels(data[0].path / "dataset").lengths.sum()))
     data.append(rounds.collect(run, 1, sft))
     held = []
-    for stage, arguments in (("value", (data[:1],)), ("round-1/value", (data, start, 1))):
+    for stage, arguments in (("round-1/value", (data, start, 1)), ("value", (data[:1],))):
         shutil.rmtree(place / stage)
         with pytest.raises(CaughtError) as trained:
             rounds.fit_value(run, sft, *arguments)

@@ -105,6 +105,21 @@ def test_labels_that_were_added_to_a_data_set_do_not_count_and_a_stage_of_labels
     assert hash_files(tmp_path) != first
 
 
+def test_a_stage_keeps_snapshots_of_its_training_until_it_is_finished(tmp_path):
+    work = Work(tmp_path)
+    work.crash_in = str(FIRST)
+    with pytest.raises(KeyboardInterrupt):
+        work.both()
+    directory = tmp_path / f"{FIRST}.partial"
+    for name in ("checkpoint-3", ".checkpoint-4.partial"):
+        (directory / name).mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        work.both()
+    assert (directory / "checkpoint-3").exists()
+    first, _ = Work(tmp_path).both()
+    assert not list(first.path.glob("*checkpoint*"))
+
+
 def test_an_interrupted_stage_goes_on_in_its_directory(tmp_path):
     work = Work(tmp_path)
     work.crash_in = "value"

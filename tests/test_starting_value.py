@@ -8,18 +8,28 @@ from conftest import metaworld_policy
 
 from pi0 import PI0Policy
 from pi0.ript.data import MixtureSettings
-from pi0.ript.recap import Recap, RecapConfig
-from pi0.ript.recap.config import Value
-from pi0.ript.recap.stages import Artefact
+from pi0.ript.distributed import World
+from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.recap.config import ValueModel
+from pi0.ript.recap.data import Reading
+from pi0.ript.recap.keeping import Keeping
+from pi0.ript.recap.stages import Artefact, Kind, StageName
+from pi0.ript.recap.trainings import ValueRecipe
+from pi0.ript.recap.workshop import Workshop
 from pi0.ript.supervised import SupervisedSettings
 from pi0.ript.supervised.models import DataSummary, value_to_train
 from pi0.ript.supervised.settings import ModelSettings
+from pi0.ript.training.settings import ValueTraining
 from pi0.value import ValueFunction
+from train_ript_pi0_final import fit
 
 
 def recap_value(policy: Path, form: str) -> ValueFunction:
-    config = RecapConfig(value=Value(form=form, width=16))
-    return Recap(config, policy.parent).new_value(Artefact("sft", policy, ""))
+    """Return the value function as a recipe of RECAP makes it."""
+    model, reading = ValueModel(form=form, width=16), Reading(None, False, {})
+    recipe = ValueRecipe(model, ValueTraining(), RewardConfig(), {}, 0, 0, reading)
+    workshop = Workshop(World(), "cpu", policy.parent, fit, Keeping())
+    return recipe._value({"sft": Artefact(StageName(Kind.POLICY), policy, "")}, workshop)
 
 
 def pi0_train_value(policy: Path, form: str) -> ValueFunction:

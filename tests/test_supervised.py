@@ -19,7 +19,7 @@ from test_episodes import make_episode, publish
 
 from pi0 import Indicator, PI0Policy, registry
 from pi0.ript import interruption
-from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError, snapshot
+from pi0.ript.checkpoint import ChangedSettingsError, snapshot
 from pi0.ript.checkpoint.files import published
 from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
@@ -350,26 +350,6 @@ def test_other_files_are_not_touched_and_a_directory_has_one_writer(root, tmp_pa
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
     assert first[1] is None
-
-
-def test_a_failed_write_keeps_what_there_is(root, tmp_path, monkeypatch):
-    training = Training(settings(root, tmp_path, steps=4), World())
-
-    def full(directory: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    report = training._report
-
-    def report_and_fill_the_disk() -> None:
-        report()
-        if training.steps.step == 3:
-            monkeypatch.setattr(training.files, "write", full)
-
-    training._report = report_and_fill_the_disk
-    with pytest.raises(SnapshotError, match=r"No space left.*make room"):
-        training.run()
-    training.close()
-    assert [p.name for p in (tmp_path / "pi0").glob("*checkpoint*")] == ["checkpoint-2"]
 
 
 # Steps ------------------------------------------------------------------------------------------------------

@@ -21,19 +21,20 @@ from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError, snapshot
 from pi0.ript.checkpoint.files import published
 from pi0.ript.data import DatasetSettings, MixtureSettings
 from pi0.ript.distributed import World
+from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
 from pi0.ript.monitoring import NonFiniteLossError
 from pi0.ript.recap import RecapConfig
-from pi0.ript.recap.fitting import Keeping
-from pi0.ript.recap.policy_training import train_policy
-from pi0.ript.recap.value_training import train_value
+from pi0.ript.recap.keeping import Keeping
+from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.scripts import train as train_command
 from pi0.ript.supervised import SupervisedSettings, Training, trainer
 from pi0.ript.supervised.settings import ModelSettings
-from pi0.ript.training.objectives import FlowLearner, ValueLearner
+from pi0.ript.training.objectives import FlowLearner
 from pi0.ript.training.settings import Optimizer, PolicyTraining, Scheduler, ValueTraining
 from pi0.ript.training.steps import Steps
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config
+from train_ript_pi0_final import fit
 
 NUM_STEPS = 5
 WATCHED: list[dict[str, torch.Tensor]] = []
@@ -51,7 +52,8 @@ def recap(place: Path, change: Callable[[Any], object] = lambda _: None, **setti
     change(policy)
     keeping = Keeping(place, settings.pop("save_minutes", RecapConfig().save_minutes))
     training = PolicyTraining(**{"steps": NUM_STEPS, "batch_size": 8, **settings})
-    return train_policy(policy, sources, advantages, EPSILON, training, (4,), keeping)
+    parts = policy_objective(policy, sources, advantages, EPSILON, training)
+    return fit(*parts, training, (4,), keeping, World())
 
 
 def pi0_train(place: Path, change: Callable[[Any], object] = lambda _: None, **settings: Any) -> list[dict]:
@@ -228,6 +230,21 @@ def test_snapshots_come_every_so_many_steps_where_that_is_asked_for(tmp_path, mo
     assert names == ["checkpoint-3", "checkpoint-6", "checkpoint-8"]
 
 
+def test_a_snapshot_that_cannot_be_written_keeps_those_before(train, tmp_path, monkeypatch):
+    written(monkeypatch, seconds=301.0)  # one is due after every second step
+    write = snapshot.write_tensors
+
+    def write_until_the_disk_is_full(file: Path, tensors: dict) -> None:
+        if "checkpoint-4" in str(file):
+            raise OSError(28, "No space left on device")
+        write(file, tensors)
+
+    monkeypatch.setattr(snapshot, "write_tensors", write_until_the_disk_is_full)
+    with pytest.raises(SnapshotError, match=r"No space left.*make room, then start the same command again"):
+        train(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-2"]
+
+
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_stop_leaves_after_its_step_and_the_training_goes_on_exactly(train, tmp_path, monkeypatch, at):
     whole = train(tmp_path / "whole")
@@ -335,45 +352,36 @@ def test_other_data_are_refused_by_name(tmp_path, monkeypatch):
         pi0_train(tmp_path / "run")
 
 
-def test_another_policy_that_a_value_function_reads_is_refused(tmp_path, monkeypatch):
-    def train(policy: Any) -> None:
-        value = ValueFunction(expert_value_config(policy), policy, seed=1)
-        train_value(
-            value, [chains(0, 6)], REWARD, ValueTraining(steps=3, batch_size=8), (4,), Keeping(tmp_path)
-        )
+def judged_value(policy: Any, place: Path, num_steps: int = 3) -> tuple[list[dict], Any]:
+    """Train a value function as a stage does, in a directory of its own, and judge it."""
+    value = ValueFunction(expert_value_config(policy), policy, seed=1)
+    source, training = chains(0, 6), ValueTraining(steps=num_steps, batch_size=8)
+    heldout = [heldout_episodes(source, training.validation_fraction, (4,))]
+    parts = value_objective(value, [source], REWARD, heldout)
+    rows = fit(*parts, training, (4,), Keeping(place), World())
+    return rows, heldout_calibration(value, [source], REWARD, heldout)
 
+
+def test_another_policy_that_a_value_function_reads_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("pi0.ript.training.steps.asked_to_stop", lambda _: 143 * (len(WATCHED) == 2))
         with pytest.raises(interruption.StoppedError):
-            train(tiny_policy())
+            judged_value(tiny_policy(), tmp_path)
     other = tiny_policy()
     with torch.no_grad():
         next(other.parameters()).add_(1e-3)
     with pytest.raises(SnapshotError, match="not trained differ"):
-        train(other)
+        judged_value(other, tmp_path)
 
 
 def test_a_stop_while_a_value_function_is_judged_loses_no_step(tmp_path, monkeypatch):
-    policy, forward = tiny_policy(), ValueLearner.forward
-    steps: list[int] = []
-
-    def count_and_forward(self: ValueLearner, batch: dict, returns: torch.Tensor) -> torch.Tensor:
-        steps.append(len(returns))
-        return forward(self, batch, returns)
-
-    monkeypatch.setattr(ValueLearner, "forward", count_and_forward)
-
-    def train() -> Any:
-        value = ValueFunction(expert_value_config(policy), policy, seed=1)
-        settings = ValueTraining(steps=2, batch_size=8)
-        return train_value(value, [chains(0, 6)], REWARD, settings, (4,), Keeping(tmp_path))
-
-    values = ValueFunction.values
+    policy, values = tiny_policy(), ValueFunction.values
     interruption.setup_signal_handlers()
     with monkeypatch.context() as patch:
         patch.setattr(ValueFunction, "values", lambda *a: os.kill(os.getpid(), signal.SIGTERM) or values(*a))
         with pytest.raises(interruption.StoppedError):
-            train()
+            judged_value(policy, tmp_path)
+    assert len(WATCHED) == 3
     interruption.setup_signal_handlers()
-    rows, _ = train()
-    assert len(rows) == len(steps) == 2
+    assert len(judged_value(policy, tmp_path)[0]) == 3
+    assert len(WATCHED) == 3, "no step is made again"

@@ -54,7 +54,7 @@ class EvaluationConfig:
     eval: EvalSettings = field(default_factory=EvalSettings)
     seed: Whole = 0  # of the policy's noise
     device: str = "auto"  # cpu, cuda, cuda:1, ..., or auto
-    output_dir: str = "outputs/eval"  # an earlier evaluation there is moved aside
+    output_dir: str = "outputs/eval"  # an interrupted evaluation there goes on, another is moved aside
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     distributed: Distributed = field(default_factory=Distributed)
     options: dict[str, Any] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from pi0.ript.config.loading import default_values, load_config
 from pi0.ript.config.validation import attempt
 from pi0.ript.config.yaml_files import parse_yaml
 from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
+from pi0.ript.results import RunInUseError
 from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.supervised.settings import ModelSettings
 
@@ -30,7 +31,8 @@ examples:
 
 The states are held out: training never uses them (LIBERO: the benchmark's own 50 per task). Intervals are
 95%: Wilson's for a rate, Newcombe's for the difference of two policies on the same states. One seed gives the
-same episodes, whatever the number of processes.
+same episodes, whatever the number of processes. Interrupted and started again, the command runs only those
+that were not finished.
 
 exit codes: 0 done; 1 failed; 2 unusable arguments; 130 interrupted
 """
@@ -68,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = _of_file(parser, options, rest) if is_file else _of_options(parser, options, rest)
         evaluate_policy(config)
-    except ConfigError as error:
+    except (ConfigError, RunInUseError) as error:
         if os.environ.get("RANK", "0") == "0":
             message = str(error) if is_file else _with_flags(str(error))
             sys.stderr.write(f"{parser.prog}: error: {message}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"{parser.prog}: interrupted\n")
+        sys.stderr.write(f"{parser.prog}: interrupted; the same command goes on from the finished episodes\n")
         return 130
     return 0
 

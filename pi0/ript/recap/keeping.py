@@ -1,5 +1,6 @@
 """What the trainings of RECAP's stages keep on disk while they are under way."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pi0.ript.training.snapshots import Snapshots
 from pi0.ript.training.steps import Steps
 from pi0.value import ValueFunction
 
+_FORMER_SNAPSHOT = "checkpoint.pt"
 Training = PolicyTraining | ValueTraining
 ADVICE = Advice(
     resume="start the same command again",
@@ -50,5 +52,19 @@ class Keeping:
         return Steps(settings.steps, name=name, world=world, snapshots=snapshots, max_nonfinite_steps=limit)
 
 
+def remove_snapshots(directory: Path) -> None:
+    """Remove what a training has kept of itself in a directory, also what a kill left half written."""
+    for left in [*directory.glob("checkpoint-*"), *directory.glob(".checkpoint-*")]:
+        shutil.rmtree(left)
+    (directory / _FORMER_SNAPSHOT).unlink(missing_ok=True)
+
+
 def _find(directory: Path, settings: Training) -> Path | None:
-    return find_same_run(directory, settings, advice=ADVICE) if published(directory) else None
+    if published(directory):
+        return find_same_run(directory, settings, advice=ADVICE)
+    if (directory / _FORMER_SNAPSHOT).exists():
+        print(  # noqa: T201
+            f"{directory / _FORMER_SNAPSHOT}: version 0.1.0 stopped inside this stage, and this version does "
+            "not read that file: the stage begins again; to keep its steps, let version 0.1.0 finish it"
+        )
+    return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pi0.ript import page
-from pi0.ript.episodes import EpisodeSet, load_episodes, load_labels
+from pi0.ript.episodes import EpisodeDataError, EpisodeSet, load_episodes, load_labels
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
@@ -63,8 +63,12 @@ def _values_over_time(run: RecapRun) -> str:
 
 
 def _two_episodes(run: RecapRun, number: int, source: LabelledFrames) -> str:
-    rollouts = load_labels(run.rollouts(number))
-    parts = []
+    rollouts, parts = load_labels(run.rollouts(number)), []
+    if rollouts.lengths.tolist() != source.lengths.tolist():
+        raise EpisodeDataError(
+            f"round {number}: labels of other episodes than the {len(rollouts)} in {run.rollouts(number)}; "
+            "compute the advantages again"
+        )
     for index in typical_episodes(rollouts):
         labels = rollouts.labels[index]
         outcome = "success" if labels.success else "failure"

@@ -5,14 +5,10 @@ Axes: none.
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.files import read_versioned_json
 from pi0.ript.labels.calibration import Calibration
@@ -82,7 +78,7 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
         baselines={name: read_evaluation(file) for name, file in baselines.items()},
         videos={name: file.with_suffix(".mp4") for name, file in {**evaluations, **baselines}.items()},
         calibrations={name: _calibration(file) for name, file in files("calibration.json", values).items()},
-        frames={number: _frames(directory, file) for number, file in labels.items()},
+        frames={number: read_labelled_frames(file) for number, file in labels.items()},
         thresholds={
             number: read_thresholds(file.with_name(THRESHOLDS_FILE)) for number, file in labels.items()
         },
@@ -94,25 +90,6 @@ def _rounds(directory: Path) -> dict[int, Path]:
     """Return the directories of the rounds by number, in order."""
     found = [(path.name.removeprefix("round-"), path) for path in directory.glob("round-*")]
     return dict(sorted((int(number), path) for number, path in found if number.isdecimal()))
-
-
-def _frames(directory: Path, path: Path) -> dict[str, LabelledFrames]:
-    """Return the sources of a round; those that are rollouts of this run know their tasks."""
-    sources = read_labelled_frames(path)
-    for name, source in sources.items():
-        rollouts = directory / f"round-{name.removeprefix('rollouts-')}/rollouts/dataset"
-        tables = sorted((rollouts / "meta/episodes").glob("*/*.parquet"))
-        if not tables:
-            continue
-        columns = ["episode_index", "length", "task_id"]
-        rows = pa.concat_tables([pq.read_table(p, columns=columns) for p in tables]).sort_by("episode_index")
-        if rows["length"].to_pylist() != source.lengths.tolist():
-            raise EpisodeDataError(
-                f"{path}: {name}/lengths: expected those of the {len(rows)} episodes in {rollouts}, found "
-                "others; compute the advantages again"
-            )
-        sources[name] = replace(source, tasks=tuple(rows["task_id"].to_pylist()))
-    return sources
 
 
 def _calibration(file: Path) -> Calibration:

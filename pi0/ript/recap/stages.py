@@ -27,6 +27,7 @@ from pi0.ript.files import (
     unused_path,
     write_json,
 )
+from pi0.ript.recap.keeping import remove_snapshots
 
 STATE = "recap_state.json"
 OnStale = Literal["refuse", "redo"]
@@ -216,6 +217,7 @@ class Stages:
     ) -> Artefact:
         path = self.run_dir / str(name)
         (work / _KEY).unlink()
+        remove_snapshots(work)  # not before: a value function is judged after its training
         made = Artefact(name, path, hash_files(work), json.loads(json.dumps(figures)))
         record = {
             **made_from,

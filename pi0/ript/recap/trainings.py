@@ -19,15 +19,16 @@ from pi0.ript.labels.advantages import fill_missing, read_advantages
 from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
 from pi0.ript.labels.frames import THRESHOLDS_FILE, read_thresholds
 from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.sources import Mixture
 from pi0.ript.recap.config import RecapPolicy, ValueModel
 from pi0.ript.recap.data import Reading, is_success, open_sources, resolved_reward
 from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.stages import Inputs
 from pi0.ript.recap.workshop import Workshop
 from pi0.ript.starting_policy import make_policy, require_fits
+from pi0.ript.training.objectives import PolicyObjective
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.training.starting_value import starting_value
-from pi0.ript.training.steps import Row
 from pi0.ript.warm_start import toy_policy
 from pi0.value import ValueFunction
 
@@ -59,7 +60,7 @@ class SupervisedRecipe:
             return {"steps": 0}
         nothing = [np.full(source.num_frames, np.nan) for source in sources]
         parts = policy_objective(policy, sources, nothing, {}, self.sft)
-        return _figures(workshop.train(*parts, self.sft, (self.seed, 0), work))
+        return _train_policy(*parts, self.sft, (self.seed, 0), work, workshop)
 
     def _new_policy(self, episodes: EpisodeSet, device: str) -> PI0Policy:
         toy = partial(toy_policy, episodes, self.chunk_size, self.seed)
@@ -125,7 +126,7 @@ class FineTuningRecipe:
         policy = workshop.load_policy(inputs["start"])
         policy.model.freeze(self.freeze)
         parts = policy_objective(policy, sources, advantages, epsilon, self.training)
-        return _figures(workshop.train(*parts, self.training, (self.seed, self.round), work))
+        return _train_policy(*parts, self.training, (self.seed, self.round), work, workshop)
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,17 @@ class RivalRecipe:
         policy = workshop.load_policy(inputs["sft"])
         policy.model.freeze(self.freeze)
         parts = policy_objective(policy, sources, advantages, epsilon, self.training)
-        return _figures(workshop.train(*parts, self.training, (self.seed, 0), work))
+        return _train_policy(*parts, self.training, (self.seed, 0), work, workshop)
 
 
-def _figures(rows: Sequence[Row]) -> Mapping[str, Any]:
+def _train_policy(
+    objective: PolicyObjective,
+    mixture: Mixture,
+    settings: PolicyTraining,
+    key: Sequence[int],
+    work: Path,
+    workshop: Workshop,
+) -> Mapping[str, Any]:
+    rows = workshop.train(objective, mixture, settings, key, work)
     last = rows[-max(1, len(rows) // 10) :]
     return {"steps": len(rows), "loss": float(np.mean([row["loss"] for row in last]))}

@@ -18,8 +18,6 @@ from pi0.ript.training.objectives import Model, Objective
 from pi0.ript.training.steps import Row
 from pi0.value import ValueFunction
 
-_FORMER_SNAPSHOT = "checkpoint.pt"
-
 FitFunction = Callable[[Objective, Mixture, Training, Sequence[int], Keeping, World], list[Row]]
 """Trains the objective's model on windows of a mixture, and returns the figures of every step: the script's
 `fit`. The numbers are the key of everything random."""
@@ -59,8 +57,6 @@ class Workshop:
         self, objective: Objective, mixture: Mixture, settings: Training, key: Sequence[int], work: Path
     ) -> list[Row]:
         """Train in a stage's directory, write the model there, and return the figures of every step."""
-        if (work / _FORMER_SNAPSHOT).exists():
-            self.world.print(f"{work / _FORMER_SNAPSHOT} is of version 0.1.0: this training begins anew")
         keeping = replace(self.keeping, directory=work)
         rows = self.fit(objective, mixture, settings, key, keeping, self.world)
         self.world.on_main(_save, work, objective.model, rows)
@@ -75,8 +71,6 @@ class Workshop:
 
 
 def _save(work: Path, model: Model, rows: Sequence[Row]) -> None:
-    """Write what was trained and the figures of every step; its snapshots are no longer needed."""
+    """Write what was trained and the figures of every step."""
     model.save_pretrained(work)
     (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for left in [*work.glob("checkpoint*"), *work.glob(".checkpoint*")]:  # half a one, after a kill
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
