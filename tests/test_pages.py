@@ -118,8 +118,11 @@ def pi0_train(directory: Path) -> Path:
     class Results:
         num_successes = iter((4, 9, 13))
 
-        def evaluate(self, policy: object) -> Evaluation:
-            return evaluation(next(self.num_successes))
+        def evaluate(self, policy: object, path: Path) -> Evaluation:
+            result = evaluation(next(self.num_successes))
+            path.parent.mkdir(exist_ok=True)
+            write_evaluation(path, result)
+            return result
 
         def close(self) -> None:
             pass

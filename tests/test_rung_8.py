@@ -50,7 +50,7 @@ def test_it_runs_and_gives_the_same_numbers_whatever_the_workers(
     again = run(tmp_path / "again", warm_start_cache, monkeypatch, "--task.num_workers", "1")
     printed = capsys.readouterr().out
     assert printed.count("iteration 1") == 2
-    assert "metaworld/button-press-v3" in printed
+    assert printed.count("points over before") == 2, "the table"
     assert len(first["metrics"]) == 2
     for one, other in zip(first["metrics"], again["metrics"], strict=True):
         del one["time/iteration_s"], other["time/iteration_s"]
