@@ -24,7 +24,7 @@ from pi0.ript.demonstrations import (
 )
 from pi0.ript.demonstrations.collect import Schedule, TooFewSuccessesError
 from pi0.ript.demonstrations.command import DEFAULT_TASKS, main
-from pi0.ript.demonstrations.recorder import Recorder, episode_seed, initial_state_index
+from pi0.ript.demonstrations.recorder import Recorder, attempt_seed, initial_state_index
 from pi0.ript.demonstrations.worker import WorkerFailedError, WorkerPool
 from pi0.ript.envs import InitialStateError, make_suite, process
 from pi0.ript.episodes import EpisodeDataError, EpisodeWriter, load_episodes
@@ -91,9 +91,9 @@ def test_a_sloppy_operator_is_misled_for_whole_episodes_in_its_share_of_them():
 def test_states_and_seeds_of_a_data_set_are_distinct():
     assert len({initial_state_index(3, attempt) for attempt in range(5000)}) == 5000
     tasks = make_suite("metaworld").tasks()[:3]
-    seeds = {episode_seed(s, t, a) for s in range(5) for t in tasks for a in range(100)}
+    seeds = {attempt_seed(s, t, a) for s in range(5) for t in tasks for a in range(100)}
     assert len(seeds) == 5 * 3 * 100
-    assert episode_seed(0, tasks[0], 0) >= 0
+    assert attempt_seed(0, tasks[0], 0) >= 0
 
 
 @pytest.mark.parametrize("order", range(5))

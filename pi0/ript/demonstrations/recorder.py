@@ -98,7 +98,7 @@ class Recorder:
                 f"{task.id}: training state {state.index} ({state.hash[:16]}) is also a held-out "
                 "state; a demonstration of it would spoil the evaluation"
             )
-        seed = episode_seed(self._plan.seed, task, attempt)
+        seed = attempt_seed(self._plan.seed, task, attempt)
         episode = demonstrate(simulation, make_expert(task), self._operator, state, seed)
         self._writer.add(episode_number(task_number, attempt), episode)
         return episode.labels, len(episode)
@@ -166,7 +166,7 @@ def initial_state_index(seed: int, attempt: int) -> int:
     return (seed * 10_007 + attempt) % _ATTEMPTS_PER_TASK
 
 
-def episode_seed(seed: int, task: Task, attempt: int) -> int:
+def attempt_seed(seed: int, task: Task, attempt: int) -> int:
     """Return the seed of an attempt's operator, different for every task and attempt."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(task.id.encode()), attempt])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -29,7 +29,7 @@ def require_acts(policy: PI0Policy, environment: Environment, guidance: float) -
         )
 
 
-class Simulation:
+class RepeatedEvaluation:
     """Evaluates the policy as it stands, each time from the same states with the same noise."""
 
     def __init__(
