@@ -168,7 +168,7 @@ def save(policy: PI0Policy, directory: Path) -> None:
 
 def resolve(path: str | Path) -> Path:
     """Return the local directory of a checkpoint; a hub repository is downloaded."""
-    directory = Path(path)
+    directory = Path(path).expanduser()
     if not directory.is_dir():
         try:
             directory = Path(snapshot_download(str(path), allow_patterns=_FILES))

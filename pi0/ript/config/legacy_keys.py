@@ -163,7 +163,7 @@ def _todays_setting(old: str, value: Any, problems: list[str]) -> tuple[str, Any
 
 def _convert(old: str, value: Any, problems: list[str]) -> tuple[str, Any]:
     meaning = CONVERTED[old]
-    if value is None or value is False:
+    if value is None or value == False:  # noqa: E712 - YAML words are equal to it
         return "", None
     if isinstance(value, Hashable) and value in meaning.values:
         return meaning.key, meaning.values[value]

@@ -64,7 +64,7 @@ def translate(given: Mapping[str, Any], known: Mapping[str, Any]) -> Translation
     result = Translation()
     for old, value in given.items():
         if old in known:
-            result.values[old] = _as_text(old, value)
+            result.values[old] = value
     for old, value in given.items():
         if old in known:
             continue
@@ -80,14 +80,9 @@ def translate(given: Mapping[str, Any], known: Mapping[str, Any]) -> Translation
     return result
 
 
-def _as_text(key: str, value: Any) -> Any:
-    """Return `on` as the text it is in this key, and not as YAML's true."""
-    return "on" if key == "policy.advantage" and value is True else value
-
-
 def _switch(result: Translation, old: str, value: Any) -> None:
     new, on, off = SWITCHES[old]
-    if not isinstance(value, bool):
+    if value not in (True, False):
         result.problems.append(f"{old}: expected true or false (or {new}), found {value!r}")
     elif new in result.values and value:
         result.notices.append(f"{old}: {new}={result.values[new]} says more")

@@ -23,7 +23,7 @@ _RANGES = Ranges(
     ),
     positive=(
         *("optimizer.lr", "optimizer.indicator_lr", "optimizer.eps", "optimizer.grad_clip_norm"),
-        *("policy.awr_beta", "policy.awr_max_weight"),
+        *("policy.awr_beta", "policy.awr_max_weight", "memory_limit_gb"),
     ),
     not_negative=(
         *(
