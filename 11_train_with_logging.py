@@ -1,7 +1,7 @@
 """RIPT with a record: per-process log files, metrics as JSON lines, plots, a report, Weights & Biases.
 
 Parent: 10_train_with_distributed.py
-Introduces: pi0.ript.run_logging, console_log, report, report_plots, wandb_run
+Introduces: pi0.ript.run_logging, console_log, wandb_run, report, report_plots, page
 Run: python 11_train_with_logging.py --config_path pi0/ript/config/minimal_test.yaml
 
 The run's directory has train_rank0.log, metrics.jsonl and report.html. W&B is off unless
@@ -33,13 +33,13 @@ from pi0.ript.windows import shuffled_batches
 def main(config: TrainConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
     seed, algo = config.training.seed, config.algo
-    world = setup_distributed(config)
+    world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
     run_dir = world.on_main(new_run_directory, Path(config.output_dir) / config.exp_name)
     world.on_main(save_config, config, run_dir)
-    setup_run_logging(run_dir, world.rank)
+    setup_run_logging(run_dir, world.rank, write_report)
     init_wandb(config, run_dir, world.rank)
     environment = get_environment(**asdict(config.task))
-    env = environment.make()
+    simulators = environment.make()
     options = {
         "cache": config.warm_start_dir,
         "seed": seed,
@@ -49,10 +49,10 @@ def main(config: TrainConfig) -> None:
     policy = world.first(starting_policy, config.policy_path, environment, **options)
     learner = world.wrap(make_learner(policy, algo))
     optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    states = InitialStateDataset(env, config.dataset.num_init_states)
-    num_tried = 0
-    heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
-    evaluation = partial(evaluate, env, states=heldout, num_recorded=config.eval.n_video, peers=world)
+    states = InitialStateDataset(simulators, config.dataset.num_init_states)
+    drawn_states = world.shard(states.shuffled(seed))
+    heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
+    evaluation = partial(evaluate, simulators, states=heldout, num_recorded=config.eval.n_video, peers=world)
     before = evaluation(policy=GuidedPolicy(policy))
     world.on_main(write_evaluation, run_dir / "before", before)
 
@@ -60,11 +60,10 @@ def main(config: TrainConfig) -> None:
     metrics = []
     for iteration in range(config.training.num_train_steps):
         start = time.monotonic()
-        drawn_states = world.shard(states.shuffled(seed, num_tried))
         timer = PhaseTimer()
         # Collect
         collection = collect_groups(
-            env,
+            simulators,
             # The indicator means nothing before training.
             GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
             drawn_states,
@@ -75,22 +74,21 @@ def main(config: TrainConfig) -> None:
             render_every=config.dataset.window_stride,
             peers=world,
         )
-        num_tried += len(collection.tried)
         windows = collection.windows(policy.config.chunk_size)
         timer.split("collect")
         # Improve
         policy.train()
         losses = []
-        step_size = algo.micro_batch_size * algo.gradient_accumulation_steps
-        steps = shuffled_batches(len(windows), step_size, algo.num_epochs, seed=(seed, iteration))
-        for number, step in enumerate(steps):
+        windows_per_step = algo.micro_batch_size * algo.gradient_accumulation_steps
+        steps = shuffled_batches(len(windows), windows_per_step, algo.num_epochs, seed=(seed, iteration))
+        for step, window_ids in enumerate(steps):
             total = torch.zeros((), device=policy.device)
-            for micro_batch in world.micro_batches(learner, step, algo.micro_batch_size):
-                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, number)) / len(step)
-                world.backward(loss)
+            for micro_batch in world.micro_batches(learner, window_ids, algo.micro_batch_size):
+                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, step)) / len(window_ids)
+                world.backward(loss)  # of loss * world.size: DDP averages gradients, and a sum is wanted
                 total += loss.detach()
             torch.nn.utils.clip_grad_norm_(learner.parameters(), algo.grad_norm_clip)
-            optimizer.param_groups[0]["lr"] = algo.lr * (1 - number / len(steps))
+            optimizer.param_groups[0]["lr"] = algo.lr * (1 - step / len(steps))
             optimizer.step()
             optimizer.zero_grad()
             losses.append(world.sum(total))
@@ -98,6 +96,7 @@ def main(config: TrainConfig) -> None:
         world.require_equal(get_model_from_ddp(learner))
         timer.split("improve")
         # Report
+        drawn_states.move_past(len(collection.tried))
         metrics.append(
             {
                 "iteration": iteration,
@@ -111,8 +110,9 @@ def main(config: TrainConfig) -> None:
         world.print(one_line(metrics[-1]))
         log_metrics(metrics[-1], iteration)
 
-    after = evaluation(policy=GuidedPolicy(policy, config.eval.cfg_guidance_scale))
-    env.close()
+    improved = GuidedPolicy(policy, config.eval.cfg_guidance_scale)
+    after = evaluation(policy=improved)
+    simulators.close()
     world.on_main(write_results, run_dir, asdict(config), metrics, before, after, policy)
     world.on_main(write_report, run_dir)
     close_run_logging()

@@ -34,13 +34,13 @@ from pi0.ript.windows import shuffled_batches
 def main(config: TrainConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
     seed, algo = config.training.seed, config.algo
-    world = setup_distributed(config)
+    world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
     run_dir = world.on_main(new_run_directory, Path(config.output_dir) / config.exp_name)
     world.on_main(save_config, config, run_dir)
-    setup_run_logging(run_dir, world.rank)
+    setup_run_logging(run_dir, world.rank, write_report)
     init_wandb(config, run_dir, world.rank)
     environment = get_environment(**asdict(config.task))
-    env = environment.make()
+    simulators = environment.make()
     options = {
         "cache": config.warm_start_dir,
         "seed": seed,
@@ -56,7 +56,7 @@ def main(config: TrainConfig) -> None:
         config.task.task_names,
         config.dataset.num_init_states,
         cache=config.warm_start_dir,
-        env=env,
+        env=simulators,
     )
     threshold = algo.rollout_skip_threshold if algo.enable_rollout_stats_tracking else 0
     sampler = StateSampler(states, world.size, world.rank, seed, skip_threshold=threshold)
@@ -64,8 +64,8 @@ def main(config: TrainConfig) -> None:
     world.print(f"✓ LiberoInitStateDataset创建成功 ({len(states)}个初始状态 / initial states)")
     world.print(f"✓ DataLoader创建成功 / data loader ready: {world.size} process(es), {states.path}")
     drawn_states = drawn(loader, world.print)
-    heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
-    evaluation = partial(evaluate, env, states=heldout, num_recorded=config.eval.n_video, peers=world)
+    heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
+    evaluation = partial(evaluate, simulators, states=heldout, num_recorded=config.eval.n_video, peers=world)
     before = evaluation(policy=GuidedPolicy(policy))
     world.on_main(write_evaluation, run_dir / "before", before)
 
@@ -76,7 +76,7 @@ def main(config: TrainConfig) -> None:
         timer = PhaseTimer()
         # Collect
         collection = collect_groups(
-            env,
+            simulators,
             # The indicator means nothing before training.
             GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
             drawn_states,
@@ -92,16 +92,16 @@ def main(config: TrainConfig) -> None:
         # Improve
         policy.train()
         losses = []
-        step_size = algo.micro_batch_size * algo.gradient_accumulation_steps
-        steps = shuffled_batches(len(windows), step_size, algo.num_epochs, seed=(seed, iteration))
-        for number, step in enumerate(steps):
+        windows_per_step = algo.micro_batch_size * algo.gradient_accumulation_steps
+        steps = shuffled_batches(len(windows), windows_per_step, algo.num_epochs, seed=(seed, iteration))
+        for step, window_ids in enumerate(steps):
             total = torch.zeros((), device=policy.device)
-            for micro_batch in world.micro_batches(learner, step, algo.micro_batch_size):
-                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, number)) / len(step)
-                world.backward(loss)
+            for micro_batch in world.micro_batches(learner, window_ids, algo.micro_batch_size):
+                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, step)) / len(window_ids)
+                world.backward(loss)  # of loss * world.size: DDP averages gradients, and a sum is wanted
                 total += loss.detach()
             torch.nn.utils.clip_grad_norm_(learner.parameters(), algo.grad_norm_clip)
-            optimizer.param_groups[0]["lr"] = algo.lr * (1 - number / len(steps))
+            optimizer.param_groups[0]["lr"] = algo.lr * (1 - step / len(steps))
             optimizer.step()
             optimizer.zero_grad()
             losses.append(world.sum(total))
@@ -124,8 +124,9 @@ def main(config: TrainConfig) -> None:
         world.print(one_line(metrics[-1]))
         log_metrics(metrics[-1], iteration)
 
-    after = evaluation(policy=GuidedPolicy(policy, config.eval.cfg_guidance_scale))
-    env.close()
+    improved = GuidedPolicy(policy, config.eval.cfg_guidance_scale)
+    after = evaluation(policy=improved)
+    simulators.close()
     world.on_main(write_results, run_dir, asdict(config), metrics, before, after, policy)
     world.on_main(write_report, run_dir)
     close_run_logging()

@@ -20,6 +20,7 @@ import torch
 
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
+from pi0.ript.files import flatten
 from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
 from pi0.ript.loss import AdvantageLoss
 from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
@@ -87,14 +88,14 @@ class AdvancedTrainingConfig:
 
 def parse_arguments() -> AdvancedTrainingConfig:
     config = AdvancedTrainingConfig()
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for name, value in asdict(config).items():
-        for key, default in value.items() if isinstance(value, dict) else [("", value)]:
-            flags = ["--env"] * (key == "benchmark_name") + [f"--{name}.{key}".rstrip(".")]
-            parser.add_argument(*flags, dest=flags[-1][2:], type=type(default), default=default, help=" ")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--env", dest="task.benchmark_name", default=argparse.SUPPRESS)
+    for name, default in flatten(asdict(config)).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
     for name, value in vars(parser.parse_args()).items():
         section, _, key = name.rpartition(".")
-        setattr(getattr(config, section) if section else config, key, value)
+        settings = getattr(config, section) if section else config
+        setattr(settings, key, value)
     return config
 
 
@@ -103,14 +104,14 @@ def main(config: AdvancedTrainingConfig) -> None:
     seed, algo = config.training.seed, config.algo
     run_dir = new_run_directory(Path(config.output_dir) / config.exp_name)
     environment = get_environment(**asdict(config.task))
-    env = environment.make()
+    simulators = environment.make()
     policy = starting_policy(config.policy_path, environment, config.warm_start_dir, seed, config.device)
     learner = AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    states = InitialStateDataset(env, config.dataset.num_init_states)
+    states = InitialStateDataset(simulators, config.dataset.num_init_states)
     drawn_states = states.shuffled(seed)
-    heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
-    evaluation = partial(evaluate, env, states=heldout, num_recorded=config.eval.n_video)
+    heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
+    evaluation = partial(evaluate, simulators, states=heldout, num_recorded=config.eval.n_video)
     before = evaluation(policy=GuidedPolicy(policy))
     write_evaluation(run_dir / "before", before)
 
@@ -119,7 +120,7 @@ def main(config: AdvancedTrainingConfig) -> None:
         start = time.monotonic()
         # Collect
         collection = collect_groups(
-            env,
+            simulators,
             # The indicator means nothing before training.
             GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
             drawn_states,
@@ -133,16 +134,16 @@ def main(config: AdvancedTrainingConfig) -> None:
         # Improve
         policy.train()
         losses = []
-        step_size = algo.micro_batch_size * algo.gradient_accumulation_steps
-        steps = shuffled_batches(len(windows), step_size, algo.num_epochs, seed=(seed, iteration))
-        for number, step in enumerate(steps):
+        windows_per_step = algo.micro_batch_size * algo.gradient_accumulation_steps
+        steps = shuffled_batches(len(windows), windows_per_step, algo.num_epochs, seed=(seed, iteration))
+        for step, window_ids in enumerate(steps):
             total = torch.zeros((), device=policy.device)
-            for micro_batch in batches(step, algo.micro_batch_size):
-                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, number)) / len(step)
+            for micro_batch in batches(window_ids, algo.micro_batch_size):
+                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, step)) / len(window_ids)
                 loss.backward()
                 total += loss.detach()
             torch.nn.utils.clip_grad_norm_(learner.parameters(), algo.grad_norm_clip)
-            optimizer.param_groups[0]["lr"] = algo.lr * (1 - number / len(steps))
+            optimizer.param_groups[0]["lr"] = algo.lr * (1 - step / len(steps))
             optimizer.step()
             optimizer.zero_grad()
             losses.append(total.item())
@@ -159,8 +160,9 @@ def main(config: AdvancedTrainingConfig) -> None:
         )
         print(one_line(metrics[-1]))
 
-    after = evaluation(policy=GuidedPolicy(policy, config.eval.cfg_guidance_scale))
-    env.close()
+    improved = GuidedPolicy(policy, config.eval.cfg_guidance_scale)
+    after = evaluation(policy=improved)
+    simulators.close()
     write_results(run_dir, asdict(config), metrics, before, after, policy)
 
 

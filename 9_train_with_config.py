@@ -32,7 +32,7 @@ def main(config: TrainConfig) -> None:
     run_dir = new_run_directory(Path(config.output_dir) / config.exp_name)
     save_config(config, run_dir)
     environment = get_environment(**asdict(config.task))
-    env = environment.make()
+    simulators = environment.make()
     options = {
         "cache": config.warm_start_dir,
         "seed": seed,
@@ -42,10 +42,10 @@ def main(config: TrainConfig) -> None:
     policy = starting_policy(config.policy_path, environment, **options)
     learner = make_learner(policy, algo)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    states = InitialStateDataset(env, config.dataset.num_init_states)
+    states = InitialStateDataset(simulators, config.dataset.num_init_states)
     drawn_states = states.shuffled(seed)
-    heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
-    evaluation = partial(evaluate, env, states=heldout, num_recorded=config.eval.n_video)
+    heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
+    evaluation = partial(evaluate, simulators, states=heldout, num_recorded=config.eval.n_video)
     before = evaluation(policy=GuidedPolicy(policy))
     write_evaluation(run_dir / "before", before)
 
@@ -55,7 +55,7 @@ def main(config: TrainConfig) -> None:
         start = time.monotonic()
         # Collect
         collection = collect_groups(
-            env,
+            simulators,
             # The indicator means nothing before training.
             GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
             drawn_states,
@@ -69,16 +69,16 @@ def main(config: TrainConfig) -> None:
         # Improve
         policy.train()
         losses = []
-        step_size = algo.micro_batch_size * algo.gradient_accumulation_steps
-        steps = shuffled_batches(len(windows), step_size, algo.num_epochs, seed=(seed, iteration))
-        for number, step in enumerate(steps):
+        windows_per_step = algo.micro_batch_size * algo.gradient_accumulation_steps
+        steps = shuffled_batches(len(windows), windows_per_step, algo.num_epochs, seed=(seed, iteration))
+        for step, window_ids in enumerate(steps):
             total = torch.zeros((), device=policy.device)
-            for micro_batch in batches(step, algo.micro_batch_size):
-                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, number)) / len(step)
+            for micro_batch in batches(window_ids, algo.micro_batch_size):
+                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, step)) / len(window_ids)
                 loss.backward()
                 total += loss.detach()
             torch.nn.utils.clip_grad_norm_(learner.parameters(), algo.grad_norm_clip)
-            optimizer.param_groups[0]["lr"] = algo.lr * (1 - number / len(steps))
+            optimizer.param_groups[0]["lr"] = algo.lr * (1 - step / len(steps))
             optimizer.step()
             optimizer.zero_grad()
             losses.append(total.item())
@@ -95,8 +95,9 @@ def main(config: TrainConfig) -> None:
         )
         print(one_line(metrics[-1]))
 
-    after = evaluation(policy=GuidedPolicy(policy, config.eval.cfg_guidance_scale))
-    env.close()
+    improved = GuidedPolicy(policy, config.eval.cfg_guidance_scale)
+    after = evaluation(policy=improved)
+    simulators.close()
     write_results(run_dir, asdict(config), metrics, before, after, policy)
 
 

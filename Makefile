@@ -2,10 +2,11 @@
 #   make demo    RECAP on the embedded default: demonstrations, SFT, three rounds, table, report, videos
 #   make setup   .venv with Python 3.12 and the pinned packages
 #   make test    the test suite            make lint    format check, lint, types
+#   make test-pages   of these, the pages in a browser (Debian: apt-get install chromium)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
 
-.PHONY: demo setup lint format test test-gpu test-slow check clean
+.PHONY: demo setup lint format test test-pages test-gpu test-slow check clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt tools/setup.sh
@@ -25,6 +26,9 @@ demo: setup
 
 test: setup
 	@$(PYTHON) -m pytest -n 2 --dist loadfile
+
+test-pages: setup
+	@$(PYTHON) -m pytest tests/test_pages.py -rs
 
 test-gpu: setup
 	@$(PYTHON) -m pytest -m gpu

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from pi0.ript.checkpoint import Checkpoints, lock_directory, open_run_directory
+from pi0.ript.checkpoint import Checkpoints, open_run_directory
 from pi0.ript.config import TrainConfig, parse_config, save_config
 from pi0.ript.dataset import LiberoInitStateDataset, StateSampler, collate_fn_state, drawn
 from pi0.ript.distributed import cleanup_distributed, get_model_from_ddp, setup_distributed
@@ -33,7 +33,7 @@ from pi0.ript.recap.endings import clear_endings
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.summary import write_summary
 from pi0.ript.report import write_report
-from pi0.ript.results import one_line, write_evaluation, write_results
+from pi0.ript.results import lock_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.run_logging import PhaseTimer, close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.starting_policy import starting_policy
@@ -43,14 +43,14 @@ from pi0.ript.windows import shuffled_batches
 def main(config: TrainConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
     seed, algo = config.training.seed, config.algo
-    world = setup_distributed(config)
-    run_dir, found = world.on_main(open_run_directory, config)
+    world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
+    run_dir, checkpoint = world.on_main(open_run_directory, config)
     world.on_main(save_config, config, run_dir)
-    setup_run_logging(run_dir, world.rank)
+    setup_run_logging(run_dir, world.rank, write_report)
     init_wandb(config, run_dir, world.rank)
     environment = get_environment(**asdict(config.task))
-    env = environment.make()
-    cleanup_on_exit(env)
+    simulators = environment.make()
+    cleanup_on_exit(simulators)
     options = {
         "cache": config.warm_start_dir,
         "seed": seed,
@@ -66,7 +66,7 @@ def main(config: TrainConfig) -> None:
         config.task.task_names,
         config.dataset.num_init_states,
         cache=config.warm_start_dir,
-        env=env,
+        env=simulators,
     )
     threshold = algo.rollout_skip_threshold if algo.enable_rollout_stats_tracking else 0
     sampler = StateSampler(states, world.size, world.rank, seed, skip_threshold=threshold)
@@ -74,11 +74,11 @@ def main(config: TrainConfig) -> None:
     world.print(f"✓ LiberoInitStateDataset创建成功 ({len(states)}个初始状态 / initial states)")
     world.print(f"✓ DataLoader创建成功 / data loader ready: {world.size} process(es), {states.path}")
     drawn_states = drawn(loader, world.print)
-    heldout = heldout_states(env, config.eval.first_state, config.eval.rollouts_per_task, train=states)
-    evaluation = partial(evaluate, env, states=heldout, num_recorded=config.eval.n_video, peers=world)
+    heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
+    evaluation = partial(evaluate, simulators, states=heldout, num_recorded=config.eval.n_video, peers=world)
     setup_signal_handlers()
     model = get_model_from_ddp(learner)
-    checkpoints = Checkpoints(run_dir, found, model, optimizer, sampler, config, peers=world)
+    checkpoints = Checkpoints(run_dir, checkpoint, model, optimizer, sampler, config, peers=world)
     before = evaluation(policy=GuidedPolicy(policy), run=checkpoints.rollout("before"))
     world.on_main(write_evaluation, run_dir / "before", before)
 
@@ -91,7 +91,7 @@ def main(config: TrainConfig) -> None:
         timer = PhaseTimer()
         # Collect
         collection = collect_groups(
-            env,
+            simulators,
             # The indicator means nothing before training.
             GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
             drawn_states,
@@ -107,18 +107,20 @@ def main(config: TrainConfig) -> None:
         timer.split("collect")
         # Improve
         policy.train()
-        losses = progress.losses
-        step_size = algo.micro_batch_size * algo.gradient_accumulation_steps
-        steps = shuffled_batches(len(windows), step_size, algo.num_epochs, seed=(seed, iteration))
-        for number, step in progress.remaining(steps):
+        losses = progress.losses  # of the steps made so far; `count` adds to them
+        windows_per_step = algo.micro_batch_size * algo.gradient_accumulation_steps
+        steps = shuffled_batches(len(windows), windows_per_step, algo.num_epochs, seed=(seed, iteration))
+        for step, window_ids in progress.remaining(steps):
             total = torch.zeros((), device=policy.device)
-            for micro_batch in world.micro_batches(learner, step, algo.micro_batch_size):
-                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, number)) / len(step)
-                world.backward(loss)
+            for micro_batch in world.micro_batches(learner, window_ids, algo.micro_batch_size):
+                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, step)) / len(window_ids)
+                world.backward(loss)  # of loss * world.size: DDP averages gradients, and a sum is wanted
                 total += loss.detach()
             norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), algo.grad_norm_clip)
-            optimizer.param_groups[0]["lr"] = algo.lr * (1 - number / len(steps))
-            take_step(optimizer, world.sum(total), norm, progress, config.training.max_nonfinite_steps)
+            optimizer.param_groups[0]["lr"] = algo.lr * (1 - step / len(steps))
+            step_loss = world.sum(total)
+            is_taken = take_step(optimizer, step_loss, norm)
+            progress.count(step_loss, is_taken, config.training.max_nonfinite_steps)
             profile.step()
             checkpoints.stop_if_asked()
         policy.eval()
@@ -142,10 +144,9 @@ def main(config: TrainConfig) -> None:
         progress.finish_iteration()
         checkpoints.save()
 
-    after = evaluation(
-        policy=GuidedPolicy(policy, config.eval.cfg_guidance_scale), run=checkpoints.rollout("after")
-    )
-    env.close()
+    improved = GuidedPolicy(policy, config.eval.cfg_guidance_scale)
+    after = evaluation(policy=improved, run=checkpoints.rollout("after"))
+    simulators.close()
     world.on_main(write_results, run_dir, asdict(config), metrics, before, after, policy)
     world.on_main(write_report, run_dir)
     close_run_logging()
@@ -155,7 +156,7 @@ def main(config: TrainConfig) -> None:
 @clear_endings()
 def train_recap(config: RecapConfig) -> None:
     torch.set_num_threads(1)
-    world = setup_distributed(config)
+    world = setup_distributed(config.device, **asdict(config.distributed))
     run_dir = Path(config.output_dir) / config.exp_name
     world.on_main(lock_directory, run_dir)
     world.on_main(save_config, config, run_dir)

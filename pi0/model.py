@@ -256,7 +256,7 @@ class Pi0Model(PrefixModel[Pi0Config]):
     def _integrate(
         self, contexts: list[Prefix], noise: Float[Tensor, "b h a"], num_steps: int, guidance: float
     ) -> Float[Tensor, "b h a"]:
-        context = concatenate(contexts)
+        context = concatenate_prefixes(contexts)
         context = Prefix(context.kv.reserve(noise.shape[1]), context.num_valid)
         times = 1.0 - torch.arange(num_steps, device=noise.device, dtype=torch.float32) / num_steps
         features = self.time_features(times)
@@ -297,7 +297,7 @@ class Pi0Model(PrefixModel[Pi0Config]):
                 block.compile(**options)
 
 
-def concatenate(contexts: list[Prefix]) -> Prefix:
+def concatenate_prefixes(contexts: list[Prefix]) -> Prefix:
     """Return the contexts stacked along the batch; shorter ones are padded and masked."""
     if len(contexts) == 1:
         return contexts[0]

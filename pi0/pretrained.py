@@ -102,7 +102,7 @@ def load(
     return policy.to(device).eval()
 
 
-def verify(path: str | Path) -> tuple[Checkpoint, int]:
+def require_loadable(path: str | Path) -> tuple[Checkpoint, int]:
     """Return what a checkpoint says and its number of parameters, if `load` would take it.
 
     Tokenizer, names and shapes are checked; the weights are not read. Errors as in `load`.

@@ -66,7 +66,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorSource:
     """Where one of our parameters stands in a lerobot checkpoint."""
 
     keys: tuple[str, ...]  # stacked along the first axis
@@ -177,19 +177,19 @@ def merged_parameters(model: nn.Module) -> dict[str, Tensor]:
     return merged
 
 
-def lerobot_sources(config: Pi0Config) -> dict[str, Source]:
+def lerobot_sources(config: Pi0Config) -> dict[str, TensorSource]:
     """Return our parameter name -> its place in a lerobot checkpoint; indicator and adapters have none."""
     sources = _vision_sources(config)
-    sources["vlm.embed.weight"] = Source((EMBEDDING,), ((config.vocab_size, config.vlm.width),))
+    sources["vlm.embed.weight"] = TensorSource((EMBEDDING,), ((config.vocab_size, config.vlm.width),))
     for i in range(config.vlm.depth - 1):
         sources.update(
             _block_sources(f"vlm.blocks.{i}.", f"{_LANGUAGE}layers.{i}.", config.vlm, adaptive=False)
         )
     last = f"{_LANGUAGE}layers.{config.vlm.depth - 1}."
     head, width = config.vlm.head_dim, config.vlm.width
-    sources["vlm.last.norm1.weight"] = Source((f"{last}input_layernorm.weight",), ((width,),))
+    sources["vlm.last.norm1.weight"] = TensorSource((f"{last}input_layernorm.weight",), ((width,),))
     keys = (f"{last}self_attn.k_proj.weight", f"{last}self_attn.v_proj.weight")
-    sources["vlm.last.kv.weight"] = Source(keys, ((head, width),) * 2)
+    sources["vlm.last.kv.weight"] = TensorSource(keys, ((head, width),) * 2)
     for i in range(config.expert.depth):
         prefix = f"{_EXPERT}layers.{i}."
         sources.update(_block_sources(f"expert.blocks.{i}.", prefix, config.expert, adaptive=config.pi05))
@@ -222,14 +222,16 @@ def unused_shapes(config: Pi0Config) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _vision_sources(config: Pi0Config) -> dict[str, Source]:
+def _vision_sources(config: Pi0Config) -> dict[str, TensorSource]:
     v, d = config.vision, config.vision.width
     sources = {
-        "vision.patch.weight": Source(
+        "vision.patch.weight": TensorSource(
             (f"{_VISION}embeddings.patch_embedding.weight",), ((d, 3, v.patch_size, v.patch_size),)
         ),
-        "vision.patch.bias": Source((f"{_VISION}embeddings.patch_embedding.bias",), ((d,),)),
-        "vision.position": Source((f"{_VISION}embeddings.position_embedding.weight",), ((v.num_patches, d),)),
+        "vision.patch.bias": TensorSource((f"{_VISION}embeddings.patch_embedding.bias",), ((d,),)),
+        "vision.position": TensorSource(
+            (f"{_VISION}embeddings.position_embedding.weight",), ((v.num_patches, d),)
+        ),
     }
     sources.update(_linear_sources("vision.norm", (f"{_VISION}post_layernorm",), ((d,),)))
     projector = f"{_PALIGEMMA}model.multi_modal_projector.linear"
@@ -250,25 +252,25 @@ def _vision_sources(config: Pi0Config) -> dict[str, Source]:
     return sources
 
 
-def _block_sources(ours: str, theirs: str, config: GemmaConfig, *, adaptive: bool) -> dict[str, Source]:
+def _block_sources(ours: str, theirs: str, config: GemmaConfig, *, adaptive: bool) -> dict[str, TensorSource]:
     d, m, e = config.width, config.mlp_dim, config.head_dim
     q = config.num_heads * e
     sources = {
-        f"{ours}qkv.weight": Source(
+        f"{ours}qkv.weight": TensorSource(
             tuple(f"{theirs}self_attn.{x}_proj.weight" for x in "qkv"), ((q, d), (e, d), (e, d))
         ),
-        f"{ours}o.weight": Source((f"{theirs}self_attn.o_proj.weight",), ((d, q),)),
-        f"{ours}gate_up.weight": Source(
+        f"{ours}o.weight": TensorSource((f"{theirs}self_attn.o_proj.weight",), ((d, q),)),
+        f"{ours}gate_up.weight": TensorSource(
             (f"{theirs}mlp.gate_proj.weight", f"{theirs}mlp.up_proj.weight"), ((m, d), (m, d))
         ),
-        f"{ours}down.weight": Source((f"{theirs}mlp.down_proj.weight",), ((d, m),)),
+        f"{ours}down.weight": TensorSource((f"{theirs}mlp.down_proj.weight",), ((d, m),)),
     }
     sources.update(_norm_sources(f"{ours}norm1", f"{theirs}input_layernorm", d, adaptive=adaptive))
     sources.update(_norm_sources(f"{ours}norm2", f"{theirs}post_attention_layernorm", d, adaptive=adaptive))
     return sources
 
 
-def _projection_sources(config: Pi0Config) -> dict[str, Source]:
+def _projection_sources(config: Pi0Config) -> dict[str, TensorSource]:
     d = config.expert.width
     time = "time_mlp" if config.pi05 else "action_time_mlp"
     layers = {
@@ -279,30 +281,32 @@ def _projection_sources(config: Pi0Config) -> dict[str, Source]:
     }
     if not config.pi05:
         layers["state_proj"] = ("state_proj", (d, config.max_state_dim))
-    sources: dict[str, Source] = {}
+    sources: dict[str, TensorSource] = {}
     for ours, (theirs, shape) in layers.items():
         sources.update(_linear_sources(ours, (theirs,), (shape,)))
     return sources
 
 
-def _norm_sources(ours: str, theirs: str, width: int, *, adaptive: bool) -> dict[str, Source]:
+def _norm_sources(ours: str, theirs: str, width: int, *, adaptive: bool) -> dict[str, TensorSource]:
     if adaptive:
         return _linear_sources(f"{ours}.dense", (f"{theirs}.dense",), ((3 * width, width),))
-    return {f"{ours}.weight": Source((f"{theirs}.weight",), ((width,),))}
+    return {f"{ours}.weight": TensorSource((f"{theirs}.weight",), ((width,),))}
 
 
 def _linear_sources(
     ours: str, theirs: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
-) -> dict[str, Source]:
+) -> dict[str, TensorSource]:
     """Return weight and bias of a layer, or scale and shift of a norm (weights of one axis)."""
     return {
-        f"{ours}.weight": Source(tuple(f"{key}.weight" for key in theirs), shapes),
-        f"{ours}.bias": Source(tuple(f"{key}.bias" for key in theirs), tuple(shape[:1] for shape in shapes)),
+        f"{ours}.weight": TensorSource(tuple(f"{key}.weight" for key in theirs), shapes),
+        f"{ours}.bias": TensorSource(
+            tuple(f"{key}.bias" for key in theirs), tuple(shape[:1] for shape in shapes)
+        ),
     }
 
 
 def _stored(
-    name: str, sources: Mapping[str, Source], parameters: Mapping[str, Tensor]
+    name: str, sources: Mapping[str, TensorSource], parameters: Mapping[str, Tensor]
 ) -> list[tuple[str, tuple[int, ...]]]:
     if name not in sources:  # a parameter that no lerobot checkpoint has
         return [(name, tuple(parameters[name].shape))]

@@ -16,7 +16,7 @@ from conftest import TASKS, toy_policy
 
 from pi0.config import GemmaConfig, SiglipConfig
 from pi0.ript import environments
-from pi0.ript.checkpoint import state
+from pi0.ript.checkpoint import snapshot, state
 from pi0.ript.environments import Environment
 from pi0.ript.envs import InitialState, Simulation, Task, TaskSuite, registry
 
@@ -127,7 +127,7 @@ def outcome(directory: Path) -> dict:
     results = json.loads((directory / "results.json").read_text())
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     newest = max(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    trainer = torch.load(newest / state._TRAINER, weights_only=True)
+    trainer = torch.load(newest / snapshot.TRAINER, weights_only=True)
     return {
         "before": results["before"],
         "after": results["after"],

@@ -10,15 +10,15 @@ import contextlib
 import io
 import json
 import runpy
+import signal
 import sys
 from pathlib import Path
 from unittest import mock
 
-from pi0.ript import recording
+from pi0.ript import interruption, recording
 from pi0.ript.interruption import StoppedError
 from pi0.ript.recap import report
 from pi0.ript.recap.stages import STATE, Stages
-from pi0.ript.training import steps as training_steps
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "train_ript_pi0_final.py"
@@ -71,21 +71,23 @@ def killed(directory: Path) -> tuple[dict, int]:
 
 
 def stopped(directory: Path, every: int) -> tuple[dict, int]:
-    """Be asked to stop at every so many optimizer steps and finished episodes."""
+    """Be asked to stop at every so many optimizer steps and chunks of actions."""
     calls, stops = 0, 0
 
     def stop_requested() -> int:
         nonlocal calls
         calls += 1
-        return 143 if calls % every == 0 else 0
+        if calls % every == 0:
+            interruption.request_stop(signal.SIGTERM, "asked to stop by the test")
+        return interruption.stop_requested()
 
     with (
-        mock.patch.object(training_steps, "stop_requested", stop_requested),
+        mock.patch.object(interruption, "stop_requested", stop_requested),
         mock.patch.object(recording, "stop_requested", stop_requested),
     ):
         while True:
             try:
-                return run(directory), stops
+                return run(directory), stops  # its signal handlers forget what was asked before
             except StoppedError:
                 stops += 1
 

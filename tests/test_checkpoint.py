@@ -1,6 +1,7 @@
 """Checkpoints are complete or not there, damage is found and named, and what was saved comes back exactly."""
 
 import fcntl
+import json
 import os
 import random
 import resource
@@ -8,6 +9,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +22,8 @@ from pi0 import PI0Policy
 from pi0.config import GemmaConfig, SiglipConfig
 from pi0.ript.checkpoint import (
     ChangedSettingsError,
-    CheckpointError,
     Progress,
-    RunInUseError,
+    SnapshotError,
     find_checkpoint,
     load_checkpoint,
     open_run_directory,
@@ -32,7 +33,9 @@ from pi0.ript.checkpoint import files as checkpoint_files
 from pi0.ript.checkpoint.files import published, verify
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import require_same_settings, settings_hash
+from pi0.ript.config.schema import Algo, Logging, TrainConfig, Training
 from pi0.ript.envs import InitialState, Task
+from pi0.ript.results import RunInUseError, new_run_directory
 from pi0.ript.rollout import Rollout
 
 CONFIG = {"algo": {"lr": 1e-3}, "training": {"num_train_steps": 4, "save_freq": 1}, "device": "cpu"}
@@ -128,11 +131,11 @@ def damage(file: Path, kind: str) -> None:
 def test_damage_is_named_and_the_checkpoint_before_is_used(run_dir, name, kind, capsys):
     newest = run_dir / "checkpoint-2-3"
     damage(newest / name, kind)
-    with pytest.raises(CheckpointError, match=f"checkpoint-2-3: {name} "):
+    with pytest.raises(SnapshotError, match=f"checkpoint-2-3: {name} "):
         find_checkpoint(run_dir, str(newest))
     policy, optimizer = trained(seed=3)
     before = [p.clone() for p in policy.parameters()]
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(SnapshotError, match=name):
         load_checkpoint(newest, policy, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
     assert find_checkpoint(run_dir, "auto") == run_dir / "checkpoint-1"
@@ -146,9 +149,9 @@ def test_none_is_the_beginning_and_nothing_valid_an_error(run_dir, tmp_path, cap
     assert "no checkpoint in" in capsys.readouterr().out
     for path in published(run_dir):
         damage(path / "trainer.pt", "one bit")
-    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+    with pytest.raises(SnapshotError, match="none of the 2 checkpoints"):
         find_checkpoint(run_dir, "auto")
-    with pytest.raises(CheckpointError, match="expected 'auto' or the path of a checkpoint-N"):
+    with pytest.raises(SnapshotError, match="expected 'auto' or the path of a checkpoint-N"):
         find_checkpoint(run_dir, "newest")
 
 
@@ -169,7 +172,7 @@ def test_there_is_a_valid_checkpoint_at_every_instant(run_dir, monkeypatch):
         for path in published(run_dir):
             try:
                 names.append(verify(path) and path.name)
-            except CheckpointError:
+            except SnapshotError:
                 continue
         seen.append(names)
         return call(*args)
@@ -207,7 +210,7 @@ def half_a_file(state: object, file: Path) -> None:
     ("place", "instead"),
     [
         ("torch.save", half_a_file),
-        ("pi0.ript.checkpoint.files._sha256", die),  # all files are there, the manifest is not
+        ("pi0.ript.checkpoint.files.hash_file", die),  # all files are there, the manifest is not
         ("pi0.ript.checkpoint.files._flush", die),  # the manifest is
         ("pathlib.Path.rename", die),  # everything is, but for its name
     ],
@@ -248,7 +251,7 @@ def test_a_full_disk_keeps_what_there_is(run_dir, limit):
     policy, optimizer = trained()
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        with pytest.raises(CheckpointError, match=r"checkpoint-3 could not be written .*checkpoint-2-3"):
+        with pytest.raises(SnapshotError, match=r"checkpoint-3 could not be written .*checkpoint-2-3"):
             save_checkpoint(policy, optimizer, 3, CONFIG, run_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -280,7 +283,7 @@ def on_both(function) -> list:
     def call(rank):
         try:
             results[rank] = function(Thread(rank))
-        except CheckpointError as error:
+        except SnapshotError as error:
             results[rank] = error
 
     threads = [threading.Thread(target=call, args=(rank,)) for rank in range(2)]
@@ -318,30 +321,42 @@ def test_another_model_is_refused_and_nothing_changes(saved):
     path = saved / "checkpoint-1"
     policy, _ = trained()
     policy.model.freeze("none")
-    with pytest.raises(
-        CheckpointError, match=r"another model: .* trained parameters differ, the first 'model"
-    ):
+    with pytest.raises(SnapshotError, match=r"another model: .* trained parameters differ, the first 'model"):
         load_checkpoint(path, policy)
     policy, _ = trained()
     with torch.no_grad():
         next(p for p in policy.parameters() if not p.requires_grad).add_(1e-3)
-    with pytest.raises(CheckpointError, match="weights that are not trained differ"):
+    with pytest.raises(SnapshotError, match="weights that are not trained differ"):
         load_checkpoint(path, policy)
     with pytest.raises(TypeError, match="expected a PI0Policy or a learner with one, found Linear"):
         load_checkpoint(path, torch.nn.Linear(1, 1))
 
 
 def test_changed_settings_are_listed_unless_they_change_nothing(capsys):
-    now = {"algo": {"lr": 2e-3}, "training": {"num_train_steps": 3, "save_freq": 2}, "device": "cuda"}
+    begun = TrainConfig(training=Training(num_train_steps=4))
+    saved, where = json.loads(json.dumps(asdict(begun))), Path("checkpoint-2")
+    now = replace(begun, algo=Algo(lr=2e-3), training=Training(save_freq=2), device="cuda")
     with pytest.raises(ChangedSettingsError) as raised:
-        require_same_settings(CONFIG, now, Path("checkpoint-2"))
-    for text in ("algo.lr: 0.001 -> 0.002", "training.num_train_steps: 4 -> 3"):
-        assert text in str(raised.value)
-    assert "save_freq" not in str(raised.value)
+        require_same_settings(saved, now, where)
+    assert [line.strip() for line in str(raised.value).splitlines()[1:-1]] == [
+        "algo.lr: 0.001 -> 0.002",
+        "training.num_train_steps: 4 -> 3",
+    ]
     assert "device: 'cpu' -> 'cuda'" in capsys.readouterr().out
-    more = {**CONFIG, "training": {"num_train_steps": 9, "save_freq": 2}}
-    require_same_settings(CONFIG, more, Path("checkpoint-2"))
-    assert settings_hash(more) == settings_hash(CONFIG) != settings_hash(now)
+    more = replace(begun, training=Training(num_train_steps=9, save_freq=2), logging=Logging(use_wandb=True))
+    require_same_settings(saved, more, where)
+    assert settings_hash(more) == settings_hash(begun) != settings_hash(now)
+
+
+def test_a_setting_that_a_run_did_not_know_has_its_default_there():
+    saved, where = json.loads(json.dumps(asdict(TrainConfig()))), Path("checkpoint-2")
+    del saved["algo"]["num_draws"], saved["eval"]
+    require_same_settings(saved, TrainConfig(), where)
+    with pytest.raises(ChangedSettingsError, match=r"algo\.num_draws: 2 -> 3"):
+        require_same_settings(saved, TrainConfig(algo=Algo(num_draws=3)), where)
+    saved["algo"]["num_wishes"] = 3
+    with pytest.raises(ChangedSettingsError, match=r"algo\.num_wishes: 3 -> None"):
+        require_same_settings(saved, TrainConfig(), where)
 
 
 def test_a_directory_has_one_writer(tmp_path):
@@ -353,9 +368,12 @@ def test_a_directory_has_one_writer(tmp_path):
     assert open_run_directory(config) == (path, None), "the same process may come back"
     assert (path / "kept").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pi0.ript.checkpoint.run_directory._locks", {})  # as another process
+        patch.setattr("pi0.ript.results._locks", {})  # as another process
         with pytest.raises(RunInUseError, match=r"is being written by process .* on "):
             open_run_directory(config)
+        with pytest.raises(RunInUseError, match=r"is being written by process .* on "):
+            new_run_directory(path)  # as rungs 8 to 12 and pi0-eval do
+    assert (path / "kept").exists(), "who is refused moves nothing aside"
     config.resume = None
     assert open_run_directory(config)[0] == path
     assert not (path / "kept").exists()
@@ -365,8 +383,8 @@ def test_a_directory_has_one_writer(tmp_path):
 
 
 def test_resume_moves_the_run_of_another_rung_aside(tmp_path):
-    """It left neither lock nor checkpoint: nothing to continue, and nothing to write over."""
-    (tmp_path / "run").mkdir()
+    """It left neither episodes nor checkpoints: nothing to continue, and nothing to write over."""
+    new_run_directory(tmp_path / "run")
     (tmp_path / "run" / "results.json").write_text("{}")
     config = SimpleNamespace(output_dir=str(tmp_path), exp_name="run", resume="auto")
     assert open_run_directory(config) == (tmp_path / "run", None)
@@ -443,6 +461,6 @@ def test_an_episode_that_does_not_fit_on_the_disk_is_an_error_with_a_remedy(tmp_
 
     monkeypatch.setattr(checkpoint_files.os, "fsync", full)
     journal = EpisodeJournal(tmp_path)
-    with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*--resume"):
+    with pytest.raises(SnapshotError, match=r"could not be written .*No space left.*--resume"):
         journal.write(episode())
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +20,13 @@ from pi0.ript.demonstrations import (
     demonstrate,
     get_operator,
     make_expert,
+    worker,
 )
 from pi0.ript.demonstrations.collect import Schedule, TooFewSuccessesError
 from pi0.ript.demonstrations.command import DEFAULT_TASKS, main
 from pi0.ript.demonstrations.recorder import Recorder, episode_seed, initial_state_index
-from pi0.ript.demonstrations.worker import WorkerFailedError
-from pi0.ript.envs import InitialStateError, make_suite
+from pi0.ript.demonstrations.worker import WorkerFailedError, WorkerPool
+from pi0.ript.envs import InitialStateError, make_suite, process
 from pi0.ript.episodes import EpisodeDataError, EpisodeWriter, load_episodes
 
 STEPS = 4000
@@ -263,10 +266,48 @@ def test_demonstrations_never_start_from_a_heldout_state(
 
 
 @pytest.mark.sim
-def test_a_failing_worker_is_reported_with_its_log(plan: DemonstrationPlan, tmp_path: Path):
+def test_a_failing_worker_is_reported_with_its_traceback(plan: DemonstrationPlan, tmp_path: Path):
     broken = replace(plan, options={"image_size": 10**6})  # no such frame buffer
-    with pytest.raises(WorkerFailedError, match=r"(?s)exit code.*Error"):
+    with pytest.raises(WorkerFailedError, match=r"(?s)attempt \(0, 0\) failed.*Traceback.*Error"):
         collect_demonstrations(broken, tmp_path / "set", 1, num_workers=1)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(("number", "patience"), [(signal.SIGSTOP, 20.0), (signal.SIGKILL, 600.0)])
+def test_a_worker_that_hangs_or_dies_is_replaced_and_its_attempt_repeated(
+    plan: DemonstrationPlan,
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    patience: float,
+):
+    monkeypatch.setattr(worker, "ATTEMPT_SECONDS", patience)
+    started, start = [], WorkerPool.start
+
+    def strike_once(pool: WorkerPool, w: int, attempt: worker.Attempt) -> None:
+        started.append(attempt)
+        if len(started) == 2:
+            os.kill(pool._workers[w].process.pid, number)
+        start(pool, w, attempt)
+
+    monkeypatch.setattr(WorkerPool, "start", strike_once)
+    collect_demonstrations(plan, tmp_path / "set", 4, num_workers=1)
+    assert load_episodes(tmp_path / "set").collection == load_episodes(published).collection
+    assert started[1] == started[2], "the attempt under way was repeated"
+    assert len(started) == 8 + 1
+    assert "attempt (0, 1) is repeated" in capsys.readouterr().err
+
+
+@pytest.mark.sim
+def test_workers_that_are_always_lost_end_the_collection_with_their_log(
+    plan: DemonstrationPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(process, "_MAIN", "print('no such library'); exit(5)")
+    lost = r"(?s)3 workers were lost in a row.*exit code 5.*no such library"
+    with pytest.raises(WorkerFailedError, match=lost):
+        collect_demonstrations(plan, tmp_path / "set", 1, num_workers=1)
 
 
 def run_command(*arguments: str) -> int:

@@ -4,25 +4,26 @@ import os
 import pickle
 import subprocess
 import sys
+from itertools import count, islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import CAMERA, TASKS, toy_policy
 
-from pi0.ript.distributed import World, cleanup_distributed, get_model_from_ddp, setup_distributed
+from pi0.ript.distributed import (
+    World,
+    cleanup_distributed,
+    get_model_from_ddp,
+    limit_threads,
+    setup_distributed,
+)
 from pi0.ript.loss import AdvantageLoss
 from pi0.ript.peers import ALONE, gather_shares, share
 from pi0.ript.windows import batches
 
 NUM_WINDOWS = 7  # in steps of 5 and 2: shares of 3 and 2, then 1 and 1
-CONFIG = SimpleNamespace(
-    device="cpu",
-    distributed=SimpleNamespace(backend="auto", timeout_seconds=60),
-    algo=SimpleNamespace(data_batch_size=4),
-)
 
 
 def window_batch(indices: np.ndarray) -> dict:
@@ -66,13 +67,13 @@ def improve(world: World, order: np.ndarray) -> dict:
 
 def one_of_two(directory: Path) -> None:
     """What each process of the two does; results are written for the test to read."""
-    world = setup_distributed(CONFIG)
+    world = setup_distributed("cpu", timeout_seconds=60, num_groups=4)
     found = {
         "size": world.size,
         "gathered": world.gather([world.rank] * (world.rank + 1)),
         "sum": world.sum(torch.tensor(world.rank + 1.5)),
         "main": world.on_main(lambda: (directory / "main").write_text("x") and f"from {world.rank}"),
-        "shard": list(world.shard(iter(range(5)))),
+        "shard": world.shard(count()),
         "shares": gather_shares([10 * i for i in share(range(3, 10), world, 3)], world, 3),
         "full": improve(world, np.array([6, 2, 0, 1, 5, 3, 4])),
         "one window": improve(world, np.array([6])),  # one process has nothing to do
@@ -133,7 +134,7 @@ def test_what_the_processes_exchange(pair, ranks):
         assert found["gathered"] == [[0], [1, 1]]
         assert found["sum"] == 4.0
         assert found["main"] == "from 0"
-        assert found["shard"] == [[0, 2, 4], [1, 3]][rank]
+        assert list(islice(found["shard"], 3)) == [[0, 2, 4], [1, 3, 5]][rank]
         assert found["shares"] == [30, 40, 50, 60, 70, 80, 90]
         assert found["first"] is bool(rank), "rank 0 makes it, rank 1 finds it"
         assert "parameters differ" in found["drift"]
@@ -167,13 +168,25 @@ def test_alone_is_the_identity():
     module = torch.nn.Linear(1, 1)
     assert world.wrap(module) is module is get_model_from_ddp(module)
     assert share(range(5), ALONE, 2) == range(5)
-    assert list(world.shard(iter("abc"))) == ["a", "b", "c"]
+    assert list(islice(world.shard(count()), 3)) == [0, 1, 2]
+
+
+def test_shards_go_on_together_where_all_of_them_ended():
+    """After an odd number, the first process is no longer the one whose turn it is."""
+    shards = [World(rank, 2).shard(count()) for rank in range(2)]
+    assert [list(islice(shard, n)) for shard, n in zip(shards, (2, 1), strict=True)] == [[0, 2], [1]]
+    for shard in shards:
+        shard.move_past(3)
+    assert [list(islice(shard, 2)) for shard in shards] == [[3, 5], [4, 6]]
+    for shard in shards:
+        shard.move_past(7)  # further than this process has read
+    assert [next(shard) for shard in shards] == [10, 11]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"algo": SimpleNamespace(data_batch_size=1)}, "algo.data_batch_size: expected a group or more"),
+        ({"num_groups": 1}, "algo.data_batch_size: expected a group or more"),
         ({"device": "cuda"}, "device: expected a GPU for each of the 2 processes"),
         ({"device": "auto"}, "device: expected a GPU for each of the 2 processes"),
     ],
@@ -183,11 +196,20 @@ def test_more_processes_than_work_are_refused_before_they_connect(monkeypatch, c
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=message):
-        setup_distributed(SimpleNamespace(**(vars(CONFIG) | change)))
+        setup_distributed(**{"device": "cpu", "num_groups": 4, **change})
 
 
 def test_one_gpu_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"device: 'cuda:0' would put 2 processes on one GPU"):
-        setup_distributed(SimpleNamespace(**(vars(CONFIG) | {"device": "cuda:0"})))
+        setup_distributed("cuda:0")
+
+
+def test_small_models_compute_in_one_thread(monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    limit_threads(torch.nn.Linear(5000, 5000, device="meta"))
+    assert threads == []
+    limit_threads(torch.nn.Linear(10, 10))
+    assert threads == [1]

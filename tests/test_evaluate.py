@@ -16,10 +16,10 @@ from pi0.ript.evaluate import (
     evaluate,
     mcnemar_p_value,
     paired_difference_interval,
-    table,
     wilson_interval,
 )
 from pi0.ript.rollout import GuidedPolicy, rollout
+from pi0.ript.success_table import success_rows, success_text
 
 BUTTON, PLATE = METAWORLD
 Z95 = norm.ppf(0.975)
@@ -140,19 +140,45 @@ def test_comparison_needs_the_same_states():
         compare(evaluation("+-+"), evaluation("++"))
 
 
-def test_table():
-    lines = table(evaluation("+--+", "aabb"), evaluation("++-+", "aabb")).splitlines()
-    assert lines[0].split("  ")[0] == "task"
-    assert [line.split()[:2] for line in lines[2:5]] == [
-        ["suite/a", "1/2"],
-        ["suite/b", "1/2"],
-        ["all", "2/4"],
-    ]
-    assert "2/4 50.0% [15.0, 85.0]  3/4 75.0% [30.1, 95.4]    +25.0 [-32.0, +65.5]  25.0 -> 23.3" in lines[4]
-    assert lines[5].startswith("4 states: 1 won, 0 lost, exact McNemar p = 1;")
-    columns = {line.index("/") for line in (line[10:] for line in lines[2:5])}
-    assert len(columns) == 1, "columns are aligned"
-    assert "all" not in table(evaluation("+-"), evaluation("++"))
+# The table of success
+
+
+def test_a_table_compares_with_the_first_policy_task_by_task_and_in_all():
+    policies = {"before": evaluation("+--+", "aabb"), "after": evaluation("++-+", "aabb")}
+    header, *rows = success_rows(policies)
+    assert header == ("task", "policy", "success [95%]", "points over before [95%]", "won-lost", "p", "steps")
+    names = [(task, policy) for task in ("suite/a", "suite/b", "all") for policy in policies]
+    assert [row[:2] for row in rows] == names
+    assert rows[0][2:] == ("1/2 50.0% [9.5, 90.5]", "", "", "", "10.0")
+    assert rows[3][3:6] == ("+0.0 [-57.3, +57.3]", "0-0", "1")
+    assert rows[4][2:] == ("2/4 50.0% [15.0, 85.0]", "", "", "", "25.0")
+    assert rows[5][2:] == ("3/4 75.0% [30.1, 95.4]", "+25.0 [-32.0, +65.5]", "1-0", "1", "23.3")
+
+
+def test_a_table_leaves_out_what_says_nothing():
+    one_task, two_tasks = evaluation("+-"), evaluation("++", "ab")
+    assert success_rows({"policy": one_task})[0] == ("task", "success [95%]", "steps")
+    assert [row[0] for row in success_rows({"policy": two_tasks})] == ["task", "suite/a", "suite/b", "all"]
+    assert [row[0] for row in success_rows({"x": one_task, "y": one_task})] == ["policy", "x", "y"]
+
+
+def test_a_policy_that_met_other_states_is_not_compared():
+    others = replace(evaluation("+-"), episodes=(EpisodeResult("suite/a", "elsewhere", True, 3),))
+    *_, row = success_rows({"x": evaluation("+-"), "y": others})
+    assert row == ("y", "1/1 100.0% [20.7, 100.0]", "other states", "", "", "3.0")
+    none = replace(others, episodes=(EpisodeResult("suite/a", "elsewhere", False, 3),))
+    assert success_rows({"x": none})[1][-1] == "none"
+
+
+def test_the_text_of_a_table_is_aligned():
+    policies = {"a long name": evaluation("+--+", "aabb"), "b": evaluation("++-+", "aabb")}
+    head, rule, *lines, legend = success_text(policies).splitlines()
+    assert set(rule) == {"-"}
+    start = head.index("success")
+    counts = ["1/2", "2/2", "1/2", "1/2", "2/4", "3/4"]
+    assert [line[start - 2 : start + 3] for line in lines] == [f"  {count}" for count in counts]
+    assert "exact McNemar" in legend
+    assert "McNemar" not in success_text({"b": policies["b"]})
 
 
 # Episodes -----------------------------------------------------------------------------------------------
@@ -168,16 +194,27 @@ def policy():
     return GuidedPolicy(metaworld_policy())
 
 
+def noting(finished: list):
+    """`rollout`, which also puts the episodes into a list."""
+
+    def run(*arguments, **options):
+        episodes = rollout(*arguments, **options)
+        finished.extend(episodes)
+        return episodes
+
+    return run
+
+
 def test_evaluate_runs_each_state_with_its_own_noise(metaworld, policy, states):
     finished = []
-    found = evaluate(metaworld, policy, states, seed=3, on_finished=finished.append)
+    found = evaluate(metaworld, policy, states, seed=3, run=noting(finished))
     assert [e.state for e in found.episodes] == [s.hash for s in states]
     assert [e.task for e in found.episodes] == [s.task for s in states]
     assert {e.num_steps for e in found.episodes} == {20}
     assert len({r.seed for r in finished}) == 4
     by_state = {r.initial_state: r for r in finished}
     alone = []
-    evaluate(metaworld, policy, [states[2]], seed=3, on_finished=alone.append)
+    evaluate(metaworld, policy, [states[2]], seed=3, run=noting(alone))
     np.testing.assert_array_equal(alone[0].actions, by_state[states[2]].actions)
     other = rollout(metaworld, policy, [states[2]], [episode_seed(4, states[2])])[0]
     assert not np.array_equal(other.actions, alone[0].actions)
@@ -186,7 +223,7 @@ def test_evaluate_runs_each_state_with_its_own_noise(metaworld, policy, states):
 def test_evaluate_keeps_images_of_the_recorded_episodes_only(metaworld, policy, states):
     finished = []
     plain = evaluate(metaworld, policy, states)
-    found = evaluate(metaworld, policy, states, num_recorded=1, on_finished=finished.append)
+    found = evaluate(metaworld, policy, states, num_recorded=1, run=noting(finished))
     assert found == plain
     assert plain.recorded == ()
     assert [r.initial_state for r in found.recorded] == [states[0], states[2]]

@@ -4,15 +4,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_checkpoint import Thread, on_both
 
 from pi0.ript import interruption
 from pi0.ript.envs import BatchedEnv
-from pi0.ript.interruption import cleanup_on_exit, request_stop, setup_signal_handlers, stop_requested
+from pi0.ript.interruption import (
+    asked_to_stop,
+    cleanup_on_exit,
+    deaf_children,
+    request_stop,
+    setup_signal_handlers,
+    stop_requested,
+    until_stopped,
+)
 
 sys.path.append(str(Path(__file__).parent / "envs"))
 from counting_env import CountingSuite
@@ -78,6 +88,41 @@ def test_a_worker_is_deaf_from_its_first_moment():
     assert env._workers[0].process.pid == worker
     env.close()
     env.close()  # twice does no harm
+
+
+def test_processes_that_are_started_deaf_do_not_hear_a_signal_to_the_group():
+    with deaf_children():
+        deaf = subprocess.Popen(["sleep", "60"])
+    hearing = subprocess.Popen(["sleep", "60"])
+    for process in (deaf, hearing):
+        process.send_signal(signal.SIGTERM)
+    assert hearing.wait(20) == -signal.SIGTERM
+    assert deaf.poll() is None
+    deaf.kill()
+    deaf.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop_requested() == 143, "this process hears again"
+
+
+@pytest.mark.parametrize("asked", [None, 0, 1])
+def test_all_processes_end_early_when_one_of_them_is_asked_to_stop(monkeypatch, asked):
+    """One has three items, the other one; the request comes after two."""
+    this, done = threading.local(), [[], []]
+
+    def stop_after_two() -> int:
+        this.asked += 1
+        return 143 * (this.rank == asked and this.asked > 2)
+
+    monkeypatch.setattr(interruption, "stop_requested", stop_after_two)
+
+    def work(peers: Thread) -> int:
+        this.rank, this.asked = peers.rank, 0
+        for item in until_stopped(range(3 - 2 * peers.rank), peers):
+            done[peers.rank].append(item)
+        return asked_to_stop(peers)
+
+    assert on_both(work) == ([0, 0] if asked is None else [143, 143])
+    assert done == [[0, 1, 2] if asked is None else [0, 1], [0]]
 
 
 def test_resources_are_closed_when_the_process_raises(tmp_path):

@@ -154,6 +154,29 @@ def test_stages_are_current():
     assert written == ladder.stages(), "run: python tools/ladder.py stages"
 
 
+def test_the_reading_path_names_files_of_their_rung_and_functions_that_are_there():
+    path = ladder.reading_path()
+    assert [entry for entry in path if not entry.is_there] == []
+    names = ("groups", "rollout", "advantage", "windows", "loss", "starting_policy")
+    assert [entry.path.stem for entry in path if entry.rung == "8"] == list(names)
+    known: set[str] = set()
+    for name, rung in ladder.RUNGS.items():
+        new = ladder.closure(rung.path) - known
+        known |= new
+        files = {file for module in new for file in ladder.module_files(module)}
+        entries = [entry.path for entry in path if entry.rung == name]
+        assert entries, f"rung {name} has nothing to open first"
+        assert set(entries) <= files, f"rung {name}"
+
+
+def test_a_function_that_is_not_there_is_noticed():
+    path = ladder.LIBRARY / "loss.py"
+    entries = {name: ladder.Entry("8", path, name, "") for name in ("AdvantageLoss.forward", "make_learner")}
+    assert all(entry.is_there for entry in entries.values())
+    gone = ("AdvantageLoss.backward", "forward", "np")
+    assert not any(ladder.Entry("8", path, name, "").is_there for name in gone)
+
+
 def test_every_note_speaks_of_a_line_that_is_there():
     """A note begins with the code that it explains, in backquotes."""
     for parent, child in ladder.STEPS:
@@ -164,6 +187,9 @@ def test_every_note_speaks_of_a_line_that_is_there():
         assert fragments
         for fragment in fragments:
             assert any(fragment in line for line in added), f"{child.name}: {fragment}"
+    fragments = [line.split("`")[1::2] for line in ladder.notes()["8"].splitlines() if line.startswith("* `")]
+    source = ladder.RUNGS["8"].source
+    assert not [line[0] for line in fragments if line[0] not in source]
 
 
 # Two processes ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Launching: the command lines, exit codes, signals, and that nothing is left running."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from pi0.ript.commands import launch
-from pi0.ript.commands.launch import COMMANDS, LaunchError, launch_arguments, require_launcher
+from pi0.ript.commands.launch import COMMANDS, launch_arguments
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / "pi0/ript/commands/evaluate.py")
@@ -196,13 +197,11 @@ def test_the_table_is_in_pyproject():
         assert callable(getattr(import_module(module), attribute))
 
 
-def test_require_launcher(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    require_launcher(1, "train")
-    with pytest.raises(LaunchError, match=r"expected 2 processes, found 1; .* pi0-train --nproc-per-node 2"):
-        require_launcher(2, "train")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    require_launcher(2, "train")
+def test_the_example_is_a_configuration_of_the_command():
+    words = launch.__doc__.splitlines()[2].split()
+    assert words[0] == "pi0-train"
+    file = ROOT / words[words.index("--config_path") + 1]
+    assert "dataset_mixture" in json.loads(file.read_text())
 
 
 # Processes ----------------------------------------------------------------------------------------------

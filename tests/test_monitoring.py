@@ -30,7 +30,7 @@ def weight(optimizer):
 
 def test_a_finite_step_is_made_and_counted(optimizer):
     progress = Progress(step=4, losses=[1.0], nonfinite=2)
-    take_step(optimizer, 0.25, torch.tensor(1.7), progress, 3)
+    progress.count(0.25, take_step(optimizer, 0.25, torch.tensor(1.7)), 3)
     assert torch.equal(weight(optimizer), torch.full((3,), 0.5))
     assert weight(optimizer).grad is None
     assert progress == Progress(step=5, losses=[1.0, 0.25], nonfinite=0)
@@ -40,13 +40,15 @@ def test_a_finite_step_is_made_and_counted(optimizer):
 def test_a_step_that_is_not_finite_is_skipped_and_fatal_after_a_few(optimizer, loss, norm, capsys):
     progress = Progress(iteration=6)
     for step in range(2):
-        take_step(optimizer, loss, torch.tensor(norm), progress, 3)
-        assert f"iteration 6, optimizer step {step}: the loss is {loss}" in capsys.readouterr().out
+        progress.count(loss, take_step(optimizer, loss, torch.tensor(norm)), 3)
+        printed = capsys.readouterr().out
+        assert f"the loss is {loss}, the norm of its gradient {norm}: no step" in printed
+        assert f"iteration 6, optimizer step {step}: skipped on all processes" in printed
     assert torch.equal(weight(optimizer), torch.ones(3))
     assert weight(optimizer).grad is None
     assert progress == Progress(iteration=6, step=2, nonfinite=2)
     with pytest.raises(NonFiniteLossError, match=r"iteration 6, optimizer step 2: .* number 3 in a row"):
-        take_step(optimizer, loss, torch.tensor(norm), progress, 3)
+        progress.count(loss, take_step(optimizer, loss, torch.tensor(norm)), 3)
 
 
 def test_memory_is_measured_with_that_of_child_processes(monkeypatch):

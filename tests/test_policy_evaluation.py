@@ -2,10 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import METAWORLD, metaworld_policy
@@ -13,10 +18,13 @@ from conftest import METAWORLD, metaworld_policy
 from pi0 import PI0Policy
 from pi0.ript import policy_evaluation
 from pi0.ript.commands.evaluate import main
+from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.episodes import load_episodes
-from pi0.ript.evaluate import Evaluation, compare, evaluate, table
-from pi0.ript.policy_evaluation import EvalSettings, evaluate_policy, summary
+from pi0.ript.evaluate import Evaluation, compare, evaluate
+from pi0.ript.policy_evaluation import EvalSettings, evaluate_policy
 from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.success_table import success_text
+from pi0.ript.warm_start import WarmStart
 
 BUTTON, PLATE = METAWORLD
 OPTIONS = {"max_episode_length": 20, "num_parallel_envs": 3}
@@ -72,16 +80,19 @@ def test_one_policy(policies, tmp_path, metaworld, capsys):
     assert (output / "evaluation.mp4").stat().st_size > 0
     assert read(output / "settings.json")["policy"] == str(policies / "first")
     assert not (output / "comparison.json").exists()
-    assert capsys.readouterr().out == f"{summary(expected)}\nresults: {output}\n"
-
-
-def test_the_summary_has_a_row_per_task_and_one_for_all(metaworld):
-    found = evaluate(metaworld, GuidedPolicy(metaworld_policy()), heldout(metaworld))
-    lines = summary(found).splitlines()
-    assert [line.split()[0] for line in lines] == ["task", f"metaworld/{BUTTON}", f"metaworld/{PLATE}", "all"]
-    assert [f" {k} " in line for k, line in zip(("0/2", "0/2", "0/4"), lines[1:], strict=True)] == [True] * 3
-    assert "[0.0, 49.0]" in lines[3], "Wilson's interval of 0 of 4"
-    assert "all" not in summary(found.by_task()[f"metaworld/{PLATE}"])
+    table = success_text({"policy": expected})
+    legend = f"policy: {policies / 'first'}; held-out states"
+    assert capsys.readouterr().out == f"{legend}\n{table}\nresults: {output}\n"
+    assert "[0.0, 49.0]" in table, "Wilson's interval of 0 of 4"
+    page = (output / "report.html").read_text()
+    assert legend in page
+    assert re.findall(r"<td>([^<]*)</td><td>(\d/\d) ", page) == [
+        (f"metaworld/{BUTTON}", "0/2"),
+        (f"metaworld/{PLATE}", "0/2"),
+        ("all", "0/4"),
+    ]
+    assert 'src="evaluation.mp4"' in page
+    assert "<summary>settings.json</summary>" in page
 
 
 def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
@@ -95,8 +106,11 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
     assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
     assert read(tmp_path / "eval/compared.json") == json.loads(json.dumps(after.to_dict()))
     assert not list(tmp_path.rglob("*.mp4"))
-    legend = f"before: {chosen.policy}\nafter:  {chosen.compare}\n"
-    assert legend + table(before, after) in capsys.readouterr().out
+    legend = f"before: {chosen.policy}; after: {chosen.compare}; held-out states"
+    assert f"{legend}\n{success_text({'before': before, 'after': after})}" in capsys.readouterr().out
+    page = (tmp_path / "eval/report.html").read_text()
+    assert legend in page
+    assert f"<td>all</td><td>after</td><td>{after}</td><td>{compare(before, after)}</td>" in page
 
 
 def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path):
@@ -112,6 +126,123 @@ def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path)
     assert episodes.fps == 40
     assert len({labels.source for labels in episodes.labels}) == 1
     assert episodes.collection["origin"]["source"].startswith("policy:")
+
+
+# Interrupted --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """The hashes of the initial states from which episodes begin in this process."""
+    hashes, reset = [], BatchedEnv.reset
+
+    def counted(env, states):
+        hashes.extend(state.hash for state in states.values())
+        return reset(env, states)
+
+    monkeypatch.setattr(BatchedEnv, "reset", counted)
+    return hashes
+
+
+def interrupted(chosen: EvalSettings, after: int) -> set[str]:
+    """Evaluate until Ctrl+C after so many inferences; return the finished states' hashes, shortened."""
+    chunks, made = GuidedPolicy.chunks, []
+
+    def chunks_or_interrupt(*args):
+        made.append(1)
+        if len(made) > after:
+            raise KeyboardInterrupt
+        return chunks(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GuidedPolicy, "chunks", chunks_or_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_policy(chosen)
+    return {file.stem.split("-")[0] for file in (chosen.output / "episodes").rglob("*.npz")}
+
+
+@pytest.mark.parametrize("store", ["journal", "dataset"])
+def test_after_a_kill_the_same_command_goes_on_and_runs_no_episode_twice(
+    policies, tmp_path, metaworld, begun, capsys, store
+):
+    kept = {"journal": "whole/episodes/*/*.npz", "dataset": "dataset.partial/*.parquet"}[store]
+    recording = ["--recording-root", tmp_path / "dataset"] * (store == "dataset")
+    argv = arguments(policies, "--episodes", 9, "--videos", 2, *recording, "--output", tmp_path / "whole")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pi0.ript.commands.evaluate", *argv],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    while not list(tmp_path.glob(kept)):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    there = len(list(tmp_path.glob(kept)))
+    assert 0 < there < 9
+
+    assert main(argv) == 0
+    assert f"{there} of 9 episodes are there already" in capsys.readouterr().out
+    assert len(begun) == 9 - there
+    states = metaworld.initial_states(BUTTON, "heldout", range(9))
+    policy = PI0Policy.from_pretrained(policies / "first")
+    expected = evaluate(metaworld, GuidedPolicy(policy), states)
+    assert Evaluation.from_dict(read(tmp_path / "whole/evaluation.json")) == expected
+    assert (tmp_path / "whole/evaluation.mp4").stat().st_size > 0
+    assert not (tmp_path / "whole/episodes").exists()
+    if store == "dataset":
+        assert list(load_episodes(tmp_path / "dataset").lengths) == [e.num_steps for e in expected.episodes]
+
+
+def test_more_episodes_go_on_from_those_that_are_there(policies, tmp_path, begun):
+    there = interrupted(settings(policies, tmp_path, videos=0), after=4)
+    assert there
+    begun.clear()
+    (evaluation,) = evaluate_policy(settings(policies, tmp_path, episodes=3, videos=1))
+    shown = {episode.state[:16] for episode in evaluation.episodes[::3]}
+    again = {state[:16] for state in begun}
+    assert again & there <= shown, "whose pictures were not asked for before"
+    assert len(again | there) == 6
+
+
+@pytest.mark.parametrize("change", ["weights", "guidance"])
+def test_another_policy_or_other_settings_begin_anew(policies, tmp_path, begun, capsys, change):
+    shutil.copytree(policies / "first", tmp_path / "policy")
+    chosen = settings(policies, tmp_path, policy=str(tmp_path / "policy"))
+    assert interrupted(chosen, after=4)
+    begun.clear()
+    if change == "weights":
+        shutil.copytree(policies / "second", tmp_path / "policy", dirs_exist_ok=True)
+    else:
+        chosen = replace(chosen, guidance=0.0)
+    evaluate_policy(chosen)
+    assert len(begun) == 4
+    said = capsys.readouterr().out
+    assert ("of other weights or another version; beginning anew" in said) == (change == "weights")
+    assert bool(list((tmp_path / "eval.1").rglob("*.npz"))) == (change == "guidance"), "kept, moved aside"
+
+
+def test_pictures_and_recording_are_of_one_run(policies, tmp_path, begun):
+    root = tmp_path / "rollouts"
+    (evaluation,) = evaluate_policy(settings(policies, tmp_path, recording_root=root, videos=2))
+    assert sorted(begun) == sorted(e.state for e in evaluation.episodes), "each is simulated once"
+    for shown, episode in zip(evaluation.recorded, load_episodes(root), strict=True):
+        assert shown.images.keys() == episode.images.keys()
+        for camera, frames in episode.images.items():
+            np.testing.assert_array_equal(shown.images[camera], frames)
+
+
+def test_a_data_set_names_its_robot_and_stores_its_images_as_demonstrations_do(policies, tmp_path):
+    root = tmp_path / "rollouts"
+    evaluate_policy(settings(policies, tmp_path, tasks=[BUTTON], recording_root=root))
+    described = read(root / "meta/collection.json")
+    info = WarmStart("metaworld", (BUTTON,), "hesitating").demonstrations().info()
+    for key in ("robot_type", "storage", "fps"):
+        assert described[key] == getattr(info, key)
+    libero = make_suite("libero").tasks()[0]
+    assert libero.robot == "panda"
+    assert WarmStart("libero", (libero.name,), "hesitating").demonstrations().storage == "video"
 
 
 def test_a_toy_is_trained_when_asked_for(policies, tmp_path, monkeypatch):

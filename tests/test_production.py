@@ -11,8 +11,9 @@ import drifting
 import pytest
 
 from pi0.ript import monitoring, report
-from pi0.ript.checkpoint import ChangedSettingsError, CheckpointError, Checkpoints, RunInUseError
+from pi0.ript.checkpoint import ChangedSettingsError, Checkpoints, SnapshotError
 from pi0.ript.checkpoint.files import publish, published, verify
+from pi0.ript.results import RunInUseError
 from pi0.ript.rollout import GuidedPolicy
 
 
@@ -184,7 +185,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_continued(place, event
     interrupted_run(place, "corrupt", nth(events, "step", -1), stop)
     before, newest = published(place / "corrupt")
     (newest / "trainer.pt").write_bytes((newest / "trainer.pt").read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match=r"trainer.pt has .* bytes, expected"):
+    with pytest.raises(SnapshotError, match=r"trainer.pt has .* bytes, expected"):
         drifting.run(place, "corrupt", f"--resume={newest}")
     drifting.run(place, "corrupt", "--resume")
     printed = capsys.readouterr().out
@@ -215,12 +216,12 @@ def test_a_full_disk_keeps_what_there_is(place, events, whole, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pi0.ript.checkpoint.state.publish", full)
-    with pytest.raises(CheckpointError, match=r"could not be written .*No space left.*--resume"):
+    monkeypatch.setattr("pi0.ript.checkpoint.snapshot.publish", full)
+    with pytest.raises(SnapshotError, match=r"could not be written .*No space left.*--resume"):
         drifting.run(place, "full")
     assert not published(place / "full")
     assert not list((place / "full").glob(".checkpoint*"))
-    monkeypatch.setattr("pi0.ript.checkpoint.state.publish", publish)
+    monkeypatch.setattr("pi0.ript.checkpoint.snapshot.publish", publish)
     drifting.run(place, "full", "--resume")
     assert drifting.outcome(place / "full") == whole
 

@@ -72,8 +72,11 @@ def put_calibration(directory: Path, correlation: float | None) -> None:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory) -> Path:
-    """A whole run of two rounds, with text in it that would be HTML or mathematics."""
-    directory = tmp_path_factory.mktemp("runs") / "run <i>"
+    return whole_run(tmp_path_factory.mktemp("runs") / "run <i>")
+
+
+def whole_run(directory: Path) -> Path:
+    """A run of two rounds, with text in it that would be HTML or mathematics."""
     put_evaluation(directory / "sft-evaluation", evaluation(4, 40))
     put_evaluation(directory / "round-1/evaluation", evaluation(9, 30))
     put_evaluation(directory / "round-2/evaluation", evaluation(13, 20))
@@ -112,17 +115,18 @@ def plain(text: str) -> str:
 def test_the_headline_is_the_last_round_against_the_start(page):
     text, change = plain(page), compare(evaluation(4, 40), evaluation(13, 20))
     low, high = (100 * bound for bound in change.interval)
-    assert "success, SFT → round 2 20.0% → 65.0% 4/20 → 13/20 held-out states" in text
+    assert "success, SFT → round 2 20.0% → 65.0% 4/20 → 13/20 states" in text
     assert f"+45.0 points [{low:+.1f}, {high:+.1f}] paired, p = {change.p_value:.2g}" in text
     assert "41.5 → 26.0 mean over the successes of each" in text
 
 
 def test_every_evaluation_is_in_the_tables(page):
     text = plain(page)
-    gain = str(compare(evaluation(4, 40), evaluation(9, 30)))
-    assert f"round 1 9/20 45.0% [25.8, 65.8] {gain} 34.0 " in text
-    assert "baseline-a&b #1 5/20 25.0% [11.2, 46.9] other states 12.0 " in text
-    assert f"{TASKS[1]} 0/10 0.0% [0.0, 27.8] 0/10 0.0% [0.0, 27.8] 3/10 30.0% [10.8, 60.3] 0/10" in text
+    change = compare(evaluation(4, 40), evaluation(9, 30))
+    assert f"all round 1 9/20 45.0% [25.8, 65.8] {change} 5-0 {change.p_value:.2g} 34.0 " in text
+    assert "all baseline-a&b #1 5/20 25.0% [11.2, 46.9] other states 12.0 " in text
+    assert f"{TASKS[1]} SFT 0/10 0.0% [0.0, 27.8] none {TASKS[1]} round 1 0/10 0.0% [0.0, 27.8] +0.0" in text
+    assert f"{TASKS[1]} round 2 3/10 30.0% [10.8, 60.3] +30.0" in text
 
 
 def test_shares_thresholds_and_calibration_are_those_of_the_files(page, run_dir):
@@ -260,7 +264,7 @@ def test_a_run_that_was_stopped_within_a_round(tmp_path):
     run = read_recap_run(tmp_path)
     assert list(run.evaluations) == ["round 2", "round 10"], "in order of their numbers"
     text = plain(write_recap_report(tmp_path).read_text())
-    assert "success, round 10 65.0% 13/20" in text
+    assert "success, round 2 → round 10 45.0% → 65.0% 9/20 → 13/20" in text
     assert "10 rollouts-10 26 frames, 1 without advantage" in text
     assert "Value over time" not in text, "the rollouts are not there"
 

@@ -248,7 +248,7 @@ def test_the_file_says_which_algorithm_it_is_for(capsys):
         assert re.search(rf"^  {key}={value}\b", said, re.MULTILINE), "of the whole, not of the part"
     with pytest.raises(SystemExit):
         parse_config([f"--config_path={DEMO}"])
-    assert "train_ript_pi0_final.py runs RECAP" in capsys.readouterr().err
+    assert "pi0-recap runs it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -55,17 +55,23 @@ def test_the_hash_is_of_names_and_contents(tmp_path):
     assert hash_files(tmp_path) != first
     (tmp_path / "b").rename(tmp_path / "a")
     assert hash_files(tmp_path) == first
-    (tmp_path / "dataset/meta").mkdir(parents=True)
-    (tmp_path / "dataset/meta/advantages_timestep.json").write_text("{}")
-    assert hash_files(tmp_path) == first, "labels that were added do not count"
-    (tmp_path / "dataset/meta/info.json").write_text("{}")
-    assert hash_files(tmp_path) != first
-    (tmp_path / "dataset/meta/info.json").unlink()
     file = hash_files(tmp_path / "a")
     assert file != first
     (tmp_path / "a").write_text("2")
     assert hash_files(tmp_path) != first
     assert hash_files(tmp_path / "a") != file
+
+
+def test_labels_that_were_added_to_a_data_set_do_not_count_and_a_stage_of_labels_does(tmp_path):
+    for name in ("dataset", "labels"):
+        (tmp_path / name / "meta").mkdir(parents=True)
+    (tmp_path / "dataset/meta/info.json").write_text("{}")
+    first = hash_files(tmp_path)
+    (tmp_path / "dataset/meta/advantages.json").write_text("{}")
+    assert hash_files(tmp_path) == first
+    assert hash_files(tmp_path / "dataset") != hash_files(tmp_path / "labels")
+    (tmp_path / "labels/meta/advantages.json").write_text("{}")
+    assert hash_files(tmp_path) != first
 
 
 def test_an_interrupted_stage_goes_on_in_its_directory(tmp_path):

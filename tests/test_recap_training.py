@@ -27,7 +27,7 @@ from pi0.ript.recap import value_training
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
 from pi0.ript.recap.policy_training import train_policy
 from pi0.ript.recap.value_training import train_value
-from pi0.ript.recording import episode_set, record_rollouts, rollout_episode
+from pi0.ript.recording import DatasetStore, episode_set, record_rollouts, rollout_episode
 from pi0.ript.rollout import GuidedPolicy, rollout
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.warm_start import demonstration_windows
@@ -123,10 +123,11 @@ def test_recorded_rollouts_are_their_episodes_and_do_not_run_twice(metaworld, tm
     states, seeds = [states[0], *states], [1, 2, 3]
     info = CollectionInfo(fps=40, robot_type="sawyer", storage="image", origin={})
     writer = EpisodeWriter(tmp_path / "rollouts", info)
-    record_rollouts(metaworld, policy, states[:2], seeds[:2], writer, "policy:abc")
+    store = DatasetStore(writer, states, seeds, "policy:abc")
+    record_rollouts(metaworld, policy, states[:2], seeds[:2], store)
     files = {p: p.stat().st_mtime_ns for p in writer.partial.glob("episode-*")}
     assert len(files) == 2
-    record_rollouts(metaworld, policy, states, seeds, writer, "policy:abc")
+    record_rollouts(metaworld, policy, states, seeds, store)
     assert all(p.stat().st_mtime_ns == t for p, t in files.items())
     loaded = load_episodes(writer.finalize())
     run = rollout(metaworld, policy, states, seeds, render_every=1)
@@ -138,7 +139,7 @@ def test_recorded_rollouts_are_their_episodes_and_do_not_run_twice(metaworld, tm
     with pytest.raises(EpisodeDataError, match="render_every=1"):
         rollout_episode(rollout(metaworld, policy, states[:1], seeds[:1])[0], "policy:abc")
     with pytest.raises(ValueError, match="found one twice"):
-        record_rollouts(metaworld, policy, states[:2], [1, 1], writer, "policy:abc")
+        DatasetStore(writer, [states[0]] * 2, [1, 1], "policy:abc")
 
 
 class TwoLines(LineSuite):
@@ -178,7 +179,7 @@ def test_labels_belong_to_their_episodes_when_slots_are_left_over(tmp_path, num_
         seeds = [3 * i + 1 for i in range(num_episodes)]
         info = CollectionInfo(fps=10, robot_type="line", storage="image", origin={})
         writer = EpisodeWriter(tmp_path / "rollouts", info)
-        record_rollouts(env, Push(), states, seeds, writer, "policy:push")
+        record_rollouts(env, Push(), states, seeds, DatasetStore(writer, states, seeds, "policy:push"))
     loaded = load_episodes(writer.finalize())
     assert len(loaded) == num_episodes
     for episode, state, seed in zip(loaded, states, seeds, strict=True):
@@ -225,8 +226,9 @@ def trained():
     settings = ValueTraining(steps=60, batch_size=32, learning_rate=3e-3)
     runs = []
     for _ in range(2):
-        value, rows = ValueFunction(expert_value_config(policy), policy, seed=1), []
-        runs.append((value, train_value(value, sources, REWARD, settings, (2,), log=rows.append), rows))
+        value = ValueFunction(expert_value_config(policy), policy, seed=1)
+        rows, found = train_value(value, sources, REWARD, settings, (2,))
+        runs.append((value, found, rows))
     return policy, sources, runs
 
 
@@ -355,9 +357,8 @@ def test_policy_training_is_a_function_of_its_seed_and_of_the_labels(mode):
     sources, advantages = labelled()
 
     def trained(changed: list[np.ndarray] = advantages, seed=SEED, **changes):
-        rows: list[dict] = []
-        settings = replace(SHORT, **changes)
-        policy = train_policy(fresh(mode), sources, changed, EPSILON, settings, seed, log=rows.append)
+        policy, settings = fresh(mode), replace(SHORT, **changes)
+        rows = train_policy(policy, sources, changed, EPSILON, settings, seed)
         assert not policy.training
         return torch.nn.utils.parameters_to_vector(policy.parameters()).detach(), rows
 
@@ -373,9 +374,8 @@ def test_the_loss_is_that_of_the_policy_at_the_keyed_noise():
     from pi0.ript.loss import window_draws
 
     sources, advantages = labelled()
-    rows: list[dict] = []
     settings = replace(SHORT, steps=1, indicator_dropout=0.0, use_awr=True, awr_beta=0.5)
-    train_policy(fresh(), sources, advantages, EPSILON, settings, SEED, log=rows.append)
+    rows = train_policy(fresh(), sources, advantages, EPSILON, settings, SEED)
     policy = fresh()
     mixture = Mixture(sources, 8)
     windows = mixture.draw(8, (4, 0))
@@ -393,14 +393,14 @@ def test_the_loss_is_that_of_the_policy_at_the_keyed_noise():
 def test_frames_without_advantage_are_left_out():
     sources, advantages = labelled()
     missing = [np.where(np.arange(len(a)) % 2, np.nan, a) for a in advantages]
-    policy = train_policy(fresh(), sources, missing, EPSILON, replace(SHORT, use_awr=True))
+    policy = fresh()
+    train_policy(policy, sources, missing, EPSILON, replace(SHORT, use_awr=True))
     assert all(torch.isfinite(p).all() for p in policy.parameters())
     nothing = [np.full(len(a), np.nan) for a in advantages]
     with pytest.raises(EpisodeDataError, match="nothing to train on"):
         train_policy(fresh(), sources, nothing, EPSILON, SHORT)
     forced = [replace(source, advantage="on") for source in sources]
-    rows: list[dict] = []
-    train_policy(fresh(), forced, nothing, {}, replace(SHORT, indicator_dropout=0.0), log=rows.append)
+    rows = train_policy(fresh(), forced, nothing, {}, replace(SHORT, indicator_dropout=0.0))
     assert rows[0]["positive"] == 1.0
 
 

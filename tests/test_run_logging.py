@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from pi0.ript import run_logging, wandb_run
-from pi0.ript.evaluate import EpisodeResult, Evaluation
+from pi0.ript import report, run_logging, wandb_run
+from pi0.ript.evaluate import EpisodeResult, Evaluation, compare, wilson_interval
 from pi0.ript.report import append_row, read_rows, write_report
+from pi0.ript.report_plots import draw_plots
+from pi0.ript.results import read_evaluation
 from pi0.ript.run_logging import (
     PhaseTimer,
     _TeeIO,
@@ -57,9 +59,9 @@ def console():
         sys.stdout, sys.stderr = before
 
 
-def begin(console, run_dir: Path, rank: int = 0) -> Path:
+def begin(console, run_dir: Path, rank: int = 0, report=None) -> Path:
     sys.stdout, sys.stderr = console.out, console.err
-    return setup_run_logging(run_dir, rank)
+    return setup_run_logging(run_dir, rank, report)
 
 
 def logged(path: Path) -> list[str]:
@@ -311,12 +313,21 @@ def test_the_report_follows_a_long_run_and_costs_little(tmp_path, console, monke
         clock[0] += 2
 
     monkeypatch.setattr(run_logging.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(run_logging, "write_report", draw)
-    begin(console, tmp_path)
+    begin(console, tmp_path, report=draw)
     for step in range(20):
         clock[0] += 10
         log_metrics({}, step)
     assert drawn == [4, 9, 14, 19], "after 30 s; then 40 s or more lie between two that take 2 s"
+
+
+def test_a_run_that_draws_its_own_page_is_left_alone(tmp_path, console, monkeypatch):
+    """As RECAP's, whose report.html is no plot of rows."""
+    clock = [0.0]
+    monkeypatch.setattr(run_logging.time, "monotonic", lambda: clock[0])
+    begin(console, tmp_path)
+    clock[0] = 1000.0
+    log_metrics({"train/loss": 1.0}, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "train_rank0.log"]
 
 
 def test_phases(monkeypatch):
@@ -531,11 +542,14 @@ def test_report_shows_the_whole_run(tmp_path, num_rows):
     assert text.count("data:image/png;base64,") == 5
     assert not re.search(r'(src|href)="(?!data:|before\.mp4)', text), "nothing outside the page but the video"
     assert "20.0%" in text
-    assert "13/20 held-out states" in text
+    assert "4/20 → 13/20 states" in text
+    assert "+45.0 points" in text
+    change = compare(*(read_evaluation(tmp_path / f"{name}.json") for name in ("before", "after")))
+    assert f"<td>after</td><td>13/20 65.0% [43.3, 81.9]</td><td>{change}</td><td>9-0</td>" in text
     assert 'src="before.mp4"' in text
     assert "&lt;b&gt;bold" in text
-    assert text.count("<tr>") == 1 + min(num_rows, 20)
-    assert f"<td>{num_rows - 1}</td>" in text
+    assert text.count("<tr>") == (1 + 2) + (1 + min(num_rows, 20)), "of both tables"
+    assert f'<td class="number">{num_rows - 1}</td>' in text
 
 
 def test_report_of_a_run_that_has_just_begun(tmp_path):
@@ -544,33 +558,52 @@ def test_report_of_a_run_that_has_just_begun(tmp_path):
     assert write_report(tmp_path).read_text().count("data:image") == 1
 
 
-def drawn(axes_function, *arguments):
-    from matplotlib.figure import Figure
-
-    axes = Figure().add_subplot()
-    assert axes_function(axes, *arguments)
-    return axes
+def drawn(rows, evaluations=()) -> dict:
+    """The axes of each figure."""
+    return {name: figure.axes[0] for name, figure in draw_plots(rows, evaluations).items()}
 
 
 def test_time_is_split_without_loss(tmp_path):
-    from pi0.ript import report_plots
-
     a_run(tmp_path, 3)
-    axes = drawn(report_plots._time, read_rows(tmp_path))
+    axes = drawn(read_rows(tmp_path))["time"]
     assert axes.get_legend_handles_labels()[1] == ["collect", "improve", "other"]
     assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(3 * 4.0)
 
 
-def test_success_is_drawn_with_its_interval(tmp_path):
-    from pi0.ript import report_plots
-
+def test_success_is_drawn_with_its_interval(tmp_path, monkeypatch):
     a_run(tmp_path, 3)
-    episodes = tuple(EpisodeResult("a/b", str(i), i < 13, 9) for i in range(20))
-    evaluation = Evaluation(0, episodes)
-    axes = drawn(report_plots._success, read_rows(tmp_path), {"before": {}, "after": evaluation.to_dict()})
+    for name, count in (("before", 4), ("after", 13)):
+        write_evaluation(tmp_path / f"{name}.json", count)
+    shown = []
+    monkeypatch.setattr(report, "draw_plots", lambda *given: shown.append(given) or {})
+    write_report(tmp_path)
+    axes = drawn(*shown[0])["success"]
     line, *_ = axes.get_lines()
     assert list(line.get_ydata()) == pytest.approx([25.0, 27.5, 30.0])
-    _, _, (bars,) = axes.containers[0]
-    (low, high) = bars.get_segments()[0]
-    np.testing.assert_allclose([low[1], high[1]], [100 * bound for bound in evaluation.interval])
-    assert low[0] == 3, "after three updates"
+    bars = [container[2][0].get_segments()[0] for container in axes.containers]
+    assert [bar[0][0] for bar in bars] == [0, 3], "before the first update and after the third"
+    np.testing.assert_allclose([y for _, y in bars[1]], [100 * b for b in wilson_interval(13, 20)])
+
+
+def test_a_supervised_run_has_its_losses_and_its_evaluations_by_step(tmp_path):
+    for step in (5, 10, 15):
+        measured = {"val_loss": 3.0 - step / 10} if step > 5 else {}
+        append_row(tmp_path, {"loss": 2.0 - step / 10, "learning_rate": 1e-4, **measured}, step)
+    axes = drawn(read_rows(tmp_path))
+    assert axes.keys() == {"loss", "learning_rate"}, "a plot without data is left out"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes["loss"].get_lines()}
+    assert lines["loss"] == [[5, 1.5], [10, 1.0], [15, 0.5]]
+    assert lines["val_loss"] == [[10, 2.0], [15, 1.5]], "where it was measured"
+    assert axes["loss"].get_xlabel() == "step"
+    (tmp_path / "evaluations").mkdir()
+    for step, count in ((15, 13), (5, 4)):
+        write_evaluation(tmp_path / f"evaluations/step-{step}.json", count)
+        (tmp_path / f"evaluations/step-{step}.mp4").touch()
+    text = write_report(tmp_path).read_text()
+    assert "success, step 5 → step 15" in text
+    assert re.findall(r"<td>(step \d+)</td><td>(\d+/20) ", text) == [("step 5", "4/20"), ("step 15", "13/20")]
+    assert re.findall(r'<video[^>]* src="([^"]*)"', text) == [
+        "evaluations/step-5.mp4",
+        "evaluations/step-15.mp4",
+    ]
+    assert (tmp_path / "plots/success.png").exists(), "drawn though no row has it"

@@ -1,7 +1,12 @@
-"""What holds the code together: one-way dependencies, small files, documented options."""
+"""What holds the code together: one-way imports, one name for one thing, declared packages, small files."""
 
 import ast
 import dataclasses
+import re
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -46,6 +51,85 @@ def test_products_stand_beside_each_other_and_only_commands_and_scripts_use_them
     commands = {name for name in importers("recap") | importers("supervised") if "/commands/" in name}
     assert importers("recap") - commands == {"train_ript_pi0_final.py"}
     assert importers("supervised") - commands == {"pi0/ript/scripts/train.py"}
+
+
+# Names ------------------------------------------------------------------------------------------------------
+
+PARALLEL = {"lerobot_format.py", "openpi_format.py"}
+"""Two readers with the same functions: a checkpoint's format chooses the module."""
+STILL_TWICE = {"EvalSettings", "Simulation", "episode_seed", "train", "translate"}
+"""To be made one, or told apart; this list only gets shorter."""
+
+
+def public_definitions() -> dict[str, list[Path]]:
+    """Return the files that define each public class and function of the library, by its name."""
+    files: dict[str, list[Path]] = {}
+    for file in LIBRARY_FILES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                files.setdefault(node.name, []).append(file)
+    return files
+
+
+def test_a_name_stands_for_one_thing():
+    twice = {name: files for name, files in public_definitions().items() if len(files) > 1 and name != "main"}
+    twice = {name: files for name, files in twice.items() if {file.name for file in files} != PARALLEL}
+    assert set(twice) == STILL_TWICE
+    assert len(public_definitions()) > 500, "otherwise nothing was read"
+
+
+# Packages ---------------------------------------------------------------------------------------------------
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CODE_FILES = [
+    *ROOT.glob("*.py"),
+    *(f for d in ("pi0", "tools", "benchmarks") for f in (ROOT / d).rglob("*.py")),
+]
+TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
+STARTED = {"accelerate"}
+"""Packages that the code starts as programs, without an import."""
+
+
+def declared(requirements: Iterable[str]) -> set[str]:
+    """Return the names of packages, spelt alike."""
+    return {distribution(re.match(r"[\w.-]+", text)[0]) for text in requirements}
+
+
+def distribution(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported_packages(files: Iterable[Path]) -> dict[str, set[str]]:
+    """Return the modules of other projects that files import, each with the packages that have it."""
+    ours = {
+        "pi0",
+        "plugin_example",
+        *(file.stem for file in [*CODE_FILES, *TEST_FILES] if file not in LIBRARY_FILES),
+    }
+    modules = {name.partition(".")[0] for file in files for name in imported(file)}
+    installed = packages_distributions()
+    return {
+        module: {distribution(name) for name in installed.get(module, [module])}
+        for module in modules - ours - sys.stdlib_module_names
+    }
+
+
+def test_what_the_code_imports_is_declared_and_nothing_else():
+    needed, names = imported_packages(CODE_FILES), declared(PROJECT["dependencies"])
+    undeclared = {module for module, packages in needed.items() if not packages & names}
+    unused = names - STARTED - {name for packages in needed.values() for name in packages}
+    assert (undeclared, unused) == (set(), set())
+    assert not STARTED - names
+
+
+def test_what_the_tests_import_is_declared():
+    names = declared([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
+    missing = {m for m, packages in imported_packages(TEST_FILES).items() if not packages & names}
+    assert not missing
+    assert "pytest" in imported_packages(TEST_FILES), "otherwise nothing was read"
+
+
+# Files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", LIBRARY_FILES, ids=lambda f: str(f.relative_to(ROOT)))

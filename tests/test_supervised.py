@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import drifting
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,7 @@ from test_episodes import make_episode, publish
 
 from pi0 import Indicator, PI0Policy, registry
 from pi0.ript import interruption
-from pi0.ript.checkpoint import ChangedSettingsError, CheckpointError, RunInUseError
+from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError, snapshot
 from pi0.ript.checkpoint.files import published
 from pi0.ript.config import ConfigError
 from pi0.ript.data import DatasetSettings, MixtureSettings
@@ -27,13 +29,15 @@ from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.report import read_rows
-from pi0.ript.supervised import SupervisedSettings, Training, read_settings, trainer, training_state
+from pi0.ript.results import RunInUseError
+from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.supervised import SupervisedSettings, Training, read_settings, trainer
 from pi0.ript.supervised.models import DataSummary, make_policy
 from pi0.ript.supervised.parts import samples_per_step
-from pi0.ript.supervised.settings import NormalizationMapping, PolicySettings
+from pi0.ript.supervised.settings import Env, EvalSettings, NormalizationMapping, PolicySettings
 from pi0.ript.supervised.value_models import make_value
 from pi0.ript.supervised.window_labels import policy_labels, window_returns
-from pi0.ript.training.optimization import WeightAverage, learning_rate_factor
+from pi0.ript.training.optimization import WeightAverage, cosine_schedule
 from pi0.ript.training.settings import Optimizer, Scheduler
 from pi0.value import ValueFunction, bin_of
 
@@ -60,7 +64,6 @@ def once(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr("pi0.ript.data.training_data.open_frames", open_once)
     monkeypatch.setattr("pi0.ript.supervised.models.open_frames", open_once)
-    monkeypatch.setattr(trainer, "write_report", lambda run_dir: None)  # plots take a second
     before = {number: signal.getsignal(number) for number in interruption._SIGNALS}
     yield
     for number, handler in before.items():
@@ -101,14 +104,14 @@ def run(config: SupervisedSettings) -> Path:
 
 def interrupt_after(training: Training, step: int) -> int:
     """Send the process a SIGTERM in an optimizer step; return the code that it leaves with."""
-    make_step = training._step
+    accept = training.steps.accept
 
-    def step_and_signal() -> dict[str, float]:
-        if training.state.progress.step == step - 1:
+    def signal_and_accept(row: dict, norm: torch.Tensor) -> bool:
+        if training.steps.step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return make_step()
+        return accept(row, norm)
 
-    training._step = step_and_signal
+    training.steps.accept = signal_and_accept
     with pytest.raises(interruption.StoppedError) as stopped:
         training.run()
     training.close()
@@ -125,9 +128,7 @@ def rows(run_dir: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory) -> Path:
     """A run with everything on, never interrupted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "write_report", lambda run_dir: None)
-        return run(replace(everything(root, tmp_path_factory.mktemp("whole")), profile_steps=1))
+    return run(replace(everything(root, tmp_path_factory.mktemp("whole")), profile_steps=1))
 
 
 def everything(root: str, output: Path) -> SupervisedSettings:
@@ -172,7 +173,7 @@ def test_rows_are_means_of_the_steps_since_the_last_and_the_rate_counts_optimize
     assert [row["step"] for row in found] == [2, 3, 4, 6, 7]
     config = everything("", Path())
     for row in found:
-        factor = learning_rate_factor(row["step"] - 1, 7, config.optimizer, config.scheduler)
+        factor = cosine_schedule(row["step"] - 1, 7, config.optimizer, config.scheduler)
         assert row["learning_rate"] == pytest.approx(1e-3 * factor)
         assert row["epoch"] == pytest.approx(row["step"] * 4 / 19)  # 25 frames, an episode of 6 held out
 
@@ -213,11 +214,63 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_had_happened(root, whol
     assert (run_dir / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+def test_a_stop_in_a_validation_is_answered_at_the_next_batch(root, whole, tmp_path):
+    training = Training(everything(root, tmp_path), World())
+    batches, seen = training.parts.data.validation, []
+
+    class Many:
+        num_frames = batches.num_frames
+
+        def __iter__(self):
+            for number in range(50):
+                seen.append(number)
+                if number == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield next(iter(batches))
+
+    object.__setattr__(training.parts.data, "validation", Many())
+    with pytest.raises(interruption.StoppedError) as stopped:
+        training.run()
+    training.close()
+    assert stopped.value.code == 143
+    assert seen == [0, 1]
+    assert (tmp_path / "pi0/checkpoint-3").exists()
+    run_dir = run(everything(root, tmp_path))
+    assert rows(run_dir) == rows(whole)
+    assert (run_dir / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_stop_in_an_evaluation_is_answered_at_the_next_chunk(root, tmp_path, monkeypatch):
+    drifting.install()
+    monkeypatch.setattr(drifting, "TASKS", ["do thing 0"])
+    env, judged = Env(type="drifting", episode_length=20), EvalSettings(n_episodes=4, num_workers=0)
+    config = settings(root, tmp_path, steps=4, eval_freq=3, save_freq=3, env=env, eval=judged)
+    expected = rows(run(replace(config, exp_name="whole")))
+    chunks, seen = GuidedPolicy.chunks, []
+
+    def signal_and_act(*arguments):
+        seen.append(arguments)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return chunks(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GuidedPolicy, "chunks", signal_and_act)
+        with pytest.raises(interruption.StoppedError) as stopped:
+            run(config)
+    assert stopped.value.code == 143
+    assert len(seen) == 2
+    assert (tmp_path / "pi0/checkpoint-3").exists()
+    run_dir = run(config)
+    assert rows(run_dir) == expected
+    assert json.loads((run_dir / "evaluations/step-3.json").read_text())["num_episodes"] == 4
+
+
 @pytest.mark.parametrize(
     ("place", "path", "left"),
     [
-        ("learning_rate_factor", trainer, []),  # in the first step: there is nothing to go on from
-        ("publish", training_state, ["checkpoint-2"]),  # while checkpoint-4 is written
+        ("cosine_schedule", trainer, []),  # in the first step: there is nothing to go on from
+        ("publish", snapshot, ["checkpoint-2"]),  # while checkpoint-4 is written
     ],
     ids=["before a checkpoint", "while one is written"],
 )
@@ -298,15 +351,15 @@ def test_a_failed_write_keeps_what_there_is(root, tmp_path, monkeypatch):
     def full(directory: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    make_step = training._step
+    report = training._report
 
-    def step() -> dict[str, float]:
-        if training.state.progress.step == 3:
-            monkeypatch.setattr(training.state, "write_model", full)
-        return make_step()
+    def report_and_fill_the_disk() -> None:
+        report()
+        if training.steps.step == 3:
+            monkeypatch.setattr(training.files, "write", full)
 
-    training._step = step
-    with pytest.raises(CheckpointError, match=r"No space left.*make room"):
+    training._report = report_and_fill_the_disk
+    with pytest.raises(SnapshotError, match=r"No space left.*make room"):
         training.run()
     training.close()
     assert [p.name for p in (tmp_path / "pi0").glob("*checkpoint*")] == ["checkpoint-2"]
@@ -355,10 +408,10 @@ def test_batch_sizes_agree(batch_size, loaded, passes, processes, expected):
 
 def test_the_schedule_warms_up_then_follows_a_cosine():
     optimizer, scheduler = Optimizer(lr=1.0), Scheduler(num_warmup_steps=3, num_decay_steps=11, decay_lr=0.1)
-    found = [learning_rate_factor(step, 100, optimizer, scheduler) for step in (0, 1, 2, 3, 7, 11, 50)]
+    found = [cosine_schedule(step, 100, optimizer, scheduler) for step in (0, 1, 2, 3, 7, 11, 50)]
     assert found == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.55, 0.1, 0.1])
     constant = replace(scheduler, type="constant")
-    assert learning_rate_factor(50, 100, optimizer, constant) == 1.0
+    assert cosine_schedule(50, 100, optimizer, constant) == 1.0
 
 
 def test_success_in_simulation_is_a_best_metric(root, tmp_path, monkeypatch):
@@ -369,7 +422,7 @@ def test_success_in_simulation_is_a_best_metric(root, tmp_path, monkeypatch):
             self.success_rate = next(rates)
 
     class Fake:
-        def evaluate(self, policy: PI0Policy) -> Found:
+        def evaluate(self, policy: PI0Policy, stop_if_asked: Callable[[], None]) -> Found:
             assert not policy.training
             return Found()
 
@@ -494,15 +547,9 @@ def test_a_value_expert_reads_a_policy_that_stays_as_it_is(root, whole, tmp_path
     run_dir = run(config)
     value = ValueFunction.from_pretrained(run_dir, PI0Policy.from_pretrained(whole))
     assert value.config.form == "expert"
-    separate = make_value(
-        replace(config.policy, form="separate"), DataSummary(config.dataset_mixture), 0, "cpu"
-    )
-    policy = dict(PI0Policy.from_pretrained(whole).model.named_parameters())
-    for name, parameter in separate.named_parameters():
-        assert not name.startswith(("vision.", "vlm.")) or torch.equal(parameter, policy[name])
 
 
-def test_train_accuracy_is_the_share_of_all_samples_whatever_the_batches(root, tmp_path):
+def test_train_accuracy_is_the_share_of_all_samples_whatever_the_batches(root, tmp_path, monkeypatch):
     """Every frame has a return, so there is no label to leave out, as -100 marks in language models."""
     config = settings(root, tmp_path, "value", batch_size=25)
     parts = trainer.make_parts(config, World())
@@ -517,10 +564,10 @@ def test_train_accuracy_is_the_share_of_all_samples_whatever_the_batches(root, t
     )
     assert whole[1].item() == pytest.approx(right.sum().item(), abs=1e-4)
     torch.testing.assert_close(pieces[0] + pieces[1], whole, rtol=1e-4, atol=1e-4)
-    found = Training(replace(config, exp_name="one"), World())
-    row = found._step()
-    found.close()
-    assert row["train_accuracy"] == pytest.approx(right.float().mean().item())
+    training = Training(replace(config, exp_name="one", steps=1), World())
+    monkeypatch.setattr(training, "_report", lambda: None)
+    training.run()
+    assert training.steps.rows[0]["train_accuracy"] == pytest.approx(right.float().mean().item())
 
 
 def test_values_are_not_learned_from_episodes_without_a_label_unless_assumed(root, tmp_path):

@@ -14,12 +14,17 @@ def leave_one_out(rewards: Float[np.ndarray, "n g"]) -> Float[np.ndarray, "n g"]
         ValueError: A group of one has no others.
     """
     g = rewards.shape[-1]
-    if g < 2:
+    require_group(g)
+    return rewards - (rewards.sum(-1, keepdims=True) - rewards) / (g - 1)
+
+
+def require_group(size: int) -> None:
+    """Raise ValueError unless a group of this many episodes has a leave-one-out baseline."""
+    if size < 2:
         raise ValueError(
-            f"group_size: expected at least 2 rollouts per initial state, found {g}: the leave-one-out "
+            f"group_size: expected at least 2 rollouts per initial state, found {size}: the leave-one-out "
             "baseline of a single rollout does not exist"
         )
-    return rewards - (rewards.sum(-1, keepdims=True) - rewards) / (g - 1)
 
 
 def is_informative(rewards: Float[np.ndarray, "n g"]) -> Bool[np.ndarray, " n"]:

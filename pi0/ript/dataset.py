@@ -116,12 +116,12 @@ class StateSampler(DistributedSampler[InitialState]):
         """Move past the states that were tried, by all processes, and remember which are mastered."""
         mastered: dict[int, bool] = {}
         for group in collection.tried:
-            expected, found = self._next(), self._index[group.rollouts[0].initial_state.hash]
-            if found != expected:
+            expected, index = self._next(), self._index[group.rollouts[0].initial_state.hash]
+            if index != expected:
                 raise RuntimeError(
-                    f"expected state {expected} to be tried, found {found}: the order was left"
+                    f"expected state {expected} to be tried, found {index}: the order was left"
                 )
-            mastered[found] = bool(group.rewards.all())
+            mastered[index] = bool(group.rewards.all())
         for index, is_mastered in mastered.items():
             self._skips[index] = self.skip_threshold if is_mastered else 0
         self._ahead = self._walk()

@@ -22,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pi0.ript.windows import batches
 
+_SMALL = 20_000_000  # parameters
+
 
 class PeerLostError(RuntimeError):
     """Another process of the run ended or stopped answering."""
@@ -68,9 +70,9 @@ class World:
             self.gather([])
         return result
 
-    def shard[T](self, items: Iterator[T]) -> Iterator[T]:
-        """Yield this process's share of one global order: every `size`-th item."""
-        return islice(items, self.rank, None, self.size)
+    def shard[T](self, items: Iterator[T]) -> "Shard[T]":
+        """Return this process's share of one global order without end."""
+        return Shard(items, self.rank, self.size)
 
     def wrap(self, learner: nn.Module) -> nn.Module:
         """Return the learner, so that gradients are averaged over the processes."""
@@ -80,16 +82,16 @@ class World:
         return DistributedDataParallel(learner, process_group=None, broadcast_buffers=False)
 
     def micro_batches(
-        self, learner: nn.Module, step: Int64[np.ndarray, " n"], size: int
+        self, learner: nn.Module, window_ids: Int64[np.ndarray, " n"], size: int
     ) -> Iterator[Int64[np.ndarray, " b"]]:
         """Yield this process's share of an optimizer step; gradients are exchanged with the last of them.
 
         A process with nothing to do gets one empty batch, so that it takes part in the exchange.
         """
-        mine = batches(step[self.rank :: self.size], size) or [step[:0]]
-        for number, micro_batch in enumerate(mine, 1):
+        mine = batches(window_ids[self.rank :: self.size], size) or [window_ids[:0]]
+        for count, micro_batch in enumerate(mine, 1):
             if isinstance(learner, DistributedDataParallel):
-                learner.require_backward_grad_sync = number == len(mine)
+                learner.require_backward_grad_sync = count == len(mine)
             yield micro_batch
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
@@ -111,11 +113,41 @@ class World:
             print(*values)  # noqa: T201
 
 
-def setup_distributed(config: Any) -> World:
+class Shard[T](Iterator[T]):
+    """Every `size`-th item of an order without end, which all processes go through together."""
+
+    def __init__(self, items: Iterator[T], rank: int, size: int) -> None:
+        self._items, self._rank, self._size = items, rank, size
+        self._ahead: list[T] = []  # from the common position on, everybody's
+        self._num_taken = 0  # of this process's, from there on
+
+    def __next__(self) -> T:
+        """Return this process's next item."""
+        index = self._rank + self._size * self._num_taken
+        self._num_taken += 1
+        self._read(index + 1)
+        return self._ahead[index]
+
+    def move_past(self, count: int) -> None:
+        """Move the common position past the `count` items that all processes together have taken."""
+        self._read(count)
+        del self._ahead[:count]
+        self._num_taken = 0
+
+    def _read(self, count: int) -> None:
+        self._ahead += islice(self._items, max(0, count - len(self._ahead)))
+
+
+def setup_distributed(
+    device: str, backend: str = "auto", timeout_seconds: int = 1800, *, num_groups: int | None = None
+) -> World:
     """Return the world that torchrun's environment describes, after joining it; alone without torchrun.
 
     Args:
-        config: With `device`, `distributed` (backend, timeout_seconds), and `algo` where groups are shared.
+        device: "cpu", "cuda" (a GPU for each process), or "auto" for GPUs if there are any.
+        backend: "gloo", "nccl", or "auto": nccl for GPUs, gloo for CPUs.
+        timeout_seconds: How long to wait for another process; the slowest one's rollouts must fit.
+        num_groups: Groups that are shared out in an iteration; None where no groups are.
 
     Raises:
         ValueError: There are fewer GPUs or groups than processes.
@@ -124,14 +156,15 @@ def setup_distributed(config: Any) -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if size == 1:
         return World()
-    on_gpu = World(rank, size, local_rank).device(config.device).startswith("cuda")
-    _require_enough(config, size, on_gpu)
-    backend = config.distributed.backend
+    on_gpu = World(rank, size, local_rank).device(device).startswith("cuda")
+    _require_groups(num_groups, size)
+    if on_gpu:
+        _require_gpus(device, size)
     if backend == "auto":
         backend = "nccl" if on_gpu else "gloo"
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    timeout = timedelta(seconds=config.distributed.timeout_seconds)
+    timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group(backend, timeout=timeout)
     atexit.register(cleanup_distributed)  # a process that leaves its group open is aborted by it
     return World(rank, size, local_rank, dist.new_group(backend="gloo", timeout=timeout))
@@ -143,26 +176,35 @@ def cleanup_distributed() -> None:
         dist.destroy_process_group()
 
 
+def limit_threads(model: nn.Module) -> None:
+    """Compute a small model in one thread: it gains nothing from more."""
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+
+
 def get_model_from_ddp[M: nn.Module](model: M | DistributedDataParallel) -> M:
     """Return the module that DDP wraps, or the module itself."""
     return cast("M", model.module) if isinstance(model, DistributedDataParallel) else model
 
 
-def _require_enough(config: Any, size: int, on_gpu: bool) -> None:
-    if hasattr(config, "algo") and config.algo.data_batch_size < size:
+def _require_groups(num_groups: int | None, size: int) -> None:
+    if num_groups is not None and num_groups < size:
         raise ValueError(
             f"algo.data_batch_size: expected a group or more for each of the {size} processes, found "
-            f"{config.algo.data_batch_size}; start fewer (torchrun --nproc_per_node) or raise it"
+            f"{num_groups}; start fewer (torchrun --nproc_per_node) or raise it"
         )
+
+
+def _require_gpus(device: str, size: int) -> None:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    if on_gpu and torch.cuda.device_count() < local_size:
+    if torch.cuda.device_count() < local_size:
         raise ValueError(
             f"device: expected a GPU for each of the {local_size} processes on this machine, found "
             f"{torch.cuda.device_count()}; start fewer (torchrun --nproc_per_node) or use device=cpu"
         )
-    if on_gpu and ":" in config.device:
+    if ":" in device:
         raise ValueError(
-            f"device: {config.device!r} would put {size} processes on one GPU; use device=cuda, which gives "
+            f"device: {device!r} would put {size} processes on one GPU; use device=cuda, which gives "
             "each its own"
         )
 

@@ -100,10 +100,12 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _task_names(tasks: Sequence[Task], chosen: Sequence[str | int]) -> tuple[str, ...]:
     """Return the names; numbers count the suite's tasks from 0."""
     names = [task.name for task in tasks]
-    for one in chosen:
-        if isinstance(one, int) and not 0 <= one < len(names):
-            raise ValueError(f"task_names: expected a number from 0 to {len(names) - 1}, found {one}")
-    return tuple(names[one] if isinstance(one, int) else did_you_mean("task", one, names) for one in chosen)
+    for task in chosen:
+        if isinstance(task, int) and not 0 <= task < len(names):
+            raise ValueError(f"task_names: expected a number from 0 to {len(names) - 1}, found {task}")
+    return tuple(
+        names[task] if isinstance(task, int) else did_you_mean("task", task, names) for task in chosen
+    )
 
 
 LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")

@@ -6,7 +6,7 @@ Axes: none; an evaluation is a list of episodes, at most one per initial state.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -136,7 +136,6 @@ def evaluate(
     *,
     num_recorded: int = 0,
     render_every: int = 2,
-    on_finished: Callable[[Rollout], None] | None = None,
     peers: Peers = ALONE,
     run: RolloutFunction = rollout,
 ) -> Evaluation:
@@ -152,7 +151,6 @@ def evaluate(
         seed: Of the noise.
         num_recorded: Episodes per task, the first ones, that are kept with their images for a video.
         render_every: Steps between the images of those.
-        on_finished: Called with each episode of this process when it ends.
         peers: The processes that evaluate together.
         run: Runs a list of episodes; see `rollout`.
 
@@ -170,8 +168,6 @@ def evaluate(
             results.append(EpisodeResult(state.task, state.hash, episode.success, len(episode)))
             bar.set_postfix_str(f"{sum(r.success for r in results)} succeeded", refresh=False)
             bar.update()
-            if on_finished is not None:
-                on_finished(episode)
 
         def episodes_from(part: list[InitialState], **images: Any) -> list[Rollout]:
             seeds = [episode_seed(seed, state) for state in part]
@@ -261,33 +257,6 @@ def mcnemar_p_value(won: int, lost: int) -> float:
     n = won + lost
     tail = sum(math.comb(n, i) for i in range(min(won, lost) + 1))
     return min(1.0, 2 * tail / 2**n)
-
-
-def table(before: Evaluation, after: Evaluation) -> str:
-    """Return a text table of two evaluations on the same states: a row per task, then all tasks."""
-    pairs = [(task, old, after.by_task()[task]) for task, old in before.by_task().items()]
-    header = ("task", "before", "after", "difference, points", "steps to success")
-    rows = [header, *(_row(*pair) for pair in pairs)]
-    if len(pairs) > 1:
-        rows.append(_row("all", before, after))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    total = compare(before, after)
-    return "\n".join(
-        [
-            lines[0],
-            "-" * max(map(len, lines)),
-            *lines[1:],
-            f"{total.num_episodes} states: {total.num_won} won, {total.num_lost} lost, exact McNemar "
-            f"p = {total.p_value:.2g}; brackets are 95% intervals",
-        ]
-    )
-
-
-def _row(task: str, before: Evaluation, after: Evaluation) -> tuple[str, ...]:
-    steps = [evaluation.mean_steps_to_success for evaluation in (before, after)]
-    text = " -> ".join("none" if mean is None else f"{mean:.1f}" for mean in steps)
-    return task, str(before), str(after), str(compare(before, after)), text
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

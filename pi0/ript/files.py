@@ -11,7 +11,38 @@ from typing import Any
 
 import pi0
 
+FORMAT = 1
+"""Of the files that say what a run or a data set is (manifest, state, lineage, results).
+
+Files without a number are of format 0, that of version 0.1.0.
+"""
+
 _ADDED_LABELS = "meta/advantages*.json"
+
+
+class FormatError(ValueError):
+    """A file was written by a later version, whose format this one does not know."""
+
+
+def require_format(values: Mapping[str, Any], path: Path) -> None:
+    """Raise FormatError if the content of a file has the number of a later format than this version's."""
+    number = values.get("format", 0)
+    if number not in range(FORMAT + 1):
+        raise FormatError(
+            f"{path} has format {number}: a later version of pi0-ript made it, this one reads formats up to "
+            f"{FORMAT}; install that version or a newer one to use it"
+        )
+
+
+def read_versioned_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file that has a format number, or none if it is of version 0.1.0.
+
+    Raises:
+        FormatError: A later version wrote it.
+    """
+    values = json.loads(path.read_text())
+    require_format(values, path)
+    return values
 
 
 @contextmanager
@@ -70,10 +101,15 @@ def hash_files(directory: Path) -> str:
     if directory.is_file():
         digest.update(directory.read_bytes())
     files = (path for path in directory.rglob("*") if path.is_file())
-    for file in sorted(path for path in files if not path.match(_ADDED_LABELS)):
+    for file in sorted(path for path in files if not _is_added_label(path)):
         digest.update(f"{file.relative_to(directory).as_posix()}\n".encode())
         digest.update(bytes.fromhex(hash_file(file)))
     return digest.hexdigest()
+
+
+def _is_added_label(file: Path) -> bool:
+    """Return whether a file is a label beside the frames of a data set; alone it is what a stage made."""
+    return file.match(_ADDED_LABELS) and (file.parent / "info.json").exists()
 
 
 def hash_values(values: Any) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from pi0.ript.advantage import is_informative, leave_one_out
+from pi0.ript.advantage import is_informative, leave_one_out, require_group
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
@@ -35,9 +35,9 @@ class InitialStateDataset(Dataset[InitialState]):
         """Return one state."""
         return self.states[index]
 
-    def shuffled(self, seed: int, first: int = 0) -> Iterator[InitialState]:
-        """Yield the states without end, from a position on: each in a random order, then again in another."""
-        return (self[state_at(position, len(self), seed)] for position in count(first))
+    def shuffled(self, seed: int) -> Iterator[InitialState]:
+        """Yield the states without end: each in a random order, then again in another."""
+        return (self[state_at(position, len(self), seed)] for position in count())
 
 
 def state_at(position: int, num_states: int, seed: int) -> int:
@@ -144,8 +144,7 @@ def collect_groups(
         peers: The processes that collect together. Each returns the whole collection.
         run: Runs a list of episodes; see `rollout`.
     """
-    if group_size < 2:
-        leave_one_out(np.zeros((1, group_size)))  # says why
+    require_group(group_size)
     tried: list[Group] = []
     kept: list[Group] = []
     with tqdm(unit="episode", desc="rollouts", total=0, leave=False, disable=peers.rank > 0) as bar:

@@ -14,16 +14,20 @@ import atexit
 import os
 import signal
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, runtime_checkable
+
+from pi0.ript.peers import ALONE, Peers
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST_SECONDS = 2.0  # `timeout` signals a process and its group, so that one request arrives twice
 
 
 class StoppedError(SystemExit):
-    """The run was asked to stop and has left a checkpoint; the code is 128 + signal."""
+    """The run was asked to stop, and what it needs to go on is on disk; the code is 128 + signal."""
 
 
 @dataclass
@@ -46,6 +50,45 @@ def setup_signal_handlers() -> None:
 def stop_requested() -> int:
     """Return the exit code to leave with if this process was asked to stop, otherwise 0."""
     return _request.code
+
+
+def asked_to_stop(peers: Peers) -> int:
+    """Return the exit code that all processes leave with if one of them was asked to stop, otherwise 0."""
+    return max(code for codes in peers.gather([stop_requested()]) for code in codes)
+
+
+def until_stopped[T](items: Iterable[T], peers: Peers) -> Iterator[T]:
+    """Yield this process's items, and end early, on all processes, when one of them is asked to stop.
+
+    All processes call it alike, each with items of its own, in whatever number.
+    """
+    remaining = iter(items)
+    while True:
+        item = next(remaining, None)
+        states = [state for (state,) in peers.gather([(stop_requested(), item is not None)])]
+        if any(code for code, _ in states) or not any(has_item for _, has_item in states):
+            return
+        if item is not None:
+            yield item
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Keep the signals that ask this process to stop from the processes that it starts meanwhile.
+
+    A signal to the whole group would end them before this process has saved. They end with it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # children are born with it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_if_asked(peers: Peers = ALONE) -> None:
+    """Raise StoppedError on all processes if one of them was asked to stop; all of them call this."""
+    if code := asked_to_stop(peers):
+        raise StoppedError(code)
 
 
 def request_stop(number: signal.Signals, reason: str) -> None:

@@ -4,7 +4,7 @@ Other objectives are registered beside it by name, and chosen with `algo.name`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -71,7 +71,18 @@ def window_draws(
     return noise, time
 
 
-# The settings are `config.algo`; typed Any because the first rung has a class of its own for them.
+@runtime_checkable
+class AlgorithmSettings(Protocol):
+    """What every objective is told; one of a plugin may read more."""
+
+    name: str
+    """Of a registered objective."""
+    cfg_uncond_weight: float
+    """Weight of the loss with the indicator withheld."""
+    num_draws: int
+    """Noise draws per window."""
+
+
 type LearnerFactory = Callable[[PI0Policy, Any], nn.Module]
 
 _ALGORITHMS: dict[str, LearnerFactory] = {
@@ -87,7 +98,7 @@ def register_algorithm(name: str, factory: LearnerFactory) -> None:
     add("algorithm", _ALGORITHMS, name, factory)
 
 
-def make_learner(policy: PI0Policy, algo: Any) -> nn.Module:
+def make_learner(policy: PI0Policy, algo: AlgorithmSettings) -> nn.Module:
     """Return what the loop calls and trains: the objective `algo.name` with the settings of `algo`."""
     return _ALGORITHMS[require_algorithm(algo.name)](policy, algo)
 

@@ -4,6 +4,7 @@ import atexit
 import gc
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pi0.ript.checkpoint import Progress
 from pi0.ript.interruption import request_stop
 
 _COLLECT_ABOVE = 0.9  # of the limit
@@ -19,6 +19,40 @@ _COLLECT_ABOVE = 0.9  # of the limit
 
 class NonFiniteLossError(RuntimeError):
     """Several optimizer steps in a row had no finite loss or gradient."""
+
+
+def is_finite(loss: float, gradient_norm: float) -> bool:
+    """Return whether an optimizer step may be made; what is not finite is printed.
+
+    Args:
+        loss: Of the whole step, summed over all processes, so that all of them decide alike.
+        gradient_norm: Of the gradients that all processes share.
+    """
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        return True
+    print(f"the loss is {loss}, the norm of its gradient {gradient_norm}: no step is made")  # noqa: T201
+    return False
+
+
+def count_skipped(before: int, limit: int, where: str, give_up: Callable[[], str]) -> int:
+    """Return how many optimizer steps in a row are skipped, with the present one.
+
+    Args:
+        before: Steps in a row that were skipped before it.
+        limit: Steps in a row at which the run ends.
+        where: The step, for the message.
+        give_up: Called before the run ends; returns the remedy.
+
+    Raises:
+        NonFiniteLossError: That many are reached.
+    """
+    if before + 1 >= limit:
+        raise NonFiniteLossError(
+            f"{where}: its loss or gradient is not finite; that is number {before + 1} in a row "
+            f"(max_nonfinite_steps={limit}). {give_up()}"
+        )
+    print(f"{where}: skipped on all processes")  # noqa: T201
+    return before + 1
 
 
 def monitor_memory(limit_gb: float | None = None) -> dict[str, float]:
@@ -59,42 +93,21 @@ def _resident_gb(children: bool = True) -> float:
     return total / 1e9
 
 
-def take_step(
-    optimizer: torch.optim.Optimizer,
-    loss: float,
-    gradient_norm: Float[Tensor, ""],
-    progress: Progress,
-    limit: int,
-) -> None:
-    """Make an optimizer step, or none if loss or gradient are not finite, and count it in `progress`.
+def take_step(optimizer: torch.optim.Optimizer, loss: float, gradient_norm: Float[Tensor, ""]) -> bool:
+    """Make an optimizer step, or skip it if loss or gradient are not finite; return whether it was made.
+
+    The gradients are used up either way.
 
     Args:
-        optimizer: Whose gradients are used up.
+        optimizer: Of the parameters with the gradients.
         loss: Of the whole step, summed over all processes, so that all of them decide alike.
         gradient_norm: Of the gradients that all processes share.
-        progress: Counts the step; a step that is not skipped adds its loss.
-        limit: Skipped steps in a row at which the run ends.
-
-    Raises:
-        NonFiniteLossError: That many were skipped.
     """
-    norm = gradient_norm.item()
-    if math.isfinite(loss) and math.isfinite(norm):
+    is_taken = is_finite(loss, gradient_norm.item())
+    if is_taken:
         optimizer.step()
-        progress.losses.append(loss)
-        progress.nonfinite = 0
-    else:
-        progress.nonfinite += 1
-        where = f"iteration {progress.iteration}, optimizer step {progress.step}"
-        found = f"{where}: the loss is {loss}, the norm of its gradient {norm}"
-        if progress.nonfinite >= limit:
-            raise NonFiniteLossError(
-                f"{found}; that is number {progress.nonfinite} in a row (max_nonfinite_steps={limit}). "
-                "Lower algo.lr or algo.grad_norm_clip, or look at the data of this step"
-            )
-        print(f"{found}: skipped on all processes")  # noqa: T201
     optimizer.zero_grad()
-    progress.step += 1
+    return is_taken
 
 
 class ProfileWindow:

@@ -2,26 +2,26 @@
 
 import contextlib
 import json
-import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-import torch
 
 from pi0 import PI0Policy
 from pi0.pretrained import describe, resolve
-from pi0.ript.config.schema import Distributed, TrainConfig
-from pi0.ript.demonstrations.recorder import ROBOTS
-from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
+from pi0.ript.checkpoint.journal import EpisodeJournal
+from pi0.ript.config.schema import TrainConfig
+from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.envs.base import Split
-from pi0.ript.evaluate import Evaluation, compare, evaluate, table
-from pi0.ript.recording import record_evaluation
-from pi0.ript.results import new_run_directory, write_evaluation
+from pi0.ript.evaluate import Evaluation, compare, episode_seed
+from pi0.ript.files import write_json
+from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
+from pi0.ript.recording import DatasetStore, rollouts_writer
+from pi0.ript.report import write_report
+from pi0.ript.results import lock_directory, new_run_directory, write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import (
     TOY,
@@ -30,8 +30,10 @@ from pi0.ript.starting_policy import (
     require_policy_path,
     starting_policy,
 )
+from pi0.ript.success_table import success_text
 
-_SMALL = 20_000_000  # parameters; smaller models gain nothing from threads
+_EPISODES = "episodes"  # in the directory of the results until they are complete: the finished episodes
+_FREE = ("episodes", "first_state", "videos", "num_workers")  # what an interrupted evaluation may go on with
 
 
 class EvalError(ValueError):
@@ -106,43 +108,31 @@ def evaluate_policy(settings: EvalSettings) -> tuple[Evaluation, ...]:
     """Return the evaluation of the policy, and of the one to compare with; write everything to `output`.
 
     Under torchrun the processes share the work, and each returns the whole. Writes `evaluation.json`, a
-    video, `settings.json`, and with `compare` also `compared.json`, its video and `comparison.json`.
+    video, `settings.json`, and with `compare` also `compared.json`, its video and `comparison.json`; and
+    `report.html`, which shows all of it.
 
     Raises:
         EvalError: As `require_usable`, or a checkpoint's weights do not fit.
     """
     environment = require_usable(settings)
-    world = _setup(settings)
-    run_dir = world.on_main(new_run_directory, settings.output)
-    world.on_main(_write, run_dir / "settings.json", json.loads(json.dumps(asdict(settings), default=str)))
+    world = setup_distributed(settings.device)
+    run_dir = world.on_main(_open_output, settings)
     evaluations = []
     with environment.make() as env:
         indices = range(settings.first_state, settings.first_state + settings.episodes)
         states = [s for task in env.tasks for s in env.initial_states(task, settings.states, indices)]
         for name, path in _paths(settings).items():
             policy = world.first(_load, path, environment, settings, world.device(settings.device))
-            evaluations.append(_evaluate(env, environment, policy, states, settings, world))
+            evaluations.append(_evaluate(name, env, policy, states, settings, world))
             file = "evaluation" if name == "policy" else "compared"
             world.on_main(write_evaluation, run_dir / file, evaluations[-1])
-    world.print(_report(settings, evaluations))
     if len(evaluations) == 2:
-        world.on_main(_write, run_dir / "comparison.json", _comparison(settings, *evaluations))
+        world.on_main(write_json, run_dir / "comparison.json", _comparison(settings, *evaluations))
+    world.print(world.on_main(_report, run_dir, settings, evaluations))
+    world.on_main(shutil.rmtree, run_dir / _EPISODES)
     world.print(f"results: {run_dir}")
     cleanup_distributed()
     return tuple(evaluations)
-
-
-def summary(evaluation: Evaluation) -> str:
-    """Return a text table of an evaluation: a row per task, then all tasks."""
-    rows = list(evaluation.by_task().items())
-    if len(rows) > 1:
-        rows.append(("all", evaluation))
-    width = max(len(name) for name, _ in [*rows, ("task", evaluation)])
-    lines = [f"{'task':<{width}}  success, 95% interval      steps to success"]
-    for name, part in rows:
-        steps = part.mean_steps_to_success
-        lines.append(f"{name:<{width}}  {part!s:<24}  {'none' if steps is None else f'{steps:.1f}'}")
-    return "\n".join(lines)
 
 
 # Checks -------------------------------------------------------------------------------------------------
@@ -200,10 +190,17 @@ def _require_recordable(settings: EvalSettings) -> None:
 # The work -----------------------------------------------------------------------------------------------
 
 
-def _setup(settings: EvalSettings) -> World:
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    algo = SimpleNamespace(data_batch_size=size)  # nothing is collected in groups here
-    return setup_distributed(SimpleNamespace(device=settings.device, distributed=Distributed(), algo=algo))
+def _open_output(settings: EvalSettings) -> Path:
+    """Return the directory of the results: that of this evaluation if it was interrupted, or a new one."""
+    path, chosen = settings.output, json.loads(json.dumps(asdict(settings), default=str))
+    lock_directory(path)
+    file = path / "settings.json"
+    earlier = json.loads(file.read_text()) if file.exists() and (path / _EPISODES).exists() else {}
+    if any(earlier.get(key, chosen) != value for key, value in chosen.items() if key not in _FREE):
+        new_run_directory(path)
+        (path / _EPISODES).mkdir()
+    write_json(file, chosen)
+    return path
 
 
 def _load(path: str, environment: Environment, settings: EvalSettings, device: str) -> PI0Policy:
@@ -217,8 +214,7 @@ def _load(path: str, environment: Environment, settings: EvalSettings, device: s
         instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
         config = policy.config
         policy.tokenizer.encode(instructions, config.tokenizer_max_length, config.vocab_size)
-    if sum(p.numel() for p in policy.parameters()) < _SMALL:
-        torch.set_num_threads(1)
+    limit_threads(policy)
     return policy
 
 
@@ -227,35 +223,50 @@ def _expanded(path: str) -> str:
 
 
 def _evaluate(
+    name: str,
     env: BatchedEnv,
-    environment: Environment,
     policy: PI0Policy,
     states: Sequence[InitialState],
     settings: EvalSettings,
     world: World,
 ) -> Evaluation:
-    acting, count, seed = GuidedPolicy(policy, settings.guidance), settings.videos, settings.seed
-    if settings.recording_root is None:
-        return evaluate(env, acting, states, seed, num_recorded=count, peers=world)
-    named = {"env": settings.env, "env_options": dict(settings.env_options), "policy": settings.policy}
-    robot = ROBOTS.get(environment.name, environment.name)
-    recorded = record_evaluation(env, acting, states, seed, settings.recording_root, robot, named, world)
-    # An episode is a function of policy, state and seed: these are the recorded ones, with their images.
-    shown = [state for state in states if state.index < settings.first_state + count]
-    if not shown:
-        return recorded
-    return replace(
-        recorded, recorded=evaluate(env, acting, shown, seed, num_recorded=count, peers=world).recorded
-    )
+    acting, root = GuidedPolicy(policy, settings.guidance), settings.recording_root
+    videos, seed = settings.videos, settings.seed
+    if root is None:
+        journal = world.on_main(_journal, settings.output / _EPISODES, name, env, acting)
+        return evaluate_once(env, acting, states, seed, journal, num_recorded=videos, peers=world)
+    origin = {
+        **{"env": settings.env, "env_options": dict(settings.env_options), "policy": settings.policy},
+        **{"source": f"policy:{world.on_main(policy_hash, policy)}", "guidance": settings.guidance},
+        **{"seed": seed, "states": [state.hash for state in states]},
+    }
+    with _as_eval_error():
+        writer = world.first(rollouts_writer, root, env, origin)
+    store = DatasetStore(writer, states, [episode_seed(seed, state) for state in states], origin["source"])
+    evaluation = evaluate_once(env, acting, states, seed, store, num_recorded=videos, peers=world)
+    world.on_main(writer.finalize)
+    return evaluation
+
+
+def _journal(directory: Path, name: str, env: BatchedEnv, policy: GuidedPolicy) -> EpisodeJournal:
+    """Return the journal of a policy's episodes; those of other weights under its name are removed."""
+    path = directory / f"{name}-{episodes_key(env, policy)}"
+    for other in set(directory.glob(f"{name}-*")) - {path}:
+        print(f"{name}: its finished episodes are of other weights or another version; beginning anew")  # noqa: T201
+        shutil.rmtree(other)
+    return EpisodeJournal(path)
 
 
 # Results ------------------------------------------------------------------------------------------------
 
 
-def _report(settings: EvalSettings, evaluations: Sequence[Evaluation]) -> str:
-    if len(evaluations) == 1:
-        return summary(evaluations[0])
-    return f"before: {settings.policy}\nafter:  {settings.compare}\n{table(*evaluations)}"
+def _report(run_dir: Path, settings: EvalSettings, evaluations: Sequence[Evaluation]) -> str:
+    """Write the page of what is in the directory, and return the table with what its names mean."""
+    names = ("policy",) if len(evaluations) == 1 else ("before", "after")
+    meaning = [f"{name}: {path}" for name, path in zip(names, _paths(settings).values(), strict=True)]
+    legend = "; ".join([*meaning, "held-out states" if settings.states == "heldout" else "training states"])
+    write_report(run_dir, dict(zip(names, ("evaluation", "compared"), strict=False)), legend)
+    return f"{legend}\n{success_text(dict(zip(names, evaluations, strict=True)))}"
 
 
 def _comparison(settings: EvalSettings, before: Evaluation, after: Evaluation) -> dict[str, Any]:
@@ -266,7 +277,3 @@ def _comparison(settings: EvalSettings, before: Evaluation, after: Evaluation) -
         "comparison": compare(before, after).to_dict(),
         "tasks": {task: one.to_dict() for task, one in tasks.items()},
     }
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")

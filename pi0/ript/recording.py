@@ -1,21 +1,25 @@
-"""Rollouts that are kept: in a journal, or as episodes of a data set with the image of every frame.
+"""Rollouts that are kept: an episode that is finished is not run again by a process that is started again.
+
+`remembering` puts a memory around `rollout`. What it remembers is in a store: the journal of a run
+(`pi0.ript.checkpoint.journal`), or a data set that is being made (`DatasetStore`).
 
 Axes: none.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import batched
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float32
 from tqdm import tqdm
 
-from pi0 import PI0Policy
-from pi0.pretrained import OWN_WEIGHTS
-from pi0.ript.checkpoint.journal import EpisodeJournal
-from pi0.ript.distributed import World
-from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.envs import BatchedEnv, InitialState, Task
 from pi0.ript.episodes import (
     CollectionInfo,
     Episode,
@@ -25,12 +29,180 @@ from pi0.ript.episodes import (
     EpisodeWriter,
     default_storage,
 )
-from pi0.ript.evaluate import EpisodeResult, Evaluation, episode_seed
-from pi0.ript.interruption import StoppedError, stop_requested
+from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
-from pi0.ript.rollout import ChunkPolicy, GuidedPolicy, Rollout, RolloutFunction, rollout
+from pi0.ript.rollout import (
+    ChunkPolicy,
+    Rollout,
+    RolloutFunction,
+    rollout,
+    without_images,
+)
 
 _ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are let go
+
+
+@runtime_checkable
+class EpisodeStore(Protocol):
+    """Finished episodes, found by initial state and noise seed; several processes may share it."""
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether it keeps the image of every step, whatever the caller wants to see."""
+        ...
+
+    def has(self, state: InitialState, seed: int) -> bool:
+        """Return whether an episode is there."""
+        ...
+
+    def read(self, task: Task, state: InitialState, seed: int, with_images: bool) -> Rollout | None:
+        """Return an episode; None if it is not there, or not with the images that are asked for."""
+        ...
+
+    def write(self, episode: Rollout) -> None:
+        """Add an episode; once this returns it survives a kill."""
+        ...
+
+
+def remembering(
+    store: EpisodeStore, stop_if_asked: Callable[[], None], run: RolloutFunction = rollout
+) -> RolloutFunction:
+    """Return `run` with a memory: what the store has does not run again, what is finished is added to it.
+
+    Args:
+        store: Of episodes of one policy.
+        stop_if_asked: Called at the end, on every process; raises if one of them was asked to stop. Episodes
+            under way are left at their next chunk then.
+        run: Runs the episodes that are not there.
+    """
+
+    def run_the_others(
+        env: BatchedEnv,
+        policy: ChunkPolicy,
+        states: Sequence[InitialState],
+        seeds: Sequence[int],
+        *,
+        render_every: int | None = None,
+        keep_images: bool = True,
+        on_finished: Callable[[Rollout], None] | None = None,
+    ) -> list[Rollout]:
+        report = on_finished or (lambda _: None)
+        episodes: dict[int, Rollout] = {}
+        for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
+            episode = store.read(env.tasks[state.task], state, seed, keep_images)
+            if episode is not None:
+                episodes[number] = episode
+                report(episode)
+
+        def keep(episode: Rollout) -> None:
+            store.write(episode)
+            report(episode)
+
+        missing = [number for number in range(len(states)) if number not in episodes]
+        lets_images_go = store.needs_images and not keep_images
+        part_size = _ROUNDS_IN_MEMORY * env.num_slots if lets_images_go else max(len(missing), 1)
+        with contextlib.suppress(_EpisodesLeftError):  # then `stop_if_asked` raises
+            for part in batched(missing, part_size):
+                made = run(
+                    env,
+                    _until_asked_to_stop(policy),
+                    [states[number] for number in part],
+                    [seeds[number] for number in part],
+                    render_every=1 if store.needs_images else render_every,
+                    keep_images=keep_images or store.needs_images,
+                    on_finished=keep,
+                )
+                kept = (without_images(episode) if lets_images_go else episode for episode in made)
+                episodes |= dict(zip(part, kept, strict=True))
+        stop_if_asked()
+        return [episodes[number] for number in range(len(states))]
+
+    return run_the_others
+
+
+class _EpisodesLeftError(Exception):
+    """Episodes were left because this process was asked to stop."""
+
+
+def _until_asked_to_stop(policy: ChunkPolicy) -> ChunkPolicy:
+    """Return the policy, which raises _EpisodesLeftError when it is to act and the process is to stop."""
+
+    def chunks(*arguments: Any) -> Float32[np.ndarray, "b h a"]:
+        if stop_requested():
+            raise _EpisodesLeftError
+        return policy.chunks(*arguments)
+
+    return cast("ChunkPolicy", SimpleNamespace(chunks=chunks))
+
+
+# Data sets ----------------------------------------------------------------------------------------------
+
+
+class DatasetStore:
+    """Episodes of a data set that is being made, each with the image of every step."""
+
+    needs_images = True
+
+    def __init__(
+        self, writer: EpisodeWriter, states: Sequence[InitialState], seeds: Sequence[int], source: str
+    ) -> None:
+        """Give each episode the number of its place in a list.
+
+        Args:
+            writer: Of the data set.
+            states: Where the episodes begin.
+            seeds: Of their noise.
+            source: Who acts, as `EpisodeLabels.source`.
+
+        Raises:
+            ValueError: A state occurs twice with one seed; that would be the same episode.
+        """
+        self._writer, self._source = writer, source
+        pairs = zip(states, seeds, strict=True)
+        self._numbers = {(state.hash, seed): number for number, (state, seed) in enumerate(pairs)}
+        if len(self._numbers) != len(states):
+            raise ValueError("seeds: expected different ones for rollouts from one state, found one twice")
+
+    def has(self, state: InitialState, seed: int) -> bool:
+        """Return whether an episode is there."""
+        return self._writer.has(self._numbers[state.hash, seed])
+
+    def read(self, task: Task, state: InitialState, seed: int, with_images: bool) -> Rollout | None:
+        """Return an episode, with the images as they are stored; None if it is not there."""
+        episode = self._writer.read(self._numbers[state.hash, seed], with_images)
+        if episode is None:
+            return None
+        return Rollout(
+            task=task,
+            initial_state=state,
+            seed=seed,
+            success=episode.labels.success,
+            states=episode.states,
+            actions=episode.actions,
+            observed=np.arange(len(episode) if with_images else 0),
+            images=episode.images,
+        )
+
+    def write(self, episode: Rollout) -> None:
+        """Add an episode; once this returns it survives a kill."""
+        number = self._numbers[episode.initial_state.hash, episode.seed]
+        self._writer.add(number, rollout_episode(episode, self._source))
+
+
+def rollouts_writer(directory: Path, env: BatchedEnv, origin: Mapping[str, Any]) -> EpisodeWriter:
+    """Return the writer of a data set of rollouts, named and stored as demonstrations of its tasks are.
+
+    Args:
+        directory: Of the data set; must not exist.
+        env: Runs the episodes.
+        origin: What the data set says about its making, as plain JSON values.
+
+    Raises:
+        EpisodeDataError: The directory exists, or an interrupted recording there is of other settings.
+    """
+    task = next(iter(env.tasks.values()))
+    info = CollectionInfo(task.hz, task.robot, default_storage(task.image_size), dict(origin))
+    return EpisodeWriter(directory, info)
 
 
 def record_rollouts(
@@ -38,48 +210,26 @@ def record_rollouts(
     policy: ChunkPolicy,
     states: Sequence[InitialState],
     seeds: Sequence[int],
-    writer: EpisodeWriter,
-    source: str,
+    store: EpisodeStore,
     peers: Peers = ALONE,
 ) -> None:
-    """Store one episode per initial state under its place in the list; those already stored do not run again.
-
-    Peers share the work. The episodes are whole when all of them have returned.
+    """Store one episode per initial state; peers share the work, and all of it is done when this returns.
 
     Raises:
-        ValueError: A state occurs twice with one seed; that would be the same episode.
-        StoppedError: The process was asked to stop; finished episodes are stored.
+        StoppedError: A process was asked to stop; finished episodes are stored.
     """
-    numbers = {(state.hash, seed): i for i, (state, seed) in enumerate(zip(states, seeds, strict=True))}
-    if len(numbers) != len(states):
-        raise ValueError("seeds: expected different ones for rollouts from one state, found one twice")
-    finished = writer.finished()
-    mine = share(range(len(states)), peers)
-    todo = [i for i in mine if i not in finished]
-    successes = sum(labels.success for number, (labels, _) in finished.items() if number in mine)
-    options = {"unit": "episode", "desc": "rollouts", "disable": peers.rank > 0}
-    with tqdm(total=len(mine), initial=len(mine) - len(todo), **options) as bar:
+    mine = share(list(zip(states, seeds, strict=True)), peers)
+    successes = 0
+    with tqdm(total=len(mine), unit="episode", desc="rollouts", disable=peers.rank > 0) as bar:
 
-        def store(episode: Rollout) -> None:
+        def show(episode: Rollout) -> None:
             nonlocal successes
-            number = numbers[episode.initial_state.hash, episode.seed]
-            writer.add(number, rollout_episode(episode, source))
             successes += episode.success
             bar.set_postfix_str(f"{successes} succeeded", refresh=False)
             bar.update()
-            if code := stop_requested():
-                raise StoppedError(code)
 
-        size = _ROUNDS_IN_MEMORY * env.num_slots
-        for part in (todo[i : i + size] for i in range(0, len(todo), size)):
-            rollout(
-                env,
-                policy,
-                [states[i] for i in part],
-                [seeds[i] for i in part],
-                render_every=1,
-                on_finished=store,
-            )
+        run = remembering(store, partial(leave_if_asked, peers))
+        run(env, policy, [s for s, _ in mine], [s for _, s in mine], keep_images=False, on_finished=show)
 
 
 def rollout_episode(rollout: Rollout, source: str) -> Episode:
@@ -108,72 +258,6 @@ def rollout_episode(rollout: Rollout, source: str) -> Episode:
     )
 
 
-def record_evaluation(
-    env: BatchedEnv,
-    policy: GuidedPolicy,
-    states: Sequence[InitialState],
-    seed: int,
-    directory: Path,
-    robot_type: str,
-    origin: Mapping[str, Any],
-    world: World,
-) -> Evaluation:
-    """Return the evaluation that `evaluate` gives, after its rollouts became a LeRobotDataset v3.
-
-    What was interrupted is continued when it is called again.
-
-    Args:
-        env: Runs the episodes.
-        policy: Acts.
-        states: Held-out states, each one once.
-        seed: Of the noise, as in `evaluate`.
-        directory: Of the data set; must not exist.
-        robot_type: What the data set calls the robot.
-        origin: What the data set says about its making, besides policy, states and seed.
-        world: The processes that share the work.
-
-    Raises:
-        EpisodeDataError: The directory exists, or an interrupted recording there is of other settings.
-    """
-    source = f"policy:{weights_hash(policy.policy)}"
-    task = next(iter(env.tasks.values()))
-    info = CollectionInfo(
-        fps=task.hz,
-        robot_type=robot_type,
-        storage=default_storage(task.image_size),
-        origin={
-            **origin,
-            "source": source,
-            "guidance": policy.guidance,
-            "seed": seed,
-            "states": [state.hash for state in states],
-        },
-    )
-    writer = world.first(EpisodeWriter, directory, info)
-    seeds = [episode_seed(seed, state) for state in states]
-    record_rollouts(env, policy, states, seeds, writer, source, peers=world)
-    world.gather([])  # until the episodes of all processes are stored
-    results = tuple(
-        EpisodeResult(labels.task_id, labels.initial_state_hash, labels.success, length)
-        for labels, length in writer.finished().values()
-    )
-    world.gather([])  # until all processes have read them
-    world.on_main(writer.finalize)
-    return Evaluation(seed, results)
-
-
-def weights_hash(policy: PI0Policy) -> str:
-    """Return the SHA-256, its first 16 digits, of the files that a loaded policy's weights came from."""
-    if policy.source is None:
-        raise ValueError("policy: expected one that was loaded from a checkpoint, found one made here")
-    digest = hashlib.sha256()
-    for file in (policy.source, policy.source.with_name(OWN_WEIGHTS)):
-        if file.exists():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
 def episode_set(episodes: Sequence[Episode], fps: int) -> EpisodeSet:
     """Return episodes as a set in memory, with the content hash that they would have on disk."""
     lengths = np.array([len(e) for e in episodes], np.int64)
@@ -188,49 +272,3 @@ def episode_set(episodes: Sequence[Episode], fps: int) -> EpisodeSet:
         fps=fps,
         collection={"content_hash": hashlib.sha256(hashes.encode()).hexdigest()},
     )
-
-
-def journaled_rollout(journal: EpisodeJournal) -> RolloutFunction:
-    """Return `rollout` with a memory: what the journal has does not run again, what is finished is added.
-
-    Raises (when it runs):
-        StoppedError: The process was asked to stop.
-    """
-
-    def run(
-        env: BatchedEnv,
-        policy: ChunkPolicy,
-        states: Sequence[InitialState],
-        seeds: Sequence[int],
-        *,
-        render_every: int | None = None,
-        keep_images: bool = True,
-        on_finished: Callable[[Rollout], None] | None = None,
-    ) -> list[Rollout]:
-        report = on_finished or (lambda _: None)
-        keys = list(zip(states, seeds, strict=True))
-        finished = {i: journal.read(env.tasks[s.task], s, seed) for i, (s, seed) in enumerate(keys)}
-        for episode in finished.values():
-            if episode is not None:
-                report(episode)
-        missing = [i for i, episode in finished.items() if episode is None]
-
-        def keep(episode: Rollout) -> None:
-            journal.write(episode)
-            report(episode)
-            if code := stop_requested():
-                raise StoppedError(code)
-
-        made = rollout(
-            env,
-            policy,
-            [states[i] for i in missing],
-            [seeds[i] for i in missing],
-            render_every=render_every,
-            keep_images=keep_images,
-            on_finished=keep,
-        )
-        finished |= dict(zip(missing, made, strict=True))
-        return [episode for episode in finished.values() if episode is not None]
-
-    return run

@@ -1,56 +1,68 @@
-"""The plots of a run."""
+"""The plots of a run's rows of metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-Row = Mapping[str, Any]
-Evaluations = Mapping[str, Mapping[str, Any]]
+from pi0.ript.evaluate import Evaluation
+from pi0.ript.page import BLUE, GREEN, GREY, ORANGE, PALE, new_axes
 
-_BLUE, _ORANGE, _GREEN, _GREY, _PALE = "#2f6fb0", "#e07b39", "#3a9a5b", "#6b7785", "#c3ccd5"
-_PHASES = (_BLUE, _ORANGE, _GREEN, "#8a63b3", "#c44e52", "#4aa8b5", "#b59a3b", "#7a7a7a")
+Row = Mapping[str, Any]
+
+_COLORS = (BLUE, ORANGE, GREEN, "#8a63b3", "#c44e52", "#4aa8b5", "#b59a3b", GREY)
+_LINES = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "error": "error",
+    "advantage": "spread of the advantages",
+    "gradient_norm": "norm of the gradient",
+    "learning_rate": "learning rate",
+}
+"""Title of a plot by the word that the keys of its lines contain, which is also its name."""
 _TOTAL = "time/iteration_s"
 
 
-def draw_plots(directory: Path, rows: Sequence[Row], evaluations: Evaluations) -> list[Path]:
-    """Write DIRECTORY/{NAME}.png for each plot that there are data for, and return these files.
+def draw_plots(rows: Sequence[Row], evaluations: Sequence[tuple[int, Evaluation]]) -> dict[str, Any]:
+    """Return a figure by its name for each plot that there are data for.
 
     Args:
-        directory: Is made.
-        rows: With "step", from `read_rows`.
-        evaluations: What `Evaluation.to_dict` returned, by "before" and "after"; empty where there is none.
+        rows: With "step", from `read_rows`; what they have of success, losses, groups, times, ... is drawn.
+        evaluations: With the steps of the axis at which they stand; drawn with their intervals.
     """
-    from matplotlib.figure import Figure  # takes seconds; and no pyplot, which would keep a global state
     from matplotlib.ticker import MaxNLocator
 
-    directory.mkdir(parents=True, exist_ok=True)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = {word: [key for key in keys if word in key] for word in _LINES}
     plots: dict[str, Callable[[Any], bool]] = {
-        "success": lambda axes: _success(axes, rows, evaluations),
-        "loss": lambda axes: _line(axes, rows, "train/loss", "training loss", _BLUE),
-        "advantage": lambda axes: _line(
-            axes, rows, "rollout/advantage_std", "spread of the advantages", _GREEN
-        ),
-        "groups": lambda axes: _groups(axes, rows),
-        "time": lambda axes: _time(axes, rows),
+        "success": partial(_success, rows=rows, keys=keys, evaluations=evaluations),
+        **{
+            word: partial(_lines, rows=rows, keys=lines[word], title=_LINES[word])
+            for word in _LINES
+            if lines[word]
+        },
+        "groups": partial(_groups, rows=rows),
+        "time": partial(_time, rows=rows, keys=keys),
     }
-    drawn = []
-    for name, plot in plots.items():
-        figure = Figure(figsize=(6.4, 3.6), dpi=130, layout="constrained")
-        axes = figure.add_subplot()
-        if not plot(axes):
+    figures = {}
+    for name, draw in plots.items():
+        figure, (axes,) = new_axes()
+        if not draw(axes):
             continue
-        axes.set_xlabel("iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("iteration" if "iteration" in keys else "step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         low, high = axes.get_xlim()
         axes.set_xlim(low, max(high, low + 3))  # one iteration does not fill the plot
-        axes.grid(axis="y", color="#e4e9ee")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-        drawn.append(directory / f"{name}.png")
-        figure.savefig(drawn[-1])
-    return drawn
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        figures[name] = figure
+    return figures
+
+
+def draw_interval(axes: Any, place: int, evaluation: Evaluation, **style: Any) -> None:
+    """Draw the success of an evaluation in percent, with its interval."""
+    rate = 100 * evaluation.success_rate
+    low, high = (100 * bound for bound in evaluation.interval)
+    axes.errorbar(place, rate, [[rate - low], [high - rate]], capsize=4, markersize=6, **style)
 
 
 def _series(rows: Sequence[Row], key: str) -> tuple[list[int], list[float]]:
@@ -59,44 +71,31 @@ def _series(rows: Sequence[Row], key: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _line(axes: Any, rows: Sequence[Row], key: str, title: str, color: str) -> bool:
-    steps, values = _series(rows, key)
-    axes.plot(steps, values, color=color, **_marks(steps))
+def _lines(axes: Any, rows: Sequence[Row], keys: Sequence[str], title: str, scale: int = 1) -> bool:
+    for color, key in zip(_COLORS, keys, strict=False):
+        steps, values = _series(rows, key)
+        if steps:
+            axes.plot(steps, [scale * v for v in values], color=color, label=key, **_marks(steps))
     axes.set_title(title)
-    return bool(steps)
+    return bool(axes.lines)
 
 
-def _success(axes: Any, rows: Sequence[Row], evaluations: Evaluations) -> bool:
-    steps, values = _series(rows, "rollout/success")
-    axes.plot(steps, [100 * v for v in values], color=_BLUE, label="rollouts", **_marks(steps))
-    # The rollouts of an iteration are those of the policy before its update.
-    places = {"before": 0, "after": max(steps, default=-1) + 1}
-    shown = {name: e for name, e in evaluations.items() if e}
-    for name, e in shown.items():
-        rate = 100 * e["success_rate"]
-        low, high = (100 * bound for bound in e["interval"])
-        error = [[rate - low], [high - rate]]
-        color = _GREY if name == "before" else _ORANGE
-        axes.errorbar(
-            places[name],
-            rate,
-            error,
-            fmt="s",
-            color=color,
-            capsize=4,
-            markersize=7,
-            label=f"{name}, held out",
-        )
+def _success(
+    axes: Any, rows: Sequence[Row], keys: Sequence[str], evaluations: Sequence[tuple[int, Evaluation]]
+) -> bool:
+    _lines(axes, rows, [key for key in keys if key.split("/")[-1] == "success"], "success", scale=100)
+    for number, (step, evaluation) in enumerate(evaluations):
+        label = None if number else "held out, 95% interval"
+        draw_interval(axes, step, evaluation, fmt="s", color=ORANGE, label=label)
     axes.set_ylim(-3, 103)
     axes.set_ylabel("%")
-    axes.set_title("success")
-    return bool(steps or shown)
+    return bool(axes.lines)
 
 
 def _groups(axes: Any, rows: Sequence[Row]) -> bool:
     for key, color, label in (
-        ("rollout/attempts", _PALE, "states tried"),
-        ("rollout/groups", _BLUE, "groups of\nmixed outcome"),
+        ("rollout/attempts", PALE, "states tried"),
+        ("rollout/groups", BLUE, "groups of mixed outcome"),
     ):
         steps, values = _series(rows, key)
         axes.bar(steps, values, _width(rows), color=color, label=label)
@@ -105,8 +104,8 @@ def _groups(axes: Any, rows: Sequence[Row]) -> bool:
     return bool(axes.patches)
 
 
-def _time(axes: Any, rows: Sequence[Row]) -> bool:
-    keys = dict.fromkeys(k for row in rows for k in row if k.startswith("time/") and k.endswith("_s"))
+def _time(axes: Any, rows: Sequence[Row], keys: Sequence[str]) -> bool:
+    keys = [key for key in keys if key.startswith("time/") and key.endswith("_s")]
     phases = {key: [row.get(key) or 0.0 for row in rows] for key in keys if key != _TOTAL}
     spent = [sum(parts) for parts in zip(*phases.values(), strict=True)] or [0.0] * len(rows)
     rest = [max((row.get(_TOTAL) or 0.0) - known, 0.0) for row, known in zip(rows, spent, strict=True)]
@@ -115,7 +114,7 @@ def _time(axes: Any, rows: Sequence[Row]) -> bool:
     bottom = [0.0] * len(rows)
     for number, (key, seconds) in enumerate(phases.items()):
         label = key.removeprefix("time/").removesuffix("_s")
-        color = _PHASES[number % len(_PHASES)]
+        color = _COLORS[number % len(_COLORS)]
         axes.bar([row["step"] for row in rows], seconds, _width(rows), bottom, color=color, label=label)
         bottom = [b + s for b, s in zip(bottom, seconds, strict=True)]
     axes.set_ylabel("seconds")

@@ -1,25 +1,65 @@
 """What a run leaves behind: its directory, evaluations with videos, and the results in one file."""
 
+import fcntl
 import json
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pi0 import PI0Policy
-from pi0.ript.evaluate import Evaluation, compare, table
-from pi0.ript.files import unused_path
+from pi0.ript.evaluate import Evaluation, compare
+from pi0.ript.files import FORMAT, read_versioned_json, unused_path
+from pi0.ript.success_table import success_text
 from pi0.ript.video import write_grid
+
+_LOCK = ".lock"
+_locks: dict[Path, TextIO] = {}
+
+
+class RunInUseError(RuntimeError):
+    """Another process is writing to the run's directory."""
 
 
 def new_run_directory(path: str | Path) -> Path:
-    """Make an empty directory and return it; what an earlier run left there moves to PATH.1, .2, ..."""
+    """Make an empty directory and return it; what an earlier run left there moves to PATH.1, .2, ...
+
+    From now on it is this process's own, see `lock_directory`.
+    """
     path = Path(path)
-    if path.exists() and any(path.iterdir()):
+    lock_directory(path)
+    if any(file.name != _LOCK for file in path.iterdir()):
         older = unused_path(path)
         path.rename(older)
         print(f"the earlier run in {path} is now in {older}")  # noqa: T201
-    path.mkdir(parents=True, exist_ok=True)
+        lock_directory(path)
     return path
+
+
+def lock_directory(path: Path) -> None:
+    """Make a directory this process's own until it ends; the kernel frees it, however that happens.
+
+    Raises:
+        RunInUseError: A live process has it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if path in _locks:
+        _locks.pop(path).close()
+    file = (path / _LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise RunInUseError(
+            f"{path} is being written by {owner}; wait for it, or choose another directory or exp_name"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _locks[path] = file
 
 
 def one_line(row: Mapping[str, Any]) -> str:
@@ -29,9 +69,15 @@ def one_line(row: Mapping[str, Any]) -> str:
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write PATH.json, and PATH.mp4 with the recorded episodes, if there are any."""
-    path.with_suffix(".json").write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    values = {"format": FORMAT, **evaluation.to_dict()}
+    path.with_suffix(".json").write_text(json.dumps(values, indent=2) + "\n")
     if evaluation.recorded:
         write_grid(path.with_suffix(".mp4"), evaluation.recorded)
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """Return the evaluation that `write_evaluation` wrote, without recorded episodes."""
+    return Evaluation.from_dict(read_versioned_json(file))
 
 
 def write_results(
@@ -46,6 +92,7 @@ def write_results(
     policy.save_pretrained(run_dir / "policy")
     write_evaluation(run_dir / "after", after)
     results = {
+        "format": FORMAT,
         "config": config,
         "metrics": metrics,
         "before": before.to_dict(),
@@ -53,4 +100,5 @@ def write_results(
         "comparison": compare(before, after).to_dict(),
     }
     (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"{table(before, after)}\nresults, videos and policy: {run_dir}")  # noqa: T201
+    table = success_text({"before": before, "after": after})
+    print(f"{table}\nresults, videos and policy: {run_dir}")  # noqa: T201

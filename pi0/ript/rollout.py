@@ -8,7 +8,7 @@ Axes: t environment step, n observed step, s state dim, a action dim, h action h
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -41,6 +41,11 @@ class Rollout:
     def __len__(self) -> int:
         """Return the number of steps."""
         return len(self.actions)
+
+
+def without_images(rollout: Rollout) -> Rollout:
+    """Return a rollout as it is when images are not kept."""
+    return replace(rollout, observed=rollout.observed[:0], images={})
 
 
 @runtime_checkable
@@ -111,6 +116,7 @@ class _Episode:
     """An episode in progress."""
 
     number: int
+    """Its place in the list of initial states."""
     observation: EnvObservation
     generator: torch.Generator
     states: list[np.ndarray] = field(default_factory=list)
@@ -163,23 +169,21 @@ class RolloutFunction(Protocol):
         ...
 
 
+@dataclass
 class _Runner:
     """Keeps the slots busy: a slot whose episode ends takes the next one at once."""
 
-    def __init__(
-        self,
-        env: BatchedEnv,
-        policy: ChunkPolicy,
-        states: Sequence[InitialState],
-        seeds: Sequence[int],
-        render_every: int | None,
-        keep_images: bool,
-        on_finished: Callable[[Rollout], None] | None,
-    ) -> None:
-        self.env, self.policy, self.states, self.seeds = env, policy, states, seeds
-        self.render_every, self.keep_images, self.on_finished = render_every, keep_images, on_finished
-        self.waiting = list(range(len(states)))[::-1]
-        self.attempts = [0] * len(states)
+    env: BatchedEnv
+    policy: ChunkPolicy
+    states: Sequence[InitialState]
+    seeds: Sequence[int]
+    render_every: int | None
+    keep_images: bool
+    on_finished: Callable[[Rollout], None] | None
+
+    def __post_init__(self) -> None:
+        self.waiting = list(range(len(self.states)))[::-1]
+        self.attempts = [0] * len(self.states)
         self.finished: dict[int, Rollout] = {}
         self.running: dict[int, _Episode] = {}
 

@@ -7,13 +7,13 @@ import atexit
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pi0.ript.console_log import LogFile, _TeeIO
-from pi0.ript.report import append_row, read_rows, write_report
+from pi0.ript.report import append_row, read_rows
 from pi0.ript.wandb_run import WandbRun
 
 _FIRST_REPORT_S = 30.0  # a run that ends sooner draws its plots once
@@ -27,6 +27,7 @@ class _RunLog:
     file: LogFile
     tees: dict[str, _TeeIO]
     consoles: dict[str, Any]
+    report: Callable[[Path], object] | None
     next_report: float
     wandb: WandbRun | None = None
     num_rows: int = 0
@@ -35,11 +36,18 @@ class _RunLog:
 _run: _RunLog | None = None
 
 
-def setup_run_logging(output_dir: str | Path, rank: int) -> Path:
+def setup_run_logging(
+    output_dir: str | Path, rank: int, report: Callable[[Path], object] | None = None
+) -> Path:
     """Copy the console to OUTPUT_DIR/train_rank{RANK}.log from now on, and return that file.
 
     This includes tracebacks, warnings and what `logging` writes there. An existing file is continued; another
     run of this process ends first.
+
+    Args:
+        output_dir: The run's directory.
+        rank: Of this process.
+        report: Writes the page of the run in this directory; `log_metrics` calls it now and then.
 
     Raises:
         ValueError: The directory's metrics.jsonl is damaged.
@@ -54,7 +62,7 @@ def setup_run_logging(output_dir: str | Path, rank: int) -> Path:
     file = LogFile(path)
     consoles = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     tees = {name: _TeeIO(console, file) for name, console in consoles.items()}
-    _run = _RunLog(directory, rank, file, tees, consoles, time.monotonic() + _FIRST_REPORT_S)
+    _run = _RunLog(directory, rank, file, tees, consoles, report, time.monotonic() + _FIRST_REPORT_S)
     for name in consoles:
         _replace_stream(name, consoles[name], tees[name])
     print(f"✓ 日志文件创建: {path} (log file created)")  # noqa: T201
@@ -120,7 +128,7 @@ def init_wandb(config: Any, run_dir: str | Path, rank: int) -> None:
 
 
 def log_metrics(metrics: Mapping[str, Any], step: int) -> None:
-    """Write a row to the run's metrics.jsonl and to W&B, and keep report.html up to date; on rank 0 only.
+    """Write a row to the run's metrics.jsonl and to W&B, and keep its page up to date; on rank 0 only.
 
     A step logged before is replaced, with all that came after it, so that a resumed run repeats none.
 
@@ -139,8 +147,8 @@ def log_metrics(metrics: Mapping[str, Any], step: int) -> None:
     if run.wandb is not None:
         run.wandb.log(metrics, step)
     start = time.monotonic()
-    if start > run.next_report:
-        write_report(run.directory)
+    if run.report is not None and start > run.next_report:
+        run.report(run.directory)
         end = time.monotonic()
         run.next_report = end + (end - start) / _REPORT_SHARE
 

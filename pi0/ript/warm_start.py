@@ -23,7 +23,8 @@ from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.demonstrations.collect import Schedule
-from pi0.ript.episodes import EpisodeSet, load_episodes, read_collection
+from pi0.ript.envs import make_suite
+from pi0.ript.episodes import EpisodeSet, default_storage, load_episodes, read_collection
 from pi0.ript.files import hash_values
 from pi0.ript.windows import Windows, concatenate, episode_windows
 
@@ -48,12 +49,14 @@ class WarmStart:
 
     def demonstrations(self) -> DemonstrationPlan:
         """Return the plan of the demonstrations."""
+        task = make_suite(self.env, **self.env_options).select(self.tasks)[0]
         return DemonstrationPlan(
             env=self.env,
             tasks=self.tasks,
             operator=self.operator,
             quality=self.quality,
             seed=self.seed,
+            storage=default_storage(task.image_size),
             options=self.env_options,
         )
 

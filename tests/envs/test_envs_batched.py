@@ -11,7 +11,7 @@ import pytest
 from counting_env import DIE, DIVERGE, HANG, RAISE, CountingSuite
 
 from pi0.ript.envs import BatchedEnv
-from pi0.ript.envs.worker import WorkerError
+from pi0.ript.envs.process import WorkerError
 
 
 def chunk(n, first=1.0, second=0.0):

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pi0.ript.files import hash_file
+from pi0.ript.files import FORMAT, FormatError, hash_file, read_versioned_json
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 
 
-class CheckpointError(RuntimeError):
+class SnapshotError(RuntimeError):
     """A checkpoint cannot be written or used; the message names the file, the reason and the remedy."""
 
 
@@ -61,7 +61,7 @@ def publish(partial: Path, path: Path, facts: Mapping[str, Any], outside: Iterab
     files = {str(file.relative_to(partial)): file for file in written}
     files |= {f"../{file.relative_to(path.parent)}": file for file in outside}
     entries = {name: {"size": file.stat().st_size, "sha256": hash_file(file)} for name, file in files.items()}
-    body = {**facts, "files": entries}
+    body = {"format": FORMAT, **facts, "files": entries}
     (partial / MANIFEST).write_text(json.dumps({"sha256": _digest(body), **body}, indent=1) + "\n")
     for file in [*written, partial / MANIFEST]:
         _flush(file)
@@ -82,26 +82,29 @@ def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
         hashes: Also read every file; otherwise sizes must do.
 
     Raises:
-        CheckpointError: With the first file that is not, and why.
+        SnapshotError: With the first file that is not, and why.
+        FormatError: A later version wrote it.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_versioned_json(path / MANIFEST)
         expected = manifest.pop("sha256")
         entries = manifest["files"]
+    except FormatError:
+        raise
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: {MANIFEST} is missing, so this is no finished checkpoint") from None
+        raise SnapshotError(f"{path}: {MANIFEST} is missing, so this is no finished checkpoint") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from None
+        raise SnapshotError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from None
     if _digest(manifest) != expected:
-        raise CheckpointError(f"{path}: {MANIFEST} is damaged (its content has another hash)")
+        raise SnapshotError(f"{path}: {MANIFEST} is damaged (its content has another hash)")
     for name, entry in entries.items():
         file = path / name
         if not file.is_file():
-            raise CheckpointError(f"{path}: {name} is missing")
+            raise SnapshotError(f"{path}: {name} is missing")
         if file.stat().st_size != entry["size"]:
-            raise CheckpointError(f"{path}: {name} has {file.stat().st_size} bytes, expected {entry['size']}")
+            raise SnapshotError(f"{path}: {name} has {file.stat().st_size} bytes, expected {entry['size']}")
         if hashes and hash_file(file) != entry["sha256"]:
-            raise CheckpointError(f"{path}: {name} is damaged (its content has another hash)")
+            raise SnapshotError(f"{path}: {name} is damaged (its content has another hash)")
     return manifest
 
 
@@ -124,7 +127,7 @@ def prune(newest: Path, keep_last: int) -> None:
 def _is_complete(path: Path) -> bool:
     try:
         verify(path, hashes=False)
-    except CheckpointError:
+    except SnapshotError:
         return False
     return True
 

@@ -8,9 +8,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from pi0.ript.checkpoint.files import CheckpointError
+from pi0.ript.checkpoint.files import SnapshotError
 from pi0.ript.envs import InitialState, Task
-from pi0.ript.rollout import Rollout
+from pi0.ript.rollout import Rollout, without_images
 
 _UNREADABLE = (BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError, RuntimeError)
 """What reading a damaged .npz raises, depending on where the damage is."""
@@ -19,7 +19,9 @@ _IMAGES = "images/"
 
 
 class EpisodeJournal:
-    """The episodes in a directory, found by initial state and noise seed; several processes may share it."""
+    """The episodes in a directory, each as it was run; see `pi0.ript.recording.EpisodeStore`."""
+
+    needs_images = False
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -43,18 +45,22 @@ class EpisodeJournal:
             partial.rename(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise CheckpointError(
+            raise SnapshotError(
                 f"{path}: the finished episode could not be written ({error}); make room, then continue the "
                 "run with --resume"
             ) from error
 
-    def read(self, task: Task, state: InitialState, seed: int) -> Rollout | None:
-        """Return an episode bit for bit, None if it is not there or damaged, which is said."""
+    def has(self, state: InitialState, seed: int) -> bool:
+        """Return whether an episode is there."""
+        return self._path(state, seed).exists()
+
+    def read(self, task: Task, state: InitialState, seed: int, with_images: bool = True) -> Rollout | None:
+        """Return an episode bit for bit; None if it or its images are missing, or damaged, which is said."""
         path = self._path(state, seed)
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}  # checks every CRC
-                return Rollout(
+                episode = Rollout(
                     task=task,
                     initial_state=state,
                     seed=seed,
@@ -62,6 +68,9 @@ class EpisodeJournal:
                     **{name: arrays.pop(name) for name in ("states", "actions", "observed")},
                     images={name.removeprefix(_IMAGES): frames for name, frames in arrays.items()},
                 )
+            if not with_images:
+                return without_images(episode)
+            return episode if episode.images else None
         except FileNotFoundError:
             return None
         except _UNREADABLE as error:

@@ -1,28 +1,23 @@
 """A run that can be stopped anywhere and continued: what a script holds of its checkpoints."""
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import nn
 
-from pi0.ript.checkpoint.files import CheckpointError
+from pi0.ript.checkpoint.files import SnapshotError
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import settings_hash
-from pi0.ript.checkpoint.state import (
-    Progress,
-    Stateful,
-    load_checkpoint,
-    read_progress,
-    save_checkpoint,
-)
-from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
-from pi0.ript.interruption import StoppedError, stop_requested
+from pi0.ript.checkpoint.run_directory import EPISODES
+from pi0.ript.checkpoint.snapshot import Clock, Stateful, read_progress
+from pi0.ript.checkpoint.state import Progress, load_checkpoint, save_checkpoint
+from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.interruption import StoppedError, asked_to_stop
 from pi0.ript.peers import ALONE, Peers
+from pi0.ript.recording import remembering
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 _BEFORE = "before"  # the evaluation whose episodes are kept: a continued run reports it, too
@@ -52,17 +47,18 @@ class Checkpoints:
             model: The policy, or a learner that has it as `policy`, not wrapped.
             optimizer: Of its parameters.
             sampler: Of states.
-            config: With `training` (num_train_steps, save_freq, keep_last); kept in checkpoints.
+            config: With `training` (num_train_steps, keep_last, save_...); kept in checkpoints.
             peers: The processes that train together.
         """
         self.run_dir, self.model, self.optimizer, self.sampler = run_dir, model, optimizer, sampler
         self.config, self.peers, self.progress = config, peers, Progress()
-        self._all_episodes = run_dir / "episodes"
+        self._all_episodes = run_dir / EPISODES
         self._episodes = self._all_episodes / settings_hash(config)
         self._found = found
         self._saved_at: tuple[int, int] | None = None
+        self._clock = Clock(config.training.save_minutes, peers)
         if found:
-            self.progress = read_progress(found)
+            self.progress = Progress(**read_progress(found))
             self._saved_at = _position(self.progress)
             theirs = found.parent / self._all_episodes.name
             if peers.rank == 0 and found.parent.resolve() != run_dir.resolve() and theirs.exists():
@@ -86,21 +82,27 @@ class Checkpoints:
         """Write a checkpoint after an iteration if it is time for one, after the last, and to stop."""
         progress, training = self.progress, self.config.training
         self._sampler_state = self._sampler_position()
-        code = self._asked_to_stop()
+        code = asked_to_stop(self.peers)
         if code or progress.iteration % training.save_freq == 0 or self._is_last():
             self._write()
             self._forget_episodes()
+            code = asked_to_stop(self.peers)  # while the checkpoint was written, too
         if code:
             self._leave(code)
 
     def stop_if_asked(self) -> None:
-        """Write a checkpoint and leave if a process was asked to stop; to be called after optimizer steps.
+        """Write a checkpoint if `save_minutes` are over, or leave with one if a process was asked to stop.
+
+        To be called after optimizer steps.
 
         Raises:
             StoppedError: The run is over for now, on all processes.
         """
-        if code := self._asked_to_stop():
+        code = asked_to_stop(self.peers)
+        if code or self._clock.is_late():
             self._write()
+            code = asked_to_stop(self.peers)  # while the checkpoint was written, too
+        if code:
             self._leave(code)
 
     def rollout(self, name: str) -> RolloutFunction:
@@ -114,62 +116,27 @@ class Checkpoints:
                 state and seed, so the policy of one name must not change.
         """
         journal = EpisodeJournal(self._episodes / name)
+        self._collected = journal
 
         def run(
             env: BatchedEnv,
             policy: ChunkPolicy,
             states: Sequence[InitialState],
             seeds: Sequence[int],
-            *,
-            render_every: int | None = None,
-            keep_images: bool = True,
-            on_finished: Callable[[Rollout], None] | None = None,
+            **options: Any,
         ) -> list[Rollout]:
-            self._collected = journal
-            keys = list(zip(states, seeds, strict=True))
-            finished = {i: journal.read(env.tasks[s.task], s, n) for i, (s, n) in enumerate(keys)}
-            missing = [i for i, episode in finished.items() if episode is None]
-            self._require_reproducible(name, len(missing))
-            report = on_finished or (lambda _: None)
+            self._require_reproducible(name, len(states))
+            return rollout(env, policy, states, seeds, **options)
 
-            def keep(episode: Rollout) -> None:
-                journal.write(episode)
-                report(episode)
-
-            for episode in finished.values():
-                if episode is not None:
-                    report(episode)
-            try:
-                made = rollout(
-                    env,
-                    _Interruptible(policy),
-                    [states[i] for i in missing],
-                    [seeds[i] for i in missing],
-                    render_every=render_every,
-                    keep_images=keep_images,
-                    on_finished=keep,
-                )
-            except _InterruptedError:
-                made = []
-            if code := self._asked_to_stop():
-                self._write()
-                self._leave(code)
-            finished |= dict(zip(missing, made, strict=True))
-            return [episode for _, episode in sorted(finished.items()) if episode is not None]
-
-        return run
+        return remembering(journal, self.stop_if_asked, run)
 
     def _require_reproducible(self, name: str, num_missing: int) -> None:
         """Refuse to collect with a policy that has learned from this collection already."""
         if self.progress.step and num_missing and name != _BEFORE:
-            raise CheckpointError(
+            raise SnapshotError(
                 f"{num_missing} episodes of {self._episodes / name} are gone, and the policy has changed "
                 "since; continue from the checkpoint before (--resume PATH)"
             )
-
-    def _asked_to_stop(self) -> int:
-        """Return the exit code that all processes leave with, 0 to go on."""
-        return max(code for codes in self.peers.gather([stop_requested()]) for code in codes)
 
     def _is_last(self) -> bool:
         return self.progress.iteration >= self.config.training.num_train_steps
@@ -194,6 +161,7 @@ class Checkpoints:
             keep_last=self.config.training.keep_last,
         )
         self._saved_at = _position(self.progress)
+        self._clock.restart()
 
     def _forget_episodes(self) -> None:
         """Remove the episodes of iterations that are over and saved."""
@@ -211,29 +179,6 @@ class Checkpoints:
             where = f"iteration {self.progress.iteration}, optimizer step {self.progress.step}"
             print(f"stopped at {where}; continue with --resume")  # noqa: T201
         raise StoppedError(code)
-
-
-class _InterruptedError(Exception):
-    """Episodes were left because this process was asked to stop."""
-
-
-class _Interruptible:
-    """A policy that stops acting when the process is asked to stop."""
-
-    def __init__(self, policy: ChunkPolicy) -> None:
-        self.policy = policy
-
-    def chunks(
-        self,
-        observations: Sequence[EnvObservation],
-        tasks: Sequence[Task],
-        generators: Sequence[torch.Generator],
-        among: Collection[Task],
-    ) -> Float32[np.ndarray, "b h a"]:
-        """Return the actions to execute next."""
-        if stop_requested():
-            raise _InterruptedError
-        return self.policy.chunks(observations, tasks, generators, among)
 
 
 def _position(progress: Progress) -> tuple[int, int]:

@@ -1,50 +1,66 @@
-"""What a resumed run continues from: its newest valid checkpoint, with the same settings."""
+"""What a resumed run continues from: its newest valid snapshot, with the same settings, weights and data.
 
+A setting that cannot change a result says so in the schema: `field(..., metadata={"result": "same"})`. With
+"rounding" it changes a result by no more than the rounding of other kernels and batches, with "longer" it may
+be raised, and the run goes on. All others must be those that the run began with.
+"""
+
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from fnmatch import fnmatch
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from pi0.ript.checkpoint.files import CheckpointError, position, published, verify
-from pi0.ript.files import flatten, hash_values
+import torch
+from torch import nn
+
+from pi0.ript.checkpoint.files import SnapshotError, position, published, verify
+from pi0.ript.files import flatten, hash_values, library_hash
+from pi0.ript.peers import Peers
 
 AUTO = "auto"
-
-_FREE = (
-    *("exp_name", "output_dir", "warm_start_dir", "resume", "logging.*", "distributed.*"),
-    *("task.num_workers", "task.warm_start.num_workers", "training.save_freq", "training.keep_last"),
-    *("training.max_nonfinite_steps", "training.profile_steps", "training.memory_limit_gb"),
-)
-"""Settings that cannot change a result."""
-
-_STEPS = "training.num_train_steps"  # may be raised
-
-_ROUNDING_ONLY = ("device", "task.num_parallel_envs")
-"""Settings that change results by the rounding of other kernels and batches."""
+_PACKAGES = ("torch", "lerobot", "mujoco", "metaworld", "hf-libero", "robosuite")
 
 
 class ChangedSettingsError(ValueError):
     """A run cannot be continued with settings that change its result."""
 
 
-def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
+@dataclass(frozen=True)
+class Advice:
+    """What the messages about a snapshot tell the user, in the words of the command that was started."""
+
+    resume: str = "continue with --resume"
+    """How the run goes on."""
+    anew: str = "start a new run with another exp_name and without --resume"
+    """How another one begins."""
+    weights: str = "the files at policy_path or the statistics"
+    """Where weights come from that are not trained."""
+
+
+RUNG_13 = Advice()
+
+
+def find_checkpoint(run_dir: Path, resume: str | None, advice: Advice = RUNG_13) -> Path | None:
     """Return the checkpoint to continue from, None to start from the beginning.
 
     Args:
         run_dir: The run.
         resume: "auto" for the newest valid one, a corrupt one is named and passed over; a path for exactly
             that one; None for none.
+        advice: What to do if none is valid.
 
     Raises:
-        CheckpointError: The one at the path is not valid, or none of the run is.
+        SnapshotError: The one at the path is not valid, or none of the run is.
     """
     if resume is None:
         return None
     if resume != AUTO:
         if position(Path(resume).resolve()) is None:
-            raise CheckpointError(
+            raise SnapshotError(
                 f"resume: expected 'auto' or the path of a checkpoint-N directory, found {resume!r}; "
                 f"the run has {[path.name for path in published(run_dir)]}"
             )
@@ -54,18 +70,21 @@ def find_checkpoint(run_dir: Path, resume: str | None) -> Path | None:
     for path in candidates:
         try:
             verify(path)
-        except CheckpointError as error:
+        except SnapshotError as error:
             print(f"not used: {error}")  # noqa: T201
             continue
         print(f"resume: continuing from {path}")  # noqa: T201
         return path
     if candidates:
-        raise CheckpointError(
-            f"resume: none of the {len(candidates)} checkpoints in {run_dir} is valid, see above; start "
-            "again without --resume (the directory is kept under another name)"
+        raise SnapshotError(
+            f"resume: none of the {len(candidates)} checkpoints in {run_dir} is valid, see above; "
+            f"{advice.anew}"
         )
     print(f"resume: no checkpoint in {run_dir} yet, starting from the beginning")  # noqa: T201
     return None
+
+
+# Settings ---------------------------------------------------------------------------------------------------
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -75,48 +94,184 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def settings_hash(config: Any) -> str:
-    """Return a hash of the settings that have an influence on episodes."""
-    values = {
-        k: v
-        for k, v in flatten(settings(config), into_lists=True).items()
-        if not _is_any(k, (*_FREE, *_ROUNDING_ONLY, _STEPS))
-    }
-    return hash_values(values)
+    """Return a hash of the settings that have an influence on episodes; `config` is a dataclass."""
+    marked = tuple(name for prefix in _marked(config) for name in (prefix, f"{prefix}."))
+    values = flatten(settings(config), into_lists=True)
+    return hash_values({k: v for k, v in values.items() if k not in marked and not k.startswith(marked)})
+
+
+def find_same_run(
+    run_dir: Path, config: Any, resume: str | None = AUTO, advice: Advice = RUNG_13
+) -> Path | None:
+    """Return what `find_checkpoint` does; raise ChangedSettingsError if it is of other settings."""
+    found = find_checkpoint(run_dir, resume, advice)
+    if found is not None:
+        require_same_settings(verify(found, hashes=False)["config"], config, found, advice)
+    return found
 
 
 def require_same_settings(
-    saved: Mapping[str, Any],
-    now: Mapping[str, Any],
-    where: Path,
-    free: Sequence[str] = _FREE,
-    rounding_only: Sequence[str] = _ROUNDING_ONLY,
-    remedy: str = "start a new run with another exp_name and without --resume",
+    saved: Mapping[str, Any], config: Any, where: Path, advice: Advice = RUNG_13
 ) -> None:
     """Raise ChangedSettingsError if a setting differs that changes the result by more than rounding.
 
+    What differs by no more than rounding is printed. A setting that the saved run did not know has its
+    default there.
+
     Args:
-        saved: Settings of the run.
-        now: Settings that are to continue it.
-        where: Its checkpoint, for the message.
-        free: Patterns of settings that cannot change a result.
-        rounding_only: Settings that change no more than rounding; a change is printed.
-        remedy: What else to do than to set them back.
+        saved: Settings of the run, plain values.
+        config: Those that are to continue it, a dataclass whose fields have defaults.
+        where: The run's snapshot, for the message.
+        advice: What else to do than to set them back.
     """
-    old, new = flatten(saved, into_lists=True), flatten(now, into_lists=True)
-    changed = {key: f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in old | new}
-    changed = {k: line for k, line in changed.items() if old.get(k) != new.get(k) and not _is_any(k, free)}
-    if _STEPS in changed and new[_STEPS] > old[_STEPS]:
-        del changed[_STEPS]
-    for key in rounding_only:
-        if key in changed:
-            print(f"resume: {changed.pop(key)}; the results are equal up to rounding")  # noqa: T201
+    changed = []
+    for difference in _differences(saved, config, type(config)(), ""):
+        if difference.result == "rounding":
+            print(f"resume: {difference}; the results are equal up to rounding")  # noqa: T201
+        elif difference.result != "same" and not (difference.result == "longer" and difference.is_raised):
+            changed.append(f"\n  {difference}")
     if changed:
-        lines = "".join(f"\n  {line}" for line in changed.values())
         raise ChangedSettingsError(
             f"resume: these settings differ from those of {where}, saved -> now, and would change the result:"
-            f"{lines}\nSet them back, or {remedy}"
+            f"{''.join(changed)}\nSet them back, or {advice.anew}"
         )
 
 
-def _is_any(key: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(key, pattern) for pattern in patterns)
+@dataclass(frozen=True)
+class _Difference:
+    key: str
+    before: Any
+    now: Any
+    result: str | None
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before!r} -> {self.now!r}"
+
+    @property
+    def is_raised(self) -> bool:
+        return self.now > self.before
+
+
+def _differences(
+    saved: Mapping[str, Any], config: Any, default: Any, prefix: str, mark: str | None = None
+) -> Iterator[_Difference]:
+    """Yield how a section differs from its saved values; `mark` is that of the whole section."""
+    plain, assumed = settings(config), settings(default)
+    for field in fields(config):
+        name, key = field.name, f"{prefix}{field.name}"
+        value, before = getattr(config, name), saved.get(name, assumed[name])
+        result = mark or field.metadata.get("result")
+        if is_dataclass(value) and isinstance(before, Mapping):
+            yield from _differences(before, value, getattr(default, name), f"{key}.", result)
+        elif (
+            isinstance(value, list)
+            and any(map(is_dataclass, value))
+            and isinstance(before, list)
+            and len(before) == len(value)
+        ):
+            for number, (entry, old) in enumerate(zip(value, before, strict=True)):
+                yield from _differences(old, entry, type(entry)(), f"{key}.{number}.", result)
+        elif before != plain[name]:
+            yield _Difference(key, before, plain[name], result)
+    for name in sorted(saved.keys() - plain.keys()):
+        yield _Difference(f"{prefix}{name}", saved[name], None, mark)
+
+
+def _marked(config: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of settings and sections that have a mark."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if "result" in field.metadata:
+            yield f"{prefix}{field.name}"
+        elif is_dataclass(value):
+            yield from _marked(value, f"{prefix}{field.name}.")
+
+
+# Weights, data and surroundings -----------------------------------------------------------------------------
+
+
+def run_facts(
+    config: Any,
+    model: nn.Module,
+    peers: Peers,
+    reads: nn.Module | None = None,
+    data: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return what the manifest of a snapshot says about its run, for `require_same_run`.
+
+    Args:
+        config: All settings.
+        model: What is trained, or a part of it.
+        peers: The processes that train together.
+        reads: Another model that the trained one reads and that stays as it is.
+        data: Hashes of what is learned from, by name.
+    """
+    return {
+        "config": settings(config),
+        "num_processes": peers.size,
+        "untrained": _fingerprint(model, reads),
+        "versions": _versions(),
+        **({"data": dict(data)} if data else {}),
+    }
+
+
+def require_same_run(
+    path: Path,
+    manifest: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    peers: Peers,
+    advice: Advice = RUNG_13,
+) -> None:
+    """Raise SnapshotError if a run's data or frozen weights are others than a snapshot's manifest says.
+
+    Other versions of libraries and another number of processes are printed. What the manifest, of an earlier
+    version, does not say is not compared.
+
+    Args:
+        path: The snapshot, for the messages.
+        manifest: Its manifest.
+        facts: Those of the run that is to go on.
+        peers: The processes that train together; one of them prints.
+        advice: What to do.
+    """
+    data = facts.get("data", {})
+    differ = [name for name, old in manifest.get("data", {}).items() if data.get(name) != old]
+    if differ:
+        raise SnapshotError(
+            f"{path}: {', '.join(differ)}: the data are others than when the run began; put them back, or "
+            f"{advice.anew}"
+        )
+    if manifest.get("untrained", facts["untrained"]) != facts["untrained"]:
+        raise SnapshotError(
+            f"{path}: the weights that are not trained differ from those of the run; {advice.weights} are "
+            f"others than when it began; put them back, or {advice.anew}"
+        )
+    old, now = manifest.get("versions", {}), facts["versions"]
+    changes = [f"{name} {old[name]} -> {now.get(name)}" for name in old if old[name] != now.get(name)]
+    processes = manifest.get("num_processes", facts["num_processes"])
+    if processes != facts["num_processes"]:
+        changes.append(f"processes {processes} -> {facts['num_processes']}")
+    if changes and peers.rank == 0:
+        print(f"resume: {', '.join(changes)}; the results are equal up to rounding at best")  # noqa: T201
+
+
+def _fingerprint(model: nn.Module, reads: nn.Module | None) -> str:
+    """Return a hash of what is not trained; sums of bits, because hashing gigabytes would take seconds."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    frozen = {name: value for name, value in model.state_dict().items() if name not in trained}
+    if reads is not None:
+        frozen |= {f"reads.{name}": value for name, value in reads.state_dict().items()}
+    sums = {
+        name: int(value.detach().contiguous().view(kinds[value.element_size()]).sum(dtype=torch.int64))
+        for name, value in frozen.items()
+    }
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "code": library_hash(),
+        **{name: version(name) for name in _PACKAGES},
+    }

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet, load_episodes
@@ -68,14 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     add("dataset_dir", type=Path, metavar="DATASET_DIR", help="root of the data set")
     add("--output", type=Path, metavar="PAGE", help="the page (default: DATASET_DIR.html)")
     add("--episodes", type=int, nargs="+", metavar="N", help="episodes to show (default: the first ones)")
-    add("--max-episodes", type=int, default=12, metavar="N", help="how many without --episodes "
-        "(default %(default)s)")  # fmt: skip
-    add("--values", type=Path, metavar="DIR", help=f"{FRAMES_FILE} of a RECAP run, or its directory; instead "
-        f"of the data set's {ADVANTAGES_PATH}")  # fmt: skip
-    add("--source", metavar="NAME", help=f"the source in {FRAMES_FILE} that is this data set (default: the "
-        "one with episodes of the same lengths)")  # fmt: skip
-    add("--assume-success", action="store_true", help="take episodes of a set without success labels for "
-        "successes")  # fmt: skip
+    add("--max-episodes", type=int, default=12, metavar="N", help="how many without --episodes (default 12)")
+    values = f"{FRAMES_FILE} of a RECAP run, or its directory; instead of the data set's {ADVANTAGES_PATH}"
+    add("--values", type=Path, metavar="DIR", help=values)
+    source = (
+        f"source in {FRAMES_FILE} that is this data set (default: the one with episodes of these lengths)"
+    )
+    add("--source", metavar="NAME", help=source)
+    add("--assume-success", action="store_true", help="take episodes without success labels for successes")
     return parser
 
 
@@ -108,8 +109,7 @@ def _labels(options: argparse.Namespace, episodes: EpisodeSet) -> Labels | None:
         path = _frames_file(options.values)
         frames = _matching(path, read_labelled_frames(path), episodes, options.source)
         epsilon = read_thresholds(path.with_name(THRESHOLDS_FILE))
-        return Labels(LabelledFrames(frames.advantages, frames.lengths, frames.values, frames.returns, tasks),
-                      epsilon)  # fmt: skip
+        return Labels(replace(frames, tasks=tasks), epsilon)
     if not (options.dataset_dir / ADVANTAGES_PATH).exists():
         return None
     advantages = read_advantages(options.dataset_dir, episodes, missing="drop")

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pi0-eval",
         description="Evaluate a policy on held-out initial states: k/n per task and overall with intervals, "
-        "evaluation.json and a video; with --compare a paired table and comparison.json.",
+        "evaluation.json, a video and report.html; with --compare a paired table and comparison.json.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

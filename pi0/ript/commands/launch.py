@@ -1,6 +1,6 @@
 """Starts a command's script: with this Python, under torchrun, or under accelerate.
 
-    pi0-train --nproc-per-node 2 --config_path pi0/ript/config/debug_train_pi0.yaml
+    pi0-train --nproc-per-node 2 --config_path configs/sft_pi0_config.json
     python -m pi0.ript.commands.launch train --nproc-per-node 2 --config_path ...
     torchrun --standalone --nproc-per-node=2 pi0/ript/scripts/train.py --config_path ...
 
@@ -115,23 +115,6 @@ def script_path(module: str) -> Path:
     if spec is None or spec.origin is None:
         raise LaunchError(f"its script, the module {module}, is missing; install pi0-ript again")
     return Path(spec.origin).resolve()
-
-
-def require_launcher(num_processes: int, command: str) -> None:
-    """Raise LaunchError unless as many processes were started together as the configuration asks for.
-
-    Args:
-        num_processes: What was asked for, on all machines together.
-        command: Name in `COMMANDS` of what is running.
-    """
-    found = int(os.environ.get("WORLD_SIZE", "1"))
-    if found != num_processes:
-        script = COMMANDS[command].script.replace(".", "/")
-        raise LaunchError(
-            f"expected {num_processes} processes, found {found}; start them together: pi0-{command} "
-            f"--nproc-per-node {num_processes} ..., pi0-{command} --accelerate-config FILE ..., or torchrun "
-            f"--standalone --nproc-per-node={num_processes} {script}.py ..."
-        )
 
 
 def _parser(name: str) -> argparse.ArgumentParser:

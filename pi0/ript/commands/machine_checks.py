@@ -77,8 +77,8 @@ def _gpu(index: int) -> Finding:
     text += f"{version[0] if version else 'unknown'}, CUDA {torch.version.cuda}"
     ones = torch.ones(64, 64, device=f"cuda:{index}")
     if (ones @ ones).sum().item() != 64**3:
-        return Finding("FAIL", f"{text}: a product of matrices is wrong", "replace it, or leave it out "
-                       "with CUDA_VISIBLE_DEVICES")  # fmt: skip
+        remedy = "replace it, or leave it out with CUDA_VISIBLE_DEVICES"
+        return Finding("FAIL", f"{text}: a product of matrices is wrong", remedy)
     if (properties.major, properties.minor) < (8, 0):
         return Finding("warn", f"{text}: no bfloat16", "use policy.dtype=float32")
     return Finding("ok", f"{text}, bfloat16")

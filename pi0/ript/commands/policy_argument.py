@@ -11,11 +11,12 @@ from pi0.ript.starting_policy import require_device
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """Add CHECKPOINT, --device and --plugins."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory with config.json and weights, "
-        "such as the `policy` of a run, or the name of a hub repository")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default auto)")
-    parser.add_argument("--plugins", metavar="PACKAGE", action="append", default=[],
-        help="import a package that registers the checkpoint's configuration")  # fmt: skip
+    add = parser.add_argument
+    checkpoint = "directory with config.json and weights, such as the `policy` of a run, or a hub repository"
+    add("checkpoint", metavar="CHECKPOINT", help=checkpoint)
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default auto)")
+    plugins = "import a package that registers the checkpoint's configuration"
+    add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
 
 
 def load_policy(options: argparse.Namespace) -> PI0Policy:

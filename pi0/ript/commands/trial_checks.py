@@ -99,7 +99,7 @@ def checkpoint(request: Request) -> list[Finding]:
     """Return whether a checkpoint is complete and fits the environment; its weights are not read."""
     if request.checkpoint is None:
         return []
-    from pi0.pretrained import verify
+    from pi0.pretrained import require_loadable
     from pi0.ript.environments import get_environment
     from pi0.ript.starting_policy import TOY, require_fits, require_policy_path
 
@@ -107,6 +107,6 @@ def checkpoint(request: Request) -> list[Finding]:
     if request.checkpoint == TOY:
         return [Finding("ok", "checkpoint: toy, which is trained when it is needed")]
     path = Path(request.checkpoint).expanduser()
-    described, count = verify(path)
+    described, count = require_loadable(path)
     require_fits(described.features, get_environment(request.env))
     return [Finding("ok", f"checkpoint: {path}, {count:,} parameters, fits {request.env}")]

@@ -89,7 +89,7 @@ def _algorithm(path: str, known: Mapping[str, Algorithm]) -> Algorithm:
     try:
         return known[did_you_mean("algorithm", name, known)]
     except ValueError as error:
-        remedy = "; train_ript_pi0_final.py runs RECAP" if name == "recap" else ""
+        remedy = "; pi0-recap runs it" if name == "recap" else ""
         raise ConfigError(f"{path}: {error}{remedy}") from error
 
 
@@ -97,7 +97,7 @@ def _resume(value: str, chosen: Algorithm, script: str, resumes: bool) -> list[s
     """Return `--resume` as an override; an algorithm that always goes on where it stopped needs none."""
     if not resumes:
         raise ConfigError(_no_checkpoints(script))
-    if "resume" in {one.name for one in fields(chosen.schema)}:
+    if "resume" in {field.name for field in fields(chosen.schema)}:
         return [f"resume={value}"]
     if value != "auto":
         raise ConfigError(f"--resume {value}: this run goes on by itself; leave the path out")
@@ -105,7 +105,7 @@ def _resume(value: str, chosen: Algorithm, script: str, resumes: bool) -> list[s
 
 
 def _no_checkpoints(script: str) -> str:
-    return f"resume: {script} keeps no checkpoints; 13_train_production_ready.py does"
+    return f"resume: {script} keeps no checkpoints; leave it out, or use pi0/ript/scripts/train_ript_pi0.py"
 
 
 def _parser(known: Mapping[str, Algorithm]) -> argparse.ArgumentParser:
@@ -114,14 +114,13 @@ def _parser(known: Mapping[str, Algorithm]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --config_path FILE [--profile NAME] [--resume [PATH]] [key=value ...]",
     )
-    ours = list(known.items())[::-1]  # what the script adds comes first
-    parser.epilog = "\n\n".join(
-        [
-            "\n".join(["examples:", *(f"  {parser.prog} --config_path {one.example}" for _, one in ours)]),
-            _EXIT_CODES,
-            *(f"keys of {name}, with their defaults:\n{describe_keys(one.schema)}" for name, one in ours),
-        ]
-    )
+    algorithms = {name: known[name] for name in reversed(list(known))}  # what the script adds comes first
+    examples = [f"  {parser.prog} --config_path {algorithm.example}" for algorithm in algorithms.values()]
+    keys = [
+        f"keys of {name}, with their defaults:\n{describe_keys(algorithm.schema)}"
+        for name, algorithm in algorithms.items()
+    ]
+    parser.epilog = "\n\n".join(["\n".join(["examples:", *examples]), _EXIT_CODES, *keys])
     profiles = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
     configs = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
     add = parser.add_argument

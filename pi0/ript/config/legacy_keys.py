@@ -112,32 +112,32 @@ class Translation:
     problems: list[str] = field(default_factory=list)
 
 
-def translate(given: Mapping[str, Any], known: Mapping[str, Any]) -> Translation:
+def translate(settings: Mapping[str, Any], known: Mapping[str, Any]) -> Translation:
     """Return dotted keys and values under today's keys; `known` are these with their defaults."""
     result = Translation()
     sources: dict[str, list[str]] = defaultdict(list)
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     renamed, ignored = [], []
     order = ["algo.demo_batch_size", *known, *CONVERTED, "task.task_name", *RENAMED]
-    for old in sorted(given, key=lambda key: order.index(key) if key in order else len(order)):
+    for old in sorted(settings, key=lambda key: order.index(key) if key in order else len(order)):
         if _todays_key(old) in ("", *known):
-            new, value = _todays_setting(old, given[old], result.problems)
+            new, value = _todays_setting(old, settings[old], result.problems)
         elif WITHOUT_EFFECT.fullmatch(old):
             ignored.append(old)
             continue
         else:
-            result.problems.extend(unknown_key(old, given[old], known))
+            result.problems.extend(unknown_key(old, settings[old], known))
             continue
         if new and (old == new or value is not None or known[new] is None):
             renamed += [f"{old} -> {new}"] * (old != new)
             sources[new].append(old)
-            found[old] = value
+            values[old] = value
     for new, olds in sources.items():
         # An empty value gives way to a synonym.
-        winner = next((old for old in olds if found[old] is not None), olds[0])
-        result.values[new] = found[winner]
-        losers = [old for old in olds if found[old] not in (None, found[winner])]
-        result.notices += [f"{old}={found[old]} gives way to {winner}={found[winner]}" for old in losers]
+        winner = next((old for old in olds if values[old] is not None), olds[0])
+        result.values[new] = values[winner]
+        losers = [old for old in olds if values[old] not in (None, values[winner])]
+        result.notices += [f"{old}={values[old]} gives way to {winner}={values[winner]}" for old in losers]
     if renamed:
         result.notices.append(f"keys under their present names: {', '.join(renamed)}")
     if ignored:

@@ -50,8 +50,8 @@ def load_config_from_yaml[C](
     types = dict(_types(schema))
     problems: list[str] = []
     notices: list[str] = []
-    for source, given in layers:
-        translation = translate(given, known)
+    for source, settings in layers:
+        translation = translate(settings, known)
         wrong = translation.problems
         for key, value in translation.values.items():
             wrong += _set(config, key, value, types[key])

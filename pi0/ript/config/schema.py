@@ -1,9 +1,14 @@
 """Every setting of a run, with its type and default: from the ninth rung on, the only place of defaults.
 
-The comment behind a field is what `--help` says of it.
+The comment behind a field is what `--help` says of it. Its metadata say which result a run has that goes on
+with another value, see `pi0.ript.checkpoint.resuming`; without any it cannot go on.
 """
 
 from dataclasses import dataclass, field
+
+SAME = {"result": "same"}
+ROUNDING = {"result": "rounding"}
+LONGER = {"result": "longer"}
 
 
 class ConfigError(ValueError):
@@ -26,7 +31,7 @@ class WarmStartSettings:
     learning_rate: float | None = None
     num_draws: int | None = None  # noise draws per window
     chunk_size: int | None = None  # actions that the toy predicts at once
-    num_workers: int | None = None  # processes that record demonstrations
+    num_workers: int | None = field(default=None, metadata=SAME)  # processes that record demonstrations
 
 
 @dataclass
@@ -36,8 +41,8 @@ class EnvironmentSettings:
     benchmark_name: str = "metaworld"  # or libero, a LIBERO suite, a plugin's; see pi0/ript/environments.py
     task_names: list[str | int] | None = None  # names, or numbers in the suite's order; null: its own choice
     max_episode_length: int | None = None  # deadline in policy steps; null: the suite's
-    num_parallel_envs: int | None = None  # episodes at once per process, each a simulator; null: its own
-    num_workers: int = 2  # processes that simulate; the result does not depend on it
+    num_parallel_envs: int | None = field(default=None, metadata=ROUNDING)  # per process; null: its own
+    num_workers: int = field(default=2, metadata=SAME)  # processes that simulate
     image_size: int | None = None  # pixels of the square images that the policy sees
     render_size: int | None = None  # LIBERO: pixels that are rendered, then resized to image_size
     render_quality: str | None = None  # stock or fast
@@ -45,7 +50,7 @@ class EnvironmentSettings:
 
 
 @dataclass
-class Task(EnvironmentSettings):
+class TaskSettings(EnvironmentSettings):
     """The environment, and how a toy policy begins; the arguments of `get_environment`."""
 
     warm_start: WarmStartSettings = field(default_factory=WarmStartSettings)
@@ -93,16 +98,17 @@ class Dataset:
 
 
 @dataclass
-class Training:
+class TrainingSettings:
     """The run."""
 
-    num_train_steps: int = 3  # iterations: collect, then improve
+    num_train_steps: int = field(default=3, metadata=LONGER)  # iterations: collect, then improve
     seed: int = 0
-    save_freq: int = 1  # iterations between checkpoints
-    keep_last: int = 3  # checkpoints that are kept
-    max_nonfinite_steps: int = 3  # optimizer steps in a row without a finite loss before the run stops
-    profile_steps: int = 0  # optimizer steps that torch.profiler records
-    memory_limit_gb: float | None = None  # of each process; above it the run stops with a checkpoint
+    save_freq: int = field(default=1, metadata=SAME)  # iterations between checkpoints
+    save_minutes: float | None = field(default=None, metadata=SAME)  # inside an iteration; null: none there
+    keep_last: int = field(default=3, metadata=SAME)  # checkpoints that are kept
+    max_nonfinite_steps: int = field(default=3, metadata=SAME)  # in a row, skipped, before the run stops
+    profile_steps: int = field(default=0, metadata=SAME)  # optimizer steps that torch.profiler records
+    memory_limit_gb: float | None = field(default=None, metadata=SAME)  # per process; above it the run stops
 
 
 @dataclass
@@ -137,18 +143,18 @@ class Logging:
 class TrainConfig:
     """Everything that can be set; the defaults learn the embedded task in minutes on a laptop CPU."""
 
-    exp_name: str = "ript"  # the run is written to output_dir/exp_name
+    exp_name: str = field(default="ript", metadata=SAME)  # the run is written to output_dir/exp_name
     policy_path: str = "toy"  # trained here on demonstrations; or a pi0 checkpoint
-    device: str = "cpu"  # cpu, cuda, cuda:1, ..., or auto
-    output_dir: str = "pi0/ript/output"
-    warm_start_dir: str = "pi0/ript/output/warm_start"  # cache of demonstrations and of toy policies
-    resume: str | None = None  # auto: the newest valid checkpoint of the run; or a checkpoint's path
+    device: str = field(default="cpu", metadata=ROUNDING)  # cpu, cuda, cuda:1, ..., or auto
+    output_dir: str = field(default="pi0/ript/output", metadata=SAME)
+    warm_start_dir: str = field(default="pi0/ript/output/warm_start", metadata=SAME)  # cache of toy policies
+    resume: str | None = field(default=None, metadata=SAME)  # auto: the newest checkpoint; or one's path
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
-    task: Task = field(default_factory=Task)
+    task: TaskSettings = field(default_factory=TaskSettings)
     policy: Policy = field(default_factory=Policy)
     algo: Algo = field(default_factory=Algo)
     dataset: Dataset = field(default_factory=Dataset)
-    training: Training = field(default_factory=Training)
-    distributed: Distributed = field(default_factory=Distributed)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    distributed: Distributed = field(default_factory=Distributed, metadata=SAME)
     eval: Eval = field(default_factory=Eval)
-    logging: Logging = field(default_factory=Logging)
+    logging: Logging = field(default_factory=Logging, metadata=SAME)

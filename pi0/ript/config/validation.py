@@ -30,7 +30,13 @@ _RANGES = Ranges(
         "training.max_nonfinite_steps",
         *(f"task.warm_start.{key}" for key in ("episodes", "steps", "batch_size", "num_draws", "chunk_size")),
     ),
-    positive=("algo.lr", "algo.grad_norm_clip", "training.memory_limit_gb", "task.warm_start.learning_rate"),
+    positive=(
+        "algo.lr",
+        "algo.grad_norm_clip",
+        "training.memory_limit_gb",
+        "training.save_minutes",
+        "task.warm_start.learning_rate",
+    ),
     not_negative=(
         *("algo.collection_cfg_scale", "algo.cfg_uncond_weight", "training.seed", "training.profile_steps"),
         "task.warm_start.num_workers",
@@ -99,7 +105,7 @@ def _places(config: Any) -> Iterator[str]:
         yield f"exp_name: expected a name for a directory (letters, digits, _ . -), found {config.exp_name!r}"
     for key in (key for key in ("output_dir", "warm_start_dir") if hasattr(config, key)):
         place = Path(getattr(config, key)).expanduser()
-        file = next((one for one in (place, *place.parents) if one.exists() and not one.is_dir()), None)
+        file = next((path for path in (place, *place.parents) if path.exists() and not path.is_dir()), None)
         if not place.name or file:
             yield f"{key}: expected a directory, found {str(file or place)!r}"
 
@@ -127,10 +133,10 @@ def _environment(config: Any) -> tuple[Environment | None, list[str]]:
 
 def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
     last = config.eval.first_state + config.eval.rollouts_per_task
-    there_are = environment.num_heldout
-    if there_are is not None and last > there_are:
+    available = environment.num_heldout
+    if available is not None and last > available:
         yield (
-            f"eval.rollouts_per_task: {environment.name} has {there_are} held-out states per task, found "
+            f"eval.rollouts_per_task: {environment.name} has {available} held-out states per task, found "
             f"first_state={config.eval.first_state} and rollouts_per_task={config.eval.rollouts_per_task}"
         )
 

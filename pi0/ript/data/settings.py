@@ -58,9 +58,9 @@ class MixtureSettings:
     val_split_ratio: float = 0.05  # share of each set's episodes; 0: no validation
     val_split_seed: int = 0  # apart from the run's seed, so that runs share their validation episodes
     image_size: int | None = None  # letterbox images to this square when read; null: as stored
-    in_memory_gib: float = 1.0  # a set whose images take no more is decoded once and held in memory
-    num_workers: int = 2  # processes that read ahead; samples do not depend on it; 0 is faster in memory
-    prefetch_factor: int = 2  # batches that each of them reads ahead
+    in_memory_gib: float = field(default=1.0, metadata={"result": "rounding"})  # sets up to it stay decoded
+    num_workers: int = field(default=2, metadata={"result": "same"})  # that read ahead; in memory 0 is faster
+    prefetch_factor: int = field(default=2, metadata={"result": "same"})  # batches that each reads ahead
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
 
 

@@ -17,6 +17,7 @@ from pi0.ript.data.settings import MixtureSettings, check_mixture, mixture_weigh
 from pi0.ript.data.splits import validation_episodes
 from pi0.ript.data.windows import MixtureWindows
 from pi0.ript.episodes import EpisodeDataError
+from pi0.ript.interruption import deaf_children
 from pi0.ript.peers import ALONE, Peers, share
 
 
@@ -50,7 +51,7 @@ class TrainingBatches:
         if self._ahead is None:
             first = self._position + self._rank * self._batch_size
             draws = _endless(self._order, first, self._batch_size, self._global_batch_size)
-            self._ahead = iter(_loader(self._windows, draws, self._reading))
+            self._ahead = _read(self._windows, draws, self._reading)
         batch = next(self._ahead)
         self._position += self._global_batch_size
         return batch
@@ -59,11 +60,6 @@ class TrainingBatches:
     def epoch(self) -> float:
         """Passes over the data so far, of all processes together."""
         return self._position / self._order.epoch_length
-
-    @property
-    def batches_per_epoch(self) -> float:
-        """Batches of this process in one pass."""
-        return self._order.epoch_length / self._global_batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position behind the last batch returned, the same in all processes."""
@@ -115,7 +111,7 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the batches of one pass."""
-        return iter(_loader(self._windows, self._batches, self._reading))
+        return _read(self._windows, self._batches, self._reading)
 
 
 @dataclass(frozen=True)
@@ -210,8 +206,8 @@ def _endless(order: MixtureOrder, first: int, size: int, stride: int) -> Iterato
         yield order.draws(place, place + size)
 
 
-def _loader(windows: MixtureWindows, draws: Any, reading: MixtureSettings) -> DataLoader[dict[str, Any]]:
-    return DataLoader(
+def _read(windows: MixtureWindows, draws: Any, reading: MixtureSettings) -> Iterator[dict[str, Any]]:
+    loader = DataLoader(
         windows,
         batch_size=None,  # the draws are those of whole batches
         sampler=draws,
@@ -220,3 +216,5 @@ def _loader(windows: MixtureWindows, draws: Any, reading: MixtureSettings) -> Da
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its draws are not used; the global generator stays as it is
     )
+    with deaf_children():
+        return iter(loader)

@@ -15,9 +15,9 @@ from pi0.ript.demonstrations.recorder import (
     Recorder,
     attempt_of,
     episode_number,
-    open_writer,
 )
 from pi0.ript.demonstrations.worker import Attempt, WorkerPool
+from pi0.ript.episodes import EpisodeWriter
 
 
 class TooFewSuccessesError(RuntimeError):
@@ -118,7 +118,7 @@ def collect_demonstrations(
     if episodes < 1 or num_workers < 0:
         raise ValueError(f"expected episodes >= 1 and workers >= 0, found {episodes} and {num_workers}")
     output = Path(output)
-    writer = open_writer(plan, output)
+    writer = EpisodeWriter(output, plan.info())
     schedule = Schedule(len(tasks), episodes, keep or plan.resolved_operator().keep)
     for number, (labels, length) in writer.finished().items():
         schedule.done(attempt_of(number), labels.success, length)

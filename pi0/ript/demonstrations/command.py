@@ -26,10 +26,10 @@ from pi0.ript.demonstrations.collect import (
 )
 from pi0.ript.demonstrations.experts import require_expert, tasks_with_expert
 from pi0.ript.demonstrations.operators import OPERATORS, Operator, get_operator
-from pi0.ript.demonstrations.recorder import DemonstrationPlan, open_writer
+from pi0.ript.demonstrations.recorder import DemonstrationPlan
 from pi0.ript.demonstrations.worker import WorkerFailedError
 from pi0.ript.envs import Task, TaskSuite, make_suite
-from pi0.ript.episodes import default_storage
+from pi0.ript.episodes import EpisodeWriter, default_storage
 
 DEFAULT_TASKS = ("button-press-v3", "drawer-open-v3", "plate-slide-v3")
 """Of Meta-World, which has 50."""
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan, tasks = _resolve(options)
         operator = plan.resolved_operator()
-        open_writer(plan, options.output)
+        EpisodeWriter(options.output, plan.info())
     except (ValueError, OSError) as error:
         _complain(f"pi0-demos: error: {error}")
         return 2
@@ -99,19 +99,19 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--env", required=True, help="metaworld or libero")
     add("--suite", help="LIBERO suite: libero_object (default), libero_spatial, libero_goal")
-    add("--task", action="append", help="name or number; may be repeated; default: metaworld "
-        f"{', '.join(DEFAULT_TASKS)}; libero every task that has an expert")  # fmt: skip
+    tasks = f"default: metaworld {', '.join(DEFAULT_TASKS)}; libero every task that has an expert"
+    add("--task", action="append", help=f"name or number; may be repeated; {tasks}")
     add("--episodes", type=int, default=50, help="episodes per task to keep (default %(default)s)")
-    add("--operator", default="competent", help=f"{', '.join(OPERATORS)} (default %(default)s): "
-        "hesitating is slow, sloppy fails in about half of the episodes")  # fmt: skip
+    operators = f"{', '.join(OPERATORS)}: hesitating is slow, sloppy fails in about half of the episodes"
+    add("--operator", default="competent", help=f"{operators} (default %(default)s)")
     for name, meaning in _QUALITY.items():
         add(f"--{name}", type=_share, metavar="X", help=f"{meaning}; default: the operator's own")
     add("--output", type=Path, required=True, help="directory of the data set; must not exist")
     add("--workers", type=int, default=_usable_cores(), help="processes (default %(default)s)")
     add("--seed", type=int, default=0, help="of initial states and operator (default %(default)s)")
     add("--image-size", type=int, help="pixels (default 64 metaworld, 224 libero)")
-    add("--storage", choices=("image", "video"), help="image: PNG, exact (default up to 128 "
-        "pixels); video: H.264, a tenth of the size")  # fmt: skip
+    storage = "image: PNG, exact (default up to 128 pixels); video: H.264, a tenth of the size"
+    add("--storage", choices=("image", "video"), help=storage)
     add("--keep", choices=("all", "successes"), help="default: successes; sloppy: all")
     return parser
 

@@ -45,9 +45,8 @@ class SceneReader:
         self._model, self._data = raw.sim.model._model, raw.sim.data._data
         _, self._object, self._target = environment.parsed_problem["goal_state"][0]
         names = [*environment.objects_dict, *environment.fixtures_dict]
-        bodies = {name: environment.obj_body_id[name] for name in names
-                  if name in environment.obj_body_id}  # fmt: skip
-        self._boxes = {name: self._boxes_under(body) for name, body in bodies.items()}
+        bodies = environment.obj_body_id
+        self._boxes = {name: self._boxes_under(bodies[name]) for name in names if name in bodies}
         self._site = self._id(mujoco.mjtObj.mjOBJ_SITE, "gripper0_grip_site")
         self._fingers = [
             self._id(mujoco.mjtObj.mjOBJ_BODY, f"gripper0_{side}finger") for side in ("left", "right")

@@ -2,7 +2,6 @@
 
 import zlib
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ HELDOUT_CHECKED = 50
 """Held-out states per task that a demonstration is compared with by hash."""
 
 _ATTEMPTS_PER_TASK = 1_000_000
-ROBOTS = {"metaworld": "sawyer", "libero": "panda"}
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,10 @@ class DemonstrationPlan:
 
     def info(self) -> CollectionInfo:
         """Return what the data set says about its making."""
+        task = self.selected()[0]
         return CollectionInfo(
-            fps=self.selected()[0].hz,
-            robot_type=ROBOTS.get(self.env, self.env),
+            fps=task.hz,
+            robot_type=task.robot,
             storage=self.storage,
             origin={
                 "env": self.env,
@@ -171,8 +170,3 @@ def episode_seed(seed: int, task: Task, attempt: int) -> int:
     """Return the seed of an attempt's operator, different for every task and attempt."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(task.id.encode()), attempt])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def open_writer(plan: DemonstrationPlan, output: Path) -> EpisodeWriter:
-    """Return the writer of the plan's data set; continues an interrupted collection."""
-    return EpisodeWriter(output, plan.info())

@@ -1,32 +1,28 @@
-"""A worker process: records the attempts that it is told to, one line in, one line out.
+"""Worker processes that record demonstrations, each one attempt at a time."""
 
-First line in: the plan and the output as JSON; then one JSON list [task number, attempt] a line.
-Answers: [success, length]. It ends when its input ends, so it never outlives its parent for longer
-than one episode; what simulators print goes to its log.
-"""
-
-import json
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder, open_writer
+from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder
+from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError, serve
+from pi0.ript.episodes import EpisodeWriter
 
-_ENVIRONMENT = {"MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 type Attempt = tuple[int, int]
+
+ATTEMPT_SECONDS = 600.0
+"""After which a worker that has not finished an attempt is replaced: a slow machine, the first simulator."""
+
+_MAX_LOSSES_IN_A_ROW = 3
 
 
 class WorkerFailedError(RuntimeError):
-    """A worker process ended early; the message holds the end of its log."""
+    """Attempts could not be recorded; the message holds the worker's traceback, or the end of its log."""
 
 
 class WorkerPool:
-    """Worker processes that record attempts, each at most one at a time."""
+    """Worker processes that record attempts; one that dies or hangs is replaced, and its attempt repeated."""
 
     def __init__(self, plan: DemonstrationPlan, output: Path, logs: Path, count: int) -> None:
         """Start the processes.
@@ -37,22 +33,13 @@ class WorkerPool:
             logs: Where each process writes its log.
             count: How many processes.
         """
-        self._workers: list[subprocess.Popen[str]] = []
+        self._setup = plan, output
         self._logs = [logs / f"worker-{i}.log" for i in range(count)]
         self._running: dict[int, Attempt] = {}
-        paths = {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+        self._losses_in_a_row = 0
         for log in self._logs:
-            with log.open("w") as stderr:
-                worker = subprocess.Popen(
-                    [sys.executable, "-m", __spec__.name],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    text=True,
-                    env=_ENVIRONMENT | os.environ | paths,
-                )
-            self._workers.append(worker)
-            self._send(worker, {"plan": asdict(plan), "output": str(output)})
+            log.unlink(missing_ok=True)
+        self._workers = [self._worker(log) for log in self._logs]
 
     @property
     def idle(self) -> list[int]:
@@ -67,30 +54,42 @@ class WorkerPool:
     def start(self, worker: int, attempt: Attempt) -> None:
         """Let an idle worker record an attempt."""
         self._running[worker] = attempt
-        self._send(self._workers[worker], attempt)
+        self._workers[worker].send(attempt)
 
-    def finished(self) -> Iterable[tuple[Attempt, bool, int]]:
-        """Wait until at least one attempt is done; yield attempt, success and length of each."""
-        outputs = {_pipe(self._workers[w].stdout).fileno(): w for w in self._running}
-        for output in wait(list(outputs)):
-            assert isinstance(output, int)
-            worker = outputs[output]
-            line = _pipe(self._workers[worker].stdout).readline()
-            if not line:
-                code = self._workers[worker].wait()
-                raise WorkerFailedError(
-                    f"worker {worker} ended with exit code {code} while recording; its log ends:\n"
-                    + "\n".join(self._logs[worker].read_text().splitlines()[-15:])
-                )
-            success, length = json.loads(line)
-            yield self._running.pop(worker), success, length
+    def finished(self) -> Iterator[tuple[Attempt, bool, int]]:
+        """Wait until a worker answers or is late; yield attempt, success and length of what is done.
 
-    def _send(self, worker: subprocess.Popen[str], message: object) -> None:
-        try:
-            _pipe(worker.stdin).write(json.dumps(message) + "\n")
-            _pipe(worker.stdin).flush()
-        except BrokenPipeError:
-            return  # noticed, with its log, when its answer is read
+        Raises:
+            WorkerFailedError: A worker's code raised, or workers were lost several times in a row.
+        """
+        pipes = {self._workers[w].pipe: w for w in self._running}
+        patience = {w: self._workers[w].seconds_left(ATTEMPT_SECONDS) for w in self._running}
+        answered = [w for pipe, w in pipes.items() if pipe in wait(list(pipes), min(patience.values()))]
+        for w in answered or [min(patience, key=patience.__getitem__)]:
+            try:
+                success, length = self._workers[w].receive(ATTEMPT_SECONDS)
+            except WorkerError as error:
+                raise WorkerFailedError(f"recording attempt {self._running[w]} failed:\n{error}") from None
+            except WorkerLostError as error:
+                self._again(w, error)
+            else:
+                self._losses_in_a_row = 0
+                yield self._running.pop(w), success, length
+
+    def _again(self, w: int, lost: WorkerLostError) -> None:
+        """Replace a worker and let the new one repeat its attempt."""
+        self._losses_in_a_row += 1
+        if self._losses_in_a_row >= _MAX_LOSSES_IN_A_ROW:
+            raise WorkerFailedError(
+                f"{self._losses_in_a_row} workers were lost in a row, the last: {lost}; its log ends:\n"
+                + "\n".join(self._logs[w].read_text().splitlines()[-15:])
+            )
+        sys.stderr.write(f"{lost}: attempt {self._running[w]} is repeated\n")
+        self._workers[w] = self._worker(self._logs[w])
+        self.start(w, self._running[w])
+
+    def _worker(self, log: Path) -> Worker:
+        return Worker("pi0.ript.demonstrations.worker", self._setup, log)
 
     def __enter__(self) -> "WorkerPool":
         """Return self; ends the processes at the end of the block."""
@@ -100,28 +99,21 @@ class WorkerPool:
         """End the processes; an unfinished attempt is lost, finished ones are on disk."""
         for worker in self._workers:
             worker.kill()
-            worker.wait()
-            _pipe(worker.stdout).close()
 
 
-def _pipe[Stream](stream: Stream | None) -> Stream:
-    assert stream is not None
-    return stream
+def main() -> None:
+    """Run this process as a worker."""
+    serve(_prepare)
 
 
-def _serve() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    first = json.loads(sys.stdin.readline())
-    plan = DemonstrationPlan(**first["plan"] | {"tasks": tuple(first["plan"]["tasks"])})
-    recorder = Recorder(plan, open_writer(plan, Path(first["output"])))
-    for line in sys.stdin:
-        labels, length = recorder.record(*json.loads(line))
-        answers.write(json.dumps([labels.success, length]) + "\n")
-        answers.flush()
-    recorder.close()
+def _prepare(
+    setup: tuple[DemonstrationPlan, Path],
+) -> tuple[Callable[[Attempt], tuple[bool, int]], Callable[[], None]]:
+    plan, output = setup
+    recorder = Recorder(plan, EpisodeWriter(output, plan.info()))
 
+    def record(attempt: Attempt) -> tuple[bool, int]:
+        labels, length = recorder.record(*attempt)
+        return labels.success, length
 
-if __name__ == "__main__":
-    _serve()
+    return record, recorder.close

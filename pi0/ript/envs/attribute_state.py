@@ -10,8 +10,8 @@ from jaxtyping import Float64
 def numeric_attributes(owner: Any, exclude: Container[str] = ()) -> dict[str, Any]:
     """Return the attributes that are numbers, arrays of numbers or None, sorted by name.
 
-    Their values are the templates that `pack` and `unpack` take types and shapes from. Arrays that
-    are windows into MuJoCo's own data are left out: they follow the physics.
+    Their values are the templates that `pack_attributes` and `unpack_attributes` take types and shapes from.
+    Arrays that are windows into MuJoCo's own data are left out: they follow the physics.
     """
     return {
         name: value
@@ -25,16 +25,16 @@ def numeric_attributes(owner: Any, exclude: Container[str] = ()) -> dict[str, An
     }
 
 
-def pack(owner: Any, templates: dict[str, Any]) -> Float64[np.ndarray, " n"]:
+def pack_attributes(owner: Any, templates: dict[str, Any]) -> Float64[np.ndarray, " n"]:
     """Return the attributes' present values; None, in attributes set lazily, becomes NaN."""
     values = [vars(owner)[name] for name in templates]
     return np.concatenate([np.ravel(np.nan if v is None else v).astype(np.float64) for v in values])
 
 
-def unpack(
+def unpack_attributes(
     owner: Any, templates: dict[str, Any], vector: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " rest"]:
-    """Set the attributes from what `pack` returned and return what follows it in the vector."""
+    """Set the attributes from what `pack_attributes` returned and return what follows it in the vector."""
     at = 0
     for name, template in templates.items():
         size = np.size(template) if template is not None else 1

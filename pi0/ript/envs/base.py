@@ -37,6 +37,12 @@ class Task:
     """Image keys, in the order in which the policy takes them."""
     image_size: int
     """Height and width of every image in pixels."""
+    robot: str = ""
+    """What data sets of the task call the robot; "": as the suite."""
+
+    def __post_init__(self) -> None:
+        """Name the robot."""
+        object.__setattr__(self, "robot", self.robot or self.suite)
 
     @property
     def id(self) -> str:

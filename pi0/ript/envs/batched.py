@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from pi0.ript.envs.base import ChunkResult, EnvObservation, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
+from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError
 from pi0.ript.envs.slots import Slots, aborted
-from pi0.ript.envs.worker import Worker, WorkerError, WorkerLostError
 
 _MAX_LOSSES_IN_A_ROW = 3
 
@@ -41,7 +41,8 @@ class BatchedEnv:
             num_workers: Processes that simulate; 0 simulates in this process.
             max_steps: Deadline in policy steps, for all tasks or by task name; None for the
                 suite's own.
-            timeout: Seconds after which a worker that has not answered is replaced.
+            timeout: Seconds after which a worker that has not answered is replaced; its first answer may
+                take longer, because it has to start.
         """
         if num_slots < 1 or not 0 <= num_workers <= num_slots:
             raise ValueError(
@@ -255,7 +256,7 @@ class BatchedEnv:
         self._workers[w] = self._start()
 
     def _start(self) -> Worker:
-        return Worker(self.suite, self.tasks)
+        return Worker("pi0.ript.envs.worker", (self.suite, self.tasks))
 
 
 def _with_deadline(task: Task, max_steps: int | Mapping[str, int] | None) -> Task:

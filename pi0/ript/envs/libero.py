@@ -19,7 +19,7 @@ from PIL import Image
 
 from pi0.registry import did_you_mean
 from pi0.ript.envs import libero_files
-from pi0.ript.envs.attribute_state import numeric_attributes, pack, unpack
+from pi0.ript.envs.attribute_state import numeric_attributes, pack_attributes, unpack_attributes
 from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.libero_meshes import simplified_meshes
@@ -98,6 +98,7 @@ class LiberoSuite(TaskSuite):
                 state_dim=8,
                 cameras=tuple(self.camera_names),
                 image_size=self.image_size,
+                robot="panda",
             )
             for name in libero_files.task_names(self.suite)
         )
@@ -169,14 +170,14 @@ class LiberoSimulation(Simulation):
         lasts while the action asks for none.
         """
         physics = get_physics(*self._mujoco, _MOVED_BY_RESET)
-        controller = pack(self._robot.controller, self._controller_attributes)
+        controller = pack_attributes(self._robot.controller, self._controller_attributes)
         return np.concatenate([physics, controller, self._robot.gripper.current_action])
 
     def restore(self, state: InitialState) -> None:
         """Put physics, controller and gripper into the state, bit for bit."""
         require_size(state, self._size)
         rest = set_physics(*self._mujoco, _MOVED_BY_RESET, state.vector)
-        rest = unpack(self._robot.controller, self._controller_attributes, rest)
+        rest = unpack_attributes(self._robot.controller, self._controller_attributes, rest)
         self._robot.gripper.current_action = rest.copy()
         self._robosuite.timestep, self._robosuite.cur_time = 0, 0.0
 

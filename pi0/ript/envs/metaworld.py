@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from pi0.ript.envs.attribute_state import numeric_attributes, pack, unpack
+from pi0.ript.envs.attribute_state import numeric_attributes, pack_attributes, unpack_attributes
 from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.metaworld_tasks import DEADLINES, GOAL_DRAWN, INSTRUCTIONS
@@ -79,6 +79,7 @@ class MetaWorldSuite(TaskSuite):
                 state_dim=4,
                 cameras=(CAMERA,),
                 image_size=self.image_size,
+                robot="sawyer",
             )
             for name, instruction in INSTRUCTIONS.items()
         )
@@ -129,7 +130,7 @@ class MetaWorldSimulation(Simulation):
     def snapshot(self) -> Float64[np.ndarray, " n"]:
         """Return physics, moved model arrays, observation, and the task's Python attributes."""
         physics = get_physics(self._env.model, self._env.data, _MOVED_BY_RESET)
-        attributes = pack(self._env, self._attributes)
+        attributes = pack_attributes(self._env, self._attributes)
         return np.concatenate([physics, attributes, self._observation])
 
     def restore(self, state: InitialState) -> None:
@@ -177,7 +178,7 @@ class MetaWorldSimulation(Simulation):
 
     def _restore_vector(self, vector: Float64[np.ndarray, " n"]) -> None:
         rest = set_physics(self._env.model, self._env.data, _MOVED_BY_RESET, vector)
-        self._observation = unpack(self._env, self._attributes, rest).copy()
+        self._observation = unpack_attributes(self._env, self._attributes, rest).copy()
 
 
 def _hide_arm(model: mujoco.MjModel) -> None:

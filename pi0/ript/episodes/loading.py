@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64, UInt8
 from pi0.ript.episodes.image_arrays import frame_bytes, image_keys, read_images
 from pi0.ript.episodes.layout import COLLECTION_PATH, partial_directory
 from pi0.ript.episodes.records import Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.files import read_versioned_json
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def images_gb(directory: str | Path) -> float:
 def read_collection(directory: str | Path) -> dict[str, Any]:
     """Return how a data set was made and its `content_hash`; empty for a set made elsewhere."""
     path = Path(directory) / COLLECTION_PATH
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_versioned_json(path) if path.exists() else {}
 
 
 def _read_info(root: Path) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from lerobot.datasets.feature_utils import get_hf_features_from_features
 from pi0.ript.episodes.images import VIDEO_ENCODER, decode_png, video_frames
 from pi0.ript.episodes.layout import COLLECTION_PATH, IMAGE_PREFIX, read_record
 from pi0.ript.episodes.records import CollectionInfo, EpisodeDataError, EpisodeLabels
+from pi0.ript.files import FORMAT
 
 _FRAMES_FOR_IMAGE_STATISTICS = 8
 """Per episode; pi0 does not normalise images by statistics, other policies of lerobot may."""
 
 
-def publish(paths: Sequence[Path], root: Path, info: CollectionInfo) -> None:
+def publish_episodes(paths: Sequence[Path], root: Path, info: CollectionInfo) -> None:
     """Write the stored episodes, in the order given, as a new data set."""
     records = [read_record(path) for path in paths]
     features = _features(paths, records, info)
@@ -45,6 +46,7 @@ def publish(paths: Sequence[Path], root: Path, info: CollectionInfo) -> None:
     statistics.write_text(json.dumps(json.loads(statistics.read_text()), indent=4, sort_keys=True) + "\n")
     hashes = [record["content_hash"] for record in records]
     summary = asdict(info) | {
+        "format": FORMAT,
         "episodes": len(records),
         "content_hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
     }

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pi0.ript.episodes.images import encode_png, encode_video
+from pi0.ript.episodes.images import decode_png, encode_png, encode_video, video_frames
 from pi0.ript.episodes.layout import IMAGE_PREFIX, partial_directory, read_record
 from pi0.ript.episodes.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
 from pi0.ript.files import write_bytes
@@ -69,32 +69,53 @@ class EpisodeWriter:
         pq.write_table(table, sink)
         write_bytes(self._path(number, ".parquet"), sink.getvalue().to_pybytes())
 
+    def has(self, number: int) -> bool:
+        """Return whether an episode is stored."""
+        return self._path(number, ".parquet").exists()
+
+    def read(self, number: int, with_images: bool = True) -> Episode | None:
+        """Return an episode as it is stored, None if it is not there; images of a video are not exact."""
+        if not self.has(number):
+            return None
+        path = self._path(number, ".parquet")
+        record, table = read_record(path), pq.read_table(path)
+        images = {}
+        for camera in record["cameras"] if with_images else ():
+            if self.info.storage == "video":
+                images[camera] = np.stack(list(video_frames(self._path(number, f".{camera}.mp4"))))
+            else:
+                column = table.column(IMAGE_PREFIX + camera).combine_chunks()
+                images[camera] = decode_png(column.field("bytes").to_pylist())
+        states, actions = (
+            table.column(name).combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+            for name in ("observation.state", "action")
+        )
+        return Episode(images, states, actions, _labels(record))
+
     def finished(self) -> dict[int, tuple[EpisodeLabels, int]]:
         """Return labels and length of the episodes stored so far, by number, in order."""
-        names = {f.name for f in fields(EpisodeLabels)}
-        found = {}
-        for path in sorted(self.partial.glob("episode-*.parquet")):
-            record = read_record(path)
-            labels = EpisodeLabels(**{key: record[key] for key in names})
-            found[int(path.stem.split("-")[1])] = labels, record["length"]
-        return found
+        records = {
+            int(path.stem.split("-")[1]): read_record(path)
+            for path in sorted(self.partial.glob("episode-*.parquet"))
+        }
+        return {number: (_labels(record), record["length"]) for number, record in records.items()}
 
     def finalize(self, keep: Collection[int] | None = None) -> Path:
         """Publish the episodes (those numbered in `keep`; None: all) and return the directory.
 
         Safe to kill and repeat: the data set appears in one step, complete.
         """
-        from pi0.ript.episodes.publishing import publish  # lerobot takes seconds to import
+        from pi0.ript.episodes.publishing import publish_episodes  # lerobot takes seconds to import
 
         numbers = list(self.finished()) if keep is None else sorted(keep)
         if not numbers:
             raise EpisodeDataError(f"{self.partial} holds no episode to publish")
-        missing = [n for n in numbers if not self._path(n, ".parquet").exists()]
+        missing = [n for n in numbers if not self.has(n)]
         if missing:
             raise EpisodeDataError(f"{self.partial}: episodes {missing[:5]} are not finished")
         staged = self.partial / "dataset"
         shutil.rmtree(staged, ignore_errors=True)
-        publish([self._path(n, ".parquet") for n in numbers], staged, self.info)
+        publish_episodes([self._path(n, ".parquet") for n in numbers], staged, self.info)
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         staged.replace(self.directory)
         shutil.rmtree(self.partial)
@@ -104,6 +125,10 @@ class EpisodeWriter:
         if not 0 <= number < 10**9:
             raise EpisodeDataError(f"number: expected 0 to 999999999, found {number}")
         return self.partial / f"episode-{number:09d}{suffix}"
+
+
+def _labels(record: dict[str, Any]) -> EpisodeLabels:
+    return EpisodeLabels(**{field.name: record[field.name] for field in fields(EpisodeLabels)})
 
 
 def _require_equal(partial: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

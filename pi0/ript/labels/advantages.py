@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet
-from pi0.ript.files import write_json, write_text
+from pi0.ript.files import FORMAT, read_versioned_json, write_json, write_text
 from pi0.ript.labels.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
 
 ADVANTAGES_PATH = Path("meta/advantages.json")
@@ -143,7 +143,7 @@ def write_advantages(
     hashes = {"content_hash": _content_hash(episodes), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
     path = directory / ADVANTAGES_PATH
     # The lineage first: a file without its lineage would pass for one made elsewhere.
-    write_json(directory / LINEAGE_PATH, {**lineage, **hashes})
+    write_json(directory / LINEAGE_PATH, {"format": FORMAT, **lineage, **hashes})
     write_text(path, text)
     return path
 
@@ -187,7 +187,7 @@ def read_advantages(
 def read_lineage(directory: str | Path) -> dict[str, Any]:
     """Return what the advantages of a data set were made from; empty for a file made elsewhere."""
     path = Path(directory) / LINEAGE_PATH
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_versioned_json(path) if path.exists() else {}
 
 
 def _keys(episodes: EpisodeSet) -> list[str]:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from tqdm import tqdm
 
 from pi0.ript.episodes import EpisodeSet
+from pi0.ript.interruption import StoppedError, asked_to_stop, until_stopped
 from pi0.ript.labels.returns import Outcome, RewardConfig
 from pi0.ript.labels.sources import Source, frame_windows
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
@@ -61,12 +62,18 @@ def predict(
     peers: Peers = ALONE,
     batch_size: int = 256,
 ) -> Float64[np.ndarray, " k"]:
-    """Return the values of some frames of a set, None: of all; peers share the work and get them all."""
+    """Return the values of some frames of a set, None: of all; peers share the work and get them all.
+
+    Raises:
+        StoppedError: A process was asked to stop.
+    """
     windows = frame_windows(episodes, 1)
     parts = batches(np.arange(len(windows)) if frames is None else frames, batch_size)
     bar = tqdm(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
-    found = [value.values(windows.batch(part)).double().cpu().numpy() for part in bar]
-    return np.concatenate(gather_shares(found, peers))
+    values = [value.values(windows.batch(part)).double().cpu().numpy() for part in until_stopped(bar, peers)]
+    if code := asked_to_stop(peers):
+        raise StoppedError(code)
+    return np.concatenate(gather_shares(values, peers))
 
 
 def heldout_calibration(

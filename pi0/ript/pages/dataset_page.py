@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pi0.ript import page
 from pi0.ript.episodes import EpisodeLabels, EpisodeSet
 from pi0.ript.labels.frames import LabelledFrames
-from pi0.ript.pages.episode_figures import GREEN, PALE, draw_episode
+from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, positive_text, value_limits
 
 
@@ -51,10 +51,10 @@ def write_dataset_page(
     count = f"{len(shown)} of {len(episodes)}"
     note = "Episodes without a success label count as successes here." if unlabelled_succeed else ""
     sections = [
-        ("", page.cards(_facts(episodes, labels)) + (f"<p>{note}</p>" if note else "")),
+        ("", page.cards(_facts(episodes, labels)) + page.paragraph(note)),
         ("Tasks", _groups(episodes, "task", lambda label: label.task_id or label.instruction)),
         ("Who acted", _groups(episodes, "source", lambda label: label.source or "unknown")),
-        ("Lengths", page.image(page.png(_length_figure(episodes)), "lengths")),
+        ("Lengths", page.image(_length_figure(episodes), "lengths")),
         ("Advantages", _advantages(labels)),
         (f"Episodes ({count})", _episodes(episodes, shown, labels)),
         ("How it was made", _origin(episodes)),
@@ -65,7 +65,7 @@ def write_dataset_page(
 def _facts(episodes: EpisodeSet, labels: Labels | None) -> list[tuple[str, str, str]]:
     frames, successes = int(episodes.lengths.sum()), _successes(episodes.labels)
     shapes = {name: f"{x.shape[2]}x{x.shape[1]}" for name, x in episodes.images.items()}
-    found = [
+    facts = [
         ("episodes", str(len(episodes)), f"{_tasks(episodes)} task(s)"),
         ("success", f"{successes / len(episodes):.1%}", f"{successes}/{len(episodes)}"),
         ("frames", str(frames), f"{frames / episodes.fps:.1f} s at {episodes.fps} fps"),
@@ -74,8 +74,8 @@ def _facts(episodes: EpisodeSet, labels: Labels | None) -> list[tuple[str, str, 
     ]
     if labels is not None:
         advantages = labels.frames.advantages
-        found.append(("with advantage", f"{np.isfinite(advantages).mean():.1%}", "of the frames"))
-    return found
+        facts.append(("with advantage", f"{np.isfinite(advantages).mean():.1%}", "of the frames"))
+    return facts
 
 
 def _tasks(episodes: EpisodeSet) -> int:
@@ -97,25 +97,23 @@ def _groups(episodes: EpisodeSet, name: str, key: Callable[[EpisodeLabels], str]
         length = f"{episodes.lengths[chosen].mean():.1f}"
         rows.append([value, len(labels), success, length, *([instructions] if name == "task" else [])])
     header = [name, "episodes", "success", "mean length", *(["instruction"] if name == "task" else [])]
-    return page.table(header, rows, is_text=True)
+    return page.table(header, rows, wraps=True)
 
 
 def _length_figure(episodes: EpisodeSet) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 2.6), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = page.new_axes()
     ends = np.array([label.success for label in episodes.labels])
     low, high = int(episodes.lengths.min()), int(episodes.lengths.max())
     width = -(-(high - low + 1) // 40)  # whole steps, so that no bar covers more of them than another
     edges = np.arange(low, high + width + 1, width) - 0.5
     parts = [episodes.lengths[ends], episodes.lengths[~ends]]
-    axes.hist(parts, edges.tolist(), stacked=True, color=[GREEN, PALE], label=["success", "failure"])
+    axes.hist(
+        parts, edges.tolist(), stacked=True, color=[page.GREEN, page.PALE], label=["success", "failure"]
+    )
     axes.set_xlabel("steps")
     axes.set_ylabel("episodes")
     axes.locator_params(axis="both", integer=True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -125,9 +123,9 @@ def _advantages(labels: Labels | None) -> str:
     figure = advantage_figure({"all frames": labels.frames}, labels.epsilon)
     if figure is None:
         return "<p>No frame has an advantage.</p>"
-    limits = page.one_line({f"epsilon of {task}": value for task, value in labels.epsilon.items()})
+    limits = page.pairs({f"epsilon of {task}": value for task, value in labels.epsilon.items()})
     text = f"{positive_text(labels.frames, labels.epsilon)}; {limits or 'no threshold is known'}"
-    return page.image(page.png(figure), "advantages", text)
+    return page.image(figure, "advantages", text)
 
 
 def _episodes(episodes: EpisodeSet, shown: Sequence[int], labels: Labels | None) -> str:
@@ -139,7 +137,7 @@ def _episodes(episodes: EpisodeSet, shown: Sequence[int], labels: Labels | None)
         frames = None if labels is None else labels.frames.episode(number)
         figure = draw_episode(episodes[number], frames, epsilon, value_limits=limits, with_motion=True)
         parts.append(f"<h3>{html.escape(_title(number, label, int(episodes.lengths[number])))}</h3>")
-        parts.append(page.image(page.png(figure), f"episode {number}"))
+        parts.append(page.image(figure, f"episode {number}"))
     return "".join(parts)
 
 

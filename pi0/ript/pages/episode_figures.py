@@ -11,8 +11,8 @@ from jaxtyping import Float, UInt8
 
 from pi0.ript.episodes import Episode
 from pi0.ript.labels.frames import LabelledFrames
+from pi0.ript.page import BLUE, GREEN, GREY, ORANGE, PALE, set_style
 
-BLUE, ORANGE, GREEN, GREY, PALE = "#2f6fb0", "#e07b39", "#3a9a5b", "#6b7785", "#c3ccd5"
 _WIDTH, _LEFT, _RIGHT = 11.0, 0.75, 1.35  # inches: figure, room for the ticks, room for the legend
 _PANEL, _GAP, _BOTTOM, _TOP = 1.35, 0.16, 0.45, 0.08
 _FRAMES = 8
@@ -152,9 +152,7 @@ def _draw_curves(axes: Any, name: str, curves: Float[np.ndarray, "t d"]) -> None
 
 
 def _finish(axes: Any) -> None:
-    axes.grid(axis="y", color="#e4e9ee")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    set_style(axes)
     axes.tick_params(labelsize=8, labelbottom=False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1.05), fontsize=8, handlelength=1.4)

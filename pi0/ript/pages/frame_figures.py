@@ -3,7 +3,6 @@
 Axes: n frame of some sources.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from pi0.ript.labels.frames import LabelledFrames
-from pi0.ript.pages.episode_figures import GREEN, GREY, ORANGE, PALE
+from pi0.ript.page import GREEN, GREY, ORANGE, PALE, new_axes
 
 _TENTHS = np.linspace(-1, 0, 11)
 
@@ -26,16 +25,12 @@ def advantage_figure(frames: Mapping[str, LabelledFrames], epsilon: Mapping[str,
     low, high = np.percentile(finite, [0.5, 99.5]).tolist()
     limits = [low, high, *epsilon.values()]
     edges = np.linspace(min(limits), max(limits) + 1e-9, 61)
-    columns = min(2, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    figure, axes = new_axes(rows, columns, (5.6 * columns, 0.5 + 2.2 * rows))
-    for place, (name, source) in zip(axes, shown.items(), strict=False):
+    figure, axes = new_axes(len(shown), (5.6, 2.5), most_columns=2)
+    for place, (name, source) in zip(axes, shown.items(), strict=True):
         _draw_advantages(place, source, epsilon, edges)
         place.set_title(f"{shortened(name)}: {positive_text(source, epsilon)}", fontsize=10, parse_math=False)
         place.set_ylabel("frames")
         place.set_xlabel("advantage")
-    for place in axes[len(shown) :]:
-        place.remove()
     return figure
 
 
@@ -57,14 +52,10 @@ def calibration_figure(rounds: Mapping[str, Sequence[LabelledFrames]]) -> Any | 
     shown = {name: pairs for name, pairs in shown.items() if len(pairs[0])}
     if not shown:
         return None
-    columns = min(3, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    figure, axes = new_axes(rows, columns, (3.6 * columns, 3.6 * rows))
-    for place, (name, (values, returns)) in zip(axes, shown.items(), strict=False):
+    figure, axes = new_axes(len(shown), (3.6, 3.6), most_columns=3)
+    for place, (name, (values, returns)) in zip(axes, shown.items(), strict=True):
         _draw_calibration(place, values, returns)
         place.set_title(f"{name}: {len(values)} frames", fontsize=10)
-    for place in axes[len(shown) :]:
-        place.remove()
     axes[0].set_ylabel("return")
     return figure
 
@@ -77,19 +68,6 @@ def value_limits(sources: Sequence[LabelledFrames]) -> tuple[float, float] | Non
     low, high = float(min(values.min(), returns.min())), float(max(values.max(), returns.max()))
     room = max(0.05 * (high - low), 0.01)
     return low - room, high + room
-
-
-def new_axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    """Return a figure and its axes, row by row."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for place in axes:
-        place.grid(axis="y", color="#e4e9ee")
-        place.set_axisbelow(True)
-        place.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def shortened(name: str, length: int = 34) -> str:
@@ -123,8 +101,7 @@ def _draw_calibration(
     axes.pcolormesh(bins, bins, np.ma.masked_equal(counts.T, 0), cmap="Blues", norm="log")
     axes.plot([-1, 0], [-1, 0], color=GREY, linewidth=1, linestyle="--", label="value = return")
     tenths = np.clip(np.digitize(values, _TENTHS) - 1, 0, 9)
-    found = np.unique(tenths)
-    means = [(values[tenths == i].mean(), returns[tenths == i].mean()) for i in found]
+    means = [(values[tenths == i].mean(), returns[tenths == i].mean()) for i in np.unique(tenths)]
     axes.plot(*zip(*means, strict=True), "o-", color=ORANGE, markersize=4, label="mean of each tenth")
     axes.set_xlabel("value")
     axes.set_aspect("equal")

@@ -3,18 +3,18 @@
 Axes: none.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pi0.ript.evaluate import Evaluation
-from pi0.ript.pages.episode_figures import BLUE, GREY, PALE
-from pi0.ript.pages.frame_figures import new_axes, shortened
+from pi0.ript.page import BLUE, GREY, PALE, new_axes
+from pi0.ript.pages.frame_figures import shortened
+from pi0.ript.report_plots import draw_interval
 
 
 def success_figure(evaluations: Mapping[str, Evaluation], others: Mapping[str, Evaluation]) -> Any:
     """Return held-out success of the stages in order and of other policies, with 95% intervals."""
-    figure, (axes,) = new_axes(1, 1, (6.4, 3.6))
+    figure, (axes,) = new_axes()
     _draw_success(axes, evaluations, others)
     axes.set_ylabel("success, %")
     axes.set_title("success on held-out states, 95% intervals")
@@ -27,14 +27,10 @@ def task_success_figure(evaluations: Mapping[str, Evaluation]) -> Any | None:
     tasks = list(dict.fromkeys(task for by_task in parts.values() for task in by_task))
     if len(tasks) < 2:
         return None
-    columns = min(4, len(tasks))
-    rows = math.ceil(len(tasks) / columns)
-    figure, axes = new_axes(rows, columns, (3.0 * columns, 2.6 * rows))
-    for place, task in zip(axes, tasks, strict=False):
+    figure, axes = new_axes(len(tasks), (3.0, 2.6), most_columns=4)
+    for place, task in zip(axes, tasks, strict=True):
         _draw_success(place, {name: by_task[task] for name, by_task in parts.items() if task in by_task}, {})
         place.set_title(shortened(task), fontsize=9, parse_math=False)
-    for place in axes[len(tasks) :]:
-        place.remove()
     axes[0].set_ylabel("success, %")
     return figure
 
@@ -48,7 +44,7 @@ def steps_figure(evaluations: Mapping[str, Evaluation], others: Mapping[str, Eva
     }
     if not means:
         return None
-    figure, (axes,) = new_axes(1, 1, (6.4, 3.6))
+    figure, (axes,) = new_axes()
     colors = [PALE if name in others else BLUE for name in means]
     bars = axes.bar(range(len(means)), list(means.values()), 0.6, color=colors)
     axes.bar_label(bars, [f"{mean:.1f}" for mean in means.values()], fontsize=9)
@@ -63,10 +59,8 @@ def _draw_success(axes: Any, evaluations: Mapping[str, Evaluation], others: Mapp
     axes.plot(range(len(rates)), rates, color=BLUE, linewidth=1.2)
     for place, (_, evaluation) in enumerate(everything):
         rate = 100 * evaluation.success_rate
-        low, high = (100 * bound for bound in evaluation.interval)
         color = GREY if place == 0 or place >= len(evaluations) else BLUE
-        error = [[rate - low], [high - rate]]
-        axes.errorbar(place, rate, error, fmt="o", color=color, capsize=4, markersize=6)
+        draw_interval(axes, place, evaluation, fmt="o", color=color)
         axes.annotate(f"{rate:.0f}", (place, rate), (7, -11), textcoords="offset points", fontsize=9)
     axes.set_ylim(-4, 104)
     _name_ticks(axes, [name for name, _ in everything])

@@ -53,7 +53,7 @@ class Demonstrations:
 class Value:
     """The value function."""
 
-    form: str = "expert"  # expert: reads the SFT policy's prefix; separate: a model of the toy's size
+    form: str = "expert"  # expert: reads the SFT policy's prefix; separate: begins with a copy of its eyes
     width: int = 64  # of the expert
     start_from: str = "pretrained"  # what fine-tuning starts from in each round: pretrained or previous
     pretraining: ValueTraining = field(default_factory=lambda: ValueTraining(steps=200))
@@ -93,6 +93,8 @@ class RecapConfig:
     skip_sft: bool = False  # a checkpoint that needs none
     on_stale: str = "refuse"  # a stage whose inputs have changed: refuse, or redo (the old one is kept)
     baselines: bool = False  # also train on the demonstrations alone, and on successes alone, to compare
+    save_minutes: float | None = 10.0  # between snapshots of a training; one comes at its end and at a stop
+    max_nonfinite_steps: int = 3  # optimizer steps in a row without a finite loss before the run stops
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     policy: RecapPolicy = field(default_factory=RecapPolicy)

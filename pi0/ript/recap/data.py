@@ -1,5 +1,6 @@
 """The data of a RECAP run on disk: demonstrations recorded or referred to, rollouts, and both as sources."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.distributed import World
 from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.episodes.layout import partial_directory
+from pi0.ript.files import hash_file, hash_files, write_json
 from pi0.ript.interruption import StoppedError, stop_requested
 from pi0.ript.labels.sources import AdvantageMode, Source
 from pi0.ript.recap.stages import DATASET
@@ -52,11 +54,27 @@ def is_published(dataset: Path) -> bool:
     return dataset.exists()
 
 
+def identify(root: Path, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return place and hash of a data set that was made elsewhere.
+
+    What version 0.1.0 recorded of it is returned instead if it still holds: a run of that version goes on.
+    """
+    if recorded is not None and recorded == _identity_in_format_0(root):
+        return recorded
+    return {"root": str(root), "hash": hash_files(root)}
+
+
+def _identity_in_format_0(root: Path) -> dict[str, str]:
+    files = [*root.glob("meta/info.json"), *root.glob("meta/episodes/*/*"), *root.glob("meta/tasks*")]
+    meta = sorted([str(file.relative_to(root)), hash_file(file)] for file in files)
+    digest = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+    return {"root": str(root), "meta": digest, "data": hash_files(root / "data")}
+
+
 def refer(described: Mapping[str, str], directory: Path) -> Mapping[str, Any]:
     """Write where a data set is that was made elsewhere, and its hash; return figures."""
-    root = Path(described["root"]).resolve()
-    lengths = load_labels(root, assume_success=True).lengths
-    (directory / _REFERENCE).write_text(json.dumps({**described, "root": str(root)}) + "\n")
+    lengths = load_labels(described["root"], assume_success=True).lengths
+    write_json(directory / _REFERENCE, described)
     return _figures(lengths)
 
 
@@ -69,18 +87,19 @@ def open_source(
     directory: Path,
     advantage: str,
     image_files: Path,
+    root: Path | None = None,
     assume_success: bool = False,
     deadlines: Mapping[str, int] | None = None,
     task_ids: Mapping[str, str] | None = None,
 ) -> Source:
-    """Return the data of a stage, recorded or referred to, as a source.
+    """Return the data of a stage as a source: recorded by it, or those at `root`, to which it refers.
 
     The images are mapped from `image_files`, see `load_episodes`. `task_ids` names by their instruction the
     tasks of episodes that do not say it themselves.
     """
-    reference = directory / _REFERENCE
-    root = json.loads(reference.read_text())["root"] if reference.exists() else directory / DATASET
-    episodes = load_episodes(root, assume_success=assume_success, image_files=image_files)
+    episodes = load_episodes(
+        root or directory / DATASET, assume_success=assume_success, image_files=image_files
+    )
     ids = task_ids or {}
     labels = [replace(x, task_id=x.task_id or ids.get(x.instruction, "")) for x in episodes.labels]
     episodes = replace(episodes, labels=tuple(labels))

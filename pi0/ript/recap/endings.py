@@ -4,10 +4,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError
+from pi0.ript.files import FormatError
 from pi0.ript.interruption import StoppedError
+from pi0.ript.monitoring import NonFiniteLossError
 from pi0.ript.recap.budget import BudgetError
 from pi0.ript.recap.gates import GateError
 from pi0.ript.recap.stages import StaleStageError
+
+_REFUSALS = (
+    *(StaleStageError, GateError, BudgetError),
+    *(ChangedSettingsError, FormatError, NonFiniteLossError, SnapshotError),
+)
 
 
 @contextmanager
@@ -18,5 +26,5 @@ def clear_endings() -> Iterator[None]:
     except StoppedError:
         sys.stderr.write("\nstopped: what is finished is on disk; the same command goes on from there\n")
         raise
-    except (StaleStageError, GateError, BudgetError) as error:
+    except _REFUSALS as error:
         sys.exit(f"\nerror: {error}")

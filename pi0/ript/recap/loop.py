@@ -15,18 +15,18 @@ import numpy as np
 
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.episodes import load_labels
-from pi0.ript.evaluate import Evaluation, evaluate
-from pi0.ript.files import hash_files, plain
+from pi0.ript.evaluate import Evaluation
+from pi0.ript.files import hash_files, plain, read_versioned_json
 from pi0.ript.groups import InitialStateDataset, heldout_states
+from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.advantages import compute_advantages, read_advantages
 from pi0.ript.labels.calibration import Calibration, predict
 from pi0.ript.labels.labelling import LabelledSource, write_labels
 from pi0.ript.labels.sources import Source
-from pi0.ript.recap.data import is_published, is_success, record_demonstrations, refer
+from pi0.ript.recap.data import identify, is_published, is_success, record_demonstrations, refer
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.parts import RunParts
 from pi0.ript.recap.stages import DATASET, Artefact
-from pi0.ript.recording import journaled_rollout
 from pi0.ript.results import write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 
@@ -41,7 +41,7 @@ class Recap(RunParts):
         settings = self.config.demonstrations
         if settings.root is not None:
             root = Path(settings.root).expanduser()
-            described = {"root": str(root), "hash": self.world.on_main(hash_files, root)}
+            described = self.world.on_main(identify, root, self.stages.recorded_settings("demonstrations"))
 
             def refer_to(work: Path) -> Mapping[str, Any]:
                 return self.world.on_main(refer, described, work)
@@ -185,13 +185,14 @@ class Recap(RunParts):
         def make(work: Path) -> Mapping[str, Any]:
             pool = InitialStateDataset(self.env, self.config.rollouts.pool_size)
             states = heldout_states(self.env, settings.first_state, settings.rollouts_per_task, train=pool)
-            found = evaluate(
+            found = evaluate_once(
                 self.env,
                 GuidedPolicy(self.load_policy(policy), self.guidance(policy, settings.cfg_guidance_scale)),
                 states,
+                0,
+                EpisodeJournal(work / "episodes"),
                 num_recorded=settings.n_video,
                 peers=self.world,
-                run=journaled_rollout(EpisodeJournal(work / "episodes")),
             )
             self.world.on_main(_write_evaluation, work, found)
             return {key: v for key, v in found.to_dict().items() if key not in ("episodes", "tasks")}
@@ -202,7 +203,7 @@ class Recap(RunParts):
             "pool_size": self.config.rollouts.pool_size,
         }
         made = self.stages.run(name, make, settings=described, inputs={"policy": policy})
-        return Evaluation.from_dict(json.loads((made.path / "evaluation.json").read_text()))
+        return Evaluation.from_dict(read_versioned_json(made.path / "evaluation.json"))
 
     def metrics(self, number: int) -> dict[str, Any]:
         """Return the figures of a round that a log should have."""

@@ -19,27 +19,27 @@ from pi0 import PI0Policy
 from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
-from pi0.ript.episodes import CollectionInfo, EpisodeSet, EpisodeWriter
+from pi0.ript.episodes import EpisodeSet
 from pi0.ript.files import plain
 from pi0.ript.groups import InitialStateDataset, state_at
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.data import open_source
+from pi0.ript.recap.fitting import Keeping
 from pi0.ript.recap.policy_training import train_policy
 from pi0.ript.recap.stages import DATASET, Artefact, Stages
 from pi0.ript.recap.value_training import train_value
-from pi0.ript.recording import record_rollouts
+from pi0.ript.recording import DatasetStore, record_rollouts, rollouts_writer
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import TOY, starting_policy
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
+from pi0.ript.training.starting_value import starting_value
 from pi0.ript.training.steps import Row
 from pi0.ript.warm_start import toy_policy
 from pi0.value import ValueFunction
-from pi0.value_config import expert_value_config, separate_value_config
 
 _STATE_STREAM, _NOISE_STREAM = 1, 2
-_CHECKPOINT = "checkpoint.pt"
 
 
 class RunParts:
@@ -79,18 +79,9 @@ class RunParts:
         number: int,
     ) -> Mapping[str, Any]:
         """Train a value function in a stage's directory; return figures."""
-        rows: list[Row] = []
-        reward = self.reward(data["demonstrations"])
-        found = train_value(
-            value,
-            self.sources(data),
-            reward,
-            training,
-            (self.config.seed, number),
-            log=rows.append,
-            checkpoint=work / _CHECKPOINT,
-            world=self.world,
-        )
+        reward, seed = self.reward(data["demonstrations"]), (self.config.seed, number)
+        sources = self.sources(data)
+        rows, found = train_value(value, sources, reward, training, seed, self.keeping(work), self.world)
         self.world.on_main(_save, work, value, rows)
         for name, values in (("calibration", found.to_dict()), ("reward", plain(reward))):
             self.world.on_main((work / f"{name}.json").write_text, json.dumps(values, indent=2) + "\n")
@@ -107,21 +98,15 @@ class RunParts:
         number: int,
     ) -> Mapping[str, Any]:
         """Train a policy in a stage's directory; return figures."""
-        rows: list[Row] = []
-        train_policy(
-            policy,
-            sources,
-            advantages,
-            epsilon,
-            training,
-            (self.config.seed, number),
-            log=rows.append,
-            checkpoint=work / _CHECKPOINT,
-            world=self.world,
-        )
+        seed, keeping = (self.config.seed, number), self.keeping(work)
+        rows = train_policy(policy, sources, advantages, epsilon, training, seed, keeping, self.world)
         self.world.on_main(_save, work, policy, rows)
         last = rows[-max(1, len(rows) // 10) :]
         return {"steps": len(rows), "loss": float(np.mean([row["loss"] for row in last]))}
+
+    def keeping(self, work: Path) -> Keeping:
+        """Return what a training in a stage's directory keeps there while it is under way."""
+        return Keeping(work, self.config.save_minutes, self.config.max_nonfinite_steps)
 
     def new_policy(self, episodes: EpisodeSet) -> PI0Policy:
         """Return the policy that SFT starts from."""
@@ -150,14 +135,9 @@ class RunParts:
         return policy
 
     def new_value(self, sft: Artefact) -> ValueFunction:
-        """Return an untrained value function, which may read the SFT policy's prefix."""
-        policy, settings = self.load_policy(sft), self.config.value
-        bins = {"num_bins": self.config.reward.number_of_bins}
-        if settings.form == "expert":
-            sizes = expert_value_config(policy, settings.width, **bins)
-        else:
-            sizes = separate_value_config(policy, **bins)
-        return ValueFunction(sizes, policy, seed=self.config.seed).to(policy.device)
+        """Return an untrained value function that reads the SFT policy's prefix, or begins with its eyes."""
+        settings, bins = self.config.value, self.config.reward.number_of_bins
+        return starting_value(self.load_policy(sft), settings.form, settings.width, bins, self.config.seed)
 
     def load_value(self, artefact: Artefact, sft: Artefact) -> ValueFunction:
         """Return a stage's value function."""
@@ -172,17 +152,15 @@ class RunParts:
 
     def record(self, work: Path, number: int, policy: Artefact) -> None:
         """Write the data set of a round's rollouts."""
-        config, tasks = self.config, self.env.tasks
+        config = self.config
         states = [s for s in self.states_of_round(number) for _ in range(config.rollouts.per_state)]
         sequence = np.random.SeedSequence((config.seed, _NOISE_STREAM, number))
         seeds = [int(x) for x in sequence.generate_state(len(states))]
         origin = {"policy": policy.hash, "guidance": self.guidance(policy), "round": number}
-        rate = next(iter(tasks.values())).hz
-        info = CollectionInfo(rate, self.environment.name, "image", origin)
-        writer = self.world.first(EpisodeWriter, work / DATASET, info)
+        writer = self.world.first(rollouts_writer, work / DATASET, self.env, origin)
         guided = GuidedPolicy(self.load_policy(policy), self.guidance(policy))
-        record_rollouts(self.env, guided, states, seeds, writer, f"policy:{policy.hash[:16]}", self.world)
-        self.world.gather([])
+        store = DatasetStore(writer, states, seeds, f"policy:{policy.hash[:16]}")
+        record_rollouts(self.env, guided, states, seeds, store, self.world)
         self.world.on_main(writer.finalize)
 
     def states_of_round(self, number: int) -> list[InitialState]:
@@ -205,10 +183,12 @@ class RunParts:
 
     def source(self, name: str, artefact: Artefact, advantage: str) -> Source:
         """Return a stage's data as a source."""
-        of_demonstrations = {}
+        of_demonstrations: dict[str, Any] = {}
         if name == "demonstrations":
             tasks = self.environment.suite().select(self.environment.tasks)
+            root = self.config.demonstrations.root
             of_demonstrations = {
+                "root": None if root is None else Path(root).expanduser(),
                 "assume_success": self.config.demonstrations.assume_success,
                 "task_ids": {task.instruction: task.id for task in tasks},
             }
@@ -249,8 +229,8 @@ def batch_sizes(config: RecapConfig) -> dict[str, int]:
 
 
 def _save(work: Path, model: PI0Policy | ValueFunction, rows: Sequence[Row]) -> None:
-    """Write what was trained and the figures of every step; the state of the training is no longer needed."""
+    """Write what was trained and the figures of every step; its snapshots are no longer needed."""
     model.save_pretrained(work)
     (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for left in work.glob(f"{Path(_CHECKPOINT).stem}.*"):  # a killed process may have been writing another
-        left.unlink()
+    for left in [*work.glob("checkpoint*"), *work.glob(".checkpoint*")]:  # half a one, after a kill
+        shutil.rmtree(left) if left.is_dir() else left.unlink()

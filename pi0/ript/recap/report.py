@@ -4,17 +4,19 @@ Axes: none.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pi0.ript import page
 from pi0.ript.episodes import EpisodeSet, load_episodes, load_labels
-from pi0.ript.evaluate import Evaluation, compare
+from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
 from pi0.ript.pages.success_figures import steps_figure, success_figure, task_success_figure
-from pi0.ript.recap.run_record import SFT, RecapRun, read_recap_run
+from pi0.ript.recap.run_record import RecapRun, read_recap_run
+from pi0.ript.report import configuration, headline, success_section
 
 
 def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> Path:
@@ -27,89 +29,28 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
         ValueError: Another file is damaged, or two rounds were evaluated on different states.
     """
     run = read_recap_run(run_dir, names)
-    (run_dir / "plots").mkdir(exist_ok=True)
     sections = [
-        ("", _headline(run)),
+        ("", headline(run.evaluations)),
         ("Success by round", _success(run)),
         ("Value over time", _values_over_time(run)),
         ("Advantages", _advantages(run)),
         ("Value function", _calibration(run)),
-        ("Videos", _videos(run)),
+        ("Videos", page.grid([page.video(run_dir, path, name) for name, path in run.videos.items()])),
         ("Stages", _stages(run)),
-        ("Configuration", _configuration(run_dir)),
+        ("Configuration", configuration(run_dir)),
     ]
     return page.write_page(run_dir / "report.html", run_dir.resolve().name, sections)
-
-
-def _headline(run: RecapRun) -> str:
-    first = run.evaluations.get(SFT)
-    last = run.evaluations[run.last] if run.last else None
-    if first is None or last is None:
-        only = [(name, e) for name, e in ((SFT, first), (run.last, last)) if e is not None]
-        return page.cards([(f"success, {name}", f"{e.success_rate:.1%}", _counted(e)) for name, e in only])
-    change = compare(first, last)
-    low, high = (100 * bound for bound in change.interval)
-    return page.cards(
-        [
-            (
-                f"success, {SFT} → {run.last}",
-                f"{first.success_rate:.1%} → {last.success_rate:.1%}",
-                f"{_counted(first)} → {_counted(last)} held-out states",
-            ),
-            (
-                "gained",
-                f"{100 * change.difference:+.1f} points",
-                f"[{low:+.1f}, {high:+.1f}] paired, p = {change.p_value:.2g}",
-            ),
-            (
-                f"steps to success, {SFT} → {run.last}",
-                f"{_steps(first)} → {_steps(last)}",
-                "mean over the successes of each",
-            ),
-        ]
-    )
-
-
-def _counted(evaluation: Evaluation) -> str:
-    return f"{evaluation.num_successes}/{evaluation.num_episodes}"
-
-
-def _steps(evaluation: Evaluation) -> str:
-    mean = evaluation.mean_steps_to_success
-    return "none" if mean is None else f"{mean:.1f}"
 
 
 def _success(run: RecapRun) -> str:
     if not (run.evaluations or run.baselines):
         return ""
     plots = [
-        _plot(run, "success", success_figure(run.evaluations, run.baselines)),
-        _plot(run, "steps_to_success", steps_figure(run.evaluations, run.baselines)),
+        page.plot(run.directory, "success", success_figure(run.evaluations, run.baselines)),
+        page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, run.baselines)),
     ]
-    tasks = _plot(run, "success_by_task", task_success_figure(run.evaluations))
-    return page.grid(list(filter(None, plots))) + tasks + _evaluation_tables(run)
-
-
-def _evaluation_tables(run: RecapRun) -> str:
-    """Return every evaluation in total and, if there are several tasks, by task."""
-    first = run.evaluations.get(SFT)
-    everything = {**run.evaluations, **run.baselines}
-    rows = [
-        [name, str(e), "" if first is None or name == SFT else _gain(first, e), _steps(e)]
-        for name, e in everything.items()
-    ]
-    header = ("policy", "success [95%]", f"points over {SFT} [95%, paired]", "steps to success")
-    by_task = [e.by_task() for e in everything.values()]
-    tasks = dict.fromkeys(task for parts in by_task for task in parts)
-    lines = [[t, *(str(parts[t]) if t in parts else None for parts in by_task)] for t in tasks]
-    return page.table(header, rows) + page.table(["task", *everything], lines if len(tasks) > 1 else [])
-
-
-def _gain(first: Evaluation, other: Evaluation) -> str:
-    """Return the gain, or that there is none to tell for a policy that met other states."""
-    if {e.state for e in first.episodes} != {e.state for e in other.episodes}:
-        return "other states"
-    return str(compare(first, other))
+    tasks = page.plot(run.directory, "success_by_task", task_success_figure(run.evaluations))
+    return page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
 
 
 def _values_over_time(run: RecapRun) -> str:
@@ -139,7 +80,7 @@ def _two_episodes(run: RecapRun, number: int, source: LabelledFrames) -> str:
             f"{outcome}: episode {index} of the rollouts of round {number}, {task}, "
             f"{rollouts.lengths[index]} steps; the {outcome} of median length"
         )
-        parts.append(_plot(run, f"value_{outcome}", figure, caption))
+        parts.append(page.plot(run.directory, f"value_{outcome}", figure, caption))
     return "".join(parts)
 
 
@@ -153,11 +94,11 @@ def typical_episodes(episodes: EpisodeSet) -> list[int]:
     seen = set(zip(tasks, ends, strict=True))
     both = [task for task in dict.fromkeys(tasks) if {(task, True), (task, False)} <= seen]
     chosen = [i for i, task in enumerate(tasks) if not both or task == both[0]]
-    found = []
+    typical = []
     for end in (True, False):
         ranked = sorted((i for i in chosen if ends[i] is end), key=lambda i: (episodes.lengths[i], i))
-        found += ranked[(len(ranked) - 1) // 2 :][:1]
-    return found
+        typical += ranked[(len(ranked) - 1) // 2 :][:1]
+    return typical
 
 
 def _advantages(run: RecapRun) -> str:
@@ -170,58 +111,38 @@ def _advantages(run: RecapRun) -> str:
         for n, sources in run.frames.items()
         for name, source in sources.items()
     ]
-    plot = _plot(run, "advantages", figure, f"round {newest}; the outermost bars hold what lies beyond")
-    return plot + page.table(["round", "source", "labels", "epsilon"], rows, is_text=True)
+    plot = page.plot(
+        run.directory, "advantages", figure, f"round {newest}; the outermost bars hold what lies beyond"
+    )
+    return plot + page.table(["round", "source", "labels", "epsilon"], rows, wraps=True)
 
 
 def _thresholds(epsilon: dict[str, float]) -> str:
     if len(set(epsilon.values())) == 1:
         return f"{next(iter(epsilon.values())):.6g}"
-    return page.one_line(epsilon)
+    return page.pairs(epsilon)
 
 
 def _calibration(run: RecapRun) -> str:
     rounds = {f"round {n}": list(sources.values()) for n, sources in run.frames.items()}
     caption = "All frames of all sources, those that the value function was trained on included."
-    plot = _plot(run, "calibration", calibration_figure(rounds), caption)
-    rows = [[name, *found.to_dict().values()] for name, found in run.calibrations.items()]
-    names = [name for found in list(run.calibrations.values())[:1] for name in found.to_dict()]
-    header = ["value function", *(name.replace("num_", "held-out ").replace("_", " ") for name in names)]
-    return plot + page.table(header, rows)
-
-
-def _videos(run: RecapRun) -> str:
-    places = {**run.evaluation_dirs, **run.baseline_dirs}
-    return page.grid(
-        [page.video(run.directory, path / "evaluation.mp4", name) for name, path in places.items()]
-    )
+    plot = page.plot(run.directory, "calibration", calibration_figure(rounds), caption)
+    names = [field.name.replace("num_", "held-out ").replace("_", " ") for field in fields(Calibration)]
+    rows = [[name, *calibration.to_dict().values()] for name, calibration in run.calibrations.items()]
+    return plot + page.table(["value function", *names], rows)
 
 
 def _stages(run: RecapRun) -> str:
     rows: list[Sequence[Any]] = [
-        [name, _duration(stage["seconds"]), page.one_line(stage.get("figures", {}))]
+        [name, _duration(stage["seconds"]), page.pairs(stage.get("figures", {}))]
         for name, stage in run.stages.items()
     ]
     if rows:
         rows.append(["all", _duration(sum(stage["seconds"] for stage in run.stages.values())), ""])
-    return page.table(["stage", "time", "figures"], rows, is_text=True)
+    return page.table(["stage", "time", "figures"], rows, wraps=True)
 
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _configuration(run_dir: Path) -> str:
-    files = sorted((run_dir / "experiment_cfg").glob("*.yaml"))
-    return "".join(page.folded(path.name, path.read_text()) for path in files)
-
-
-def _plot(run: RecapRun, name: str, figure: Any | None, caption: str = "") -> str:
-    """Write a figure to plots/NAME.png and return it for the page; nothing for None."""
-    if figure is None:
-        return ""
-    data = page.png(figure)
-    (run.directory / f"plots/{name}.png").write_bytes(data)
-    return page.image(data, name, caption)

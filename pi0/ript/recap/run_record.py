@@ -4,7 +4,7 @@ Axes: none.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.evaluate import Evaluation
+from pi0.ript.files import read_versioned_json
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import (
     FRAMES_FILE,
@@ -22,8 +23,7 @@ from pi0.ript.labels.frames import (
     read_labelled_frames,
     read_thresholds,
 )
-
-SFT = "SFT"
+from pi0.ript.results import read_evaluation
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class RecapRun:
     """The parts that are there; a run under way has fewer."""
 
     directory: Path
-    evaluation_dirs: dict[str, Path]
-    """By stage in order: "SFT", "round 1", ...; each with an evaluation."""
-    baseline_dirs: dict[str, Path]
-    """Of other policies, by the names of their directories."""
     evaluations: dict[str, Evaluation]
+    """By stage in order: "SFT", "round 1", ..."""
     baselines: dict[str, Evaluation]
+    """Of other policies, by the names of their directories."""
+    videos: dict[str, Path]
+    """Of the evaluations and baselines, where they are or would be."""
     calibrations: dict[str, Calibration]
     """Of the value functions: "pretrained", "round 1", ..."""
     frames: dict[int, dict[str, LabelledFrames]]
@@ -45,12 +45,6 @@ class RecapRun:
     """By round: epsilon by task id; empty where there is no file."""
     stages: dict[str, dict[str, Any]]
     """Of recap_state.json."""
-
-    @property
-    def last(self) -> str | None:
-        """Return the newest evaluated round; None if there is none."""
-        rounds = [name for name in self.evaluations if name != SFT]
-        return rounds[-1] if rounds else None
 
     def rollouts(self, number: int) -> Path:
         """Return where the rollouts of a round are, or will be."""
@@ -65,36 +59,33 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
         ValueError: Another file is.
     """
     state = directory / "recap_state.json"
-    recorded = json.loads(state.read_text())["stages"] if state.exists() else {}
+    recorded = read_versioned_json(state)["stages"] if state.exists() else {}
 
-    def is_meant(path: Path) -> bool:
-        return names is None or path.relative_to(directory).as_posix() in names
+    def files[Key](name: str, places: Mapping[Key, Path]) -> dict[Key, Path]:
+        """Return the files of a name that are there, of the stages that are asked for."""
+        paths = {key: place / name for key, place in places.items() if is_wanted(place)}
+        return {key: path for key, path in paths.items() if path.exists()}
+
+    def is_wanted(stage: Path) -> bool:
+        return names is None or stage.relative_to(directory).as_posix() in names
 
     rounds = _rounds(directory)
-    stages = {SFT: directory / "sft-evaluation"}
-    stages |= {f"round {n}": path / "evaluation" for n, path in rounds.items()}
-    baselines = {path.parent.name: path for path in sorted(directory.glob("baseline-*/evaluation"))}
-    stages, baselines = (
-        {
-            name: path
-            for name, path in places.items()
-            if is_meant(path) and (path / "evaluation.json").exists()
-        }
-        for places in (stages, baselines)
-    )
-    values = {"pretrained": directory / "value"} | {f"round {n}": p / "value" for n, p in rounds.items()}
-    values = {name: path for name, path in values.items() if is_meant(path)}
-    labelled = {n: path / "advantages" for n, path in rounds.items()}
-    labelled = {n: p for n, p in labelled.items() if is_meant(p) and (p / FRAMES_FILE).exists()}
+    named = {f"round {number}": path for number, path in rounds.items()}
+    stages = {"SFT": directory / "sft-evaluation"} | {n: path / "evaluation" for n, path in named.items()}
+    values = {"pretrained": directory / "value"} | {n: path / "value" for n, path in named.items()}
+    others = {path.parent.name: path for path in sorted(directory.glob("baseline-*/evaluation"))}
+    evaluations, baselines = files("evaluation.json", stages), files("evaluation.json", others)
+    labels = files(FRAMES_FILE, {number: path / "advantages" for number, path in rounds.items()})
     return RecapRun(
         directory=directory,
-        evaluation_dirs=stages,
-        baseline_dirs=baselines,
-        evaluations={name: _evaluation(path) for name, path in stages.items()},
-        baselines={name: _evaluation(path) for name, path in baselines.items()},
-        calibrations={n: _calibration(p) for n, p in values.items() if (p / "calibration.json").exists()},
-        frames={n: _frames(directory, path / FRAMES_FILE) for n, path in labelled.items()},
-        thresholds={n: read_thresholds(path / THRESHOLDS_FILE) for n, path in labelled.items()},
+        evaluations={name: read_evaluation(file) for name, file in evaluations.items()},
+        baselines={name: read_evaluation(file) for name, file in baselines.items()},
+        videos={name: file.with_suffix(".mp4") for name, file in {**evaluations, **baselines}.items()},
+        calibrations={name: _calibration(file) for name, file in files("calibration.json", values).items()},
+        frames={number: _frames(directory, file) for number, file in labels.items()},
+        thresholds={
+            number: read_thresholds(file.with_name(THRESHOLDS_FILE)) for number, file in labels.items()
+        },
         stages={name: stage for name, stage in recorded.items() if names is None or name in names},
     )
 
@@ -124,11 +115,7 @@ def _frames(directory: Path, path: Path) -> dict[str, LabelledFrames]:
     return sources
 
 
-def _evaluation(directory: Path) -> Evaluation:
-    return Evaluation.from_dict(json.loads((directory / "evaluation.json").read_text()))
-
-
-def _calibration(directory: Path) -> Calibration:
+def _calibration(file: Path) -> Calibration:
     """Return the figures of a calibration.json, which may hold others too."""
-    found = json.loads((directory / "calibration.json").read_text())
-    return Calibration(**{field.name: found[field.name] for field in fields(Calibration)})
+    figures = json.loads(file.read_text())
+    return Calibration(**{field.name: figures[field.name] for field in fields(Calibration)})

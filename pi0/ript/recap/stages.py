@@ -17,7 +17,15 @@ from typing import Any, Literal
 
 import pi0
 from pi0.ript.distributed import World
-from pi0.ript.files import flatten, hash_files, library_hash, unused_path, write_json
+from pi0.ript.files import (
+    FORMAT,
+    flatten,
+    hash_files,
+    library_hash,
+    read_versioned_json,
+    unused_path,
+    write_json,
+)
 
 STATE = "recap_state.json"
 DATASET = "dataset"
@@ -98,6 +106,10 @@ class Stages:
         """Return what the stages so far found out, by name."""
         return {name: record["figures"] for name, record in self._state()["stages"].items()}
 
+    def recorded_settings(self, name: str) -> Mapping[str, Any] | None:
+        """Return the settings that a stage was made with, None if it has never been finished."""
+        return self._state()["stages"].get(name, {}).get("settings")
+
     def is_new(self, name: str) -> bool:
         """Return whether a stage has never been finished."""
         return name not in self._state()["stages"]
@@ -158,7 +170,7 @@ class Stages:
         state = self._state()
         state["stages"].pop(name, None)
         state["stages"][name] = record
-        write_json(self.run_dir / STATE, state)
+        write_json(self.run_dir / STATE, {**state, "format": FORMAT})
         work.rename(path)
         return made
 
@@ -167,7 +179,7 @@ class Stages:
 
     def _state(self) -> dict[str, Any]:
         path = self.run_dir / STATE
-        return json.loads(path.read_text()) if path.exists() else {"stages": {}}
+        return read_versioned_json(path) if path.exists() else {"stages": {}}
 
 
 def differences(record: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:

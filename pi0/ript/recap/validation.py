@@ -16,8 +16,9 @@ from pi0.ript.starting_policy import TOY
 _RANGES = Ranges(
     counts=(
         *("rounds", "rollouts.num_states", "rollouts.per_state", "rollouts.keep_rounds", "value.width"),
-        *("demonstrations.episodes", "policy.chunk_size"),
+        *("demonstrations.episodes", "policy.chunk_size", "max_nonfinite_steps"),
     ),
+    positive=("save_minutes",),
     not_negative=("seed", "rollouts.guidance", "demonstrations.num_workers"),
     choices={
         "on_stale": ("refuse", "redo"),

@@ -9,11 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pi0.ript.checkpoint import CheckpointError, RunInUseError
+from pi0.ript.checkpoint import SnapshotError
 from pi0.ript.config import ConfigError
 from pi0.ript.distributed import cleanup_distributed
+from pi0.ript.monitoring import NonFiniteLossError
+from pi0.ript.results import RunInUseError
 from pi0.ript.supervised import SupervisedSettings, Training, parse_settings
-from pi0.weights import CheckpointError as WeightsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,10 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parse_settings(arguments)
     try:
         training = _prepared(settings)
-    except (ValueError, CheckpointError, RunInUseError, WeightsError) as error:
+    except (ValueError, SnapshotError, RunInUseError) as error:
         sys.stderr.write(f"pi0-train: error: {error}\n")
         return 2
-    training.run()
+    try:
+        training.run()
+    except (NonFiniteLossError, SnapshotError) as error:
+        sys.stderr.write(f"\npi0-train: error: {error}\n")
+        return 1
     cleanup_distributed()
     return 0
 

@@ -34,7 +34,8 @@ def train(config: TrainConfig) -> None:
             "resume: the reference trainer keeps no checkpoints; use 13_train_production_ready.py"
         )
     torch.set_num_threads(1)  # a toy model gains nothing from threads
-    world, seed, algo = setup_distributed(config), config.training.seed, config.algo
+    seed, algo = config.training.seed, config.algo
+    world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
     run_dir = world.on_main(new_run_directory, Path(config.output_dir) / config.exp_name)
     world.on_main(save_config, config, run_dir)
     environment = get_environment(**asdict(config.task))

@@ -16,14 +16,14 @@ from pi0.ript.supervised.simulation import make_environment
 _RANGES = Ranges(
     counts=(
         *("batch_size", "gradient_accumulation_steps", "dataloader_batch_size", "steps"),
-        *("log_freq", "save_freq", "save_total_limit"),
+        *("log_freq", "save_freq", "save_total_limit", "max_nonfinite_steps"),
         *("policy.num_draws", "policy.width", "policy.chunk_size", "policy.n_action_steps"),
         *("policy.max_state_dim", "policy.max_action_dim", "policy.tokenizer_max_length"),
         *("scheduler.num_decay_steps", "eval.n_episodes", "eval.batch_size", "env.episode_length"),
     ),
     positive=(
         *("optimizer.lr", "optimizer.indicator_lr", "optimizer.eps", "optimizer.grad_clip_norm"),
-        *("policy.awr_beta", "policy.awr_max_weight", "memory_limit_gb"),
+        *("policy.awr_beta", "policy.awr_max_weight", "memory_limit_gb", "save_minutes"),
     ),
     not_negative=(
         *(

@@ -70,6 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config_path", metavar="FILE", help="JSON or YAML, such as configs/sft_pi0_config.json")
-    add("--plugins", metavar="PACKAGE", action="append", default=[],
-        help="import a package that adds configurations or environments; may be repeated")  # fmt: skip
+    plugins = "import a package that adds configurations or environments; may be repeated"
+    add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
     return parser

@@ -17,16 +17,14 @@ from omegaconf import OmegaConf
 
 from pi0 import PI0Policy
 from pi0.pretrained import WEIGHTS
-from pi0.ript.checkpoint import find_checkpoint, lock_directory
-from pi0.ript.checkpoint.files import verify
-from pi0.ript.checkpoint.resuming import require_same_settings, settings
+from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.config import ConfigError, save_config
 from pi0.ript.data.frames import FrameSet
 from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
 from pi0.ript.files import write_json
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.results import new_run_directory
+from pi0.ript.results import lock_directory, new_run_directory
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model
 
@@ -37,14 +35,10 @@ COPIED = ("experiment_cfg", "processor", "wandb_config.json", REWARD_FILE)
 """What a checkpoint has a copy of."""
 
 _WANDB_FILE = "wandb_config.json"
-_FREE = (
-    *("exp_name", "output_dir", "overwrite", "logging.*", "distributed.*", "log_freq", "save_freq"),
-    *("save_total_limit", "profile_steps", "memory_limit_gb", "dataset_mixture.num_workers"),
-    *("dataset_mixture.prefetch_factor", "eval.num_workers", "eval.max_episodes_rendered"),
-)
-_ROUNDING_ONLY = (
-    *("device", "gradient_accumulation_steps", "dataloader_batch_size", "eval.batch_size"),
-    *("dataset_mixture.in_memory_gib", "policy.gradient_checkpointing"),
+ADVICE = Advice(
+    resume="start the same command again",
+    anew="choose another exp_name for a new run, or begin this one again with --overwrite",
+    weights="those that policy.pretrained_path or policy.policy_path names",
 )
 
 
@@ -55,11 +49,11 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
         RunInUseError: A live process has the directory.
         ConfigError: It holds something else than a run.
         ChangedSettingsError: The run there was made with settings that have another result.
-        CheckpointError: None of its checkpoints is valid.
+        SnapshotError: None of its checkpoints is valid.
     """
     path = Path(config.output_dir).expanduser() / str(config.exp_name)
     is_run = (path / "experiment_cfg/config.yaml").exists()
-    if path.exists() and any(one.name != ".lock" for one in path.iterdir()):
+    if path.exists() and any(file.name != ".lock" for file in path.iterdir()):
         if not is_run and not config.overwrite:
             raise ConfigError(
                 f"{path}: expected a run of pi0-train or no such directory, found other files; choose "
@@ -69,17 +63,9 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
         if config.overwrite:
             new_run_directory(path)
     lock_directory(path)
-    found = find_checkpoint(path, "auto") if is_run and not config.overwrite else None
-    if found:
-        require_same_settings(
-            verify(found, hashes=False)["config"],
-            settings(config),
-            found,
-            _FREE,
-            _ROUNDING_ONLY,
-            "choose another exp_name for a new run, or begin this one again with --overwrite",
-        )
-    return path, found
+    if not is_run or config.overwrite:
+        return path, None
+    return path, find_same_run(path, config, advice=ADVICE)
 
 
 def write_settings(run_dir: Path, config: SupervisedSettings, world_size: int) -> None:

@@ -5,7 +5,7 @@ The comment behind a field is what `--help` says of it.
 
 from dataclasses import dataclass, field
 
-from pi0.ript.config.schema import Distributed, Logging
+from pi0.ript.config.schema import ROUNDING, SAME, Distributed, Logging
 from pi0.ript.data import MixtureSettings
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.training.settings import Optimizer, Scheduler
@@ -36,7 +36,7 @@ class PolicySettings:
     config: str | None = None  # a registered configuration (pi0.registry) in place of the checkpoint's
     freeze: str | None = "none"  # vision, expert_only, lora, or a regular expression; null: the config's own
     dtype: str | None = None  # of computation: float32 or bfloat16; null: as the checkpoint says
-    gradient_checkpointing: bool = False  # less memory, a third more time
+    gradient_checkpointing: bool = field(default=False, metadata=ROUNDING)  # less memory, a third more time
     # checkpoint, or data: normalisation and widths of state and action are those of the data sets
     statistics: str = "checkpoint"
     norm_stats_path: str | None = None  # an openpi norm_stats.json that replaces the checkpoint's statistics
@@ -86,13 +86,13 @@ class EvalSettings:
     """An evaluation."""
 
     n_episodes: int = 16  # held-out states of each task, an episode from each
-    batch_size: int | None = None  # episodes at once, each a simulator; null: the environment's own
+    batch_size: int | None = field(default=None, metadata=ROUNDING)  # episodes at once; null: its own
     first_state: int = 0
     states: str = "heldout"  # pi0-eval: or train, whose rollouts may be trained on
     guidance: float = 1.0  # towards a positive advantage
-    max_episodes_rendered: int = 1  # of each task, in the video
+    max_episodes_rendered: int = field(default=1, metadata=SAME)  # of each task, in the video
     recording_root: str | None = None  # pi0-eval: keep the rollouts here as a data set
-    num_workers: int = 2  # processes that simulate
+    num_workers: int = field(default=2, metadata=SAME)  # processes that simulate
 
 
 @dataclass
@@ -104,29 +104,31 @@ class SupervisedSettings:
     loss_weighting: LossWeighting = field(default_factory=LossWeighting)
     # samples per optimizer step, of all processes together; null: 32, or as dataloader_batch_size asks
     batch_size: int | None = None
-    gradient_accumulation_steps: int = 1  # forward passes in which a process takes its share of them
-    dataloader_batch_size: int | None = None  # samples of each of these; null: as batch_size asks
+    gradient_accumulation_steps: int = field(default=1, metadata=ROUNDING)  # forward passes for its share
+    dataloader_batch_size: int | None = field(default=None, metadata=ROUNDING)  # of one; null: by batch_size
     steps: int = 100_000  # optimizer steps; so are the frequencies
-    log_freq: int = 200
-    save_freq: int = 20_000  # a checkpoint; one comes after the last step, too
-    save_total_limit: int = 3  # checkpoints that are kept, besides the best ones
+    log_freq: int = field(default=200, metadata=SAME)
+    save_freq: int = field(default=20_000, metadata=SAME)  # a checkpoint; one comes after the last step, too
+    save_minutes: float | None = field(default=None, metadata=SAME)  # and as many minutes after the last one
+    save_total_limit: int = field(default=3, metadata=SAME)  # checkpoints that are kept, besides the best
     val_freq: int = 0  # loss on held-out episodes, and after the last step; 0: train on all episodes
     eval_freq: int = 0  # success in simulation, and after the last step; 0: none
     ema_decay: float | None = None  # moving average of the weights, which is what is saved; openpi: 0.99
     seed: int = 0
-    device: str = "auto"  # cpu, cuda, cuda:1, ..., or auto
-    output_dir: str = "outputs/train"
-    exp_name: str | None = None  # the run is written to output_dir/exp_name; null: policy.type
-    overwrite: bool = False  # begin again; the earlier run is moved aside
-    profile_steps: int = 0  # optimizer steps that torch.profiler records
-    memory_limit_gb: float | None = None  # of each process; above it the run stops with a checkpoint
+    device: str = field(default="auto", metadata=ROUNDING)  # cpu, cuda, cuda:1, ..., or auto
+    output_dir: str = field(default="outputs/train", metadata=SAME)
+    exp_name: str | None = field(default=None, metadata=SAME)  # directory in output_dir; null: policy.type
+    overwrite: bool = field(default=False, metadata=SAME)  # begin again; the earlier run is moved aside
+    max_nonfinite_steps: int = field(default=3, metadata=SAME)  # in a row, skipped, before the run stops
+    profile_steps: int = field(default=0, metadata=SAME)  # optimizer steps that torch.profiler records
+    memory_limit_gb: float | None = field(default=None, metadata=SAME)  # per process; above it the run stops
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
     env: Env = field(default_factory=Env)
     eval: EvalSettings = field(default_factory=EvalSettings)
-    logging: Logging = field(default_factory=Logging)
-    distributed: Distributed = field(default_factory=Distributed)
+    logging: Logging = field(default_factory=Logging, metadata=SAME)
+    distributed: Distributed = field(default_factory=Distributed, metadata=SAME)
 
 
 @dataclass

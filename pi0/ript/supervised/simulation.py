@@ -1,12 +1,17 @@
 """Success in simulation, during training."""
 
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pi0 import PI0Policy
+from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.environments import LIBERO_SUITES, Environment, get_environment
-from pi0.ript.evaluate import Evaluation, evaluate
+from pi0.ript.evaluate import Evaluation
+from pi0.ript.kept_evaluation import episodes_key, evaluate_once
 from pi0.ript.peers import ALONE, Peers
+from pi0.ript.results import write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import require_fits
 from pi0.ript.supervised.settings import Env, EvalSettings
@@ -59,16 +64,27 @@ class Simulation:
         indices = range(evaluation.first_state, evaluation.first_state + evaluation.n_episodes)
         self._states = [s for t in self._env.tasks for s in self._env.initial_states(t, "heldout", indices)]
 
-    def evaluate(self, policy: PI0Policy) -> Evaluation:
-        """Return the evaluation; all peers share the work."""
-        return evaluate(
+    def evaluate(self, policy: PI0Policy, path: Path) -> Evaluation:
+        """Return the evaluation and write it as PATH.json and .mp4; all peers share the work.
+
+        Finished episodes are kept beside it until then, so that they need not run again after a kill.
+        """
+        acting, journal = GuidedPolicy(policy, self._settings.guidance), path.with_suffix(".episodes")
+        key = self._peers.gather([episodes_key(self._env, acting) if self._peers.rank == 0 else ""])[0][0]
+        evaluation = evaluate_once(
             self._env,
-            GuidedPolicy(policy, self._settings.guidance),
+            acting,
             self._states,
             self._seed,
+            EpisodeJournal(journal / key),
             num_recorded=self._settings.max_episodes_rendered,
             peers=self._peers,
         )
+        if self._peers.rank == 0:
+            path.parent.mkdir(exist_ok=True)
+            write_evaluation(path, evaluation)
+            shutil.rmtree(journal)
+        return evaluation
 
     def close(self) -> None:
         """Stop the simulators."""

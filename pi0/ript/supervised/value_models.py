@@ -4,16 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError
 from pi0.ript.starting_policy import TOY
 from pi0.ript.supervised.models import DataSummary, new_policy, require_normalization
 from pi0.ript.supervised.settings import PolicySettings
+from pi0.ript.training.starting_value import starting_value
 from pi0.trainable import frozen_names
-from pi0.value import Inputs, ValueFunction
-from pi0.value_config import expert_value_config, separate_value_config
+from pi0.value import ValueFunction
+from pi0.value_config import separate_value_config
 
 _STREAM = 1  # keeps the first weights apart from those of a policy of the same seed
 
@@ -51,19 +51,9 @@ def _new_value(
     bins = settings.reward_config.number_of_bins
     seed = int(np.random.SeedSequence((seed, _STREAM)).generate_state(1)[0])
     if policy is None:  # a model of the toy's size, which reads images and prompts itself
-        policy = new_policy(settings, data, 0)
-        source = Inputs(policy.features, policy.tokenizer, policy.statistics)
-        return ValueFunction(separate_value_config(policy, num_bins=bins), source, seed=seed)
-    if settings.form == "expert":
-        config = expert_value_config(policy, settings.width, num_bins=bins)
-        return ValueFunction(config, policy, seed=seed)
-    value = ValueFunction(separate_value_config(policy, num_bins=bins), policy, seed=seed)
-    theirs = dict(policy.model.named_parameters())
-    with torch.no_grad():
-        for name, parameter in value.named_parameters():
-            if name.startswith(("vision.", "vlm.")):  # it begins with the policy's eyes and language
-                parameter.copy_(theirs[name])
-    return value
+        toy = new_policy(settings, data, 0)
+        return ValueFunction(separate_value_config(toy, num_bins=bins), toy, seed=seed)
+    return starting_value(policy, settings.form, settings.width, bins, seed)
 
 
 def _require_value(settings: PolicySettings, value: ValueFunction) -> None:

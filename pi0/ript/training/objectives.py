@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from pi0 import Indicator, PI0Policy
+from pi0.features import ACTION, STATE
 from pi0.ript.labels.indicators import withhold_keyed
 from pi0.ript.loss import window_draws
 from pi0.value import ValueFunction
@@ -31,15 +32,16 @@ class FlowLearner(nn.Module):
         self, batch: Mapping[str, Any], indicator: Int64[Tensor, " b"] | None, seed: Sequence[int]
     ) -> Float[Tensor, " b"]:
         """Return the loss of each window at noise and flow times of its own; None: no indicators."""
-        policy = self.policy
+        policy, (batch, factor) = self.policy, _without_damage(batch)
         noise, time = window_draws(policy, batch["window"].tolist(), seed, self.num_draws)
-        return policy.loss(
+        losses = policy.loss(
             batch,
             reduction="sample",
             indicator=indicator,
             noise=noise.to(policy.device),
             time=time.to(policy.device),
         )
+        return losses if factor is None else losses * factor.to(losses)
 
 
 class ValueLearner(nn.Module):
@@ -49,9 +51,29 @@ class ValueLearner(nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self, batch: dict[str, Any], returns: Float64[Tensor, " b"]) -> Float[Tensor, "3"]:
+    def forward(self, batch: Batch, returns: Float64[Tensor, " b"]) -> Float[Tensor, "3"]:
         """Return cross entropy, accuracy and error, each a mean over the batch."""
-        return torch.stack(list(self.value.loss(batch, returns)))
+        batch, factor = _without_damage(batch)
+        figures = torch.stack(list(self.value.loss(batch, returns)))
+        return figures if factor is None else figures * factor.mean().to(figures)
+
+
+def _without_damage(batch: Batch) -> tuple[Batch, Float[Tensor, " b"] | None]:
+    """Return the batch, and None; or if numbers are not finite one with others, and factors of the losses.
+
+    The factor is NaN for each sample with such numbers, so that all processes skip the step: an error on one
+    of them would leave the others waiting for its gradients.
+    """
+    numbers = {name: batch[name] for name in (STATE, ACTION) if name in batch}
+    damaged = {name: ~x.isfinite().flatten(1).all(1) for name, x in numbers.items()}
+    damaged = {name: rows for name, rows in damaged.items() if rows.any()}
+    if not damaged:
+        return batch, None
+    factor = torch.ones(len(batch["window"]))
+    for name, rows in damaged.items():
+        print(f"{name}: NaN or infinity in frames {batch['window'][rows].tolist()} of the data")  # noqa: T201
+        factor[rows] = torch.nan
+    return {**batch, **{name: numbers[name].nan_to_num(0.0, 0.0, 0.0) for name in damaged}}, factor
 
 
 class PolicyObjective:
@@ -82,14 +104,27 @@ class PolicyObjective:
         """Return the sum of the losses; indicators are withheld in training alone."""
         windows, given = batch["window"].numpy(), None
         if self.indicator is not None:
-            given = self.indicator[windows]
-            if is_training:
-                given = withhold_keyed(given, windows, key, self.dropout)
-            given = torch.from_numpy(given)
+            shown = self._shown(self.indicator, windows, key) if is_training else self.indicator[windows]
+            given = torch.from_numpy(shown)
         losses = learner(batch, given, key)
         if self.sample_weight is not None:
             losses = losses * torch.from_numpy(self.sample_weight[windows]).to(losses.device)
         return self.weight * losses.sum()[None]
+
+    def shares(self, windows: Int64[np.ndarray, " b"], key: Sequence[int]) -> dict[str, float]:
+        """Return the shares of windows that are trained on as positive and without an indicator."""
+        if self.indicator is None:
+            return {"positive": 0.0, "withheld": 1.0}
+        shown = self._shown(self.indicator, windows, key)
+        return {
+            "positive": float((shown == Indicator.POSITIVE).mean()),
+            "withheld": float((shown == Indicator.NONE).mean()),
+        }
+
+    def _shown(
+        self, indicator: Int64[np.ndarray, " m"], windows: Int64[np.ndarray, " b"], key: Sequence[int]
+    ) -> Int64[np.ndarray, " b"]:
+        return withhold_keyed(indicator[windows], windows, key, self.dropout)
 
     @property
     def positive_share(self) -> float | None:
@@ -115,6 +150,10 @@ class ValueObjective:
     ) -> Float[Tensor, " k"]:
         """Return cross entropy, number of right bins and absolute error."""
         return self.scale * learner(batch, self.returns[batch["window"]]) * len(batch["window"])
+
+    def shares(self, windows: Int64[np.ndarray, " b"], key: Sequence[int]) -> dict[str, float]:
+        """Return nothing: every frame has a return."""
+        return {}
 
 
 Objective = PolicyObjective | ValueObjective

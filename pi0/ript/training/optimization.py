@@ -1,31 +1,57 @@
 """Optimizer, learning rate, and the moving average of the weights."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pi0.ript.checkpoint.snapshot import copy_tensors, trained_parameters
 from pi0.ript.training.settings import Optimizer, Scheduler
 
 
-def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """Return AdamW over what is trained; an embedded indicator has a learning rate of its own."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    indicator = [p for name, p in named if "indicator_embedding" in name]
-    others = [p for name, p in named if "indicator_embedding" not in name]
+def make_optimizer(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    *,
+    indicator_learning_rate: float | None = None,
+    betas: Sequence[float] = (0.9, 0.95),
+    eps: float = 1e-8,
+) -> torch.optim.AdamW:
+    """Return AdamW over what is trained; an embedded indicator can have a learning rate of its own."""
+    trained = trained_parameters(model)
+    indicator = {name: p for name, p in trained.items() if "indicator_embedding" in name}
+    others = [p for name, p in trained.items() if name not in indicator]
+    rate = learning_rate if indicator_learning_rate is None else indicator_learning_rate
     groups = [
-        {"params": others, "base_lr": settings.lr, "weight_decay": settings.weight_decay},
-        {"params": indicator, "base_lr": settings.indicator_lr or settings.lr, "weight_decay": 0.0},
+        {"params": others, "base_lr": learning_rate, "weight_decay": weight_decay},
+        {"params": list(indicator.values()), "base_lr": rate, "weight_decay": 0.0},
     ]
-    first, second = settings.betas
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(first, second), eps=settings.eps)
+    first, second = betas
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(first, second), eps=eps)
 
 
-def learning_rate_factor(step: int, steps: int, optimizer: Optimizer, scheduler: Scheduler) -> float:
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give each group of `make_optimizer` its own learning rate times a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def linear_schedule(step: int, steps: int, warmup: int, decay_fraction: float) -> float:
+    """Return the factor on the learning rate in an optimizer step, from 0 on.
+
+    It rises over `warmup` steps, is level, and falls to 0 over the last `decay_fraction` of all steps.
+    """
+    decay = decay_fraction * steps
+    left = (steps - step) / decay if decay > 0 else 1.0
+    return min(1.0, (step + 1) / max(warmup, 1), left)
+
+
+def cosine_schedule(step: int, steps: int, optimizer: Optimizer, scheduler: Scheduler) -> float:
     """Return the factor on the learning rate in an optimizer step, from 0 on.
 
     It rises linearly over the warm-up; a cosine then leads to `decay_lr`, which is kept.
@@ -46,7 +72,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._move: Any = get_ema_multi_avg_fn(decay)
-        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._trained = trained_parameters(model)
         self.average = {name: p.detach().clone() for name, p in self._trained.items()}
 
     def update(self) -> None:
@@ -58,15 +84,8 @@ class WeightAverage:
     def applied(self) -> Iterator[None]:
         """Give the model the average meanwhile."""
         kept = {name: p.detach().clone() for name, p in self._trained.items()}
-        copy_parameters(self._trained, self.average)
+        copy_tensors(self._trained, self.average)
         try:
             yield
         finally:
-            copy_parameters(self._trained, kept)
-
-
-def copy_parameters(parameters: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
-    """Give parameters other values, by name."""
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)
+            copy_tensors(self._trained, kept)

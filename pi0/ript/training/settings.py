@@ -5,6 +5,7 @@ The comment behind a field is what `--help` says of it.
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass
@@ -31,18 +32,30 @@ class Scheduler:
 
 
 @dataclass
-class PolicyTraining:
+class Fit:
+    """Optimizer steps on random batches, as RECAP's stages make them."""
+
+    steps: int = 300
+    batch_size: int = 64  # windows or frames per optimizer step, of all processes together
+    micro_batch_size: int = 64  # of them per forward pass of a process
+    learning_rate: float = 1e-3  # after the warm-up level, then down to 0
+    weight_decay: float = 1e-4
+    grad_norm_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _require_counts(self, "steps", "batch_size", "micro_batch_size")
+        _require_positive(self, "learning_rate", "grad_norm_clip")
+
+
+@dataclass
+class PolicyTraining(Fit):
     """How the policy is fine-tuned."""
 
     steps: int = 200
-    batch_size: int = 64  # windows per optimizer step, of all processes together
-    micro_batch_size: int = 64  # windows per forward pass of a process
-    learning_rate: float = 1e-3  # after a warm-up level, then down to 0
     warmup_steps: int = 20
     decay_fraction: float = 0.3  # the last part of the steps, in which the learning rate falls
     indicator_learning_rate: float = 1e-2  # of an indicator that is an embedding: it starts at zero
-    weight_decay: float = 1e-4
-    grad_norm_clip: float = 1.0
     num_draws: int = 2  # noise draws per window, which share the prefix
     indicator_dropout: float = 0.3  # share of windows trained without indicator, as guidance needs
     use_awr: bool = False  # weigh each window by exp(A / beta) as well
@@ -51,44 +64,46 @@ class PolicyTraining:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name in ("steps", "batch_size", "micro_batch_size", "num_draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("learning_rate", "indicator_learning_rate", "grad_norm_clip"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, found {getattr(self, name)}")
-        for name in ("indicator_dropout", "decay_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}: expected a share, found {getattr(self, name)}")
+        super().__post_init__()
+        _require_counts(self, "num_draws")
+        _require_positive(self, "indicator_learning_rate")
         if not (self.awr_beta > 0 and self.awr_max_weight > 0):
             raise ValueError(
                 f"awr_beta, awr_max_weight: expected positive numbers, found {self.awr_beta}, "
                 f"{self.awr_max_weight}"
             )
+        for name in ("indicator_dropout", "decay_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: expected a share, found {getattr(self, name)}")
 
 
 @dataclass
-class ValueTraining:
+class ValueTraining(Fit):
     """How a value function is trained."""
 
-    steps: int = 300
-    batch_size: int = 64  # frames per optimizer step, of all processes together
-    micro_batch_size: int = 64  # frames per forward pass of a process
-    learning_rate: float = 1e-3  # level, then down to 0 over the last 30%
     weight_decay: float = 1e-3
-    grad_norm_clip: float = 1.0
     validation_fraction: float = 0.2  # of the episodes of each source
+    warmup_steps: ClassVar[int] = 0
+    decay_fraction: ClassVar[float] = 0.3
+    indicator_learning_rate: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name in ("steps", "batch_size", "micro_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("learning_rate", "grad_norm_clip"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, found {getattr(self, name)}")
+        super().__post_init__()
         if not 0.0 < self.validation_fraction < 1.0:
             raise ValueError(
                 f"validation_fraction: expected a share between 0 and 1 (the values are judged on these "
                 f"episodes), found {self.validation_fraction}"
             )
+
+
+def _require_counts(settings: Fit, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, found {getattr(settings, name)}")
+
+
+def _require_positive(settings: Fit, *names: str) -> None:
+    for name in names:
+        if not 0.0 < getattr(settings, name) < math.inf:
+            raise ValueError(f"{name}: expected a number above 0, found {getattr(settings, name)}")

@@ -1,125 +1,141 @@
-"""Optimizer steps of a training that can be interrupted: what it stands at, on disk and in figures."""
+"""Optimizer steps of a supervised training: counted, guarded, shown, kept on disk, stopped and resumed."""
 
-import math
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from pi0.ript.distributed import World
-from pi0.ript.interruption import StoppedError, stop_requested
-
-_SAVE_SECONDS = 60.0
+from pi0.ript.interruption import StoppedError, asked_to_stop
+from pi0.ript.monitoring import count_skipped, is_finite
+from pi0.ript.training.snapshots import Snapshots
 
 Row = dict[str, Any]
+"""Figures of an optimizer step by name, among them its number as "step", and "loss"."""
 
 
-class NonFiniteLossError(RuntimeError):
-    """A loss or its gradient is not finite."""
+class Steps:
+    """The steps that are left of a training; whoever iterates makes them.
 
+        for step in Steps(...):
+            ...the step's batch, loss and gradients, all functions of the number `step`...
+            if steps.accept({"loss": ...}, norm):
+                optimizer.step()
+            optimizer.zero_grad()
 
-class TrainingSteps:
-    """Counts the steps of a training, shows and logs their figures, and keeps the training on disk.
-
-    The file is written once a minute and when the process is asked to stop; with it the same training goes on
-    where it stood, bit for bit, if each of its steps is a function of the step's number alone.
+    Between two steps a snapshot is written if one is due. When the process is asked to stop, there or in
+    `stop_if_asked`, one is written and all processes leave. All processes call every method alike.
     """
 
     def __init__(
         self,
         num_steps: int,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
         *,
-        description: str,
-        checkpoint: Path | None = None,
-        log: Callable[[Row], None] | None = None,
+        name: str,
         world: World | None = None,
+        snapshots: Snapshots | None = None,
+        max_nonfinite_steps: int = 3,
     ) -> None:
-        """Load the state of an interrupted training if there is one.
+        """Continue from the newest snapshot, if there is one.
 
         Args:
             num_steps: Of the whole training.
-            model: Whose trainable parameters are trained, not wrapped.
-            optimizer: Of these.
-            description: For the progress bar.
-            checkpoint: The file; None keeps none.
-            log: Receives the figures of every step, of those before an interruption too.
+            name: For the progress bar and for messages.
             world: The processes that train together; None: this one alone.
-        """
-        self.num_steps, self.model, self.optimizer = num_steps, model, optimizer
-        self._checkpoint, self._log, self._world = checkpoint, log, world or World()
-        self._description = description
-        self._rows: list[Row] = []
-        self._bar: Any = tqdm(unit="step", desc=description, disable=self._world.rank > 0)
-        if checkpoint is not None and checkpoint.exists():
-            self._load(checkpoint)
-        if log is not None:
-            for row in self._rows:
-                log(row)
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield the numbers of the steps that are left; `done` ends each of them.
+            snapshots: Of the training; None keeps none.
+            max_nonfinite_steps: Steps in a row without a finite loss or gradient at which the training ends.
 
         Raises:
-            StoppedError: The process was asked to stop; the training is on disk.
+            ChangedSettingsError, SnapshotError: The snapshot is of another training; see `Snapshots.restore`.
         """
-        first, saved = len(self._rows), time.monotonic()
-        self._bar.reset(self.num_steps)
-        self._bar.update(first)
-        for step in range(first, self.num_steps):
-            yield step
-            self._bar.update()
-            code = max(codes[0] for codes in self._world.gather([stop_requested()]))
-            late = self._world.rank == 0 and time.monotonic() - saved > _SAVE_SECONDS
-            if self._checkpoint is not None and (code or late):
-                self._save(self._checkpoint)
-                saved = time.monotonic()
-            if code:
-                raise StoppedError(code)
-        self._bar.close()
+        self.num_steps, self.name = num_steps, name
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self._world, self._snapshots = world or World(), snapshots
+        kept = snapshots.restore() if snapshots is not None else {}
+        self.step: int = kept.pop("step", 0)
+        """Steps behind us."""
+        self.rows: list[Row] = kept.pop("recent", [])
+        """Figures of the steps that were made, since the caller last cleared them."""
+        self.nonfinite: int = kept.pop("nonfinite", 0)
+        """Steps skipped in a row."""
+        self.kept: dict[str, Any] = kept
+        """Plain values of the caller's that snapshots keep as well."""
 
-    def update(self, gradient_norm_clip: float) -> None:
-        """Make an optimizer step with the gradients that there are, and clear them."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, gradient_norm_clip))
-        if not math.isfinite(norm):
-            raise NonFiniteLossError(
-                f"{self._description}, step {len(self._rows)}: the norm of the gradient is {norm}; lower the "
-                "learning rate, or look at the data of this step"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def __iter__(self) -> Iterator[int]:
+        """Yield the number of each step that is left.
 
-    def done(self, row: Row, shown: Mapping[str, str]) -> None:
-        """Log a step's figures, and show some of them."""
-        self._rows.append({"step": len(self._rows), **row})
-        self._bar.set_postfix(shown, refresh=False)
-        if self._log is not None:
-            self._log(self._rows[-1])
+        Raises:
+            StoppedError: A process was asked to stop; the training is on disk.
+            SnapshotError: A snapshot could not be written; those before are as they were.
+        """
+        options = {"unit": "step", "desc": self.name, "disable": self._world.rank > 0}
+        with tqdm(total=self.num_steps, initial=self.step, **options) as bar:
+            while self.step < self.num_steps:
+                yield self.step
+                self.step += 1
+                if self.rows:
+                    bar.set_postfix(loss=f"{self.rows[-1]['loss']:.3f}", refresh=False)
+                bar.update()
+                self._save_or_stop()
 
-    def _save(self, path: Path) -> None:
-        if self._world.rank > 0:
-            return
-        trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
-        state = {"model": trained, "optimizer": self.optimizer.state_dict(), "rows": self._rows}
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+    def accept(self, row: Row, gradient_norm: Float[Tensor, ""]) -> bool:
+        """Return whether the optimizer may make the step: its loss and its gradient are finite.
 
-    def _load(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in state["model"].items():
-                parameters[name].copy_(tensor)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._rows = state["rows"]
+        If they are, the row is kept; if not, the step is counted as skipped.
+
+        Args:
+            row: Figures of the step, over all processes, among them its "loss".
+            gradient_norm: Of the gradients that all processes share.
+
+        Raises:
+            NonFiniteLossError: That many steps in a row may not be made. A snapshot has the weights before.
+        """
+        if not is_finite(row["loss"], float(gradient_norm)):
+            where, limit = f"{self.name}, optimizer step {self.step}", self.max_nonfinite_steps
+            self.nonfinite = count_skipped(self.nonfinite, limit, where, self._give_up)
+            return False
+        self.nonfinite = 0
+        self.rows.append({"step": self.step, **row})
+        return True
+
+    def stop_if_asked(self) -> None:
+        """Write a snapshot and leave if a process was asked to; for work between steps, such as a validation.
+
+        Raises:
+            StoppedError: The training is over for now, on all processes.
+        """
+        if code := asked_to_stop(self._world):
+            self.save()
+            self._leave(code)
+
+    def save(self) -> str:
+        """Write a snapshot of the present position, unless there is one; return where, in words."""
+        if self._snapshots is None:
+            return "nothing on disk"
+        progress: Mapping[str, Any] = {"recent": self.rows, "nonfinite": self.nonfinite, **self.kept}
+        return str(self._snapshots.write(self.step, progress))
+
+    def _save_or_stop(self) -> None:
+        is_due = self._snapshots is not None and (
+            self.step == self.num_steps or self._snapshots.is_due(self.step)
+        )
+        code = asked_to_stop(self._world)
+        if code or is_due:
+            self.save()
+            code = asked_to_stop(self._world)  # saving takes time, and another step would take more
+        if code:
+            self._leave(code)
+
+    def _leave(self, code: int) -> None:
+        self._world.print(f"{self.name}: stopped after step {self.step}; the same command goes on from there")
+        raise StoppedError(code)
+
+    def _give_up(self) -> str:
+        """Keep the weights, which are those before the steps that were skipped, and say where."""
+        self.step, self.nonfinite = self.step + 1, self.nonfinite + 1
+        return (
+            f"The weights before them are kept ({self.save()}). Look at the data of these steps, or lower "
+            "the learning rate; the same command tries the step after them"
+        )

@@ -1,0 +1,120 @@
+"""The snapshots of one supervised training: when they are due, what is in them, and the way back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from pi0.ript.checkpoint.files import checkpoint_path, verify
+from pi0.ript.checkpoint.resuming import Advice, require_same_run, run_facts
+from pi0.ript.checkpoint.snapshot import (
+    Clock,
+    Stateful,
+    read_progress,
+    read_training,
+    require_same_parameters,
+    write_snapshot,
+    write_training,
+)
+from pi0.ript.peers import ALONE, Peers
+
+
+@runtime_checkable
+class ExtraFiles(Protocol):
+    """What a snapshot has besides what continues the training: the model as users load it, and more."""
+
+    def write(self, directory: Path) -> None:
+        """Write to a snapshot's directory, on rank 0."""
+        ...
+
+    def read(self, checkpoint: Path) -> None:
+        """Put back what only these files hold."""
+        ...
+
+
+@dataclass
+class Snapshots:
+    """Checkpoint-{step} directories of one training. All processes call every method alike."""
+
+    directory: Path
+    """Where they are; it belongs to this training."""
+    model: nn.Module
+    """Whose trained parameters are kept, not wrapped."""
+    optimizer: torch.optim.Optimizer
+    config: Any
+    """All settings that the result depends on, a dataclass; each snapshot says them."""
+    advice: Advice
+    found: Path | None = None
+    """The snapshot to continue from, see `find_same_run`; its files are whole."""
+    peers: Peers = ALONE
+    save_freq: int | None = None
+    """Optimizer steps between two; None: by the clock alone."""
+    save_minutes: float | None = None
+    """Minutes between two; None: by the steps alone."""
+    keep_last: int = 1
+    states: Mapping[str, Stateful] = field(default_factory=dict)
+    """What has a position of its own, by name, such as the data."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of what is learned from, by name."""
+    reads: nn.Module | None = None
+    """Another model that the trained one reads and that stays as it is."""
+    extra: ExtraFiles | None = None
+
+    def __post_init__(self) -> None:
+        """Start the clock; describe the weights that are not trained, which takes a second at real size."""
+        self._facts = run_facts(self.config, self.model, self.peers, self.reads, self.data)
+        self._last_step: int | None = None
+        self._clock = Clock(self.save_minutes, self.peers)
+
+    def restore(self) -> dict[str, Any]:
+        """Continue from the snapshot that was found; return the plain values that it kept, without one none.
+
+        Raises:
+            SnapshotError: Data, or weights that are not trained, are others than when it was written.
+        """
+        path = self.found
+        if path is None:
+            return {}
+        manifest = verify(path, hashes=False)
+        require_same_parameters(path, self.model)
+        require_same_run(path, manifest, self._facts, self.peers, self.advice)
+        progress = read_progress(path)
+        self._last_step = progress["step"]
+        if self.extra is not None:
+            self.extra.read(path)
+        read_training(path, self.model, self.optimizer, self.states, self.peers.rank)
+        return progress
+
+    def is_due(self, step: int) -> bool:
+        """Return whether it is time for a snapshot after so many steps, by rank 0's clock."""
+        return (self.save_freq is not None and step % self.save_freq == 0) or self._clock.is_late()
+
+    def write(self, step: int, progress: Mapping[str, Any]) -> Path:
+        """Write checkpoint-{step}, unless it is there, delete old ones, and return it.
+
+        Raises:
+            SnapshotError: It could not be written, on all processes; those before are as they were.
+        """
+        path = checkpoint_path(self.directory, step)
+        if self._last_step != step:
+            states = {name: state.state_dict() for name, state in self.states.items()}
+
+            def write(partial: Path) -> None:
+                write_training(partial, self.model, self.optimizer, states, {"step": step, **progress})
+                if self.extra is not None:
+                    self.extra.write(partial)
+
+            write_snapshot(
+                path,
+                write,
+                {"position": [step, 0], **self._facts},
+                peers=self.peers,
+                remedy=self.advice.resume,
+                keep_last=self.keep_last,
+            )
+            self._last_step = step
+            self._clock.restart()
+        return path

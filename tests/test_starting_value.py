@@ -1,0 +1,48 @@
+"""The value function that training starts from, in both products."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import metaworld_policy
+
+from pi0 import PI0Policy
+from pi0.ript.data import MixtureSettings
+from pi0.ript.recap import Recap, RecapConfig
+from pi0.ript.recap.config import Value
+from pi0.ript.recap.stages import Artefact
+from pi0.ript.supervised.models import DataSummary
+from pi0.ript.supervised.settings import PolicySettings
+from pi0.ript.supervised.value_models import make_value
+from pi0.value import ValueFunction
+
+
+def recap_value(policy: Path, form: str) -> ValueFunction:
+    config = RecapConfig(value=Value(form=form, width=16))
+    return Recap(config, policy.parent).new_value(Artefact("sft", policy, ""))
+
+
+def pi0_train_value(policy: Path, form: str) -> ValueFunction:
+    settings = PolicySettings(type="value", policy_path=str(policy), form=form, width=16)
+    return make_value(settings, DataSummary(MixtureSettings()), 0, "cpu")
+
+
+@pytest.mark.parametrize("make", [recap_value, pi0_train_value])
+def test_a_separate_value_function_begins_with_the_policys_vision_and_language(make, tmp_path):
+    policy = metaworld_policy()
+    policy.save_pretrained(tmp_path / "policy")
+    value = dict(make(tmp_path / "policy", "separate").named_parameters())
+    copied = {name: x for name, x in policy.model.named_parameters() if name.startswith(("vision.", "vlm."))}
+    assert set(copied) == {name for name in value if name.startswith(("vision.", "vlm."))}
+    assert not [name for name, parameter in copied.items() if not torch.equal(parameter, value[name])]
+    assert len(copied) > 10
+    assert {"readout", "head.weight"} < set(value)
+
+
+@pytest.mark.parametrize("make", [recap_value, pi0_train_value])
+def test_an_expert_has_no_eyes_of_its_own(make, tmp_path):
+    metaworld_policy().save_pretrained(tmp_path / "policy")
+    value = make(tmp_path / "policy", "expert")
+    assert isinstance(value.reads, PI0Policy)
+    assert not [name for name, _ in value.named_parameters() if name.startswith(("vision.", "vlm."))]
+    assert value.config.expert.width == 16
