@@ -73,6 +73,8 @@ def read_config(values: Mapping[str, Any], directory: Path) -> Pi0Config:
     if height != width:
         raise CheckpointError(f"{file}: image_resolution: expected a square, found {[height, width]}")
     base = Pi0Config(pi05=values["type"] == "pi05")
+    chunk_size = values.get("chunk_size", base.chunk_size)
+    values = {"n_action_steps": min(base.n_action_steps, chunk_size), **values}
     return replace(
         base,
         **{name: VARIANTS[variant] for name, variant in variants.items()},
