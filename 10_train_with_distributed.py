@@ -24,7 +24,7 @@ from pi0.ript.loss import make_learner
 from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import starting_policy
-from pi0.ript.windows import shuffled_batches
+from pi0.ript.windows import shuffled_batches, with_progress
 
 
 def main(config: TrainConfig) -> None:
@@ -74,7 +74,7 @@ def main(config: TrainConfig) -> None:
         losses = []
         windows_per_step = algo.micro_batch_size * algo.gradient_accumulation_steps
         steps = shuffled_batches(len(windows), windows_per_step, algo.num_epochs, seed=(seed, iteration))
-        for step, window_ids in enumerate(steps):
+        for step, window_ids in enumerate(with_progress(steps, losses)):
             total = torch.zeros((), device=policy.device)
             for micro_batch in world.micro_batches(learner, window_ids, algo.micro_batch_size):
                 loss = learner(windows.batch(micro_batch), seed=(seed, iteration, step)) / len(window_ids)

@@ -1,210 +1,124 @@
-"""RECAP: SFT, a value function, then rounds of rollouts, values, advantages and policy; or RIPT, as rung 13.
+"""RECAP: one supervised fit, three times, and a relabelling; a configuration of RIPT trains as rung 13 does.
 
 Parent: 13_train_production_ready.py
-Introduces: pi0.ript.recap, pi0.value, pi0.value_config
+Introduces: recap, training, labels, pages, kept_evaluation, scripts, pi0.value, pi0.value_config
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 
-Started again it goes on where it stopped: what is finished and still fits the configuration is skipped. With
-a configuration of RIPT (pi0/ript/config/*.yaml) it trains as rung 13 does, number by number.
+`fit` trains the policy on demonstrations (SFT), the value function, and in every round both again, the policy
+on labels: the value function says which frames went better than expected. Every line that makes something is
+a stage: started again, the run skips what is finished and still fits the configuration, and goes on.
 """
 
-import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from pi0.ript.checkpoint import Checkpoints, open_run_directory
-from pi0.ript.config import TrainConfig, parse_config, save_config
-from pi0.ript.dataset import LiberoInitStateDataset, StateSampler, collate_fn_state, drawn
-from pi0.ript.distributed import cleanup_distributed, get_model_from_ddp, setup_distributed
-from pi0.ript.environments import get_environment
-from pi0.ript.evaluate import evaluate
-from pi0.ript.groups import collect_groups, heldout_states
+from pi0.ript.config import parse_config, save_config
+from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.interruption import cleanup_on_exit, setup_signal_handlers
-from pi0.ript.loss import make_learner
-from pi0.ript.monitoring import monitor_memory, profile_window, take_step
-from pi0.ript.recap import RECAP, Recap, RecapConfig
+from pi0.ript.labels.sources import Mixture
+from pi0.ript.monitoring import monitor_memory
+from pi0.ript.recap import RECAP, RecapConfig
+from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
 from pi0.ript.recap.endings import clear_endings
+from pi0.ript.recap.keeping import Keeping, Training
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.summary import write_summary
-from pi0.ript.report import write_report
-from pi0.ript.results import lock_directory, one_line, write_evaluation, write_results
-from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.run_logging import PhaseTimer, close_run_logging, init_wandb, log_metrics, setup_run_logging
-from pi0.ript.starting_policy import starting_policy
-from pi0.ript.windows import shuffled_batches
+from pi0.ript.results import lock_directory
+from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
+from pi0.ript.scripts.train_ript_pi0 import main as train_ript
+from pi0.ript.training.objectives import Objective
+from pi0.ript.training.optimization import linear_schedule, make_optimizer, set_learning_rate
+from pi0.ript.training.steps import Row
 
 
-def main(config: TrainConfig) -> None:
-    torch.set_num_threads(1)  # a toy model gains nothing from threads
-    seed, algo = config.training.seed, config.algo
-    world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
-    run_dir, checkpoint = world.on_main(open_run_directory, config)
-    world.on_main(save_config, config, run_dir)
-    setup_run_logging(run_dir, world.rank, write_report)
-    init_wandb(config, run_dir, world.rank)
-    environment = get_environment(**asdict(config.task))
-    simulators = environment.make()
-    cleanup_on_exit(simulators)
-    options = {
-        "cache": config.warm_start_dir,
-        "seed": seed,
-        "device": world.device(config.device),
-        **asdict(config.policy),
-    }
-    policy = world.first(starting_policy, config.policy_path, environment, **options)
-    learner = world.wrap(make_learner(policy, algo))
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    states = world.first(
-        LiberoInitStateDataset,
-        config.task.benchmark_name,
-        config.task.task_names,
-        config.dataset.num_init_states,
-        cache=config.warm_start_dir,
-        env=simulators,
-    )
-    threshold = algo.rollout_skip_threshold if algo.enable_rollout_stats_tracking else 0
-    sampler = StateSampler(states, world.size, world.rank, seed, skip_threshold=threshold)
-    loader = DataLoader(states, sampler=sampler, collate_fn=collate_fn_state)
-    world.print(f"✓ LiberoInitStateDataset创建成功 ({len(states)}个初始状态 / initial states)")
-    world.print(f"✓ DataLoader创建成功 / data loader ready: {world.size} process(es), {states.path}")
-    drawn_states = drawn(loader, world.print)
-    heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
-    evaluation = partial(evaluate, simulators, states=heldout, num_recorded=config.eval.n_video, peers=world)
-    setup_signal_handlers()
-    model = get_model_from_ddp(learner)
-    checkpoints = Checkpoints(run_dir, checkpoint, model, optimizer, sampler, config, peers=world)
-    before = evaluation(policy=GuidedPolicy(policy), run=checkpoints.rollout("before"))
-    world.on_main(write_evaluation, run_dir / "before", before)
-
-    world.print("✓ 训练正常启动 / training started")
-    progress = checkpoints.resume()
-    profile = profile_window(config.training.profile_steps, run_dir, world.rank)
-    metrics = progress.metrics
-    for iteration in range(progress.iteration, config.training.num_train_steps):
-        start = time.monotonic()
-        timer = PhaseTimer()
-        # Collect
-        collection = collect_groups(
-            simulators,
-            # The indicator means nothing before training.
-            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
-            drawn_states,
-            num_groups=algo.data_batch_size,
-            group_size=algo.rloo_batch_size,
-            max_attempts=algo.max_sampling_attempts,
-            seed=(seed, iteration),
-            render_every=config.dataset.window_stride,
-            peers=world,
-            run=checkpoints.rollout(f"iteration-{iteration}"),
-        )
-        windows = collection.windows(policy.config.chunk_size)
-        timer.split("collect")
-        # Improve
-        policy.train()
-        losses = progress.losses  # of the steps made so far; `count` adds to them
-        windows_per_step = algo.micro_batch_size * algo.gradient_accumulation_steps
-        steps = shuffled_batches(len(windows), windows_per_step, algo.num_epochs, seed=(seed, iteration))
-        for step, window_ids in progress.remaining(steps):
-            total = torch.zeros((), device=policy.device)
-            for micro_batch in world.micro_batches(learner, window_ids, algo.micro_batch_size):
-                loss = learner(windows.batch(micro_batch), seed=(seed, iteration, step)) / len(window_ids)
-                world.backward(loss)  # of loss * world.size: DDP averages gradients, and a sum is wanted
-                total += loss.detach()
-            norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), algo.grad_norm_clip)
-            optimizer.param_groups[0]["lr"] = algo.lr * (1 - step / len(steps))
-            step_loss = world.sum(total)
-            is_taken = take_step(optimizer, step_loss, norm)
-            progress.count(step_loss, is_taken, config.training.max_nonfinite_steps)
-            profile.step()
-            checkpoints.stop_if_asked()
-        policy.eval()
-        world.require_equal(get_model_from_ddp(learner))
-        timer.split("improve")
-        # Report
-        sampler.update(collection)
-        metrics.append(
-            {
-                "iteration": iteration,
-                **collection.metrics(),
-                "rollout/states_mastered": sampler.num_mastered,
-                "train/windows": len(windows),
-                "train/loss": float(np.mean(losses)) if losses else None,
-                "time/iteration_s": round(time.monotonic() - start, 1),
-                **timer.metrics(),
-            }
-        )
-        world.print(one_line(metrics[-1]))
-        log_metrics(metrics[-1] | monitor_memory(config.training.memory_limit_gb), iteration)
-        progress.finish_iteration()
-        checkpoints.save()
-
-    improved = GuidedPolicy(policy, config.eval.cfg_guidance_scale)
-    after = evaluation(policy=improved, run=checkpoints.rollout("after"))
-    simulators.close()
-    world.on_main(write_results, run_dir, asdict(config), metrics, before, after, policy)
-    world.on_main(write_report, run_dir)
-    close_run_logging()
-    cleanup_distributed()
+def fit(
+    objective: Objective,
+    data: Mixture,
+    settings: Training,
+    key: Sequence[int],
+    keeping: Keeping,
+    world: World,
+) -> list[Row]:
+    """Minimise the objective's loss on windows drawn from the data; return the figures of every step."""
+    model, learner = objective.model, world.wrap(objective.learner())
+    rates = settings.learning_rate, settings.weight_decay
+    optimizer = make_optimizer(model, *rates, indicator_learning_rate=settings.indicator_learning_rate)
+    steps = keeping.steps(objective.name, model, optimizer, settings, world)
+    model.train()
+    for step in steps:
+        seed = (*key, step)
+        windows = data.draw(settings.batch_size, seed)
+        total = torch.zeros(len(objective.figures), device=model.device)
+        for micro_batch in world.micro_batches(learner, windows, settings.micro_batch_size):
+            # Of a policy: flow matching, with the indicator of each window. Of a value function: the cross
+            # entropy of the return of each frame. The loss is the first of the figures.
+            figures = objective.sums(learner, data.batch(micro_batch), seed, is_training=True) / len(windows)
+            world.backward(figures[0])
+            total += figures.detach()
+        norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), settings.grad_norm_clip)
+        factor = linear_schedule(step, settings.steps, settings.warmup_steps, settings.decay_fraction)
+        set_learning_rate(optimizer, factor)
+        row = dict(zip(objective.figures, map(world.sum, total), strict=True))
+        if steps.accept(row | objective.shares(windows, seed), norm):
+            optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    return steps.rows
 
 
 @clear_endings()
 def train_recap(config: RecapConfig) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # a toy model gains nothing from threads
     world = setup_distributed(config.device, **asdict(config.distributed))
     run_dir = Path(config.output_dir) / config.exp_name
     world.on_main(lock_directory, run_dir)
     world.on_main(save_config, config, run_dir)
     setup_run_logging(run_dir, world.rank)
     init_wandb(config, run_dir, world.rank)
-    recap = Recap(config, run_dir, world)
-    world.on_main(print_budget, recap)
-    cleanup_on_exit(recap)
+    run = recap.start_run(config, run_dir, world, fit)
+    cleanup_on_exit(run)
+    world.on_main(print_budget, run)
     setup_signal_handlers()
 
-    data = {"demonstrations": recap.demonstrations()}
-    policy = sft = recap.supervised(data["demonstrations"])
-    value = pretrained = recap.pretrained_value(sft, data["demonstrations"])
-    evaluations = {"SFT": recap.evaluation("sft-evaluation", sft)}
+    demonstrations = recap.obtain_demonstrations(run)
+    policy = sft = recap.fit_demonstrations(run, demonstrations)
+    value = pretrained = recap.fit_value(run, sft, [demonstrations])
+    evaluations = {"SFT": recap.judge(run, sft)}
+    rollouts = []
     for number in range(1, config.rounds + 1):
         # Collect
-        data[f"rollouts-{number}"] = recap.rollouts(number, policy)
-        data.pop(f"rollouts-{number - config.rollouts.keep_rounds}", None)
+        rollouts.append(recap.collect(run, number, policy))
+        data = [demonstrations, *rollouts[-config.rollouts.keep_rounds :]]
         # Label
-        value = recap.value(
-            number, sft, pretrained if config.value.start_from == "pretrained" else value, data
-        )
-        labels = recap.advantages(number, sft, value, data)
-        recap.require_gates(value, labels)
+        start = pretrained if config.value.start_from == "pretrained" else value
+        value = recap.fit_value(run, sft, data, start, number)
+        labels = recap.label(run, number, sft, value, data)
+        recap.require_gates(run, value, labels)
         # Improve
-        policy = recap.policy(number, sft if config.finetuning.start_from == "sft" else policy, labels, data)
+        start = sft if config.finetuning.start_from == "sft" else policy
+        policy = recap.fit_labels(run, number, start, labels, data)
         # Report
-        evaluations[f"round {number}"] = recap.evaluation(f"round-{number}/evaluation", policy)
-        log_metrics(recap.metrics(number) | monitor_memory(), number)
-        if recap.stages.num_made:
-            world.on_main(write_recap_report, run_dir, recap.stages.names)
-    world.on_main(recap.publish, policy)
+        evaluations[f"round {number}"] = recap.judge(run, policy)
+        log_metrics(recap.round_metrics(run, number) | monitor_memory(), number)
+        if run.stages.num_made:
+            world.on_main(write_recap_report, run_dir, run.stages.names)
+    world.on_main(recap.publish_policy, run, policy)
     if config.baselines:
-        rivals = {
-            "more SFT": recap.more_supervised(sft, data["demonstrations"]),
-            "SFT on successes": recap.successes_only(sft, data),
-        }
-        evaluations |= {
-            name: recap.evaluation(f"{Path(p.stage).parent}/evaluation", p) for name, p in rivals.items()
-        }
+        rivals = recap.fit_rivals(run, sft, data)
+        evaluations |= {name: recap.judge(run, rival) for name, rival in rivals.items()}
 
     world.on_main(write_summary, run_dir, asdict(config), evaluations)
-    world.on_main(write_recap_report, run_dir, recap.stages.names)
-    recap.close()
+    world.on_main(write_recap_report, run_dir, run.stages.names)
+    run.close()
     close_run_logging()
     cleanup_distributed()
 
 
 if __name__ == "__main__":
     settings = parse_config(resumes=True, algorithms={"recap": RECAP})
-    train_recap(settings) if isinstance(settings, RecapConfig) else main(settings)
+    main = train_recap if isinstance(settings, RecapConfig) else train_ript
+    main(settings)

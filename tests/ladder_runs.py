@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import ladder
+import reference_trainer
 
 from pi0.ript import environments
 from pi0.ript.config import load_config_from_yaml
 
 MINIMAL = ladder.ROOT / "pi0/ript/config/minimal_test.yaml"
-REFERENCE = ladder.ROOT / "pi0/ript/scripts/train_ript_pi0.py"
 SMALLER = [  # than the minimal configuration, which all rungs run here
     *("task.num_workers=0", "dataset.num_init_states=7", "eval.rollouts_per_task=2", "eval.n_video=0"),
     *("algo.rloo_batch_size=4", "algo.data_batch_size=1", "algo.max_sampling_attempts=4"),
@@ -37,7 +37,6 @@ def commands(directory: Path, cache: Path) -> dict[str, list[str]]:
         if rung.name == "final":  # its own command is RECAP's
             header = [f"--config_path={MINIMAL}"]
         lines[rung.name] = [str(rung.path), *(as_flags() if rung.name == "8" else [*header, *SMALLER])]
-    lines["reference"] = [str(REFERENCE), f"--config_path={MINIMAL}", *SMALLER]
     lines["alone"] = [str(ladder.RUNGS["10"].path), f"--config_path={MINIMAL}", *PAIR]
     paths = [f"--output_dir={directory}", f"--warm_start_dir={cache}"]
     return {name: [*line, *paths, f"--exp_name={name}"] for name, line in lines.items()}
@@ -67,6 +66,9 @@ def shrink_the_environment() -> None:
 
 if __name__ == "__main__":
     shrink_the_environment()
-    for line in commands(*map(Path, sys.argv[1:])).values():
+    directory, cache = map(Path, sys.argv[1:])
+    for line in commands(directory, cache).values():
         sys.argv = line
         runpy.run_path(line[0], run_name="__main__")
+    config = load_config_from_yaml(MINIMAL, [*SMALLER, f"warm_start_dir={cache}"])
+    reference_trainer.train(config, directory / "reference")

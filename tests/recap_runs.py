@@ -10,14 +10,13 @@ import contextlib
 import io
 import json
 import runpy
-import signal
 import sys
 from pathlib import Path
 from unittest import mock
 
 from pi0.ript import interruption, recording
 from pi0.ript.interruption import StoppedError
-from pi0.ript.recap import report
+from pi0.ript.recap import RecapConfig, report
 from pi0.ript.recap.stages import STATE, Stages
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +47,32 @@ def hashes(stages: dict) -> dict[str, str]:
     return {name: record["output"]["hash"] for name, record in stages.items()}
 
 
+@contextlib.contextmanager
+def recipes_alone():
+    """Let a stage, while it is made, see nothing of the configuration but its recipe."""
+    begin, finish, making = Stages._begin, Stages._finish, []
+
+    def begun(self, name, *args):
+        making.append(str(name))
+        return begin(self, name, *args)
+
+    def finished(self, *args):
+        making.pop()
+        return finish(self, *args)
+
+    def guarded(self, attribute):
+        if making and not attribute.startswith("__"):
+            raise AssertionError(f"{making[-1]} depends on {attribute} besides its recipe")
+        return object.__getattribute__(self, attribute)
+
+    with (
+        mock.patch.object(Stages, "_begin", begun),
+        mock.patch.object(Stages, "_finish", finished),
+        mock.patch.object(RecapConfig, "__getattribute__", guarded),
+    ):
+        yield
+
+
 def killed(directory: Path) -> tuple[dict, int]:
     """Die at the end of stages: in turn before the stage is recorded and after, or not at all."""
     finish, count, deaths = Stages._finish, 0, 0
@@ -72,14 +97,13 @@ def killed(directory: Path) -> tuple[dict, int]:
 
 def stopped(directory: Path, every: int) -> tuple[dict, int]:
     """Be asked to stop at every so many optimizer steps and chunks of actions."""
-    calls, stops = 0, 0
+    calls, stops, is_asked = 0, 0, False
 
     def stop_requested() -> int:
-        nonlocal calls
+        nonlocal calls, is_asked
         calls += 1
-        if calls % every == 0:
-            interruption.request_stop(signal.SIGTERM, "asked to stop by the test")
-        return interruption.stop_requested()
+        is_asked = is_asked or calls % every == 0
+        return 143 if is_asked else 0
 
     with (
         mock.patch.object(interruption, "stop_requested", stop_requested),
@@ -87,14 +111,15 @@ def stopped(directory: Path, every: int) -> tuple[dict, int]:
     ):
         while True:
             try:
-                return run(directory), stops  # its signal handlers forget what was asked before
+                return run(directory), stops
             except StoppedError:
-                stops += 1
+                stops, is_asked = stops + 1, False
 
 
 def uninterrupted(place: Path) -> dict:
     """Run twice: the second time there is nothing to do."""
-    whole = run(place / "whole")
+    with recipes_alone():
+        whole = run(place / "whole")
     with contextlib.redirect_stdout(io.StringIO()) as said:
         again = run(place / "whole")
     return {"whole": whole, "again": again, "skipped": said.getvalue().count("up to date, skipped")}

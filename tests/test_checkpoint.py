@@ -33,7 +33,7 @@ from pi0.ript.checkpoint import files as checkpoint_files
 from pi0.ript.checkpoint.files import published, verify
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import require_same_settings, settings_hash
-from pi0.ript.config.schema import Algo, Logging, TrainConfig, Training
+from pi0.ript.config.schema import Algo, Logging, TrainConfig, TrainingSettings
 from pi0.ript.envs import InitialState, Task
 from pi0.ript.results import RunInUseError, new_run_directory
 from pi0.ript.rollout import Rollout
@@ -333,9 +333,9 @@ def test_another_model_is_refused_and_nothing_changes(saved):
 
 
 def test_changed_settings_are_listed_unless_they_change_nothing(capsys):
-    begun = TrainConfig(training=Training(num_train_steps=4))
+    begun = TrainConfig(training=TrainingSettings(num_train_steps=4))
     saved, where = json.loads(json.dumps(asdict(begun))), Path("checkpoint-2")
-    now = replace(begun, algo=Algo(lr=2e-3), training=Training(save_freq=2), device="cuda")
+    now = replace(begun, algo=Algo(lr=2e-3), training=TrainingSettings(save_freq=2), device="cuda")
     with pytest.raises(ChangedSettingsError) as raised:
         require_same_settings(saved, now, where)
     assert [line.strip() for line in str(raised.value).splitlines()[1:-1]] == [
@@ -343,7 +343,9 @@ def test_changed_settings_are_listed_unless_they_change_nothing(capsys):
         "training.num_train_steps: 4 -> 3",
     ]
     assert "device: 'cpu' -> 'cuda'" in capsys.readouterr().out
-    more = replace(begun, training=Training(num_train_steps=9, save_freq=2), logging=Logging(use_wandb=True))
+    more = replace(
+        begun, training=TrainingSettings(num_train_steps=9, save_freq=2), logging=Logging(use_wandb=True)
+    )
     require_same_settings(saved, more, where)
     assert settings_hash(more) == settings_hash(begun) != settings_hash(now)
 
@@ -417,7 +419,7 @@ def test_an_episode_comes_back_bit_for_bit(tmp_path, with_images):
     journal, one = EpisodeJournal(tmp_path / "journal"), episode(with_images)
     assert journal.read(TASK, one.initial_state, one.seed) is None
     journal.write(one)
-    found = journal.read(TASK, one.initial_state, one.seed)
+    found = journal.read(TASK, one.initial_state, one.seed, with_images)
     assert journal.read(TASK, one.initial_state, 0) is None
     assert_equal(found, one)
     assert len(journal.files()) == len(list((tmp_path / "journal").iterdir())) == 1

@@ -11,14 +11,17 @@ import torch
 from pi0.ript import config as config_package
 from pi0.ript.config import ConfigError, TrainConfig, load_config_from_yaml, parse_config, save_config
 from pi0.ript.config import validate_config as validate
+from pi0.ript.config.aliases import EARLIER, NO_EFFECT, OTHERS, WITHOUT_EFFECT
 from pi0.ript.config.command_line import describe_keys
-from pi0.ript.config.legacy_keys import CONVERTED, RENAMED, WITHOUT_EFFECT
 from pi0.ript.config.loading import PROFILES, default_values
 from pi0.ript.environments import get_environment
+from pi0.ript.recap import RecapConfig
+from pi0.ript.supervised import SupervisedSettings
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = Path(config_package.__file__).parent
 MINIMAL = CONFIGS / "minimal_test.yaml"
+ALIASES = {**EARLIER, **OTHERS}
 LEGACY = Path(__file__).parent / "legacy_configs"
 
 
@@ -364,11 +367,19 @@ def test_an_old_key_on_the_command_line_wins_over_the_file():
     )
 
 
-def test_tables_of_old_keys_point_at_keys_that_exist_and_hide_none():
-    known = default_values()
-    assert {*RENAMED.values(), *(meaning.key for meaning in CONVERTED.values())} <= {*known, ""}
-    assert not set(known) & ({*RENAMED, *CONVERTED})
-    assert not [key for key in known if WITHOUT_EFFECT.fullmatch(key)]
+@pytest.mark.parametrize("schema", [TrainConfig, RecapConfig, SupervisedSettings])
+def test_an_alias_hides_no_key(schema):
+    known = default_values(schema)
+    assert not [old for old, alias in ALIASES.items() if alias.key in known and old in known]
+    assert not [key for key in NO_EFFECT if key in known]
+
+
+def test_every_alias_is_of_some_use():
+    schemas = (TrainConfig, RecapConfig, SupervisedSettings)
+    known = {key for schema in schemas for key in default_values(schema)}
+    assert {alias.key for alias in ALIASES.values()} <= {*known, ""}
+    assert not set(EARLIER) & set(OTHERS)
+    assert not [key for key in default_values() if WITHOUT_EFFECT.fullmatch(key)]
 
 
 def test_help_lists_every_key_with_its_default_and_meaning():

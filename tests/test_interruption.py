@@ -74,7 +74,7 @@ def test_workers_go_on_when_their_group_is_signalled_and_end_with_their_parent()
             os.kill(worker, number)
         assert env.step_chunk({0: np.ones((2, 2))})[0].executed == 2
         assert env._workers[0].process.pid == worker
-        env._workers[0]._pipe.close()  # as when the parent is killed
+        env._workers[0].pipe.close()  # as when the parent is killed
         assert env._workers[0].process.wait(20) == 0
         env._workers = []
 

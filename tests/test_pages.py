@@ -22,11 +22,12 @@ from test_video import episode
 from pi0.ript import interruption
 from pi0.ript.commands.dataset_viz import main as dataset_viz
 from pi0.ript.config import TrainConfig, save_config
+from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.distributed import World
 from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_episodes
 from pi0.ript.evaluate import EpisodeResult, Evaluation
 from pi0.ript.labels.advantages import write_advantages
-from pi0.ript.policy_evaluation import EvalSettings, evaluate_policy
+from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.report import write_report
 from pi0.ript.results import write_evaluation
@@ -139,16 +140,15 @@ def pi0_eval(directory: Path) -> Path:
     policy = metaworld_policy()
     for name in ("first", "second"):
         policy.save_pretrained(directory / name)
+    limits = {"max_episode_length": 10, "num_parallel_envs": 2, "num_workers": 0}
     evaluate_policy(
-        EvalSettings(
-            policy=str(directory / "first"),
+        EvaluationConfig(
+            policy_path=str(directory / "first"),
             compare=str(directory / "second"),
-            tasks=list(METAWORLD),
-            env_options={"max_episode_length": 10, "num_parallel_envs": 2},
-            episodes=1,
-            num_workers=0,
+            task=EnvironmentSettings("metaworld", list(METAWORLD), **limits),
+            eval=EvalSettings(rollouts_per_task=1),
             device="cpu",
-            output=directory / "eval",
+            output_dir=str(directory / "eval"),
         )
     )
     return directory / "eval/report.html"

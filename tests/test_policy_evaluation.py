@@ -18,16 +18,20 @@ from conftest import METAWORLD, metaworld_policy
 from pi0 import PI0Policy
 from pi0.ript import policy_evaluation
 from pi0.ript.commands.evaluate import main
+from pi0.ript.config import validation
+from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.episodes import load_episodes
 from pi0.ript.evaluate import Evaluation, compare, evaluate
-from pi0.ript.policy_evaluation import EvalSettings, evaluate_policy
+from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
 from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.success_table import success_text
 from pi0.ript.warm_start import WarmStart
 
 BUTTON, PLATE = METAWORLD
 OPTIONS = {"max_episode_length": 20, "num_parallel_envs": 3}
+ONE_TASK, SILENT = {"task_names": [BUTTON]}, {"n_video": 0}
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +46,17 @@ def policies(tmp_path_factory):
     return directory
 
 
-def settings(policies: Path, tmp_path: Path, **changes) -> EvalSettings:
+def settings(policies: Path, tmp_path: Path, task=(), eval=(), **changes) -> EvaluationConfig:  # noqa: A002
+    """Return what is evaluated; `task` and `eval` are changes in these sections."""
+    environment = {"task_names": [BUTTON, PLATE], "num_workers": 0, **OPTIONS, **dict(task)}
     values = {
-        "policy": str(policies / "first"),
-        "tasks": [BUTTON, PLATE],
-        "env_options": OPTIONS,
-        "episodes": 2,
-        "first_state": 3,
-        "num_workers": 0,
+        "policy_path": str(policies / "first"),
+        "task": EnvironmentSettings("metaworld", **environment),
+        "eval": EvalSettings(**{"rollouts_per_task": 2, "first_state": 3, **dict(eval)}),
         "device": "cpu",
-        "output": tmp_path / "eval",
+        "output_dir": str(tmp_path / "eval"),
     }
-    return EvalSettings(**values | changes)
+    return EvaluationConfig(**values | changes)
 
 
 def arguments(policies: Path, *extra: object) -> list[str]:
@@ -78,7 +81,7 @@ def test_one_policy(policies, tmp_path, metaworld, capsys):
     expected = evaluate(metaworld, GuidedPolicy(policy), heldout(metaworld))
     assert Evaluation.from_dict(read(output / "evaluation.json")) == expected
     assert (output / "evaluation.mp4").stat().st_size > 0
-    assert read(output / "settings.json")["policy"] == str(policies / "first")
+    assert read(output / "settings.json")["policy_path"] == str(policies / "first")
     assert not (output / "comparison.json").exists()
     table = success_text({"policy": expected})
     legend = f"policy: {policies / 'first'}; held-out states"
@@ -96,17 +99,19 @@ def test_one_policy(policies, tmp_path, metaworld, capsys):
 
 
 def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
-    chosen = settings(policies, tmp_path, compare=str(policies / "second"), videos=0, guidance=2.0)
+    chosen = settings(
+        policies, tmp_path, eval=SILENT | {"cfg_guidance_scale": 2.0}, compare=str(policies / "second")
+    )
     before, after = evaluate_policy(chosen)
     assert [e.state for e in before.episodes] == [e.state for e in after.episodes]
     found = read(tmp_path / "eval/comparison.json")
-    assert found["before"] == {"policy": chosen.policy, **before.to_dict()}
+    assert found["before"] == {"policy": chosen.policy_path, **before.to_dict()}
     assert found["after"] == {"policy": chosen.compare, **after.to_dict()}
     assert found["comparison"] == json.loads(json.dumps(compare(before, after).to_dict()))
     assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
     assert read(tmp_path / "eval/compared.json") == json.loads(json.dumps(after.to_dict()))
     assert not list(tmp_path.rglob("*.mp4"))
-    legend = f"before: {chosen.policy}; after: {chosen.compare}; held-out states"
+    legend = f"before: {chosen.policy_path}; after: {chosen.compare}; held-out states"
     assert f"{legend}\n{success_text({'before': before, 'after': after})}" in capsys.readouterr().out
     page = (tmp_path / "eval/report.html").read_text()
     assert legend in page
@@ -114,9 +119,9 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
 
 
 def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path):
-    plain = evaluate_policy(settings(policies, tmp_path, tasks=[BUTTON]))[0]
+    plain = evaluate_policy(settings(policies, tmp_path, task=ONE_TASK))[0]
     root = tmp_path / "rollouts"
-    kept = evaluate_policy(settings(policies, tmp_path, tasks=[BUTTON], recording_root=root))[0]
+    kept = evaluate_policy(settings(policies, tmp_path, task=ONE_TASK, eval={"recording_root": str(root)}))[0]
     assert kept == plain
     assert [r.initial_state.index for r in kept.recorded] == [3]
     episodes = load_episodes(root)
@@ -144,7 +149,7 @@ def begun(monkeypatch):
     return hashes
 
 
-def interrupted(chosen: EvalSettings, after: int) -> set[str]:
+def interrupted(chosen: EvaluationConfig, after: int) -> set[str]:
     """Evaluate until Ctrl+C after so many inferences; return the finished states' hashes, shortened."""
     chunks, made = GuidedPolicy.chunks, []
 
@@ -158,7 +163,7 @@ def interrupted(chosen: EvalSettings, after: int) -> set[str]:
         patch.setattr(GuidedPolicy, "chunks", chunks_or_interrupt)
         with pytest.raises(KeyboardInterrupt):
             evaluate_policy(chosen)
-    return {file.stem.split("-")[0] for file in (chosen.output / "episodes").rglob("*.npz")}
+    return {file.stem.split("-")[0] for file in (Path(chosen.output_dir) / "episodes").rglob("*.npz")}
 
 
 @pytest.mark.parametrize("store", ["journal", "dataset"])
@@ -196,10 +201,10 @@ def test_after_a_kill_the_same_command_goes_on_and_runs_no_episode_twice(
 
 
 def test_more_episodes_go_on_from_those_that_are_there(policies, tmp_path, begun):
-    there = interrupted(settings(policies, tmp_path, videos=0), after=4)
+    there = interrupted(settings(policies, tmp_path, eval=SILENT), after=4)
     assert there
     begun.clear()
-    (evaluation,) = evaluate_policy(settings(policies, tmp_path, episodes=3, videos=1))
+    (evaluation,) = evaluate_policy(settings(policies, tmp_path, eval={"rollouts_per_task": 3}))
     shown = {episode.state[:16] for episode in evaluation.episodes[::3]}
     again = {state[:16] for state in begun}
     assert again & there <= shown, "whose pictures were not asked for before"
@@ -209,13 +214,13 @@ def test_more_episodes_go_on_from_those_that_are_there(policies, tmp_path, begun
 @pytest.mark.parametrize("change", ["weights", "guidance"])
 def test_another_policy_or_other_settings_begin_anew(policies, tmp_path, begun, capsys, change):
     shutil.copytree(policies / "first", tmp_path / "policy")
-    chosen = settings(policies, tmp_path, policy=str(tmp_path / "policy"))
+    chosen = settings(policies, tmp_path, policy_path=str(tmp_path / "policy"))
     assert interrupted(chosen, after=4)
     begun.clear()
     if change == "weights":
         shutil.copytree(policies / "second", tmp_path / "policy", dirs_exist_ok=True)
     else:
-        chosen = replace(chosen, guidance=0.0)
+        chosen = replace(chosen, eval=replace(chosen.eval, cfg_guidance_scale=0.0))
     evaluate_policy(chosen)
     assert len(begun) == 4
     said = capsys.readouterr().out
@@ -225,7 +230,9 @@ def test_another_policy_or_other_settings_begin_anew(policies, tmp_path, begun, 
 
 def test_pictures_and_recording_are_of_one_run(policies, tmp_path, begun):
     root = tmp_path / "rollouts"
-    (evaluation,) = evaluate_policy(settings(policies, tmp_path, recording_root=root, videos=2))
+    (evaluation,) = evaluate_policy(
+        settings(policies, tmp_path, eval={"recording_root": str(root), "n_video": 2})
+    )
     assert sorted(begun) == sorted(e.state for e in evaluation.episodes), "each is simulated once"
     for shown, episode in zip(evaluation.recorded, load_episodes(root), strict=True):
         assert shown.images.keys() == episode.images.keys()
@@ -235,7 +242,7 @@ def test_pictures_and_recording_are_of_one_run(policies, tmp_path, begun):
 
 def test_a_data_set_names_its_robot_and_stores_its_images_as_demonstrations_do(policies, tmp_path):
     root = tmp_path / "rollouts"
-    evaluate_policy(settings(policies, tmp_path, tasks=[BUTTON], recording_root=root))
+    evaluate_policy(settings(policies, tmp_path, task=ONE_TASK, eval={"recording_root": str(root)}))
     described = read(root / "meta/collection.json")
     info = WarmStart("metaworld", (BUTTON,), "hesitating").demonstrations().info()
     for key in ("robot_type", "storage", "fps"):
@@ -247,16 +254,36 @@ def test_a_data_set_names_its_robot_and_stores_its_images_as_demonstrations_do(p
 
 def test_a_toy_is_trained_when_asked_for(policies, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        policy_evaluation, "starting_policy", lambda *given: asked.append(given) or metaworld_policy()
-    )
-    assert evaluate_policy(settings(policies, tmp_path, policy="toy", tasks=[BUTTON]))[0].num_episodes == 2
-    assert asked[0][0] == "toy"
+
+    def warm_start(spec, cache, **changes):
+        asked.append((spec.tasks, changes["indicator"]))
+        return metaworld_policy()
+
+    monkeypatch.setattr(policy_evaluation, "warm_start", warm_start)
+    chosen = settings(policies, tmp_path, task=ONE_TASK, policy_path="toy")
+    assert evaluate_policy(chosen)[0].num_episodes == 2
+    assert asked == [((BUTTON,), "embedding")]
+
+
+def test_a_file_may_change_the_policy(policies, tmp_path, monkeypatch):
+    acting = []
+
+    def guided(policy, guidance):
+        acting.append(policy.config.n_action_steps)
+        return GuidedPolicy(policy, guidance)
+
+    monkeypatch.setattr(policy_evaluation, "GuidedPolicy", guided)
+    chosen = settings(policies, tmp_path, task=ONE_TASK, eval=SILENT)
+    for policy in (PolicySettings(), PolicySettings(n_action_steps=2)):
+        evaluate_policy(replace(chosen, policy=policy))
+    assert acting == [8, 2]
 
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(policies, tmp_path):
-    alone = evaluate_policy(settings(policies, tmp_path, tasks=[BUTTON], episodes=3, first_state=0))[0]
+    alone = evaluate_policy(
+        settings(policies, tmp_path, task=ONE_TASK, eval={"rollouts_per_task": 3, "first_state": 0})
+    )[0]
     output = tmp_path / "two"
     given = arguments(policies, "--episodes", 3, "--output", output, "--videos", 0)
     environment = os.environ | {
@@ -291,17 +318,17 @@ def test_two_processes_give_what_one_gives(policies, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--policy", "nowhere"], "policy: nothing at 'nowhere'; expected a pi0 checkpoint directory"),
-        (["--compare", "nowhere"], "compare: nothing at 'nowhere'"),
+        (["--policy", "nowhere"], "--policy: nothing at 'nowhere'; expected a pi0 checkpoint directory"),
+        (["--compare", "nowhere"], "--compare: nothing at 'nowhere'"),
         (["--env", "metaword"], "did you mean 'metaworld'?"),
         (["--tasks", "buton-press-v3"], "did you mean 'button-press-v3'"),
         (["--tasks", "99"], "expected a number from 0 to 49, found 99"),
         (["--env", "metaworld", "--env-option", "image_sice=3"], "did you mean 'image_size'?"),
         (["--env-option", "image_size"], "--env-option: expected KEY=VALUE, found 'image_size'"),
-        (["--env-option", "task_names=1"], "env_options: task_names have settings of their own"),
-        (["--episodes", "0"], "episodes: expected at least 1, found 0"),
-        (["--first-state", "-1"], "first_state: expected at least 0, found -1"),
-        (["--device", "cuda:63"], "device: 'cuda:63' is not there"),
+        (["--env-option", "task_names=1"], "--env-option: task_names has an option of its own, --tasks"),
+        (["--episodes", "0"], "--episodes: expected at least 1, found 0"),
+        (["--first-state", "-1"], "--first-state: expected 0 or more, found -1"),
+        (["--device", "cuda:63"], "--device: 'cuda:63' is not there"),
     ],
 )
 def test_unusable_arguments(policies, tmp_path, capsys, extra, message):
@@ -332,7 +359,7 @@ def test_guidance_needs_an_indicator(tmp_path, capsys):
     metaworld_policy(indicator="none").save_pretrained(tmp_path / "policy")
     argv = ["--policy", str(tmp_path / "policy"), "--env", "metaworld", "--device", "cpu", "--guidance", "2"]
     assert main(argv) == 2
-    assert "guidance: expected 1 for" in capsys.readouterr().err
+    assert "--guidance: expected 1 for" in capsys.readouterr().err
 
 
 def test_an_instruction_that_the_policy_cannot_read(policies, tmp_path, capsys):
@@ -342,7 +369,7 @@ def test_an_instruction_that_the_policy_cannot_read(policies, tmp_path, capsys):
 
 
 def test_a_benchmark_has_so_many_states(monkeypatch, policies, tmp_path, capsys):
-    monkeypatch.setattr(policy_evaluation, "get_environment", few_states(policy_evaluation.get_environment))
+    monkeypatch.setattr(validation, "get_environment", few_states(validation.get_environment))
     argv = arguments(policies, "--episodes", 6, "--first-state", 5, "--output", tmp_path / "eval")
     assert main(argv) == 2
     assert "metaworld has 10 held-out states per task, found first_state=5 and" in capsys.readouterr().err

@@ -181,6 +181,14 @@ def test_fewer_checkpoints_change_nothing(place, events, whole):
     assert drifting.outcome(place / "rarely") == whole
 
 
+def test_checkpoints_come_every_so_many_minutes_inside_an_iteration_too(place, events, whole):
+    often = ["training.save_minutes=1e-9", "training.save_freq=5"]
+    interrupted_run(place, "minutes", nth(events, "step", 2), kill, *often)
+    assert published(place / "minutes")[-1].name == "checkpoint-0-2"
+    drifting.run(place, "minutes", "--resume", "training.save_freq=5")
+    assert drifting.outcome(place / "minutes") == whole
+
+
 def test_a_corrupt_checkpoint_is_named_and_the_one_before_continued(place, events, whole, capsys):
     interrupted_run(place, "corrupt", nth(events, "step", -1), stop)
     before, newest = published(place / "corrupt")

@@ -1,6 +1,7 @@
 """Advantages in closed form, thresholds exact to one frame, and the file that OpenTau reads."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pi0.ript.episodes import EpisodeDataError, load_episodes
 from pi0.ript.labels.advantages import (
     compute_advantages,
     coverage,
+    fill_missing,
     is_positive,
     percentiles,
     read_advantages,
@@ -19,7 +21,12 @@ from pi0.ript.labels.advantages import (
     thresholds,
     write_advantages,
 )
+from pi0.ript.labels.calibration import Calibration
+from pi0.ript.labels.frames import read_labelled_frames, read_thresholds
+from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns
+from pi0.ript.labels.sources import Role
+from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
 
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
 NAN = float("nan")
@@ -174,12 +181,18 @@ def test_their_file_is_read_and_a_missing_frame_is_an_error_unless_a_choice_is_m
     (dataset / "meta/advantages_lineage.json").unlink(missing_ok=True)
     (dataset / "meta/advantages.json").write_text(json.dumps(entries))
     assert read_lineage(dataset) == {}
+    advantages = read_advantages(dataset, episodes)
+    assert np.isnan(advantages[3])
     with pytest.raises(EpisodeDataError, match="1 of 12 frames have no advantage"):
-        read_advantages(dataset, episodes)
-    for missing, value in [("positive", np.inf), ("negative", -np.inf), ("drop", NAN)]:
-        found = read_advantages(dataset, episodes, missing)
-        assert found[3] == value or (np.isnan(found[3]) and np.isnan(value))
-        assert (np.delete(found, 3) == 0.5).all()
+        fill_missing(advantages, "error", dataset)
+    for choice, value in [("positive", np.inf), ("negative", -np.inf), ("drop", NAN)]:
+        filled = fill_missing(advantages, choice, dataset)
+        np.testing.assert_array_equal(filled[3], value)
+        assert (np.delete(filled, 3) == 0.5).all()
+    others = np.delete(np.arange(12), 3)
+    assert (fill_missing(advantages, "error", dataset, others)[others] == 0.5).all(), "that frame is not used"
+    with pytest.raises(EpisodeDataError, match="none of 1 frames has an advantage, so that no frame is left"):
+        fill_missing(advantages, "drop", dataset, np.array([3]))
 
 
 def test_a_file_of_other_episodes_is_refused(labelled):
@@ -207,6 +220,74 @@ def test_a_missing_advantage_is_left_out_of_the_file(labelled):
     some = np.where(np.arange(12) == 4, NAN, advantages)
     write_advantages(directory, episodes, some, {})
     assert len(json.loads((directory / "meta/advantages.json").read_text())) == 11
-    np.testing.assert_array_equal(read_advantages(directory, episodes, "drop"), some)
+    np.testing.assert_array_equal(read_advantages(directory, episodes), some)
     with pytest.raises(ValueError, match="found infinite"):
         write_advantages(directory, episodes, np.full(12, np.inf), {})
+
+
+# All sources together ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sources():
+    """Demonstrations of one task, and rollouts of two, whose values are noise."""
+    from test_recap_training import chains
+
+    demonstrations = replace(chains(0, 3), name="demonstrations", role=Role.DEMONSTRATIONS)
+    rollouts = replace(chains(50, 6), role=Role.ROLLOUTS)
+    rng = np.random.default_rng(0)
+    return [demonstrations, rollouts], [rng.uniform(-1, 0, s.num_frames) for s in (demonstrations, rollouts)]
+
+
+REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
+
+
+def test_the_share_asked_for_is_that_of_the_ranked_frames(sources):
+    labels = label_frames(*sources, REWARD, Advantage(0.3, "global", "rollouts"))
+    _, rollouts = labels.positive()
+    assert rollouts.mean() == pytest.approx(0.3, abs=0.51 / len(rollouts))
+    assert labels.figures()["positive_fraction"] == rollouts.mean()
+    (epsilon,) = set(labels.epsilon.values())
+    for positive, advantages in zip(labels.positive(), labels.advantages, strict=True):
+        np.testing.assert_array_equal(positive, advantages > epsilon)
+    everything = label_frames(*sources, REWARD, Advantage(0.3, "global", "all"))
+    positive = np.concatenate(everything.positive())
+    assert positive.mean() == pytest.approx(0.3, abs=0.51 / len(positive))
+    figures = everything.figures()
+    assert figures["positive_fraction"] == positive.mean()
+    assert (figures["coverage"], figures["target_fraction"]) == (1.0, 0.3)
+    assert f"epsilon of suite/0: {everything.epsilon['suite/0']:.6f}" in str(everything)
+
+
+def test_demonstrations_that_are_always_positive_are_labelled_so(sources):
+    (demonstrations, rollouts), values = sources
+    always = [replace(demonstrations, advantage="on"), rollouts]
+    figures = label_frames(always, values, REWARD, Advantage()).figures()
+    assert figures["positive_share"]["demonstrations"] == 1.0
+
+
+def test_frames_that_the_value_function_has_no_number_for_stop_at_the_gate(sources):
+    both, (first, second) = sources
+    second[7] = NAN
+    figures = label_frames(both, [first, second], REWARD, Advantage()).figures()
+    assert 0.9 < figures["coverage"] < 1.0
+    chosen = LabelFigures(**{f.name: figures[f.name] for f in fields(LabelFigures)})
+    good = Calibration(9, 90, correlation=0.9, calibration_error=0.1, error=0.1, separation=0.9)
+    with pytest.raises(GateError, match="label coverage"):
+        check_gates(good, chosen, Gates(max_fraction_error=1.0))
+
+
+def test_labels_are_written_beside_what_they_were_made_from(sources, tmp_path):
+    labels = label_frames(*sources, REWARD, Advantage())
+    places = [tmp_path / source.name for source in labels.sources]
+    write_labels(labels, places, "abc")
+    write_labelled_frames(labels, tmp_path)
+    frames = read_labelled_frames(tmp_path / "frames.npz")
+    assert read_thresholds(tmp_path / "thresholds.json") == labels.epsilon
+    parts = zip(places, labels.sources, labels.advantages, labels.positive(), strict=True)
+    for place, source, advantages, positive in parts:
+        np.testing.assert_array_equal(read_advantages(place, source.episodes), advantages)
+        lineage = read_lineage(place)
+        assert (lineage["value"], lineage["epsilon"]) == ("abc", labels.epsilon)
+        np.testing.assert_array_equal(frames[source.name].positive(labels.epsilon), positive)
+        np.testing.assert_array_equal(frames[source.name].returns, source.returns(REWARD))

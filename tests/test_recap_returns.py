@@ -77,12 +77,9 @@ def test_returns_are_clamped():
     assert returns(1, SUCCESS, config(C_neg=0.0, reward_normalizer="auto").resolve(1)).tolist() == [0.0]
 
 
-def test_unlabelled_episodes_are_an_error_unless_a_choice_is_made():
-    labels = [True, None, False]
+def test_unlabelled_episodes_are_an_error_and_a_late_failure_is_truncated():
     with pytest.raises(EpisodeDataError, match="1 of 3 episodes have no success label"):
-        outcomes(labels)
-    assert outcomes(labels, unlabelled="success") == (SUCCESS, SUCCESS, FAILURE)
-    assert outcomes(labels, unlabelled="failure") == (SUCCESS, FAILURE, FAILURE)
+        outcomes([True, None, False])
     assert outcomes([True, False, False], [True, True, False]) == (SUCCESS, TRUNCATED, FAILURE)
 
 

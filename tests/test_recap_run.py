@@ -17,13 +17,15 @@ from recap_runs import DEMO, SHRUNK, hashes
 
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, parse_config
-from pi0.ript.episodes import load_episodes
+from pi0.ript.distributed import World
+from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import read_advantages, read_lineage
-from pi0.ript.recap import RECAP, Recap, RecapConfig
+from pi0.ript.recap import RECAP, RecapConfig, rounds
 from pi0.ript.recap.budget import BudgetError, budget, print_budget
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.run_logging import close_run_logging
+from train_ript_pi0_final import fit
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -150,24 +152,78 @@ def test_a_gate_stops_the_run_before_the_policy_is_trained(whole, tmp_path, run)
         run(tmp_path / "copy", "gates.min_correlation=1.1")
 
 
+class CaughtError(Exception):
+    """With what was to be trained on."""
+
+
+def caught(objective, mixture, *rest):
+    raise CaughtError(mixture)
+
+
+def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(whole, tmp_path):
+    """Otherwise the value functions of later rounds would be judged on what the first has seen."""
+    place = Path(shutil.copytree(whole[0], tmp_path / "copy")) / "demo"
+    run = rounds.start_run(config_of(f"output_dir={tmp_path}"), place, World(), caught)
+    data = [rounds.obtain_demonstrations(run)]
+    sft = rounds.fit_demonstrations(run, data[0])
+    start = rounds.fit_value(run, sft, data)
+    demonstrations = range(int(load_labels(data[0].path / "dataset").lengths.sum()))
+    data.append(rounds.collect(run, 1, sft))
+    held = []
+    for stage, arguments in (("value", (data[:1],)), ("round-1/value", (data, start, 1))):
+        shutil.rmtree(place / stage)
+        with pytest.raises(CaughtError) as trained:
+            rounds.fit_value(run, sft, *arguments)
+        (mixture,) = trained.value.args
+        held.append(set(demonstrations) - set(mixture.draw(4000, (0,)).tolist()))
+    assert held[0] == held[1]
+    assert 0 < len(held[0]) < len(demonstrations)
+    run.close()
+
+
+def test_the_records_of_the_stages_have_every_setting_that_changes_a_result(whole):
+    """A run of version 0.1.0 goes on, so the names stay; a forgotten one would reuse what is stale."""
+    seen = {name: {key.split(".")[0] for key in record["settings"]} for name, record in whole[1].items()}
+    fit_keys, common = {"training", "freeze", "seed"}, {"reading"}
+    assert seen == {
+        "demonstrations": {"plan", "episodes"},
+        "sft": {"policy_path", "checkpoint", "norm_stats", "policy", "chunk_size", "sft", "advantage", "seed"}
+        | common,
+        **dict.fromkeys(
+            ["value", "round-1/value", "round-2/value"],
+            {"value", "training", "reward", "deadlines", "seed", "round"} | common,
+        ),
+        **{f"round-{n}/rollouts": {"rollouts", "task", "round", "seed"} for n in (1, 2)},
+        **{f"round-{n}/advantages": {"reward", "advantage", "mode", "deadlines"} | common for n in (1, 2)},
+        **{f"round-{n}/policy": fit_keys | common | {"mode", "round"} for n in (1, 2)},
+        **{
+            name: fit_keys | common | {"sft_advantage", "is_of_successes"}
+            for name in seen
+            if name.startswith("baseline") and name.endswith("policy")
+        },
+        **{name: {"eval", "task", "pool_size"} for name in seen if name.endswith("evaluation")},
+    }
+    assert "num_workers" not in whole[1]["round-1/rollouts"]["settings"]["task"]
+
+
 def config_of(*overrides: str) -> RecapConfig:
     return load_config_from_yaml(DEMO, [*SHRUNK, *overrides], schema=RecapConfig)
 
 
 def test_the_budget_counts_what_the_run_does(tmp_path, monkeypatch, capsys):
     config = config_of(f"output_dir={tmp_path}")
-    recap = Recap(config, tmp_path)
-    found = budget(recap)
-    assert (found.recorded, found.judged, found.steps) == (2 + 2 * 4, 2 * 5, 30)
-    assert (found.policy_updates, found.value_updates) == (6 + 3 * 8, 3 + 6)
-    assert found.images_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
-    assert found.disk_gb == pytest.approx(2 * 10 * 30 * 3 * 32 * 32 / 1e9)
-    print_budget(recap)
-    recap.close()
+    run = rounds.start_run(config, tmp_path, World(), fit)
+    needs = budget(run)
+    assert (needs.recorded, needs.judged, needs.steps) == (2 + 2 * 4, 2 * 5, 30)
+    assert (needs.policy_updates, needs.value_updates) == (6 + 3 * 8, 3 + 6)
+    assert needs.images_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
+    assert needs.disk_gb == pytest.approx(2 * 10 * 30 * 3 * 32 * 32 / 1e9)
+    print_budget(run)
+    run.close()
     assert "minutes, at the speed" in capsys.readouterr().out
     monkeypatch.setattr("pi0.ript.recap.budget.shutil.disk_usage", lambda _: type("", (), {"free": 1}))
     with pytest.raises(BudgetError, match=r"rollouts\.num_states"):
-        print_budget(recap)
+        print_budget(run)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -187,6 +243,12 @@ def test_the_configurations_of_the_repository_are_valid(file, tmp_path):
         ("rounds=0", "rounds: expected at least 1, found 0"),
         ("value.form=big", "value.form: expected one of expert, separate, found 'big'"),
         ("advantage.positive_fraction=1.5", "expected a share between 0 and 1, found 1.5"),
+        ("sft.learning_rate=0", "sft.learning_rate: expected a number above 0, found 0"),
+        ("value.pretraining.learning_rate=-1", "value.pretraining.learning_rate: expected a number above 0"),
+        ("finetuning.training.grad_norm_clip=.nan", "grad_norm_clip: expected a number above 0, found nan"),
+        ("finetuning.training.decay_fraction=1.5", "decay_fraction: expected a share from 0 to 1, found 1.5"),
+        ("finetuning.training.indicator_dropout=2", "indicator_dropout: expected a share from 0 to 1"),
+        ("value.finetuning.validation_fraction=0", "validation_fraction: expected a share between 0 and 1"),
         ("rollouts.pool_size=3", "2 rounds of 2 states need 4 different ones, there are 3"),
         ("demonstrations.root=/nowhere", "no LeRobotDataset at '/nowhere'"),
         ("demonstrations.operator=hesitant", "demonstrations: "),
@@ -215,12 +277,6 @@ def test_wrong_settings_are_refused_before_any_work(override, said):
     ("override", "said"),
     [
         ("reward.C_neg=5", "C_neg: expected at most 0, found 5"),
-        ("sft.learning_rate=0", "learning_rate: expected a number above 0, found 0"),
-        ("value.pretraining.learning_rate=-1", "learning_rate: expected a number above 0, found -1"),
-        ("finetuning.training.grad_norm_clip=.nan", "grad_norm_clip: expected a number above 0, found nan"),
-        ("finetuning.training.decay_fraction=1.5", "decay_fraction: expected a share, found 1.5"),
-        ("finetuning.training.indicator_dropout=2", "indicator_dropout: expected a share, found 2.0"),
-        ("value.finetuning.validation_fraction=0", "validation_fraction: expected a share between 0 and 1"),
         ("finetuning.trainings.steps=3", "unknown key 'finetuning.trainings.steps'"),
         ("algo.lr=1", "unknown key 'algo.lr'"),
         ("demonstrations.quality.speed=1", "unknown key 'demonstrations.quality.speed'"),

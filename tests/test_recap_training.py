@@ -9,6 +9,7 @@ from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, toy_policy
 from plugin_example.line import LineSuite
 
 from pi0 import Indicator
+from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.episodes import (
     CollectionInfo,
@@ -19,20 +20,26 @@ from pi0.ript.episodes import (
     load_episodes,
 )
 from pi0.ript.labels.advantages import thresholds
-from pi0.ript.labels.calibration import Calibration, calibration, heldout_episodes, predict
+from pi0.ript.labels.calibration import (
+    Calibration,
+    calibration,
+    heldout_calibration,
+    heldout_episodes,
+    predict,
+)
 from pi0.ript.labels.indicators import awr_weights, indicators, withhold_keyed
 from pi0.ript.labels.returns import Outcome, RewardConfig
 from pi0.ript.labels.sources import Mixture, Source, frame_windows
-from pi0.ript.recap import value_training
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
-from pi0.ript.recap.policy_training import train_policy
-from pi0.ript.recap.value_training import train_value
+from pi0.ript.recap.keeping import Keeping
+from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recording import DatasetStore, episode_set, record_rollouts, rollout_episode
 from pi0.ript.rollout import GuidedPolicy, rollout
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.warm_start import demonstration_windows
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config
+from train_ript_pi0_final import fit
 
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
 GOOD = Calibration(
@@ -61,6 +68,17 @@ def chains(first: int, count: int) -> Source:
 
 
 REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
+
+
+def train_policy(policy, sources, advantages, epsilon, settings, seed=(0,)) -> list[dict]:
+    parts = policy_objective(policy, sources, advantages, epsilon, settings)
+    return fit(*parts, settings, seed, Keeping(), World())
+
+
+def train_value(value, sources, reward, settings, seed=(0,)) -> tuple[list[dict], Calibration]:
+    heldout = [heldout_episodes(source, settings.validation_fraction, seed) for source in sources]
+    rows = fit(*value_objective(value, sources, reward, heldout), settings, seed, Keeping(), World())
+    return rows, heldout_calibration(value, sources, reward, heldout)
 
 
 # Data -------------------------------------------------------------------------------------------------------
@@ -204,19 +222,6 @@ def test_held_out_episodes_are_the_same_whatever_the_other_sources():
     assert not np.array_equal(held, heldout_episodes(replace(source, name="other"), 0.2))
     assert heldout_episodes(chains(0, 2), 0.2).sum() == 1
     assert heldout_episodes(chains(0, 1), 0.2).sum() == 0
-
-
-def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(monkeypatch):
-    source, settings = chains(0, 12), ValueTraining(steps=4, batch_size=64)
-    policy = toy_policy(indicator="embedding")
-    value = ValueFunction(expert_value_config(policy), policy, seed=1)
-    usable = []
-    monkeypatch.setattr(value_training, "Mixture", lambda *a: usable.append(a[-1][0]) or Mixture(*a))
-    for number in (0, 1):
-        train_value(value, [source], REWARD, settings, (3, number))
-    held = np.repeat(heldout_episodes(source, settings.validation_fraction, (3,)), source.episodes.lengths)
-    assert held.any()
-    assert all(np.array_equal(found, ~held) for found in usable)
 
 
 @pytest.fixture(scope="module")

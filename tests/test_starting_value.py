@@ -11,9 +11,9 @@ from pi0.ript.data import MixtureSettings
 from pi0.ript.recap import Recap, RecapConfig
 from pi0.ript.recap.config import Value
 from pi0.ript.recap.stages import Artefact
-from pi0.ript.supervised.models import DataSummary
-from pi0.ript.supervised.settings import PolicySettings
-from pi0.ript.supervised.value_models import make_value
+from pi0.ript.supervised import SupervisedSettings
+from pi0.ript.supervised.models import DataSummary, value_to_train
+from pi0.ript.supervised.settings import ModelSettings
 from pi0.value import ValueFunction
 
 
@@ -23,8 +23,8 @@ def recap_value(policy: Path, form: str) -> ValueFunction:
 
 
 def pi0_train_value(policy: Path, form: str) -> ValueFunction:
-    settings = PolicySettings(type="value", policy_path=str(policy), form=form, width=16)
-    return make_value(settings, DataSummary(MixtureSettings()), 0, "cpu")
+    settings = SupervisedSettings(policy=ModelSettings(type="value", reads=str(policy), form=form, width=16))
+    return value_to_train(settings, DataSummary(MixtureSettings()), "cpu")
 
 
 @pytest.mark.parametrize("make", [recap_value, pi0_train_value])

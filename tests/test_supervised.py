@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,20 +22,22 @@ from pi0.ript import interruption
 from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError, snapshot
 from pi0.ript.checkpoint.files import published
 from pi0.ript.config import ConfigError
+from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data import DatasetSettings, MixtureSettings
 from pi0.ript.data.frames import open_frames
 from pi0.ript.distributed import World
+from pi0.ript.envs import BatchedEnv
 from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.labels.advantages import write_advantages
+from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.report import read_rows
 from pi0.ript.results import RunInUseError
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.supervised import SupervisedSettings, Training, read_settings, trainer
-from pi0.ript.supervised.models import DataSummary, make_policy
+from pi0.ript.supervised.models import DataSummary, policy_to_train, value_to_train
 from pi0.ript.supervised.parts import samples_per_step
-from pi0.ript.supervised.settings import Env, EvalSettings, NormalizationMapping, PolicySettings
-from pi0.ript.supervised.value_models import make_value
+from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping
 from pi0.ript.supervised.window_labels import policy_labels, window_returns
 from pi0.ript.training.optimization import WeightAverage, cosine_schedule
 from pi0.ript.training.settings import Optimizer, Scheduler
@@ -82,7 +84,7 @@ def settings(root: str, output: Path, type: str = "pi0", **changes) -> Supervise
     )
     return SupervisedSettings(
         **{
-            "policy": PolicySettings(**{"type": type, "chunk_size": 4, "reward_config": reward, **policy}),
+            "policy": ModelSettings(**{"type": type, "chunk_size": 4, "reward_config": reward, **policy}),
             "dataset_mixture": mixture,
             "batch_size": 4,
             "steps": 6,
@@ -243,8 +245,9 @@ def test_a_stop_in_a_validation_is_answered_at_the_next_batch(root, whole, tmp_p
 def test_a_stop_in_an_evaluation_is_answered_at_the_next_chunk(root, tmp_path, monkeypatch):
     drifting.install()
     monkeypatch.setattr(drifting, "TASKS", ["do thing 0"])
-    env, judged = Env(type="drifting", episode_length=20), EvalSettings(n_episodes=4, num_workers=0)
-    config = settings(root, tmp_path, steps=4, eval_freq=3, save_freq=3, env=env, eval=judged)
+    task = EnvironmentSettings("drifting", max_episode_length=20, num_workers=0)
+    judged = EvalSettings(rollouts_per_task=4)
+    config = settings(root, tmp_path, steps=4, eval_freq=3, save_freq=3, task=task, eval=judged)
     expected = rows(run(replace(config, exp_name="whole")))
     chunks, seen = GuidedPolicy.chunks, []
 
@@ -422,7 +425,7 @@ def test_success_in_simulation_is_a_best_metric(root, tmp_path, monkeypatch):
             self.success_rate = next(rates)
 
     class Fake:
-        def evaluate(self, policy: PI0Policy, stop_if_asked: Callable[[], None]) -> Found:
+        def evaluate(self, policy: PI0Policy, path: Path) -> Found:
             assert not policy.training
             return Found()
 
@@ -430,15 +433,53 @@ def test_success_in_simulation_is_a_best_metric(root, tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(Training, "_simulation", lambda self: Fake())
-    monkeypatch.setattr(trainer, "write_evaluation", lambda path, found: None)
     run_dir = run(settings(root, tmp_path, eval_freq=2))
     assert [row["success"] for row in rows(run_dir)] == [0.25, 0.75, 0.5]
     assert [p.name for p in run_dir.glob("*-best-*")] == ["checkpoint-4-best-success_0.7500"]
 
 
+@pytest.mark.parametrize("ending", ["kill", "stop"])
+def test_an_evaluation_goes_on_where_it_ended_and_runs_no_episode_twice(root, tmp_path, monkeypatch, ending):
+    drifting.install()
+    monkeypatch.setattr(drifting, "TASKS", ["do thing 0"])
+    task = EnvironmentSettings("drifting", max_episode_length=20, num_parallel_envs=2, num_workers=0)
+    judged = EvalSettings(rollouts_per_task=6, n_video=0)
+    changes = {"save_freq": 2, "eval_freq": 3, "ema_decay": 0.5, "task": task, "eval": judged}
+    config = settings(root, tmp_path, steps=4, **changes)
+    whole = run(replace(config, exp_name="whole"))
+    chunks, reset, begun = GuidedPolicy.chunks, BatchedEnv.reset, []
+
+    def count(env: BatchedEnv, states: Mapping) -> dict:
+        begun.extend(states)
+        return reset(env, states)
+
+    def act_or_end(*arguments):
+        if len(begun) == 4:
+            if ending == "kill":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+        return chunks(*arguments)
+
+    monkeypatch.setattr(BatchedEnv, "reset", count)
+    with monkeypatch.context() as patch:
+        patch.setattr(GuidedPolicy, "chunks", act_or_end)
+        with pytest.raises(KeyboardInterrupt if ending == "kill" else interruption.StoppedError):
+            run(config)
+    there = len(list((tmp_path / "pi0/evaluations/step-3.episodes").rglob("*.npz")))
+    assert there == 2
+    assert (tmp_path / "pi0/checkpoint-3").exists() == (ending == "stop")
+    begun.clear()
+    run_dir = run(config)
+    assert len(begun) == 6 - there + 6, "the rest after step 3, and all after step 4"
+    assert rows(run_dir) == rows(whole)
+    for name in ("evaluations/step-3.json", "model.safetensors", "checkpoint-4/average.safetensors"):
+        assert (run_dir / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not list(run_dir.glob("evaluations/*.episodes"))
+
+
 @pytest.mark.parametrize("freeze", ["vision", "expert_only", "lora", r"vlm\.embed|state_proj"])
 def test_frozen_parameters_stay_to_the_byte(root, whole, tmp_path, monkeypatch, freeze):
-    policy = {"freeze": freeze, "pretrained_path": str(whole)}
+    policy = {"freeze": freeze}
     if freeze == "lora":
         config = PI0Policy.from_pretrained(whole).config
         adapted = {name: replace(getattr(config, name), lora_rank=2, lora_alpha=4.0) for name in PARTS}
@@ -447,7 +488,7 @@ def test_frozen_parameters_stay_to_the_byte(root, whole, tmp_path, monkeypatch, 
         policy["config"] = "toy_lora"
     optimizer = Optimizer(lr=1e-3, weight_decay=0.5)
     config = settings(root, tmp_path, steps=1, policy=policy, ema_decay=0.5, optimizer=optimizer)
-    training = Training(config, World())
+    training = Training(replace(config, policy_path=str(whole)), World())
     model = training.parts.objective.model
     before = {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -468,6 +509,11 @@ def test_frozen_parameters_stay_to_the_byte(root, whole, tmp_path, monkeypatch, 
 # Starting from a checkpoint ---------------------------------------------------------------------------------
 
 
+def trained_policy(path: str, policy: ModelSettings, data: DataSummary, takes_indicator=True) -> PI0Policy:
+    config = SupervisedSettings(policy_path=path, policy=policy)
+    return policy_to_train(config, data, takes_indicator, "cpu")
+
+
 def test_a_checkpoint_keeps_its_statistics_and_refuses_another_normalisation(root, whole, tmp_path):
     episodes = {i: make_episode(i) for i in range(3)}
     rollouts = publish(
@@ -476,8 +522,8 @@ def test_a_checkpoint_keeps_its_statistics_and_refuses_another_normalisation(roo
     mixture = settings(root, tmp_path).dataset_mixture
     mixture.datasets.append(DatasetSettings(root=str(rollouts)))
     data = DataSummary(mixture)
-    start = PolicySettings(pretrained_path=str(whole), n_action_steps=2)
-    policy = make_policy(start, data, 0, True, "cpu")
+    start = ModelSettings(n_action_steps=2)
+    policy = trained_policy(str(whole), start, data)
     assert policy.config.n_action_steps == 2
     assert (data.statistics()["action"]["mean"] - policy.statistics["action"]["mean"]).abs().min() > 0.1
     torch.testing.assert_close(policy.statistics, PI0Policy.from_pretrained(whole).statistics)
@@ -489,20 +535,20 @@ def test_a_checkpoint_keeps_its_statistics_and_refuses_another_normalisation(roo
         ({"max_state_dim": 32}, "max_state_dim: expected the checkpoint's 4, found 32"),
     ):
         with pytest.raises(ConfigError, match=expected):
-            make_policy(replace(start, **changes), data, 0, True, "cpu")
+            trained_policy(str(whole), replace(start, **changes), data)
 
 
 def test_a_base_model_takes_statistics_and_widths_of_the_data(root, tmp_path):
     narrow = DataSummary(settings(root, tmp_path).dataset_mixture)
-    base = make_policy(PolicySettings(max_state_dim=8, max_action_dim=8), narrow, 0, False, "cpu")
+    wide_enough = ModelSettings(max_state_dim=8, max_action_dim=8)
+    base = trained_policy("toy", wide_enough, narrow, takes_indicator=False)
     base.save_pretrained(tmp_path / "base")
     wide = {i: make_episode(i) for i in range(2)}
     wide = {
         i: replace(e, states=np.tile(e.states, 2), actions=np.tile(e.actions, 2)) for i, e in wide.items()
     }
     data = DataSummary(settings(str(publish(tmp_path / "wide", wide)), tmp_path).dataset_mixture)
-    start = PolicySettings(pretrained_path=str(tmp_path / "base"), statistics="data")
-    policy = make_policy(start, data, 0, True, "cpu")
+    policy = trained_policy(str(tmp_path / "base"), ModelSettings(statistics="data"), data)
     assert (policy.features.state_dim, policy.features.action_dim) == (8, 6)
     assert policy.config.indicator == "embedding"
     assert len(policy.statistics["action"]["mean"]) == 6
@@ -514,7 +560,7 @@ def test_a_base_model_takes_statistics_and_widths_of_the_data(root, tmp_path):
 def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_from(
     root, tmp_path, monkeypatch
 ):
-    from pi0.ript.commands.advantage import label
+    from pi0.ript.commands.advantage import label_datasets
 
     optimizer, scheduler = Optimizer(lr=5e-3), Scheduler(type="constant")
     config = settings(
@@ -531,19 +577,20 @@ def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_fro
     reward = json.loads((run_dir / "reward.json").read_text())
     assert reward["reward_normalizer"] == 16.0  # 7 frames, less one, plus 10
     copied = Path(shutil.copytree(root, tmp_path / "copied"))
-    found = label(run_dir, None, [copied], positive_fraction=0.4)
-    assert found.positive_share[str(copied)] == pytest.approx(0.4, abs=0.02)
+    labels = label_datasets(run_dir, None, [copied], Advantage(0.4, "global", "all"))
+    assert labels.figures()["positive_share"][str(copied)] == pytest.approx(0.4, abs=0.02)
     again = replace(config, exp_name="finetune", steps=2)
-    tuned = run(replace(again, policy=replace(config.policy, pretrained_path=str(run_dir))))
+    tuned = run(replace(again, policy_path=str(run_dir)))
     ours, theirs = (load_file(d / "model.safetensors") for d in (tuned, run_dir))
     assert max((ours[name] - theirs[name]).abs().max() for name in theirs) < 0.02
-    wrong = replace(config.policy, pretrained_path=str(run_dir), reward_config=RewardConfig())
+    other_bins = replace(config.policy, reward_config=RewardConfig())
+    wrong = replace(config, policy_path=str(run_dir), policy=other_bins)
     with pytest.raises(ConfigError, match="number_of_bins: expected the checkpoint's 11, found 201"):
-        make_value(wrong, DataSummary(config.dataset_mixture), 0, "cpu")
+        value_to_train(wrong, DataSummary(config.dataset_mixture), "cpu")
 
 
 def test_a_value_expert_reads_a_policy_that_stays_as_it_is(root, whole, tmp_path):
-    config = settings(root, tmp_path, "value", steps=2, policy={"policy_path": str(whole), "width": 16})
+    config = settings(root, tmp_path, "value", steps=2, policy={"reads": str(whole), "width": 16})
     run_dir = run(config)
     value = ValueFunction.from_pretrained(run_dir, PI0Policy.from_pretrained(whole))
     assert value.config.form == "expert"
@@ -621,7 +668,7 @@ def test_indicators_are_those_of_the_advantages(labelled):
     sets = DataSummary(mixture).sets
     task = np.repeat([0, 1, 0, 1, 0], [3, 4, 5, 6, 7])
     for threshold, limits in ((None, np.where(task == 0, 0.5, -0.5)), (0.1, 0.1)):
-        policy = PolicySettings(advantage="use", advantage_threshold=threshold)
+        policy = ModelSettings(advantage="use", advantage_threshold=threshold)
         found = policy_labels(sets, mixture.datasets, policy).indicator
         assert (found[:25] == Indicator.POSITIVE).all()  # of the set that says so itself
         expected = np.where(advantages > limits, Indicator.POSITIVE, Indicator.NEGATIVE)
@@ -652,20 +699,20 @@ def test_advantages_of_other_episodes_are_refused(labelled):
     path = Path(str(mixture.datasets[1].root)) / "meta/advantages.json"
     path.write_text(path.read_text().replace('": "', '": "1', 1))
     with pytest.raises(EpisodeDataError, match="stale"):
-        policy_labels(DataSummary(mixture).sets, mixture.datasets, PolicySettings(advantage="use"))
+        policy_labels(DataSummary(mixture).sets, mixture.datasets, ModelSettings(advantage="use"))
 
 
 def test_what_has_no_advantage_is_an_error_or_what_was_chosen(root, labelled, tmp_path):
     plain = settings(root, tmp_path).dataset_mixture
     with pytest.raises(EpisodeDataError, match=r"advantages\.json is missing; compute"):
-        policy_labels(DataSummary(plain).sets, plain.datasets, PolicySettings(advantage="use"))
+        policy_labels(DataSummary(plain).sets, plain.datasets, ModelSettings(advantage="use"))
     path = Path(str(labelled[0].datasets[1].root))
     entries = json.loads((path / "meta/advantages.json").read_text())
     (path / "meta/advantages_lineage.json").unlink()  # as OpenTau's script writes: no lineage
     kept = dict(list(entries.items())[:20])
     (path / "meta/advantages.json").write_text(json.dumps(kept))
     mixture = MixtureSettings(datasets=[DatasetSettings(root=str(path))])
-    use = PolicySettings(advantage="use", advantage_threshold=0.0)
+    use = ModelSettings(advantage="use", advantage_threshold=0.0)
     with pytest.raises(EpisodeDataError, match="5 of 25 frames have no advantage"):
         policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
     for name, expected in (("positive", Indicator.POSITIVE), ("negative", Indicator.NEGATIVE)):
@@ -702,7 +749,7 @@ def test_frames_without_advantage_can_be_left_out(labelled, tmp_path, capsys):
 def test_advantages_weigh_the_loss(labelled, tmp_path):
     mixture, advantages = labelled
     with pytest.raises(EpisodeDataError, match=r"demos.*advantages\.json is missing"):
-        policy_labels(DataSummary(mixture).sets, mixture.datasets, PolicySettings(use_awr=True))
+        policy_labels(DataSummary(mixture).sets, mixture.datasets, ModelSettings(use_awr=True))
     root = str(mixture.datasets[1].root)
     sums = {}
     for use_awr in (False, True):

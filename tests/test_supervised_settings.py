@@ -9,12 +9,11 @@ import pytest
 from pi0.ript.commands import evaluate as evaluate_command
 from pi0.ript.commands.advantage import read_mixture
 from pi0.ript.config import ConfigError
-from pi0.ript.policy_evaluation import EvalError
+from pi0.ript.policy_evaluation import EvaluationConfig
 from pi0.ript.scripts import train as train_script
 from pi0.ript.supervised import read_settings
 from pi0.ript.supervised.checks import check_settings
 from pi0.ript.supervised.command_line import parse_settings
-from pi0.ript.supervised.rollout_file import read_rollout_settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MIXTURE = {
@@ -56,6 +55,15 @@ GUIDE_ROLLOUT = {
 }
 
 
+def evaluation(path, *overrides: str) -> EvaluationConfig:
+    """Return what pi0-eval makes of a file."""
+    seen: list[EvaluationConfig] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate_command, "evaluate_policy", seen.append)
+        assert evaluate_command.main([f"--config_path={path}", *overrides]) == 0
+    return seen[0]
+
+
 @pytest.fixture
 def written(tmp_path: Path):
     """Return a function that writes values as a JSON file."""
@@ -74,7 +82,8 @@ def test_the_guides_policy_file_is_taken_as_it_is(written, capsys):
     assert settings.policy.advantage_threshold == -0.012345
     assert settings.policy.normalization_mapping.ACTION == "MEAN_STD"
     assert [dataset.episodes for dataset in settings.dataset_mixture.datasets] == [[0, 1, 2], None]
-    assert not capsys.readouterr().out
+    said = "keys under their present names: policy.pretrained_path -> policy_path\n"
+    assert capsys.readouterr().out.endswith(f"config.json: {said}"), "one line, and no other"
 
 
 def test_files_share_a_mixture_by_including_it(written, tmp_path):
@@ -99,36 +108,41 @@ def test_the_guides_value_file_is_taken_as_it_is(written):
     assert (reward.C_neg, reward.normalizer, reward.N_steps_look_ahead) == (-1000.0, 1600.0, 50)
 
 
-def test_the_guides_rollout_file_becomes_an_evaluation_with_a_notice_for_each_key(written, capsys):
-    settings = read_rollout_settings(written(**GUIDE_ROLLOUT), ["--policy.pretrained_path=mine"])
-    assert (settings.policy, settings.env, settings.tasks) == ("mine", "libero_10", [8])
-    assert (settings.episodes, settings.videos) == (300, 16)
-    assert settings.env_options == {"num_parallel_envs": 1}
-    assert settings.recording_root == Path("data/rollouts")
+def test_the_guides_rollout_file_becomes_an_evaluation_with_a_notice_of_its_keys(written, capsys):
+    config = evaluation(written(**GUIDE_ROLLOUT), "--policy.pretrained_path=mine")
+    assert (config.policy_path, config.task.benchmark_name, config.task.task_names) == (
+        "mine",
+        "libero_10",
+        [8],
+    )
+    assert (config.eval.rollouts_per_task, config.eval.n_video, config.task.num_parallel_envs) == (300, 16, 1)
+    assert config.eval.recording_root == "data/rollouts"
     said = capsys.readouterr().out
     for old, new in {
-        "env.suite": "env.type",
-        "env.num_envs": "eval.batch_size",
-        "eval.num_episodes": "eval.n_episodes",
-        "eval.save_videos": "eval.max_episodes_rendered",
+        "env.suite": "task.benchmark_name",
+        "env.task_ids": "task.task_names",
+        "env.num_envs": "task.num_parallel_envs",
+        "eval.num_episodes": "eval.rollouts_per_task",
+        "eval.save_videos": "eval.n_video",
         "eval.save_rollouts": "eval.recording_root",
     }.items():
-        assert f"{old} is {new} here" in said
+        assert f"{old} -> {new}" in said
+    assert "keys without effect: policy.n_obs_steps (of training)" in said
+    assert said.count("\n") == 3, "two lines for the file, and one for the command line"
 
 
 @pytest.mark.parametrize("name", ["sft_pi0", "value_pretrain", "value_finetune", "pi0_finetune"])
 def test_our_training_files_are_usable(name, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     settings = read_settings(f"configs/{name}_config.json")
-    start = settings.policy.pretrained_path  # of an earlier stage, or toy
-    assert start in (None, "toy") or start.startswith("outputs/train/")
-    check_settings(replace(settings, policy=replace(settings.policy, pretrained_path=None)))
+    start = settings.policy_path  # of an earlier stage, or toy
+    assert start == "toy" or start.startswith("outputs/train/")
+    check_settings(replace(settings, policy_path="toy"))
 
 
 def test_our_other_files_are_usable():
-    settings = read_rollout_settings(CONFIGS / "rollout_config.json")
-    assert settings.states == "train"
-    assert settings.recording_root == Path("data/rollouts")
+    config = evaluation(CONFIGS / "rollout_config.json")
+    assert (config.eval.states, config.eval.recording_root) == ("train", "data/rollouts")
     assert read_mixture(CONFIGS / "advantage_calc_config.json") == [
         Path("data/demonstrations"),
         Path("data/rollouts"),
@@ -165,7 +179,10 @@ def test_other_trainers_keys(written):
         ({"steps": "many"}, "steps: expected a whole number, found 'many'"),
         ({"policy": {"reward_config": {"C_neg": 5}}}, "C_neg: expected at most 0, found 5"),
         ({"steps": 3, "max_steps": 4}, "max_steps=4 contradicts steps=3"),
-        ({"last_checkpoint_only": "yes please"}, r"expected true or false \(or save_total_limit\)"),
+        (
+            {"last_checkpoint_only": "yes please"},
+            "found 'yes please'; use true or false, or save_total_limit",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused(written, values, message):
@@ -184,12 +201,12 @@ def test_a_wrong_file_is_refused(written, values, message):
         ("optimizer.lr=0", "optimizer.lr: expected a number above 0"),
         ("optimizer.betas=[0.9]", "optimizer.betas: expected two numbers"),
         ("gradient_accumulation_steps=5", "batch_size: expected a multiple of gradient_accumulation_steps=5"),
-        ("ema_decay=1.0", "ema_decay: expected a number between 0 and 1"),
+        ("ema_decay=1.0", "ema_decay: expected a share between 0 and 1"),
         ("exp_name=../x", "exp_name: expected a name for a directory"),
-        ("policy.pretrained_path=nowhere", "policy.pretrained_path: nothing at 'nowhere'"),
-        ("policy.policy_path=toy", "policy.policy_path: belongs to a value function"),
+        ("policy.pretrained_path=nowhere", "policy_path: nothing at 'nowhere'"),
+        ("policy.policy_path=toy", "policy.reads: belongs to a value function"),
         ("loss_weighting.MSE=0", "loss_weighting.MSE: a policy learns by"),
-        ("eval_freq=5", "eval_freq: expected an environment"),
+        ("eval_freq=5", "task.benchmark_name: expected an environment, such as metaworld, found none"),
         ("policy.awr_beta=0", "policy.awr_beta: expected a number above 0"),
         ("policy.missing_advantage=skip", "expected one of error, positive, negative, drop, found 'skip'"),
         ("eval.recording_root=x", "eval.recording_root: training keeps no rollouts"),
@@ -210,13 +227,13 @@ def test_a_value_function_does_not_act(written):
         check_settings(read_settings(path, ["eval_freq=5", "env.type=metaworld"]))
     with pytest.raises(ConfigError, match=r"policy\.use_awr: weighs the samples of a policy"):
         check_settings(read_settings(path, ["policy.use_awr=true"]))
-    with pytest.raises(ConfigError, match="pretrained_path: expected the directory of a value function"):
+    with pytest.raises(ConfigError, match="policy_path: expected the directory of a value function"):
         check_settings(read_settings(path, ["policy.pretrained_path=nowhere"]))
 
 
 def test_an_environment_is_checked_before_training(written):
     path = written(dataset_mixture=MIXTURE)
-    with pytest.raises(ConfigError, match=r"env: unknown task 'buton-press-v3'.*button-press-v3"):
+    with pytest.raises(ConfigError, match=r"task: unknown task 'buton-press-v3'.*button-press-v3"):
         check_settings(read_settings(path, ["eval_freq=5", "env.type=metaworld", "env.task=buton-press-v3"]))
 
 
@@ -252,7 +269,7 @@ def test_pi0_eval_takes_a_file_or_options_but_not_both(written, capsys, monkeypa
     path = written(**GUIDE_ROLLOUT)
     assert evaluate_command.main([f"--config_path={path}", "--eval.num_episodes=7"]) == 0
     assert evaluate_command.main(["--policy", "toy", "--env", "metaworld", "--states", "train"]) == 0
-    assert [(s.episodes, s.states) for s in seen] == [(7, "heldout"), (20, "train")]
+    assert [(c.eval.rollouts_per_task, c.eval.states) for c in seen] == [(7, "heldout"), (20, "train")]
     assert evaluate_command.main([f"--config_path={path}", "--episodes", "7"]) == 2
     assert "options are keys of the file" in capsys.readouterr().err
     assert evaluate_command.main([f"--config_path={path}", "--eval.n_episode=7"]) == 2
@@ -261,4 +278,3 @@ def test_pi0_eval_takes_a_file_or_options_but_not_both(written, capsys, monkeypa
         with pytest.raises(SystemExit):
             evaluate_command.main(arguments)
         assert message in capsys.readouterr().err
-    assert issubclass(EvalError, ValueError)

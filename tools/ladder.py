@@ -26,6 +26,8 @@ SCRIPTS = {
     "13": "13_train_production_ready.py",
     "final": "train_ript_pi0_final.py",
 }
+INSTALLED = ROOT / "pi0/ript/scripts/train_ript_pi0.py"
+"""The loop of rung 13, for those who have the package without a checkout."""
 NOTES = Path(__file__).parent / "ladder_notes.md"
 LIBRARY = ROOT / "pi0" / "ript"
 
@@ -121,7 +123,9 @@ def imported_modules(path: Path) -> frozenset[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            # `from package import module` takes nothing of the package's own file.
+            names |= members if all(map(_exists, members)) else {node.module, *members}
     return frozenset(name for name in names if name.split(".")[0] == "pi0" and _exists(name))
 
 
@@ -193,7 +197,8 @@ def stages() -> str:
         "|---|---|---|---|",
     ]
     for i, rung in enumerate(RUNGS.values()):
-        step = "" if i == 0 else "+{} / -{}".format(*map(len, changed_lines(*STEPS[i - 1])))
+        is_step = i > 0 and rung.name != "final"
+        step = "+{} / -{}".format(*map(len, changed_lines(*STEPS[i - 1]))) if is_step else ""
         title = rung.docstring.splitlines()[0]
         parts.append(
             f"| [{rung.name}](../{rung.path.name}) | {title} | {len(rung.source.splitlines())} | {step} |"
@@ -207,27 +212,30 @@ def stages() -> str:
     for parent, child in STEPS:
         modules = "".join(f"\n* `{m}`: {_summary(m)}" for m in child.introduces)
         diff = "\n".join(step_diff(parent, child))
-        parts.append(
-            f"\n## {parent.name} to {child.name}: {child.docstring}\n{modules}\n\n"
-            f"{reasons[child.name]}\n\n```diff\n{diff}\n```"
-        )
+        title, code = f"{parent.name} to {child.name}", f"```diff\n{diff}\n```"
+        if child.name == "final":  # another algorithm: there is nothing to compare
+            title, code = child.name, f"```python\n{child.source.rstrip()}\n```"
+        parts.append(f"\n## {title}: {child.docstring}\n{modules}\n\n{reasons[child.name]}\n\n{code}")
     return "\n".join(parts) + "\n"
 
 
 def carry(first: str) -> int:
-    """Merge the uncommitted change of a rung into every later one; return how many need a hand."""
-    names = list(RUNGS)
-    later = [RUNGS[name] for name in names[names.index(first) + 1 :]]
+    """Merge the uncommitted change of a rung into every later one; return how many need a hand.
+
+    The final script has another loop, and is left alone.
+    """
+    names = [name for name in RUNGS if name != "final"]
+    later = [*(RUNGS[name].path for name in names[names.index(first) + 1 :]), INSTALLED]
     base = _committed(RUNGS[first])
     conflicts = 0
     with tempfile.TemporaryDirectory() as directory:
         old, new = Path(directory) / "old", Path(directory) / "new"
         old.write_text(base)
         new.write_text(RUNGS[first].source)
-        for rung in later:
-            merged = subprocess.run(["git", "merge-file", str(rung.path), str(old), str(new)], cwd=ROOT)
+        for path in later:
+            merged = subprocess.run(["git", "merge-file", str(path), str(old), str(new)], cwd=ROOT)
             conflicts += merged.returncode != 0
-            print(f"{rung.path.name}: {'merged' if merged.returncode == 0 else 'conflicts, mend it by hand'}")
+            print(f"{path.name}: {'merged' if merged.returncode == 0 else 'conflicts, mend it by hand'}")
     return conflicts
 
 
@@ -273,7 +281,8 @@ def main() -> int:
     diff = commands.add_parser("diff", help="show a step")
     diff.add_argument("parent", choices=list(RUNGS))
     diff.add_argument("child", choices=list(RUNGS))
-    commands.add_parser("carry", help="merge an edit forward").add_argument("rung", choices=list(RUNGS))
+    loops = [name for name in RUNGS if name != "final"]
+    commands.add_parser("carry", help="merge an edit forward").add_argument("rung", choices=loops)
     commands.add_parser("stages", help="write docs/stages.md")
     options = parser.parse_args()
     if options.command == "diff":

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 Interval = tuple[float, float]
@@ -161,7 +160,7 @@ def evaluate(
     shown = _first_of_each_task(states, num_recorded)
     mine = share(states, peers)
     results: list[EpisodeResult] = []
-    with tqdm(total=len(mine), unit="episode", desc="evaluation", disable=peers.rank > 0) as bar:
+    with progress_bar(total=len(mine), unit="episode", desc="evaluation", disable=peers.rank > 0) as bar:
 
         def finish(episode: Rollout) -> None:
             state = episode.initial_state

@@ -12,11 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from pi0.ript.advantage import is_informative, leave_one_out, require_group
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
+from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 from pi0.ript.windows import Windows, rollout_windows
 
@@ -147,7 +147,7 @@ def collect_groups(
     require_group(group_size)
     tried: list[Group] = []
     kept: list[Group] = []
-    with tqdm(unit="episode", desc="rollouts", total=0, leave=False, disable=peers.rank > 0) as bar:
+    with progress_bar(unit="episode", desc="rollouts", total=0, leave=False, disable=peers.rank > 0) as bar:
 
         def on_finished(episode: Rollout) -> None:
             bar.update()
@@ -166,7 +166,7 @@ def collect_groups(
             bar.set_postfix(groups=f"{len(kept)}/{num_groups}")
     collection = Collection(kept, tried)
     if not kept and peers.rank == 0:
-        tqdm.write(
+        print_above(
             f"all {len(tried)} groups had one outcome ({100 * collection.success_rate:.0f}% of the rollouts "
             "succeeded), so there is nothing to learn from: use tasks of middling difficulty, more rollouts "
             "per state (rloo_batch_size), more states (max_sampling_attempts), or a better warm start"

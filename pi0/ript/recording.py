@@ -17,7 +17,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
-from tqdm import tqdm
 
 from pi0.ript.envs import BatchedEnv, InitialState, Task
 from pi0.ript.episodes import (
@@ -31,6 +30,7 @@ from pi0.ript.episodes import (
 )
 from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import (
     ChunkPolicy,
     Rollout,
@@ -220,7 +220,7 @@ def record_rollouts(
     """
     mine = share(list(zip(states, seeds, strict=True)), peers)
     successes = 0
-    with tqdm(total=len(mine), unit="episode", desc="rollouts", disable=peers.rank > 0) as bar:
+    with progress_bar(total=len(mine), unit="episode", desc="rollouts", disable=peers.rank > 0) as bar:
 
         def show(episode: Rollout) -> None:
             nonlocal successes

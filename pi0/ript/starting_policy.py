@@ -1,38 +1,46 @@
 """The policy that training starts from: a checkpoint, or a toy trained here on demonstrations."""
 
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pi0 import FeatureConfig, PI0Policy
-from pi0.config import IndicatorMode
 from pi0.openpi_format import read_statistics
 from pi0.pretrained import WEIGHTS
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
+from pi0.ript.ranges import Count, Dtype
 from pi0.ript.warm_start import warm_start
 
 TOY = "toy"
 
 
+@dataclass
+class PolicySettings:
+    """What changes in the policy that training starts from; null: as its checkpoint says."""
+
+    config: str | None = None  # a registered configuration (pi0.registry) in place of the checkpoint's
+    freeze: str | None = "none"  # vision, expert_only, lora, or a regular expression; null: the config's own
+    dtype: Dtype | None = None  # of computation: float32 or bfloat16; null: as the checkpoint says
+    gradient_checkpointing: bool = False  # less memory, a third more time
+    n_action_steps: Count | None = None  # actions of a chunk that are executed; null: as the checkpoint says
+    extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
+    norm_stats_path: str | None = None  # an openpi norm_stats.json that replaces the checkpoint's statistics
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of the policy's own configuration that are to be others."""
+        changes = {name: getattr(self, name) for name in ("dtype", "n_action_steps")}
+        changes["gradient_checkpointing"] = self.gradient_checkpointing or None
+        return {name: value for name, value in changes.items() if value is not None}
+
+
 def starting_policy(
-    path: str,
-    environment: Environment,
-    cache: str | Path,
-    seed: int,
-    device: str = "cpu",
-    *,
-    config: str | None = None,
-    freeze: str | None = "none",
-    dtype: str | None = None,
-    gradient_checkpointing: bool = False,
-    n_action_steps: int | None = None,
-    indicator: IndicatorMode = "embedding",
-    extra_delta_transform: bool | None = None,
-    norm_stats_path: str | None = None,
+    path: str, environment: Environment, cache: str | Path, seed: int, device: str = "cpu", **settings: Any
 ) -> PI0Policy:
     """Return the policy, with an indicator of the advantage that changes nothing before it is trained.
 
@@ -42,40 +50,64 @@ def starting_policy(
         cache: Directory of demonstrations and toy policies, which are made once.
         seed: Of demonstrations and toy policy.
         device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
-        config: Name of a registered configuration that replaces the checkpoint's; its weight loader says
-            which weights may be new.
-        freeze: What is not trained; see `pi0.trainable.FREEZE_CHOICES`. None: as the configuration says.
-        dtype: Of computation; the weights that are trained stay float32. None: as the checkpoint says.
-        gradient_checkpointing: Recompute each block in the backward pass: less memory, more time.
-        n_action_steps: Actions of a chunk that are executed; None: as the checkpoint says.
-        indicator: How the advantage enters a checkpoint's policy.
-        extra_delta_transform: What openpi's LIBERO checkpoints leave open; see `pi0.pretrained.load`.
-        norm_stats_path: An openpi norm_stats.json in place of the checkpoint's statistics.
+        settings: Fields of `PolicySettings`.
 
     Raises:
         ValueError: The device is missing, or nothing is at the path, with the remedy.
     """
-    where = require_device(device)
-    changes: dict[str, Any] = {"indicator": indicator, "indicator_dropout": 0.0}
-    changes |= {"dtype": dtype} if dtype else {}
-    changes |= {"gradient_checkpointing": True} if gradient_checkpointing else {}
-    changes |= {"n_action_steps": n_action_steps} if n_action_steps else {}
+
+    def toy(**changes: Any) -> PI0Policy:
+        return warm_start(environment.warm_start_spec(seed), Path(cache), **changes)
+
+    changes = {"indicator": "embedding"}
+    policy = make_policy(path, PolicySettings(**settings), toy, seed, device, changes=changes)
+    require_fits(policy.features, environment)
+    return policy
+
+
+def make_policy(
+    path: str,
+    settings: PolicySettings,
+    toy: Callable[..., PI0Policy],
+    seed: int,
+    device: str = "cpu",
+    *,
+    changes: Mapping[str, Any] | None = None,
+    **replaced: Any,
+) -> PI0Policy:
+    """Return a policy to train: the one maker of the ladder, of RECAP and of pi0-train.
+
+    Args:
+        path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
+        settings: What changes in it.
+        toy: Returns the toy, given fields of its configuration.
+        seed: Of the weights that a checkpoint lacks.
+        device: As of `starting_policy`.
+        changes: More fields of its configuration, such as how the advantage enters.
+        replaced: `features` and `statistics` in place of a checkpoint's, as in `pi0.pretrained.load`.
+
+    Raises:
+        ValueError: The device is missing, or nothing is at the path, with the remedy.
+    """
+    place = require_device(device)
     require_policy_path(path)
+    fields = {"indicator_dropout": 0.0, **settings.changes(), **(changes or {})}
     if path == TOY:
-        policy = warm_start(environment.warm_start_spec(seed), Path(cache), **changes)
+        policy = toy(**fields)
     else:
+        if settings.norm_stats_path:
+            replaced["statistics"] = read_statistics(Path(settings.norm_stats_path).expanduser())
         policy = PI0Policy.from_pretrained(
             Path(path).expanduser(),
-            config=get_config(config) if config else None,
-            changes=changes,
-            statistics=read_statistics(Path(norm_stats_path).expanduser()) if norm_stats_path else None,
-            extra_delta_transform=extra_delta_transform,
-            device=where,
+            config=get_config(settings.config) if settings.config else None,
+            changes=fields,
+            extra_delta_transform=None if replaced.get("features") else settings.extra_delta_transform,
+            device=place,
             seed=seed,
+            **replaced,
         )
-    require_fits(policy.features, environment)
-    policy.model.freeze(freeze)
-    return policy.to(where)
+    policy.model.freeze(settings.freeze)
+    return policy.to(place)
 
 
 def task_features(task: Task) -> dict[str, dict[str, Any]]:

@@ -14,18 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import pi0
 from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, toy_config
-from pi0.config import IndicatorMode
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
-from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.envs import make_suite
 from pi0.ript.episodes import EpisodeSet, default_storage, load_episodes, read_collection
 from pi0.ript.files import hash_values
+from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.windows import Windows, concatenate, episode_windows
 
 
@@ -68,7 +66,7 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
     """
     data = cache / f"demonstrations-{hash_values([asdict(spec.demonstrations()), spec.episodes])}"
     if not data.exists():
-        _collect(spec, data)
+        collect_demonstrations(spec.demonstrations(), data, spec.episodes, num_workers=spec.num_workers)
     settings = {k: v for k, v in asdict(spec).items() if k != "num_workers"}
     directory = (
         cache / f"policy-{hash_values([settings, read_collection(data)['content_hash'], _code_hash()])}"
@@ -82,23 +80,19 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
             shutil.rmtree(partial)
         else:
             partial.rename(directory)
-    tqdm.write(f"warm start: {directory}")
+    print_above(f"warm start: {directory}")
     return PI0Policy.from_pretrained(directory, changes=changes)
 
 
-def toy_policy(
-    episodes: EpisodeSet, chunk_size: int, seed: int, indicator: IndicatorMode = "embedding"
-) -> PI0Policy:
-    """Return an untrained toy policy for these episodes."""
+def toy_policy(episodes: EpisodeSet, chunk_size: int, seed: int, **changes: Any) -> PI0Policy:
+    """Return an untrained toy policy for these episodes; `changes` are fields of its configuration."""
     return sized_toy_policy(
         {labels.instruction for labels in episodes.labels},
         tuple(f"observation.images.{camera}" for camera in episodes.images),
         next(iter(episodes.images.values())).shape[1],
         {STATE: compute_statistics(episodes.states), ACTION: compute_statistics(episodes.actions)},
         seed,
-        chunk_size=chunk_size,
-        n_action_steps=chunk_size,
-        indicator=indicator,
+        **{"chunk_size": chunk_size, "n_action_steps": chunk_size, "indicator": "embedding", **changes},
     )
 
 
@@ -144,7 +138,7 @@ def train(policy: PI0Policy, episodes: EpisodeSet, spec: WarmStart) -> PI0Policy
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_and_decay(spec.steps))
     policy.train()
-    with tqdm(range(spec.steps), unit="step", desc="supervised fine-tuning") as bar:
+    with progress_bar(range(spec.steps), unit="step", desc="supervised fine-tuning") as bar:
         for _step in bar:
             batch = windows.batch(sampler.integers(len(windows), size=spec.batch_size))
             loss = policy.loss(batch, num_draws=spec.num_draws, generator=generator)
@@ -165,18 +159,6 @@ def demonstration_windows(episodes: EpisodeSet, horizon: int) -> Windows:
             for e in episodes
         ]
     )
-
-
-def _collect(spec: WarmStart, directory: Path) -> None:
-    with tqdm(unit="episode", desc="demonstrations", total=spec.episodes * len(spec.tasks)) as bar:
-
-        def show(schedule: Schedule) -> None:
-            bar.n = sum(len(schedule.kept(task)) for task in range(schedule.num_tasks))
-            bar.refresh()
-
-        collect_demonstrations(
-            spec.demonstrations(), directory, spec.episodes, num_workers=spec.num_workers, progress=show
-        )
 
 
 def _warmup_and_decay(steps: int) -> Callable[[int], float]:

@@ -3,7 +3,8 @@
 Axes: w window, n observed step, t environment step, h action horizon, s state dim, a action dim.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 
+from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import Rollout
 
 
@@ -68,6 +70,19 @@ def shuffled_batches(
     """Return the optimizer steps of some passes over all windows, each pass in an order of its own."""
     orders = [np.random.default_rng((*seed, epoch)).permutation(num_windows) for epoch in range(num_epochs)]
     return [step for order in orders for step in batches(order, size)]
+
+
+def with_progress[T](steps: Sequence[T], losses: Sequence[float]) -> Iterator[T]:
+    """Yield the optimizer steps of an iteration, and show how far they are with the last of the losses.
+
+    Of several processes that torchrun started, the first one shows it.
+    """
+    is_silent = os.environ.get("RANK", "0") != "0"
+    with progress_bar(total=len(steps), unit="step", desc="improve", leave=False, disable=is_silent) as bar:
+        for step in steps:
+            yield step
+            bar.set_postfix_str(f"loss {losses[-1]:.3f}" if losses else "", refresh=False)
+            bar.update()
 
 
 def concatenate(parts: Sequence[Windows]) -> Windows:

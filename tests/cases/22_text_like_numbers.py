@@ -33,8 +33,8 @@ expect(
 )
 expect("012", lambda s: s.dataset_mixture.datasets[0].root, "dataset_mixture.datasets=[{root: 012}]")
 expect("1e5", lambda s: s.output_dir, "output_dir=1e5")
-expect("1e5", lambda s: s.policy.pretrained_path, "policy.pretrained_path=1e5")
-expect("1:30", lambda s: s.env.task, "env.task=1:30")
+expect("1e5", lambda s: s.policy_path, "policy.pretrained_path=1e5")
+expect("1:30", lambda s: s.task.task_names[0], "env.task=1:30")
 file = WORK / "c.yaml"
 file.write_text(f"exp_name: 2026_11_28\ndataset_mixture: {{datasets: [{{root: {root}}}]}}\n")
 try:

@@ -25,7 +25,7 @@ class Env:
     def __enter__(self): return self
     def __exit__(self, *a): pass
 from pi0.ript.evaluate import Evaluation, EpisodeResult
-e.require_usable = lambda settings: Env()
+e.require_usable = lambda config: Env()
 e._load = lambda *a: None
 def evaluate(*a):
     (root / f"in-{me}").touch()
@@ -33,7 +33,7 @@ def evaluate(*a):
     return Evaluation({"first": 1, "second": 2}[me], (EpisodeResult("t", me, me == "first", 3),))
 e._evaluate = evaluate
 output, seed = root / "eval", {"first": 1, "second": 2}[me]
-e.evaluate_policy(e.EvalSettings(policy=me, seed=seed, device="cpu", output=output))
+e.evaluate_policy(e.EvaluationConfig(policy_path=me, seed=seed, device="cpu", output_dir=str(output)))
 """
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness import WORK, check, end, environment, short
+from harness import WORK, check, end, short
 from test_episodes import INFO, make_episode, publish
 
-__all__ = ["INFO", "WORK", "check", "end", "environment", "make_episode", "np", "pa", "pq", "short"]
+__all__ = ["INFO", "WORK", "check", "end", "make_episode", "np", "pa", "pq", "short"]
 
 
 def make(name="data", count=4, length=lambda number: 3 + number, size=24, info=INFO, episodes=None) -> Path:
@@ -55,7 +55,7 @@ def run(main: Callable, *arguments) -> tuple[object, str]:
             code = main([str(argument) for argument in arguments])
     except SystemExit as ended:
         code = ended.code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a traceback is an outcome
         code = f"traceback: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     lines = (said.getvalue() + errors.getvalue()).splitlines()
     return code, "\n".join(line for line in lines if "%|" not in line)

@@ -8,8 +8,11 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,21 +47,51 @@ def train(data: Path, output: str, *more: str) -> tuple[object, str]:
     """Run pi0-train in this process; return its exit code, or the exception as text, and what it said."""
     from pi0.ript.scripts.train import main
 
-    said = io.StringIO()
+    said, errors = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
             code: object = main(train_arguments(data, output, *more))
     except SystemExit as end:
         code = end.code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a traceback is an outcome
         code = f"traceback: {type(error).__name__}: {error}"
-    return code, "\n".join(line for line in said.getvalue().splitlines() if "%|" not in line)
+    return code, "\n".join(
+        line for line in (said.getvalue() + errors.getvalue()).splitlines() if "%|" not in line
+    )
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of a process that runs the product."""
-    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+class Started:
+    """pi0-train in a process and a group of its own; forked, so that nothing is imported again."""
+
+    def __init__(self, arguments: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> None:
+        """Start it; what it says goes to `log`, and `prepare` runs there before it."""
+        import lerobot.datasets.lerobot_dataset  # noqa: F401 - takes seconds
+
+        from pi0.ript.scripts.train import main
+
+        self.pid, self.code = os.fork(), None
+        if self.pid == 0:
+            os.setsid()
+            file = os.open(log, os.O_WRONLY | os.O_CREAT)
+            for stream in (1, 2):
+                os.dup2(file, stream)
+            prepare()
+            sys.exit(main(arguments))
+
+    def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> int | None:
+        """Return the exit code once it has ended, None after that time or as soon as `until` is true."""
+        deadline = time.monotonic() + seconds
+        while self.code is None and time.monotonic() < deadline and not until():
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+            time.sleep(0.05)
+        return self.code
+
+    def kill(self) -> None:
+        """End it and its children if it has not ended."""
+        if self.code is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait(60)
 
 
 def short(outcome: tuple[object, str]) -> str:

@@ -8,7 +8,7 @@ be raised, and the run goes on. All others must be those that the run began with
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -95,18 +95,24 @@ def settings(config: Any) -> dict[str, Any]:
 
 def settings_hash(config: Any) -> str:
     """Return a hash of the settings that have an influence on episodes; `config` is a dataclass."""
-    marked = tuple(name for prefix in _marked(config) for name in (prefix, f"{prefix}."))
-    values = flatten(settings(config), into_lists=True)
-    return hash_values({k: v for k, v in values.items() if k not in marked and not k.startswith(marked)})
+    marks, values = dict(_marks(config)), flatten(settings(config), into_lists=True)
+    return hash_values({key: value for key, value in values.items() if _mark(marks, key) is None})
 
 
 def find_same_run(
-    run_dir: Path, config: Any, resume: str | None = AUTO, advice: Advice = RUNG_13
+    run_dir: Path,
+    config: Any,
+    resume: str | None = AUTO,
+    advice: Advice = RUNG_13,
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> Path | None:
-    """Return what `find_checkpoint` does; raise ChangedSettingsError if it is of other settings."""
+    """Return what `find_checkpoint` does; raise ChangedSettingsError if it is of other settings.
+
+    `read` returns saved settings under their present names.
+    """
     found = find_checkpoint(run_dir, resume, advice)
     if found is not None:
-        require_same_settings(verify(found, hashes=False)["config"], config, found, advice)
+        require_same_settings(read(verify(found, hashes=False)["config"]), config, found, advice)
     return found
 
 
@@ -124,67 +130,39 @@ def require_same_settings(
         where: The run's snapshot, for the message.
         advice: What else to do than to set them back.
     """
-    changed = []
-    for difference in _differences(saved, config, type(config)(), ""):
-        if difference.result == "rounding":
-            print(f"resume: {difference}; the results are equal up to rounding")  # noqa: T201
-        elif difference.result != "same" and not (difference.result == "longer" and difference.is_raised):
-            changed.append(f"\n  {difference}")
+    now = flatten(settings(config), into_lists=True)
+    defaults = flatten(settings(type(config)()), into_lists=True)
+    before = {key: value for key, value in defaults.items() if key in now} | flatten(saved, into_lists=True)
+    marks, changed = dict(_marks(config)), ""
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        mark = _mark(marks, key)
+        if old == new or mark == "same" or (mark == "longer" and now[key] > before[key]):
+            continue
+        if mark == "rounding":
+            print(f"resume: {key}: {old!r} -> {new!r}; the results are equal up to rounding")  # noqa: T201
+        else:
+            changed += f"\n  {key}: {old!r} -> {new!r}"
     if changed:
         raise ChangedSettingsError(
             f"resume: these settings differ from those of {where}, saved -> now, and would change the result:"
-            f"{''.join(changed)}\nSet them back, or {advice.anew}"
+            f"{changed}\nSet them back, or {advice.anew}"
         )
 
 
-@dataclass(frozen=True)
-class _Difference:
-    key: str
-    before: Any
-    now: Any
-    result: str | None
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.before!r} -> {self.now!r}"
-
-    @property
-    def is_raised(self) -> bool:
-        return self.now > self.before
-
-
-def _differences(
-    saved: Mapping[str, Any], config: Any, default: Any, prefix: str, mark: str | None = None
-) -> Iterator[_Difference]:
-    """Yield how a section differs from its saved values; `mark` is that of the whole section."""
-    plain, assumed = settings(config), settings(default)
+def _marks(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted names of settings and sections that have a mark, and the mark."""
     for field in fields(config):
-        name, key = field.name, f"{prefix}{field.name}"
-        value, before = getattr(config, name), saved.get(name, assumed[name])
-        result = mark or field.metadata.get("result")
-        if is_dataclass(value) and isinstance(before, Mapping):
-            yield from _differences(before, value, getattr(default, name), f"{key}.", result)
-        elif (
-            isinstance(value, list)
-            and any(map(is_dataclass, value))
-            and isinstance(before, list)
-            and len(before) == len(value)
-        ):
-            for number, (entry, old) in enumerate(zip(value, before, strict=True)):
-                yield from _differences(old, entry, type(entry)(), f"{key}.{number}.", result)
-        elif before != plain[name]:
-            yield _Difference(key, before, plain[name], result)
-    for name in sorted(saved.keys() - plain.keys()):
-        yield _Difference(f"{prefix}{name}", saved[name], None, mark)
-
-
-def _marked(config: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of settings and sections that have a mark."""
-    for field in fields(config):
-        value = getattr(config, field.name)
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
         if "result" in field.metadata:
-            yield f"{prefix}{field.name}"
+            yield name, field.metadata["result"]
         elif is_dataclass(value):
-            yield from _marked(value, f"{prefix}{field.name}.")
+            yield from _marks(value, f"{name}.")
+
+
+def _mark(marks: Mapping[str, str], key: str) -> str | None:
+    """Return the mark of a setting: its own, or that of a section it is in."""
+    return next((mark for name, mark in marks.items() if f"{key}.".startswith(f"{name}.")), None)
 
 
 # Weights, data and surroundings -----------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pi0.ript.checkpoint.files import SnapshotError, begin, partial_path, prune, publish, published
+from pi0.ript.checkpoint.files import SnapshotError, begin, partial_path, prune, publish, published, verify
+from pi0.ript.checkpoint.resuming import RUNG_13, Advice, require_same_run
 from pi0.ript.peers import Peers
 
 TRAINED = "trained.safetensors"
@@ -132,44 +133,53 @@ def write_training(
 
 def read_training(
     path: Path,
+    facts: Mapping[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     states: Mapping[str, Stateful],
-    rank: int,
+    peers: Peers,
+    advice: Advice = RUNG_13,
     weights: str = TRAINED,
-) -> None:
-    """Put model, optimizer, positions and random states, in place, where `write_training` found them.
+) -> dict[str, Any]:
+    """Put model, optimizer and positions, in place, where `write_training` found them.
 
     Args:
         path: A snapshot whose files are whole.
+        facts: `run_facts` of the run that goes on.
         model: On any device.
         optimizer: None: only the weights are read.
         states: What has a position, by name.
-        rank: Each process has its own random states, if the snapshot has as many.
+        peers: The processes that train together.
+        advice: What to do with a snapshot of another run.
         weights: Name of the file.
+
+    Returns the plain values.
+
+    Raises:
+        SnapshotError: The model's parameters, frozen weights or data are others; nothing has changed.
     """
+    trained = trained_parameters(model)
+    _require_same_parameters(path, trained, weights)
+    require_same_run(path, verify(path, hashes=False), facts, peers, advice)
     if optimizer is not None:
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
         for name, state in states.items():
             state.load_state_dict(trainer[name])
         optimizer.load_state_dict(trainer["optimizer"])
-    copy_tensors(trained_parameters(model), load_file(path / weights))
-    own = path / rng_file(rank)
-    if optimizer is not None and own.exists():
-        set_rng_state(torch.load(own, weights_only=True))
+    copy_tensors(trained, load_file(path / weights))
+    return read_progress(path)
 
 
-def require_same_parameters(path: Path, model: nn.Module, weights: str = TRAINED) -> None:
-    """Raise SnapshotError unless a snapshot has the parameters that are trained here, by name and shape."""
+def _require_same_parameters(path: Path, trained: Mapping[str, Tensor], weights: str) -> None:
     with safe_open(path / weights, "pt") as file:
         saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    trained = {name: tuple(parameter.shape) for name, parameter in trained_parameters(model).items()}
-    differ = sorted(name for name in saved.keys() | trained.keys() if saved.get(name) != trained.get(name))
+    here = {name: tuple(parameter.shape) for name, parameter in trained.items()}
+    differ = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
     if differ:
         name = differ[0]
         raise SnapshotError(
             f"{path} is of another model: {len(differ)} trained parameters differ, the first {name!r}, saved "
-            f"with shape {saved.get(name)}, here {trained.get(name)}; start from the model of the run"
+            f"with shape {saved.get(name)}, here {here.get(name)}; start from the model of the run"
         )
 
 
@@ -208,6 +218,13 @@ def _together(function: Callable[[], object], peers: Peers) -> None:
 
 
 # Random states ----------------------------------------------------------------------------------------------
+
+
+def restore_rng_state(path: Path, rank: int) -> None:
+    """Put the random states of a process where they were, if the snapshot has those of as many processes."""
+    own = path / rng_file(rank)
+    if own.exists():
+        set_rng_state(torch.load(own, weights_only=True))
 
 
 def rng_file(rank: int) -> str:

@@ -4,8 +4,9 @@ A run is a function of its settings; where it stands is: weights, optimizer, the
 position (iteration, optimizer step in it, losses so far).
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,11 @@ from torch import nn
 
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.files import checkpoint_path, verify
-from pi0.ript.checkpoint.resuming import RUNG_13, require_same_run, run_facts
+from pi0.ript.checkpoint.resuming import RUNG_13, run_facts
 from pi0.ript.checkpoint.snapshot import (
     Stateful,
-    read_progress,
     read_training,
-    require_same_parameters,
+    restore_rng_state,
     write_snapshot,
     write_training,
 )
@@ -45,9 +45,9 @@ class Progress:
     nonfinite: int = 0
     """Optimizer steps skipped in a row."""
 
-    def remaining[T](self, steps: Sequence[T]) -> Iterator[tuple[int, T]]:
+    def remaining[T](self, steps: Iterable[T]) -> Iterator[tuple[int, T]]:
         """Yield number and content of the iteration's optimizer steps that are not made yet."""
-        yield from list(enumerate(steps))[self.step :]
+        yield from islice(enumerate(steps), self.step, None)
 
     def count(self, loss: float, is_taken: bool, limit: int) -> None:
         """Count an optimizer step; one that was not taken is skipped, and adds no loss.
@@ -138,11 +138,11 @@ def load_checkpoint(
         SnapshotError: A file is damaged, or it is a checkpoint of another model; nothing has changed.
     """
     path, policy = Path(path), _policy(model)
-    manifest = verify(path, hashes=not is_verified)
-    require_same_parameters(path, policy, _WEIGHTS)
-    require_same_run(path, manifest, run_facts({}, policy, peers), peers)
-    progress, states = Progress(**read_progress(path)), {} if sampler is None else {"sampler": sampler}
-    read_training(path, policy, optimizer, states, peers.rank, _WEIGHTS)
+    verify(path, hashes=not is_verified)
+    facts, states = run_facts({}, policy, peers), {} if sampler is None else {"sampler": sampler}
+    progress = Progress(**read_training(path, facts, policy, optimizer, states, peers, weights=_WEIGHTS))
+    if optimizer is not None:
+        restore_rng_state(path, peers.rank)
     return progress
 
 

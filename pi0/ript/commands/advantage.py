@@ -4,29 +4,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
-
-import numpy as np
 
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError
 from pi0.ript.config.yaml_files import include
 from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
-from pi0.ript.files import hash_files, plain
-from pi0.ript.labels.advantages import (
-    ADVANTAGES_PATH,
-    compute_advantages,
-    coverage,
-    is_positive,
-    percentiles,
-    require_share,
-    thresholds,
-    write_advantages,
-)
+from pi0.ript.files import hash_files
+from pi0.ript.labels.advantages import ADVANTAGES_PATH, require_share
 from pi0.ript.labels.calibration import predict
+from pi0.ript.labels.labelling import Advantage, FrameLabels, label_frames, write_labels
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.starting_policy import require_device
@@ -42,70 +30,41 @@ exit codes: 0 labelled; 2 unusable arguments, data or value function
 """
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """What `label` found."""
-
-    percentiles: str
-    epsilon: dict[str, float]
-    positive_share: dict[str, float]
-    """By data set."""
-    coverage: float
-
-
-def label(
+def label_datasets(
     directory: Path,
     policy: Path | None,
     datasets: Sequence[Path],
+    settings: Advantage,
     *,
-    positive_fraction: float = 0.3,
-    scope: str = "global",
     assume_success: bool = False,
     device: str = "cpu",
     batch_size: int = 256,
-) -> Labelled:
+) -> FrameLabels:
     """Write `meta/advantages.json` into each data set; return the thresholds and what they mean.
 
     Args:
         directory: Of a value function, with the reward that it was trained on (reward.json).
         policy: Whose prefix it reads, in its expert form.
         datasets: LeRobotDatasets v3 with success labels.
-        positive_fraction: Share of all frames above epsilon.
-        scope: One epsilon for all ("global") or one "per_task".
+        settings: Share of all frames above epsilon, and whether there is one epsilon for all or one per task.
         assume_success: Take every episode of a data set without labels for a success.
         device: Of the computation.
         batch_size: Frames per forward pass.
     """
     where = require_device(device)
-    require_share(positive_fraction)
-    reward = _reward(directory)
+    require_share(settings.positive_fraction)
+    sources = [Source(str(d), load_labels(d, assume_success=assume_success)) for d in datasets]
+    reward = _reward(directory).resolve(max(int(source.episodes.lengths.max()) for source in sources))
     reads = PI0Policy.from_pretrained(policy, device=where) if policy else None
     value = ValueFunction.from_pretrained(directory, reads).to(where)
-    sources = [Source(str(d), load_labels(d, assume_success=assume_success)) for d in datasets]
-    advantages = []
+    values = []
     for source in sources:
-        fits = reward.resolve(int(source.episodes.lengths.max()))
         with TemporaryDirectory() as images:  # what a large set decodes to may not fit in memory
             episodes = load_episodes(source.name, assume_success=assume_success, image_files=Path(images))
-            values = predict(value, episodes, batch_size=batch_size)
-        lengths = source.episodes.lengths.tolist()
-        advantages.append(compute_advantages(values, lengths, source.ends, fits))
-    everything = np.concatenate(advantages)
-    tasks = [task for source in sources for task in source.frame_tasks()]
-    epsilon = thresholds(everything, tasks, positive_fraction, cast("Any", scope))
-    lineage = {
-        "value": hash_files(directory),
-        "reward": plain(reward),
-        "epsilon": epsilon,
-        "positive_fraction": positive_fraction,
-    }
-    for place, source, found in zip(datasets, sources, advantages, strict=True):
-        write_advantages(place, source.episodes, found, lineage)
-    shares = {
-        source.name: float(is_positive(found, source.frame_tasks(), epsilon).mean())
-        for source, found in zip(sources, advantages, strict=True)
-    }
-    return Labelled(percentiles(everything), epsilon, shares, coverage(everything))
+            values.append(predict(value, episodes, batch_size=batch_size))
+    labels = label_frames(sources, values, reward, settings)
+    write_labels(labels, datasets, hash_files(directory))
+    return labels
 
 
 def _reward(directory: Path) -> RewardConfig:
@@ -128,7 +87,7 @@ def read_mixture(path: Path) -> list[Path]:
     """Return the roots of the data sets in a mixture's JSON file (key `datasets`: `root`, or `repo_id`).
 
     Raises:
-        ConfigError: It has none, or asks for some episodes only: a policy is trained on all of them.
+        ConfigError: It cannot be read, or has none.
     """
     try:
         described = include(json.loads(path.read_text()), path)
@@ -137,10 +96,11 @@ def read_mixture(path: Path) -> list[Path]:
     datasets = described.get("dataset_mixture", described).get("datasets")
     if not datasets:
         raise ConfigError(f"{path}: expected data sets under 'datasets', found none")
-    if chosen := [one for one in datasets if one.get("episodes") is not None]:
-        name = chosen[0].get("root") or chosen[0].get("repo_id")
-        print(f"{name}: all episodes are labelled, not only those of 'episodes'")  # noqa: T201
-    return [Path(one.get("root") or one["repo_id"]).expanduser() for one in datasets]
+    roots = [dataset.get("root") or dataset["repo_id"] for dataset in datasets]
+    for root, dataset in zip(roots, datasets, strict=True):
+        if dataset.get("episodes") is not None:
+            print(f"{root}: all episodes are labelled, not only those of 'episodes'")  # noqa: T201
+    return [Path(root).expanduser() for root in roots]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,12 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
-        found = label(
+        labels = label_datasets(
             options.value,
             options.policy,
             datasets,
-            positive_fraction=options.positive_fraction,
-            scope=options.scope,
+            Advantage(options.positive_fraction, options.scope, ranked="all"),
             assume_success=options.assume_success,
             device=options.device,
             batch_size=options.batch_size,
@@ -167,10 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error).replace("load it with assume_success=True", "pass --assume-success")
         sys.stderr.write(f"pi0-advantage: error: {message}\n")
         return 2
-    print(found.percentiles)  # noqa: T201
-    for task, epsilon in found.epsilon.items():
-        print(f"epsilon of {task}: {epsilon:.6f}")  # noqa: T201
-    for name, share in found.positive_share.items():
+    print(labels)  # noqa: T201
+    for name, share in labels.figures()["positive_share"].items():
         print(f"{name}: {share:.1%} positive, written to {Path(name) / ADVANTAGES_PATH}")  # noqa: T201
     return 0
 

@@ -112,7 +112,7 @@ def _labels(options: argparse.Namespace, episodes: EpisodeSet) -> Labels | None:
         return Labels(replace(frames, tasks=tasks), epsilon)
     if not (options.dataset_dir / ADVANTAGES_PATH).exists():
         return None
-    advantages = read_advantages(options.dataset_dir, episodes, missing="drop")
+    advantages = read_advantages(options.dataset_dir, episodes)
     epsilon = read_lineage(options.dataset_dir).get("epsilon", {})
     if not isinstance(epsilon, Mapping):
         epsilon = dict.fromkeys(tasks, float(epsilon))

@@ -2,8 +2,8 @@
 
 import os
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pi0.registry import did_you_mean
-from pi0.ript.config.legacy_keys import Translation, translate
 from pi0.ript.config.schema import ConfigError, TrainConfig
+from pi0.ript.config.translation import translate
 from pi0.ript.config.typed_values import MisfitError, fitted
 from pi0.ript.config.yaml_files import CONFIGS, parse_yaml, read_yaml
 from pi0.ript.files import flatten
@@ -25,7 +25,7 @@ def load_config_from_yaml[C](
     overrides: Iterable[str] = (),
     profile: str | None = None,
     schema: type[C] = TrainConfig,
-    translate: Callable[[Mapping[str, Any], Mapping[str, Any]], Translation] = translate,
+    without_effect: Mapping[str, str] | None = None,
 ) -> C:
     """Return the configuration of a YAML file; keys that it does not name have their defaults.
 
@@ -37,7 +37,7 @@ def load_config_from_yaml[C](
         overrides: "algo.lr=2e-5", "task.task_names=[3,4]", "eval.first_state=null", ...
         profile: Name of one of the files in `PROFILES`.
         schema: A dataclass whose fields have defaults; sections are dataclasses too.
-        translate: Puts keys of other files under the schema's.
+        without_effect: More keys that are accepted with a notice, each with the reason.
 
     Raises:
         ConfigError: Something cannot be read, is unknown or has the wrong type; tells all of it.
@@ -46,12 +46,24 @@ def load_config_from_yaml[C](
     if profile is not None:
         layers.append((f"profile {profile}", flatten(read_yaml(_profile_path(profile)))))
     layers.append(("command line", parse_overrides(overrides)))
+    return load_config(layers, schema, without_effect)
+
+
+def load_config[C](
+    layers: Sequence[tuple[str, Mapping[str, Any]]],
+    schema: type[C],
+    without_effect: Mapping[str, str] | None = None,
+) -> C:
+    """Return the configuration that several layers of dotted keys ask for, each with its name for messages.
+
+    The keys of a layer replace those before it. More in `load_config_from_yaml`.
+    """
     config, known = OmegaConf.structured(schema), default_values(schema)
     types = dict(_types(schema))
     problems: list[str] = []
     notices: list[str] = []
     for source, settings in layers:
-        translation = translate(settings, known)
+        translation = translate(settings, known, without_effect or {})
         wrong = translation.problems
         for key, value in translation.values.items():
             wrong += _set(config, key, value, types[key])
@@ -66,7 +78,7 @@ def load_config_from_yaml[C](
     try:
         made: Any = OmegaConf.to_object(config)
     except ValueError as error:  # of a section's own checks
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{layers[0][0]}: {error}") from error
     return made
 
 
@@ -86,6 +98,18 @@ def default_values(schema: Any = TrainConfig) -> dict[str, Any]:
 def switches(schema: type) -> frozenset[str]:
     """Return the dotted keys that are true or false; on a command line a bare --KEY is true."""
     return frozenset(key for key, hint in _types(schema) if hint is bool)
+
+
+def present_settings(saved: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+    """Return the settings of an earlier run, sections in sections, under the keys that they have now."""
+    present: dict[str, Any] = {}
+    for key, value in translate(flatten(saved), default_values(schema)).values.items():
+        *sections, name = key.split(".")
+        place = present
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return present
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -126,6 +150,9 @@ def _types(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _set(config: DictConfig, key: str, value: Any, hint: Any) -> list[str]:
     """Set a key; return what is wrong with the value."""
+    entry = typing.get_args(hint)[0] if typing.get_origin(hint) is list else None
+    if is_dataclass(entry) and (problems := _entry_problems(key, value, [f.name for f in fields(entry)])):
+        return problems
     try:
         OmegaConf.update(config, key, fitted(value, hint, key))
     except MisfitError as error:
@@ -133,6 +160,18 @@ def _set(config: DictConfig, key: str, value: Any, hint: Any) -> list[str]:
     except OmegaConfBaseException as error:
         return [f"{key}: {str(error).splitlines()[0]}"]
     return []
+
+
+def _entry_problems(key: str, entries: Any, known: Sequence[str]) -> list[str]:
+    """Return what is wrong with the keys of a list of sections."""
+    problems = []
+    for number, entry in enumerate(entries if isinstance(entries, list) else []):
+        for name in entry if isinstance(entry, Mapping) else ():
+            try:
+                did_you_mean("key", name, known)
+            except ValueError as error:
+                problems.append(f"{key}[{number}]: {error}")
+    return problems
 
 
 def _unresolved(config: DictConfig, key: str) -> list[str]:

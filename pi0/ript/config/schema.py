@@ -5,10 +5,22 @@ with another value, see `pi0.ript.checkpoint.resuming`; without any it cannot go
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from pi0.ript.ranges import Count, NotNegative, Positive, Whole, one_of
+from pi0.ript.starting_policy import PolicySettings
+
+RenderQuality = Annotated[str, one_of("stock", "fast")]
+Backend = Annotated[str, one_of("auto", "gloo", "nccl")]
 SAME = {"result": "same"}
 ROUNDING = {"result": "rounding"}
 LONGER = {"result": "longer"}
+
+StatesOf = Annotated[str, one_of("heldout", "train")]
+WandbMode = Annotated[str, one_of("online", "offline", "disabled")]
+
+NO_ENVIRONMENT = "none"
+"""The name of the environment where nothing is simulated."""
 
 
 class ConfigError(ValueError):
@@ -25,27 +37,27 @@ class WarmStartSettings:
     """Demonstrations and supervised fine-tuning of a toy policy; null: the environment's own."""
 
     operator: str | None = None  # who demonstrates: see pi0/ript/demonstrations/operators.py
-    episodes: int | None = None  # demonstrations per task
-    steps: int | None = None  # of supervised fine-tuning
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    num_draws: int | None = None  # noise draws per window
-    chunk_size: int | None = None  # actions that the toy predicts at once
-    num_workers: int | None = field(default=None, metadata=SAME)  # processes that record demonstrations
+    episodes: Count | None = None  # demonstrations per task
+    steps: Count | None = None  # of supervised fine-tuning
+    batch_size: Count | None = None
+    learning_rate: Positive | None = None
+    num_draws: Count | None = None  # noise draws per window
+    chunk_size: Count | None = None  # actions that the toy predicts at once
+    num_workers: Whole | None = field(default=None, metadata=SAME)  # processes that record demonstrations
 
 
 @dataclass
 class EnvironmentSettings:
     """The environment; arguments of `get_environment`."""
 
-    benchmark_name: str = "metaworld"  # or libero, a LIBERO suite, a plugin's; see pi0/ript/environments.py
+    benchmark_name: str = "metaworld"  # libero, a LIBERO suite, a plugin's, ...: see pi0/ript/environments.py
     task_names: list[str | int] | None = None  # names, or numbers in the suite's order; null: its own choice
-    max_episode_length: int | None = None  # deadline in policy steps; null: the suite's
-    num_parallel_envs: int | None = field(default=None, metadata=ROUNDING)  # per process; null: its own
-    num_workers: int = field(default=2, metadata=SAME)  # processes that simulate
-    image_size: int | None = None  # pixels of the square images that the policy sees
-    render_size: int | None = None  # LIBERO: pixels that are rendered, then resized to image_size
-    render_quality: str | None = None  # stock or fast
+    max_episode_length: Count | None = None  # deadline in policy steps; null: the suite's
+    num_parallel_envs: Count | None = field(default=None, metadata=ROUNDING)  # per process; null: its own
+    num_workers: Whole = field(default=2, metadata=SAME)  # processes that simulate
+    image_size: Count | None = None  # pixels of the square images that the policy sees
+    render_size: Count | None = None  # LIBERO: pixels that are rendered, then resized to image_size
+    render_quality: RenderQuality | None = None  # stock or fast
     camera_names: list[str] | None = None  # LIBERO: the policy's names of third-person and wrist view
 
 
@@ -57,35 +69,22 @@ class TaskSettings(EnvironmentSettings):
 
 
 @dataclass
-class Policy:
-    """What changes in the policy that training starts from; the last arguments of `starting_policy`."""
-
-    config: str | None = None  # a registered configuration (pi0.registry) in place of the checkpoint's
-    freeze: str | None = "none"  # vision, expert_only, lora, or a regular expression; null: the config's own
-    dtype: str | None = None  # of computation: float32 or bfloat16; null: as the checkpoint says
-    gradient_checkpointing: bool = False  # less memory, a third more time
-    n_action_steps: int | None = None  # actions of a chunk that are executed; null: as the checkpoint says
-    extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
-    norm_stats_path: str | None = None  # an openpi norm_stats.json that replaces the checkpoint's statistics
-
-
-@dataclass
 class Algo:
     """Collecting groups of rollouts and learning from them."""
 
     rloo_batch_size: int = 8  # rollouts from each initial state (K)
-    data_batch_size: int = 16  # groups of mixed outcome per iteration, of all processes together
-    max_sampling_attempts: int = 32  # states to try for them
-    collection_cfg_scale: float = 2.0  # guidance towards a positive advantage in rollouts
-    num_epochs: int = 8  # passes over the windows of an iteration
-    micro_batch_size: int = 32  # windows per forward pass
-    gradient_accumulation_steps: int = 2  # micro-batches per optimizer step
-    lr: float = 1e-3  # at the start of an iteration, falling linearly to 0 at its end
-    grad_norm_clip: float = 1.0
-    cfg_uncond_weight: float = 0.1  # alpha: weight of the loss with the indicator withheld
-    num_draws: int = 2  # noise draws per window
+    data_batch_size: Count = 16  # groups of mixed outcome per iteration, of all processes together
+    max_sampling_attempts: Count = 32  # states to try for them
+    collection_cfg_scale: NotNegative = 2.0  # guidance towards a positive advantage in rollouts
+    num_epochs: Count = 8  # passes over the windows of an iteration
+    micro_batch_size: Count = 32  # windows per forward pass
+    gradient_accumulation_steps: Count = 2  # micro-batches per optimizer step
+    lr: Positive = 1e-3  # at the start of an iteration, falling linearly to 0 at its end
+    grad_norm_clip: Positive = 1.0
+    cfg_uncond_weight: NotNegative = 0.1  # alpha: weight of the loss with the indicator withheld
+    num_draws: Count = 2  # noise draws per window
     enable_rollout_stats_tracking: bool = False  # skip mastered states: the last K rollouts succeeded
-    rollout_skip_threshold: int = 3  # skips before a mastered state is tried again
+    rollout_skip_threshold: Count = 3  # skips before a mastered state is tried again
     name: str = "ript"  # the objective; a plugin can register others
 
 
@@ -93,40 +92,51 @@ class Algo:
 class Dataset:
     """Training states and windows."""
 
-    num_init_states: int = 200  # training states per task
-    window_stride: int = 5  # steps between training windows, besides those where the policy acted
+    num_init_states: Count = 200  # training states per task
+    window_stride: Count = 5  # steps between training windows, besides those where the policy acted
 
 
 @dataclass
 class TrainingSettings:
     """The run."""
 
-    num_train_steps: int = field(default=3, metadata=LONGER)  # iterations: collect, then improve
-    seed: int = 0
-    save_freq: int = field(default=1, metadata=SAME)  # iterations between checkpoints
-    save_minutes: float | None = field(default=None, metadata=SAME)  # inside an iteration; null: none there
-    keep_last: int = field(default=3, metadata=SAME)  # checkpoints that are kept
-    max_nonfinite_steps: int = field(default=3, metadata=SAME)  # in a row, skipped, before the run stops
-    profile_steps: int = field(default=0, metadata=SAME)  # optimizer steps that torch.profiler records
-    memory_limit_gb: float | None = field(default=None, metadata=SAME)  # per process; above it the run stops
+    num_train_steps: Count = field(default=3, metadata=LONGER)  # iterations: collect, then improve
+    seed: Whole = 0
+    save_freq: Count = field(default=1, metadata=SAME)  # iterations between checkpoints
+    save_minutes: Positive | None = field(default=None, metadata=SAME)  # in an iteration; null: none there
+    keep_last: Count = field(default=3, metadata=SAME)  # checkpoints that are kept
+    max_nonfinite_steps: Count = field(default=3, metadata=SAME)  # in a row, skipped, before the run stops
+    profile_steps: Whole = field(default=0, metadata=SAME)  # optimizer steps that torch.profiler records
+    memory_limit_gb: Positive | None = field(default=None, metadata=SAME)  # per process; above it: a stop
 
 
 @dataclass
 class Distributed:
     """Several processes, started by torchrun."""
 
-    backend: str = "auto"  # gloo, nccl, or auto: nccl for GPUs, gloo for CPUs
-    timeout_seconds: int = 1800  # to wait for a peer; rollouts of the slowest process must fit
+    backend: Backend = "auto"  # gloo, nccl, or auto: nccl for GPUs, gloo for CPUs
+    timeout_seconds: Count = 1800  # to wait for a peer; rollouts of the slowest process must fit
 
 
 @dataclass
 class Eval:
     """The evaluation before and after training."""
 
-    rollouts_per_task: int = 50  # held-out states; LIBERO has 50
-    first_state: int = 0
-    cfg_guidance_scale: float = 2.0
-    n_video: int = 6  # episodes per task in the video
+    rollouts_per_task: Count = 50  # held-out states; LIBERO has 50
+    first_state: Whole = 0
+    cfg_guidance_scale: NotNegative = 2.0  # towards a positive advantage
+    n_video: Whole = 6  # episodes per task in the video
+
+
+@dataclass
+class EvalSettings(Eval):
+    """The evaluations of pi0-train and pi0-eval."""
+
+    rollouts_per_task: Count = 16  # held-out states, an episode from each; LIBERO has 50
+    cfg_guidance_scale: NotNegative = 1.0  # towards a positive advantage; 1: given, 0: withheld
+    n_video: Whole = field(default=1, metadata=SAME)  # episodes per task in the video
+    states: StatesOf = "heldout"  # pi0-eval: or train, whose rollouts may be trained on
+    recording_root: str | None = None  # pi0-eval: keep the rollouts here as a data set
 
 
 @dataclass
@@ -136,7 +146,7 @@ class Logging:
     use_wandb: bool = False
     wandb_project: str = "ript-pi0"
     wandb_entity: str | None = None
-    wandb_mode: str = "offline"  # online, offline or disabled
+    wandb_mode: WandbMode = "offline"  # online, offline or disabled
 
 
 @dataclass
@@ -151,7 +161,7 @@ class TrainConfig:
     resume: str | None = field(default=None, metadata=SAME)  # auto: the newest checkpoint; or one's path
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: TaskSettings = field(default_factory=TaskSettings)
-    policy: Policy = field(default_factory=Policy)
+    policy: PolicySettings = field(default_factory=PolicySettings)
     algo: Algo = field(default_factory=Algo)
     dataset: Dataset = field(default_factory=Dataset)
     training: TrainingSettings = field(default_factory=TrainingSettings)

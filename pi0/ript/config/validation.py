@@ -12,54 +12,19 @@ from pi0 import toy_config
 from pi0.model import Pi0Model
 from pi0.openpi_format import read_statistics
 from pi0.registry import get_config
-from pi0.ript.config.ranges import Ranges
-from pi0.ript.config.schema import ConfigError, TrainConfig
+from pi0.ript.config.schema import NO_ENVIRONMENT, ConfigError, TrainConfig
 from pi0.ript.demonstrations.experts import tasks_with_expert
 from pi0.ript.demonstrations.operators import get_operator
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.loss import require_algorithm
+from pi0.ript.ranges import wrong_values
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
 from pi0.trainable import frozen_names
-
-_RANGES = Ranges(
-    counts=(
-        *("algo.data_batch_size", "algo.max_sampling_attempts", "algo.num_epochs", "algo.micro_batch_size"),
-        *("algo.num_draws", "algo.gradient_accumulation_steps", "algo.rollout_skip_threshold"),
-        *("dataset.num_init_states", "dataset.window_stride"),
-        *("training.num_train_steps", "training.save_freq", "training.keep_last"),
-        "training.max_nonfinite_steps",
-        *(f"task.warm_start.{key}" for key in ("episodes", "steps", "batch_size", "num_draws", "chunk_size")),
-    ),
-    positive=(
-        "algo.lr",
-        "algo.grad_norm_clip",
-        "training.memory_limit_gb",
-        "training.save_minutes",
-        "task.warm_start.learning_rate",
-    ),
-    not_negative=(
-        *("algo.collection_cfg_scale", "algo.cfg_uncond_weight", "training.seed", "training.profile_steps"),
-        "task.warm_start.num_workers",
-    ),
-)
-_SHARED_RANGES = Ranges(
-    counts=(
-        *("task.max_episode_length", "task.num_parallel_envs", "task.image_size", "task.render_size"),
-        *("eval.rollouts_per_task", "policy.n_action_steps", "distributed.timeout_seconds"),
-    ),
-    not_negative=("eval.cfg_guidance_scale", "eval.first_state", "eval.n_video", "task.num_workers"),
-    choices={
-        "policy.dtype": ("float32", "bfloat16"),
-        "task.render_quality": ("stock", "fast"),
-        "distributed.backend": ("auto", "gloo", "nccl"),
-        "logging.wandb_mode": ("online", "offline", "disabled"),
-    },
-)
 
 
 def validate_config(config: TrainConfig) -> None:
     """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
-    problems = [*_RANGES.problems(config), *_algorithm(config), *_resume(config)]
+    problems = [*_algorithm(config), *_resume(config)]
     environment, wrong = shared_problems(config)
     problems += wrong
     if environment is not None:
@@ -71,12 +36,12 @@ def validate_config(config: TrainConfig) -> None:
 def shared_problems(config: Any) -> tuple[Environment | None, list[str]]:
     """Return the environment, if it can be had, and what is wrong with the settings of any algorithm.
 
-    These are exp_name, directories, device, distributed, logging, policy_path, policy, task and eval.
+    These are exp_name, directories, device, distributed, logging, policy_path, policy, task and eval; and
+    each value where its field says what is expected.
     """
-    problems = [*_SHARED_RANGES.problems(config), *_places(config), *_distribution(config)]
-    problems += attempt(lambda: require_policy_path(config.policy_path))[1]
-    problems += [*_statistics(config), *_named_config(config), *_freeze(config)]
-    environment, wrong = _environment(config)
+    problems = [*wrong_values(config), *wrong_places(config), *_distribution(config)]
+    problems += wrong_policy(config)
+    environment, wrong = simulated(config)
     problems += wrong
     if environment is not None:
         problems += _evaluation(config, environment)
@@ -100,9 +65,11 @@ def _algorithm(config: TrainConfig) -> Iterator[str]:
         )
 
 
-def _places(config: Any) -> Iterator[str]:
-    if not re.fullmatch(r"\w[\w.=,+-]*", config.exp_name):
-        yield f"exp_name: expected a name for a directory (letters, digits, _ . -), found {config.exp_name!r}"
+def wrong_places(config: Any) -> Iterator[str]:
+    """Yield what is wrong with the name of a run, and with its directories."""
+    name = getattr(config, "exp_name", None)
+    if name is not None and not re.fullmatch(r"\w[\w.=,+-]*", name):
+        yield f"exp_name: expected a name for a directory (letters, digits, _ . -), found {name!r}"
     for key in (key for key in ("output_dir", "warm_start_dir") if hasattr(config, key)):
         place = Path(getattr(config, key)).expanduser()
         file = next((path for path in (place, *place.parents) if path.exists() and not path.is_dir()), None)
@@ -122,16 +89,22 @@ def _distribution(config: Any) -> Iterator[str]:
         yield f"distributed.backend: nccl needs device=cuda, found device={config.device}; use auto or gloo"
 
 
-def _environment(config: Any) -> tuple[Environment | None, list[str]]:
+def simulated(config: Any) -> tuple[Environment | None, list[str]]:
+    """Return the environment of a configuration's section `task`, if it can be had, and what is wrong."""
+    if config.task.benchmark_name == NO_ENVIRONMENT:
+        return None, ["task.benchmark_name: expected an environment, such as metaworld, found none"]
     if config.task.task_names == []:
         return None, ["task.task_names: expected names or numbers, found an empty list; null: all tasks"]
-    environment, wrong = attempt(lambda: get_environment(**asdict(config.task)), "task: ")
+    options = getattr(config, "options", {})
+    environment, wrong = attempt(lambda: get_environment(**asdict(config.task), **options), "task: ")
     if environment is not None:
         wrong = attempt(environment.suite, "task: ")[1]
     return None if wrong else environment, wrong
 
 
 def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
+    if getattr(config.eval, "states", "heldout") != "heldout":
+        return
     last = config.eval.first_state + config.eval.rollouts_per_task
     available = environment.num_heldout
     if available is not None and last > available:
@@ -139,6 +112,12 @@ def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
             f"eval.rollouts_per_task: {environment.name} has {available} held-out states per task, found "
             f"first_state={config.eval.first_state} and rollouts_per_task={config.eval.rollouts_per_task}"
         )
+
+
+def wrong_policy(config: Any) -> list[str]:
+    """Return what is wrong with the policy to start from, `policy_path` and the section `policy`."""
+    problems = attempt(lambda: require_policy_path(config.policy_path))[1]
+    return [*problems, *_statistics(config), *_named_config(config), *_freeze(config)]
 
 
 def _statistics(config: Any) -> list[str]:

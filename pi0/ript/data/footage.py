@@ -13,7 +13,7 @@ from jaxtyping import Int64
 
 from pi0.ript.data.checks import LEAVE_OUT, Tables
 from pi0.ript.data.film_order import Interval, exchanged
-from pi0.ript.data.tables import FETCH_AGAIN, Fault, one_line
+from pi0.ript.data.tables import FETCH_AGAIN, Fault, reason_of
 from pi0.ript.data.video import Header, Video
 
 NOWHERE = -1
@@ -119,7 +119,7 @@ def _headers(intervals: Mapping[Path, Sequence[Interval]], fps: float) -> dict[P
         try:
             return Video(path, fps).header(max(part.end for part in intervals[path]))
         except (ValueError, OSError) as error:  # FFmpeg's are both
-            return one_line(error)
+            return reason_of(error)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(intervals, pool.map(read, intervals), strict=True))

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.data.tables import Fault, fault_lines, one_line, read_episodes, read_info
+from pi0.ript.data.tables import Fault, fault_lines, reason_of, read_episodes, read_info
 from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.episodes.layout import partial_directory
 
@@ -78,7 +78,7 @@ def _fetch(name: str, settings: DatasetSettings) -> Place:
         return Place(download(["meta/*", *_files_of(root, only)]), only)
     except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, CompatibilityError) as error:
         raise EpisodeDataError(
-            f"{name}: cannot be loaded ({type(error).__name__}: {one_line(error)}). If it is on the hub, "
+            f"{name}: cannot be loaded ({type(error).__name__}: {reason_of(error)}). If it is on the hub, "
             "check name, format (v3), network and `hf auth login`; if it is here, give its directory as root"
         ) from error
 

@@ -22,7 +22,7 @@ from pi0.preprocess import resize_with_pad
 from pi0.ript.data.cache import KeptImages, Recent
 from pi0.ript.data.checks import LEAVE_OUT
 from pi0.ript.data.footage import NOWHERE, Footage
-from pi0.ript.data.tables import FETCH_AGAIN, UNREADABLE, Fault, FrameTable, one_line
+from pi0.ript.data.tables import FETCH_AGAIN, UNREADABLE, Fault, FrameTable, reason_of
 from pi0.ript.data.video import Video
 from pi0.ript.episodes import EpisodeDataError
 
@@ -182,7 +182,7 @@ def find_sizes(
                 image = _decoded(first, where)
                 sizes[image.shape[0], image.shape[1]] = None
         except UNREADABLE as error:
-            faults.append(Fault(where, f"expected images, found {one_line(error)}", FETCH_AGAIN))
+            faults.append(Fault(where, f"expected images, found {reason_of(error)}", FETCH_AGAIN))
     return tuple(sizes)
 
 
@@ -211,7 +211,7 @@ def _encoded(path: Path, column: str, group: int) -> pa.Array:
         return _cells(pq.ParquetFile(path).read_row_group(group, [column], use_threads=False).column(column))
     except UNREADABLE as error:
         raise EpisodeDataError(
-            f"{path}: {column}: row group {group}: {one_line(error)}; {FETCH_AGAIN}"
+            f"{path}: {column}: row group {group}: {reason_of(error)}; {FETCH_AGAIN}"
         ) from error
 
 

@@ -27,7 +27,7 @@ from pi0.ript.data.tables import (
     Fault,
     column_names,
     fault_lines,
-    one_line,
+    reason_of,
     read_episodes,
     read_frames,
     read_info,
@@ -224,6 +224,6 @@ def _read_collection(place: Place, faults: list[Fault]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        faults.append(Fault(str(COLLECTION_PATH), f"expected JSON, found {one_line(error)}", FETCH_AGAIN))
+        faults.append(Fault(str(COLLECTION_PATH), f"expected JSON, found {reason_of(error)}", FETCH_AGAIN))
         return {}
     return content if isinstance(content, dict) else {}

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
@@ -22,6 +21,7 @@ from pi0.ript.data.frames import FrameSet, open_frames
 from pi0.ript.data.resampling import action_chunks, chunk_offsets
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings, check_mixture
 from pi0.ript.files import write_json
+from pi0.ript.progress import progress_bar
 
 FILE_NAME = "processor/statistics.json"
 """Where a run keeps them, below its directory."""
@@ -85,7 +85,9 @@ def mixture_statistics(
         settings: How windows are resampled; default: not at all.
     """
     states, actions = [], []
-    for frames, chosen in tqdm(list(zip(sets, rows, strict=True)), unit="data set", desc="statistics"):
+    for frames, chosen in progress_bar(
+        list(zip(sets, rows, strict=True)), unit="data set", desc="statistics"
+    ):
         states.append(frames.states[chosen])
         if any(relative_actions):
             actions.append(
@@ -152,7 +154,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.output.is_dir():
         raise ValueError(f"--output: expected the name of a file, found the directory {options.output}")
     relative = [bool(x) for x in options.relative_actions or []]
-    sets = [open_frames(dataset) for dataset in tqdm(settings.datasets, unit="data set", desc="open")]
+    sets = [open_frames(dataset) for dataset in progress_bar(settings.datasets, unit="data set", desc="open")]
     _require_equal_widths(sets, len(relative))
     statistics = mixture_statistics(
         sets,

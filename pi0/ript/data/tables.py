@@ -55,8 +55,8 @@ def fault_lines(root: Path, faults: Iterable[Fault]) -> list[str]:
     return lines
 
 
-def one_line(error: BaseException) -> str:
-    """Return what an exception says, as a part of a line."""
+def reason_of(error: BaseException) -> str:
+    """Return what an exception says, as a part of one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -69,7 +69,7 @@ def read_info(root: Path, faults: list[Fault]) -> dict[str, Any] | None:
     try:
         info = json.loads((root / where).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        faults.append(Fault(where, f"expected a JSON file, found {one_line(error)}", FETCH_AGAIN))
+        faults.append(Fault(where, f"expected a JSON file, found {reason_of(error)}", FETCH_AGAIN))
         return None
     features = info.get("features") if isinstance(info, dict) else None
     if not isinstance(features, dict) or not all(isinstance(x, dict) for x in features.values()):
@@ -95,7 +95,7 @@ def read_tasks(root: Path, faults: list[Fault]) -> dict[int, str] | None:
         numbers = whole_numbers(table.column("task_index")).tolist()
         texts = _texts(table)
     except UNREADABLE as error:
-        what = f"expected columns task_index and task, found {one_line(error)}"
+        what = f"expected columns task_index and task, found {reason_of(error)}"
         faults.append(Fault(where, what, FETCH_AGAIN))
         return None
     tasks: dict[int, str] = {}
@@ -136,7 +136,7 @@ def read_episodes(root: Path, faults: list[Fault]) -> list[dict[str, Any]] | Non
             found = table.select([x for x in table.column_names if not x.startswith("stats/")]).to_pylist()
         except UNREADABLE as error:
             place = str(path.relative_to(root))
-            faults.append(Fault(place, f"expected a table of episodes, found {one_line(error)}", FETCH_AGAIN))
+            faults.append(Fault(place, f"expected a table of episodes, found {reason_of(error)}", FETCH_AGAIN))
             return None
         rows += [row | {"episode_index": number} for row, number in zip(found, numbers, strict=True)]
     return sorted(rows, key=lambda row: row["episode_index"])
@@ -255,7 +255,7 @@ def _read_file(
         if not len(table):
             return None
     except UNREADABLE as error:
-        faults.append(Fault(place, f"expected a table of frames, found {one_line(error)}", FETCH_AGAIN))
+        faults.append(Fault(place, f"expected a table of frames, found {reason_of(error)}", FETCH_AGAIN))
         return None
     columns: dict[str, np.ndarray] = {}
     for key, name in wanted.items():

@@ -9,7 +9,7 @@ import av
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from pi0.ript.data.tables import FETCH_AGAIN, one_line
+from pi0.ript.data.tables import FETCH_AGAIN, reason_of
 from pi0.ript.episodes import EpisodeDataError
 
 
@@ -79,7 +79,7 @@ class Video:
                 passed(found, frame)
             reason = "none"
         except (av.FFmpegError, OSError) as error:
-            reason = one_line(error)
+            reason = reason_of(error)
         self._next = None
         raise EpisodeDataError(
             f"{self._path}: frame {number}: expected an image, found {reason}; {FETCH_AGAIN}"

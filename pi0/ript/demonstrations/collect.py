@@ -18,6 +18,7 @@ from pi0.ript.demonstrations.recorder import (
 )
 from pi0.ript.demonstrations.worker import Attempt, WorkerPool
 from pi0.ript.episodes import EpisodeWriter
+from pi0.ript.progress import progress_bar
 
 
 class TooFewSuccessesError(RuntimeError):
@@ -73,6 +74,16 @@ class Schedule:
         good = [n for n, (success, _) in ordered if success or self.keep == "all"]
         return good[: self.episodes]
 
+    @property
+    def num_kept(self) -> int:
+        """Return how many attempts the data set keeps, so far."""
+        return sum(len(self.kept(task)) for task in range(self.num_tasks))
+
+    def success(self) -> str:
+        """Return how many of all attempts succeeded, as text."""
+        results = [success for outcomes in self.outcomes for success, _ in outcomes.values()]
+        return f"{sum(results)} of {len(results)} attempts succeeded"
+
     def _wanted(self, task: int) -> bool:
         outcomes, issued = self.outcomes[task], self._issued[task]
         if self.keep == "all":
@@ -96,7 +107,7 @@ def collect_demonstrations(
     num_workers: int = 0,
     progress: Callable[[Schedule], None] = lambda schedule: None,
 ) -> list[TaskSummary]:
-    """Write a data set of demonstrations and return what each task gave.
+    """Write a data set of demonstrations, with a progress bar, and return what each task gave.
 
     Interrupted and called again, it continues. The data set is the same for any `num_workers`.
 
@@ -122,21 +133,29 @@ def collect_demonstrations(
     schedule = Schedule(len(tasks), episodes, keep or plan.resolved_operator().keep)
     for number, (labels, length) in writer.finished().items():
         schedule.done(attempt_of(number), labels.success, length)
-    progress(schedule)
-    if num_workers and not schedule.complete:
-        # Publishing imports lerobot, which takes many seconds; this process is idle meanwhile.
-        Thread(target=import_module, args=("pi0.ript.episodes.publishing",), daemon=True).start()
-        with WorkerPool(plan, output, writer.partial, num_workers) as pool:
-            _run_in_pool(schedule, pool, progress)
-    else:
-        recorder = Recorder(plan, writer)
-        while (attempt := schedule.next()) is not None:
-            labels, length = recorder.record(*attempt)
-            schedule.done(attempt, labels.success, length)
+    options = {"initial": schedule.num_kept, "unit": "episode", "desc": "demonstrations"}
+    with progress_bar(total=episodes * len(tasks), **options) as bar:
+
+        def report(schedule: Schedule) -> None:
+            bar.n = schedule.num_kept
+            bar.set_postfix_str(schedule.success())
             progress(schedule)
-        recorder.close()
-    kept = [schedule.kept(number) for number in range(len(tasks))]
-    writer.finalize([episode_number(t, n) for t, attempts in enumerate(kept) for n in attempts])
+
+        report(schedule)
+        if num_workers and not schedule.complete:
+            # Publishing imports lerobot, which takes many seconds; this process is idle meanwhile.
+            Thread(target=import_module, args=("pi0.ript.episodes.publishing",), daemon=True).start()
+            with WorkerPool(plan, output, writer.partial, num_workers) as pool:
+                _run_in_pool(schedule, pool, report)
+        else:
+            recorder = Recorder(plan, writer)
+            while (attempt := schedule.next()) is not None:
+                labels, length = recorder.record(*attempt)
+                schedule.done(attempt, labels.success, length)
+                report(schedule)
+            recorder.close()
+        kept = [schedule.kept(number) for number in range(len(tasks))]
+        writer.finalize([episode_number(t, n) for t, attempts in enumerate(kept) for n in attempts])
     return [_summary(task.id, schedule.outcomes[t], kept[t]) for t, task in enumerate(tasks)]
 
 

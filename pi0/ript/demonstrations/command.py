@@ -9,21 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from pi0.ript.demonstrations.collect import (
-    Schedule,
-    TaskSummary,
-    TooFewSuccessesError,
-    collect_demonstrations,
-)
+from pi0.ript.demonstrations.collect import TaskSummary, TooFewSuccessesError, collect_demonstrations
 from pi0.ript.demonstrations.experts import require_expert, tasks_with_expert
 from pi0.ript.demonstrations.operators import OPERATORS, Operator, get_operator
 from pi0.ript.demonstrations.recorder import DemonstrationPlan
@@ -68,23 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep = options.keep or operator.keep
     workers = min(options.workers, options.episodes * len(tasks))
     _print_budget(options, plan, tasks, operator, workers)
+    start = time.monotonic()
     try:
-        with _ProgressBar(options.episodes * len(tasks)) as bar:
-            summaries = collect_demonstrations(
-                plan,
-                options.output,
-                options.episodes,
-                keep=keep,
-                num_workers=workers,
-                progress=bar.show,
-            )
+        summaries = collect_demonstrations(
+            plan, options.output, options.episodes, keep=keep, num_workers=workers
+        )
     except KeyboardInterrupt:
         _complain("pi0-demos: interrupted; run the same command to continue")
         return 130
     except (TooFewSuccessesError, WorkerFailedError) as error:
         _complain(f"pi0-demos: failed: {error}")
         return 1
-    _print_summary(summaries, options.output, bar.seconds)
+    _print_summary(summaries, options.output, time.monotonic() - start)
     return 0
 
 
@@ -194,34 +176,6 @@ def _print_budget(
         f"disk, {max(workers, 1) * (0.8 if libero else 0.2):.1f} GB of memory; "
         f"images as {'PNG' if plan.storage == 'image' else 'H.264 video'}",
     )
-
-
-class _ProgressBar:
-    """Demonstrations kept so far, per minute, and the success of all attempts."""
-
-    def __init__(self, total: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[outcome]}"), *times)
-        self._task = self._bar.add_task("recording", total=total, outcome="")
-        self._started, self.seconds = time.monotonic(), 0.0
-
-    def show(self, schedule: Schedule) -> None:
-        """Update the bar after an attempt."""
-        kept = sum(len(schedule.kept(task)) for task in range(schedule.num_tasks))
-        results = [success for outcomes in schedule.outcomes for success, _ in outcomes.values()]
-        minutes = (time.monotonic() - self._started) / 60
-        outcome = f"success {sum(results)}/{len(results)}, {len(results) / minutes:.0f} attempts/min"
-        description = "publishing" if schedule.complete else "recording"
-        self._bar.update(self._task, completed=kept, outcome=outcome, description=description)
-
-    def __enter__(self) -> "_ProgressBar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-        self.seconds = time.monotonic() - self._started
 
 
 def _print_summary(summaries: list[TaskSummary], output: Path, seconds: float) -> None:

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pi0.ript.envs.base import ChunkResult, EnvObservation, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError
 from pi0.ript.envs.slots import Slots, aborted
+from pi0.ript.progress import progress_bar
 
 _MAX_LOSSES_IN_A_ROW = 3
 
@@ -82,7 +82,7 @@ class BatchedEnv:
         wanted: list[tuple[str, Split, int]] = [(self.task(task).id, split, i) for i in indices]
         states: list[InitialState] = []
         block = 8 * max(self.num_workers, 1)
-        with tqdm(total=len(wanted), unit="state", desc=task, disable=len(wanted) < 50) as bar:
+        with progress_bar(total=len(wanted), unit="state", desc=task, disable=len(wanted) < 50) as bar:
             for at in range(0, len(wanted), block):
                 states += self._initial_states(wanted[at : at + block])
                 bar.update(len(states) - bar.n)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from pi0.ript.episodes.images import decode_png, video_frames
 from pi0.ript.episodes.layout import IMAGE_PREFIX
 from pi0.ript.episodes.records import EpisodeDataError
+from pi0.ript.progress import progress_bar
 
 _LARGEST_GIB = 16.0
 _ROWS_AT_ONCE = 64
@@ -77,7 +77,7 @@ def _fill(
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Return the frames as one array; a file gets its name when it is complete."""
     partial = None if file is None else file.with_suffix(".partial")
-    bar = tqdm(frames, total=count, unit="frame", desc="images", leave=False, delay=5)
+    bar = progress_bar(frames, total=count, unit="frame", desc="images", leave=False, delay=5)
     array = np.empty((0, 1, 1, 3), np.uint8)
     filled = 0
     for filled, frame in enumerate(bar, 1):

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet
 from pi0.ript.files import FORMAT, read_versioned_json, write_json, write_text
 from pi0.ript.labels.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
 
+Scope = Literal["global", "per_task"]
+
 ADVANTAGES_PATH = Path("meta/advantages.json")
 LINEAGE_PATH = Path("meta/advantages_lineage.json")
+MissingAdvantage = Literal["error", "positive", "negative", "drop"]
+_ALL = slice(None)
 _DECIMALS = 6  # of the file format; computed advantages have no more, so that the file holds what was used
 
 
@@ -84,7 +88,7 @@ def thresholds(
     advantages: Float64[np.ndarray, " n"],
     tasks: Sequence[str],
     positive_fraction: float,
-    scope: Literal["global", "per_task"] = "global",
+    scope: Scope = "global",
 ) -> dict[str, float]:
     """Return epsilon for each task: one for all, or each its own, so that hard tasks have positives too."""
     names = np.asarray(tasks)
@@ -148,17 +152,11 @@ def write_advantages(
     return path
 
 
-def read_advantages(
-    directory: str | Path,
-    episodes: EpisodeSet,
-    missing: Literal["error", "positive", "negative", "drop"] = "error",
-) -> Float64[np.ndarray, " n"]:
-    """Return the advantage of every frame of a data set, from a file of ours or of OpenTau.
-
-    `missing` says what a frame without one is: an error, infinite (always positive or negative), or NaN.
+def read_advantages(directory: str | Path, episodes: EpisodeSet) -> Float64[np.ndarray, " n"]:
+    """Return the advantage of every frame of a data set, from a file of ours or of OpenTau; NaN: it has none.
 
     Raises:
-        EpisodeDataError: No file, one of other episodes, or a frame without advantage and no choice made.
+        EpisodeDataError: No file, or one of other episodes.
     """
     path = Path(directory) / ADVANTAGES_PATH
     if not path.exists():
@@ -173,15 +171,40 @@ def read_advantages(
             f"{path}: {len(strange)} of {len(entries)} entries are of no frame of this data set (the first: "
             f"{min(strange)}): it belongs to other episodes or another frame rate; compute advantages again"
         )
-    fill = {"positive": np.inf, "negative": -np.inf}.get(missing, np.nan)
-    found = np.array([entries.get(key, fill) for key in keys])
-    count = len(keys) - len(entries)
-    if count and missing == "error":
+    return np.array([entries.get(key, np.nan) for key in keys])
+
+
+def fill_missing(
+    advantages: Float64[np.ndarray, " n"],
+    choice: MissingAdvantage,
+    name: str | Path,
+    used: Int64[np.ndarray, " k"] | slice = _ALL,
+) -> Float64[np.ndarray, " n"]:
+    """Return advantages in which the missing ones (NaN) are what was chosen for them.
+
+    Args:
+        advantages: Of all frames of a data set.
+        choice: What a frame without advantage is: an error, always positive or negative, or dropped (NaN).
+        name: Of the data set, for the message.
+        used: The frames that count.
+
+    Raises:
+        EpisodeDataError: One is missing and that is an error, or none is there and they are to be dropped.
+    """
+    values = advantages[used]
+    count, path = int(np.isnan(values).sum()), Path(name) / ADVANTAGES_PATH
+    if count == len(values) and choice == "drop":
         raise EpisodeDataError(
-            f"{path}: {count} of {len(keys)} frames have no advantage; compute them for all frames, or "
-            "choose missing='positive', 'negative' or 'drop'"
+            f"{path}: none of {count} frames has an advantage, so that no frame is left; compute them "
+            "(pi0-advantage), or leave the data set out"
         )
-    return found
+    if count and choice == "error":
+        raise EpisodeDataError(
+            f"{path}: {count} of {len(values)} frames have no advantage; compute them for all frames "
+            "(pi0-advantage), leave their episodes out, or set policy.missing_advantage"
+        )
+    fill = {"positive": np.inf, "drop": np.nan}.get(choice, -np.inf)
+    return np.where(np.isnan(advantages), fill, advantages)
 
 
 def read_lineage(directory: str | Path) -> dict[str, Any]:

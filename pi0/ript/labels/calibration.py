@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from tqdm import tqdm
 
 from pi0.ript.episodes import EpisodeSet
-from pi0.ript.interruption import StoppedError, asked_to_stop, until_stopped
+from pi0.ript.interruption import leave_if_asked, until_stopped
 from pi0.ript.labels.returns import Outcome, RewardConfig
 from pi0.ript.labels.sources import Source, frame_windows
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
+from pi0.ript.progress import progress_bar
 from pi0.ript.windows import batches
 from pi0.value import ValueFunction
 
@@ -69,10 +69,9 @@ def predict(
     """
     windows = frame_windows(episodes, 1)
     parts = batches(np.arange(len(windows)) if frames is None else frames, batch_size)
-    bar = tqdm(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
+    bar = progress_bar(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
     values = [value.values(windows.batch(part)).double().cpu().numpy() for part in until_stopped(bar, peers)]
-    if code := asked_to_stop(peers):
-        raise StoppedError(code)
+    leave_if_asked(peers)
     return np.concatenate(gather_shares(values, peers))
 
 

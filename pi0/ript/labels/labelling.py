@@ -1,96 +1,134 @@
-"""The labels of a round: advantages of all sources, thresholds, and every figure of every frame on disk.
+"""Labels of frames: the advantages of all sources, and the threshold that makes a share of them positive.
 
 Axes: n frame of a source.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from pi0.ript.files import plain
-from pi0.ript.labels.advantages import coverage, is_positive, percentiles, thresholds, write_advantages
+from pi0.ript.files import plain, write_json
+from pi0.ript.labels.advantages import (
+    Scope,
+    compute_advantages,
+    coverage,
+    is_positive,
+    percentiles,
+    thresholds,
+    write_advantages,
+)
+from pi0.ript.labels.frames import FRAMES_FILE, THRESHOLDS_FILE
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.labels.sources import Source
+from pi0.ript.labels.sources import Role, Source
+from pi0.ript.ranges import ProperShare, one_of
 
 
 @dataclass
 class Advantage:
     """How frames are labelled."""
 
-    positive_fraction: float = 0.3  # share of the ranked frames that is positive
-    scope: str = "per_task"  # one threshold per_task, or global
-    ranked: str = "rollouts"  # frames among which the threshold is found: rollouts, or all
+    positive_fraction: ProperShare = 0.3  # share of the ranked frames that is positive
+    scope: Annotated[str, one_of(*get_args(Scope))] = "per_task"  # one threshold per_task, or global
+    ranked: Annotated[str, one_of("rollouts", "all")] = (
+        "rollouts"  # frames among which the threshold is found: rollouts, or all
+    )
 
 
 @dataclass(frozen=True)
-class LabelledSource:
-    """A source with the value and the advantage of each of its frames."""
+class FrameLabels:
+    """What a value function says of the frames of some sources, and the threshold of each task."""
 
-    source: Source
-    values: Float64[np.ndarray, " n"]
-    advantages: Float64[np.ndarray, " n"]
-    is_ranked: bool
-    """Whether the threshold is found among its frames."""
+    sources: Sequence[Source]
+    values: Sequence[Float64[np.ndarray, " _"]]
+    advantages: Sequence[Float64[np.ndarray, " _"]]
+    epsilon: dict[str, float]
+    reward: RewardConfig
+    settings: Advantage
+
+    def __str__(self) -> str:
+        """Return percentiles, as OpenTau's script prints them, and thresholds."""
+        lines = [f"epsilon of {task}: {value:.6f}" for task, value in self.epsilon.items()]
+        return "\n".join([percentiles(np.concatenate(self.advantages)), *lines])
+
+    def positive(self) -> list[Bool[np.ndarray, " _"]]:
+        """Return which frames of each source the policy will be told are positive."""
+        return [
+            is_positive(advantages, source.frame_tasks(), self.epsilon)
+            if source.advantage == "use"
+            else np.full(source.num_frames, source.advantage == "on")
+            for source, advantages in zip(self.sources, self.advantages, strict=True)
+        ]
+
+    def figures(self) -> dict[str, Any]:
+        """Return coverage and shares of positive frames as plain values."""
+        positive = dict(zip((source.name for source in self.sources), self.positive(), strict=True))
+        ranked = [positive[source.name] for source in self.sources if _is_ranked(source, self.settings)]
+        return {
+            "epsilon": self.epsilon,
+            "coverage": coverage(np.concatenate(self.advantages)),
+            "positive_fraction": float(np.concatenate(ranked).mean()),
+            "target_fraction": self.settings.positive_fraction,
+            "positive_share": {name: float(is_better.mean()) for name, is_better in positive.items()},
+        }
 
 
-def write_labels(
-    directory: Path,
-    labelled: Sequence[LabelledSource],
+def label_frames(
+    sources: Sequence[Source],
+    values: Sequence[Float64[np.ndarray, " _"]],
     reward: RewardConfig,
     settings: Advantage,
-    made_from: Mapping[str, Any],
-) -> Mapping[str, Any]:
-    """Write SOURCE/meta/advantages.json of each, thresholds.json and frames.npz; return figures.
-
-    Percentiles and epsilon are printed.
+) -> FrameLabels:
+    """Return the labels of the frames of some sources, given the value of each frame.
 
     Raises:
         ValueError: No ranked frame is of the task of another frame.
     """
-    epsilon = _thresholds([one for one in labelled if one.is_ranked], settings)
-    everything = np.concatenate([one.advantages for one in labelled])
-    found = "".join(f"\n  {task}: {value:.6f}" for task, value in epsilon.items())
-    share = f"{settings.positive_fraction:.0%}"
-    print(f"{percentiles(everything)}\nepsilon, which {share} of the ranked frames exceed:{found}")  # noqa: T201
-    fraction = settings.positive_fraction
-    lineage = {**made_from, "reward": plain(reward), "epsilon": epsilon, "positive_fraction": fraction}
-    arrays: dict[str, Any] = {}
-    positive = {}
-    for one in labelled:
-        name = one.source.name
-        (directory / name / "meta").mkdir(parents=True, exist_ok=True)
-        write_advantages(directory / name, one.source.episodes, one.advantages, lineage)
-        positive[name] = _is_positive(one, epsilon)
-        arrays[f"{name}/values"], arrays[f"{name}/advantages"] = one.values, one.advantages
-        arrays[f"{name}/returns"] = one.source.returns(reward)
-        arrays[f"{name}/lengths"] = one.source.episodes.lengths
-        arrays[f"{name}/tasks"] = np.array(one.source.episode_tasks())
-    np.savez_compressed(directory / "frames.npz", **arrays)
-    (directory / "thresholds.json").write_text(json.dumps(epsilon, indent=2) + "\n")
-    ranked = np.concatenate([positive[one.source.name] for one in labelled if one.is_ranked])
-    return {
-        "epsilon": epsilon,
-        "coverage": coverage(everything),
-        "positive_fraction": float(ranked.mean()),
-        "target_fraction": fraction,
-        "positive_share": {name: float(is_better.mean()) for name, is_better in positive.items()},
+    advantages = [
+        compute_advantages(of_frames, source.episodes.lengths.tolist(), source.ends, reward)
+        for source, of_frames in zip(sources, values, strict=True)
+    ]
+    ranked = [i for i, source in enumerate(sources) if _is_ranked(source, settings)]
+    epsilon = thresholds(
+        np.concatenate([advantages[i] for i in ranked]),
+        [task for i in ranked for task in sources[i].frame_tasks()],
+        settings.positive_fraction,
+        cast("Any", settings.scope),
+    )
+    return FrameLabels(sources, values, advantages, epsilon, reward, settings)
+
+
+def _is_ranked(source: Source, settings: Advantage) -> bool:
+    """Return whether the threshold is found among the frames of a source."""
+    return settings.ranked == "all" or source.role is not Role.DEMONSTRATIONS
+
+
+def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: str) -> None:
+    """Write DIRECTORY/meta/advantages.json of each source, and beside it what it was made from."""
+    lineage = {
+        "value": value_hash,
+        "reward": plain(labels.reward),
+        "epsilon": labels.epsilon,
+        "positive_fraction": labels.settings.positive_fraction,
     }
+    for directory, source, advantages in zip(directories, labels.sources, labels.advantages, strict=True):
+        (directory / "meta").mkdir(parents=True, exist_ok=True)
+        write_advantages(directory, source.episodes, advantages, lineage)
 
 
-def _is_positive(labelled: LabelledSource, epsilon: Mapping[str, float]) -> Bool[np.ndarray, " n"]:
-    """Return which frames the policy will be told are positive."""
-    source = labelled.source
-    if source.advantage != "use":
-        return np.full(source.num_frames, source.advantage == "on")
-    return is_positive(labelled.advantages, source.frame_tasks(), epsilon)
-
-
-def _thresholds(ranked: Sequence[LabelledSource], settings: Advantage) -> dict[str, float]:
-    tasks = [task for one in ranked for task in one.source.frame_tasks()]
-    advantages = np.concatenate([one.advantages for one in ranked])
-    return thresholds(advantages, tasks, settings.positive_fraction, cast("Any", settings.scope))
+def write_labelled_frames(labels: FrameLabels, directory: Path) -> None:
+    """Write every figure of every frame (frames.npz), and the thresholds (thresholds.json)."""
+    arrays: dict[str, Any] = {}
+    for source, values, advantages in zip(labels.sources, labels.values, labels.advantages, strict=True):
+        arrays |= {
+            f"{source.name}/values": values,
+            f"{source.name}/advantages": advantages,
+            f"{source.name}/returns": source.returns(labels.reward),
+            f"{source.name}/lengths": source.episodes.lengths,
+            f"{source.name}/tasks": np.array(source.episode_tasks()),
+        }
+    np.savez_compressed(directory / FRAMES_FILE, **arrays)
+    write_json(directory / THRESHOLDS_FILE, labels.epsilon)

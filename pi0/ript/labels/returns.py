@@ -9,7 +9,6 @@ Axes: t frame of an episode, e episode, n frame of all episodes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -79,31 +78,27 @@ class RewardConfig:
 
 
 def outcomes(
-    successes: Sequence[bool | None],
-    truncated: Sequence[bool] | None = None,
-    unlabelled: Literal["error", "success", "failure"] = "error",
+    successes: Sequence[bool | None], truncated: Sequence[bool] | None = None
 ) -> tuple[Outcome, ...]:
     """Return how each episode ended.
 
     Args:
         successes: True, False, or None where nobody knows.
         truncated: Which episodes without success only ran out of time; None: none is known to.
-        unlabelled: What an unknown end counts as.
 
     Raises:
-        EpisodeDataError: There is an unlabelled episode and no choice of what it counts as.
+        EpisodeDataError: Nobody knows how an episode ended.
     """
     unknown = [i for i, success in enumerate(successes) if success is None]
-    if unknown and unlabelled == "error":
+    if unknown:
         raise EpisodeDataError(
             f"{len(unknown)} of {len(successes)} episodes have no success label (the first is number "
-            f"{unknown[0]}); a failure taken for a success would be imitated. Label them, or choose "
-            "unlabelled='success' for curated demonstrations, or 'failure'"
+            f"{unknown[0]}); a failure taken for a success would be imitated. Label them, or, if they are "
+            "curated demonstrations, load it with assume_success=True"
         )
-    known = [unlabelled == "success" if success is None else success for success in successes]
-    cut = truncated or [False] * len(known)
+    cut = truncated or [False] * len(successes)
     ends = {True: Outcome.TRUNCATED, False: Outcome.FAILURE}
-    return tuple(Outcome.SUCCESS if ok else ends[c] for ok, c in zip(known, cut, strict=True))
+    return tuple(Outcome.SUCCESS if ok else ends[c] for ok, c in zip(successes, cut, strict=True))
 
 
 def set_outcomes(episodes: EpisodeSet, deadlines: Mapping[str, int] | None = None) -> tuple[Outcome, ...]:

@@ -5,6 +5,7 @@ A window starts at every frame. Axes: n frame (window) of a set, b drawn window,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,13 @@ AdvantageMode = Literal["on", "use", "ignore"]
 """OpenTau's names. on: always positive; use: as the advantage says; ignore: no indicator."""
 
 
+class Role(StrEnum):
+    """What the episodes of a source are."""
+
+    DEMONSTRATIONS = "demonstrations"
+    ROLLOUTS = "rollouts"
+
+
 @dataclass(frozen=True)
 class Source:
     """The episodes of one data set, as training uses them."""
@@ -26,6 +34,8 @@ class Source:
     name: str
     episodes: EpisodeSet
     advantage: AdvantageMode = "use"
+    role: Role | None = None
+    """None: nobody knows."""
     weight: float | None = None
     """Relative frequency of its windows; None: as many as it has frames."""
     deadlines: Mapping[str, int] | None = None

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pi0.ript import page
 from pi0.ript.episodes import EpisodeLabels, EpisodeSet
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, positive_text, value_limits
+from pi0.ript.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _advantages(labels: Labels | None) -> str:
 def _episodes(episodes: EpisodeSet, shown: Sequence[int], labels: Labels | None) -> str:
     limits = None if labels is None else value_limits([labels.frames])
     parts = []
-    for number in tqdm(shown, unit="episode", desc="drawing", disable=len(shown) < 2):
+    for number in progress_bar(shown, unit="episode", desc="drawing", disable=len(shown) < 2):
         label = episodes.labels[number]
         epsilon = None if labels is None else labels.epsilon.get(label.task_id or label.instruction)
         frames = None if labels is None else labels.frames.episode(number)

@@ -13,11 +13,14 @@ import psutil
 import torch
 from jaxtyping import Float32
 
+from pi0.ript.distributed import World
 from pi0.ript.envs import EnvObservation, Task
 from pi0.ript.episodes import images_gb
 from pi0.ript.labels.sources import Source
-from pi0.ript.recap.loop import Recap
-from pi0.ript.recap.policy_training import train_policy
+from pi0.ript.recap.keeping import Keeping
+from pi0.ript.recap.objectives import policy_objective
+from pi0.ript.recap.rounds import Run
+from pi0.ript.recap.stages import Kind, StageName
 from pi0.ript.recording import episode_set, rollout_episode
 from pi0.ript.rollout import rollout
 from pi0.ript.starting_policy import TOY
@@ -55,11 +58,11 @@ class Rates:
     update: float
 
 
-def budget(recap: Recap) -> Budget:
+def budget(run: Run) -> Budget:
     """Return what the run's configuration asks for."""
-    config, environment = recap.config, recap.environment
+    config, environment = run.config, run.environment
     tasks = environment.suite().select(environment.tasks)
-    steps = max(recap.deadlines().values())
+    steps = max(run.deadlines.values())
     per_round = config.rollouts.num_states * config.rollouts.per_state
     demonstrations = config.demonstrations.episodes or environment.warm_start_spec(config.seed).episodes
     root = config.demonstrations.root
@@ -80,13 +83,13 @@ def budget(recap: Recap) -> Budget:
     )
 
 
-def print_budget(recap: Recap) -> None:
+def print_budget(run: Run) -> None:
     """Print what the run needs, and for a toy how long it will take at the rates measured now.
 
     Raises:
         BudgetError: The disk is too small.
     """
-    needs, run_dir = budget(recap), recap.stages.run_dir
+    needs, run_dir = budget(run), run.stages.run_dir
     memory, free = psutil.virtual_memory().available / 1e9, shutil.disk_usage(run_dir).free / 1e9
     disk = free + sum(file.stat().st_size for file in run_dir.rglob("*") if file.is_file()) / 1e9
     print(  # noqa: T201
@@ -102,36 +105,38 @@ def print_budget(recap: Recap) -> None:
             "the disk is too small for this run: lower rollouts.num_states, rollouts.per_state or "
             "task.image_size, or choose another output_dir"
         )
-    if recap.config.policy_path == TOY and recap.stages.is_new("sft"):
-        minutes = _seconds(needs, measure(recap)) / 60
+    if run.config.policy_path == TOY and run.stages.is_new(StageName(Kind.POLICY)):
+        minutes = _seconds(needs, measure(run)) / 60
         print(f"budget: about {minutes:.0f} minutes, at the speed that this machine has just now")  # noqa: T201
 
 
-def measure(recap: Recap) -> Rates:
+def measure(run: Run) -> Rates:
     """Return how fast this machine is, from a few seconds of simulation and of training a toy."""
-    env, config = recap.env, recap.config
+    env, config = run.workshop.simulators(run.config.task), run.config
     task = next(iter(env.tasks))
     states = env.initial_states(task, "train", range(min(env.num_slots, 8)))
-    still, seeds = _Still(env.tasks[task].action_dim), list(range(len(states)))
-    rollout(env, still, states[:2], seeds[:2])  # loads the simulators
+    idle, seeds = _Idle(env.tasks[task].action_dim), list(range(len(states)))
+    rollout(env, idle, states[:2], seeds[:2])  # loads the simulators
     start = time.monotonic()
-    found = rollout(env, still, states, seeds, render_every=1)
-    with_image = (time.monotonic() - start) / sum(map(len, found))
+    rollouts = rollout(env, idle, states, seeds, render_every=1)
+    with_image = (time.monotonic() - start) / sum(map(len, rollouts))
     start = time.monotonic()
-    rollout(env, still, states, seeds)
-    plain = (time.monotonic() - start) / sum(map(len, found))
-    episodes = episode_set([rollout_episode(one, "nobody") for one in found], round(env.tasks[task].hz))
-    policy = toy_policy(episodes, recap.chunk_size(), 0)
-    source, settings = Source("budget", episodes, "on"), replace(config.sft, steps=4)
+    rollout(env, idle, states, seeds)
+    without_image = (time.monotonic() - start) / sum(map(len, rollouts))
+    recorded = [rollout_episode(episode, "nobody") for episode in rollouts]
+    source = Source("budget", episode_set(recorded, round(env.tasks[task].hz)), "on")
+    settings = replace(config.sft, steps=4)
+    policy = toy_policy(source.episodes, run.chunk_size, 0)
+    parts = policy_objective(policy, [source], [np.zeros(source.num_frames)], {}, settings)
     seconds = []
     for _ in range(2):  # the first time is slower
         start = time.monotonic()
-        train_policy(policy, [source], [np.zeros(source.num_frames)], {}, settings)
+        run.workshop.fit(*parts, settings, (0,), Keeping(), World())
         seconds.append((time.monotonic() - start) / settings.steps)
-    return Rates(with_image, plain, min(seconds))
+    return Rates(with_image, without_image, min(seconds))
 
 
-class _Still:
+class _Idle:
     """Commands no motion, eight steps at a time."""
 
     def __init__(self, action_dim: int) -> None:

@@ -4,20 +4,29 @@ The comment behind a field is what `--help` says of it.
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated, get_args
 
-from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging, Policy
+from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.ranges import Count, Indicator, NotNegative, Positive, ValueForm, Whole, one_of
 from pi0.ript.recap.gates import Gates
+from pi0.ript.recap.stages import OnStale
+from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
+
+SftAdvantage = Annotated[str, one_of("on", "ignore")]
+AdvantageUse = Annotated[str, one_of("use", "on", "ignore")]
+ValueStart = Annotated[str, one_of("pretrained", "previous")]
+PolicyStart = Annotated[str, one_of("sft", "previous")]
 
 
 @dataclass
-class RecapPolicy(Policy):
+class RecapPolicy(PolicySettings):
     """The policy that SFT starts from."""
 
-    indicator: str = "embedding"  # how the advantage enters: embedding (state token) or text (prompt)
-    chunk_size: int | None = None  # of a toy: actions that it predicts at once; null: the environment's own
+    indicator: Indicator = "embedding"  # how the advantage enters: embedding (state token) or text (prompt)
+    chunk_size: Count | None = None  # of a toy: actions that it predicts at once; null: the environment's own
 
 
 @dataclass
@@ -43,39 +52,51 @@ class Demonstrations:
     assume_success: bool = False  # take every episode of a data set without labels for a success
     operator: str | None = None  # who demonstrates: see pi0/ript/demonstrations/operators.py
     quality: Quality = field(default_factory=Quality)
-    episodes: int | None = None  # per task
-    num_workers: int = 2  # processes that record
-    sft_advantage: str = "on"  # the indicator in SFT: on (always positive) or ignore (none)
-    advantage: str = "use"  # and in fine-tuning: use (by the value function), on or ignore
+    episodes: Count | None = None  # per task
+    num_workers: Whole = 2  # processes that record
+    sft_advantage: SftAdvantage = "on"  # the indicator in SFT: on (always positive) or ignore (none)
+    advantage: AdvantageUse = "use"  # and in fine-tuning: use (by the value function), on or ignore
 
 
 @dataclass
-class Value:
+class ValueModel:
+    """What kind of model the value function is."""
+
+    form: ValueForm = "expert"  # expert: reads the SFT policy's prefix; separate: begins with its eyes
+    width: Count = 64  # of the expert
+
+
+@dataclass
+class Value(ValueModel):
     """The value function."""
 
-    form: str = "expert"  # expert: reads the SFT policy's prefix; separate: begins with a copy of its eyes
-    width: int = 64  # of the expert
-    start_from: str = "pretrained"  # what fine-tuning starts from in each round: pretrained or previous
+    start_from: ValueStart = "pretrained"  # what a round's fine-tuning starts from: pretrained or previous
     pretraining: ValueTraining = field(default_factory=lambda: ValueTraining(steps=200))
     finetuning: ValueTraining = field(default_factory=ValueTraining)
 
 
 @dataclass
-class Rollouts:
+class RolloutPlan:
+    """What is collected, and how."""
+
+    num_states: Count = 32  # initial states of all tasks together
+    per_state: Count = 8  # episodes from each
+    pool_size: Count = 500  # training states per task that they are drawn from, without repetition
+    guidance: NotNegative = 1.0  # towards a positive advantage; the SFT policy is always used with 1
+
+
+@dataclass
+class Rollouts(RolloutPlan):
     """What a round collects."""
 
-    num_states: int = 32  # initial states of all tasks together
-    per_state: int = 8  # episodes from each
-    pool_size: int = 500  # training states per task that they are drawn from, without repetition
-    guidance: float = 1.0  # towards a positive advantage; the SFT policy is always used with 1
-    keep_rounds: int = 2  # how many rounds' rollouts are trained on; older ones are left out
+    keep_rounds: Count = 2  # how many rounds' rollouts are trained on; older ones are left out
 
 
 @dataclass
 class FineTuning:
     """The policy's training in each round."""
 
-    start_from: str = "sft"  # sft or previous
+    start_from: PolicyStart = "sft"  # sft or previous
     training: PolicyTraining = field(default_factory=lambda: PolicyTraining(steps=300))
 
 
@@ -88,13 +109,17 @@ class RecapConfig:
     policy_path: str = "toy"  # trained here on the demonstrations; or a pi0 checkpoint
     device: str = "cpu"  # cpu, cuda, cuda:1, ..., or auto
     output_dir: str = "pi0/ript/output"
-    seed: int = 0
-    rounds: int = 2  # of rollouts, value, advantages, policy
+    seed: Whole = 0
+    rounds: Count = 2  # of rollouts, value, advantages, policy
     skip_sft: bool = False  # a checkpoint that needs none
-    on_stale: str = "refuse"  # a stage whose inputs have changed: refuse, or redo (the old one is kept)
+    on_stale: Annotated[str, one_of(*get_args(OnStale))] = (
+        "refuse"  # a stage whose inputs have changed: refuse, or redo (the old one is kept)
+    )
     baselines: bool = False  # also train on the demonstrations alone, and on successes alone, to compare
-    save_minutes: float | None = 10.0  # between snapshots of a training; one comes at its end and at a stop
-    max_nonfinite_steps: int = 3  # optimizer steps in a row without a finite loss before the run stops
+    save_minutes: Positive | None = (
+        10.0  # between snapshots of a training; one comes at its end and at a stop
+    )
+    max_nonfinite_steps: Count = 3  # optimizer steps in a row without a finite loss before the run stops
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     policy: RecapPolicy = field(default_factory=RecapPolicy)

@@ -4,25 +4,26 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from tqdm import tqdm
 
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
-from pi0.ript.demonstrations.collect import Schedule
 from pi0.ript.distributed import World
 from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.episodes.layout import partial_directory
 from pi0.ript.files import hash_file, hash_files, write_json
-from pi0.ript.interruption import StoppedError, stop_requested
-from pi0.ript.labels.sources import AdvantageMode, Source
-from pi0.ript.recap.stages import DATASET
+from pi0.ript.interruption import leave_if_asked
+from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.sources import AdvantageMode, Role, Source
+from pi0.ript.recap.stages import DATASET, Artefact, Inputs, Kind
+from pi0.ript.recap.workshop import Workshop
 
 _REFERENCE = "reference.json"
+_ROLES = {Kind.DEMONSTRATIONS: Role.DEMONSTRATIONS, Kind.ROLLOUTS: Role.ROLLOUTS}
 
 
 def record_demonstrations(
@@ -32,15 +33,9 @@ def record_demonstrations(
     output = directory / DATASET
 
     def record() -> None:
-        with tqdm(unit="episode", desc="demonstrations", total=episodes * len(plan.tasks)) as bar:
-
-            def show(schedule: Schedule) -> None:
-                bar.n = sum(len(schedule.kept(task)) for task in range(schedule.num_tasks))
-                bar.refresh()
-                if code := stop_requested():
-                    raise StoppedError(code)
-
-            collect_demonstrations(plan, output, episodes, num_workers=num_workers, progress=show)
+        collect_demonstrations(
+            plan, output, episodes, num_workers=num_workers, progress=lambda _: leave_if_asked()
+        )
 
     if not world.on_main(is_published, output):
         world.on_main(record)
@@ -71,10 +66,10 @@ def _identity_in_format_0(root: Path) -> dict[str, str]:
     return {"root": str(root), "meta": digest, "data": hash_files(root / "data")}
 
 
-def refer(described: Mapping[str, str], directory: Path) -> Mapping[str, Any]:
+def refer(identity: Mapping[str, Any], directory: Path) -> Mapping[str, Any]:
     """Write where a data set is that was made elsewhere, and its hash; return figures."""
-    lengths = load_labels(described["root"], assume_success=True).lengths
-    write_json(directory / _REFERENCE, described)
+    lengths = load_labels(identity["root"], assume_success=True).lengths
+    write_json(directory / _REFERENCE, identity)
     return _figures(lengths)
 
 
@@ -82,28 +77,67 @@ def _figures(lengths: Int64[np.ndarray, " e"]) -> Mapping[str, Any]:
     return {"episodes": len(lengths), "longest": int(lengths.max()), "mean_length": float(lengths.mean())}
 
 
-def open_source(
-    name: str,
-    directory: Path,
-    advantage: str,
-    image_files: Path,
-    root: Path | None = None,
-    assume_success: bool = False,
-    deadlines: Mapping[str, int] | None = None,
-    task_ids: Mapping[str, str] | None = None,
-) -> Source:
-    """Return the data of a stage as a source: recorded by it, or those at `root`, to which it refers.
+# Sources ----------------------------------------------------------------------------------------------------
 
-    The images are mapped from `image_files`, see `load_episodes`. `task_ids` names by their instruction the
-    tasks of episodes that do not say it themselves.
+
+@dataclass(frozen=True)
+class Reading:
+    """How demonstrations are read that do not say everything themselves."""
+
+    root: str | None = field(metadata={"result": "same"})  # the demonstrations' hash says what is there
+    """Where they are, if they were made elsewhere."""
+    assume_success: bool
+    """An episode without label is a success."""
+    task_ids: dict[str, str]
+    """By the instructions of the tasks."""
+
+
+def source_name(artefact: Artefact) -> str:
+    """Return what a data set of the run is called in labels and lineage."""
+    return f"{artefact.kind}-{artefact.round}" if artefact.round else str(artefact.kind)
+
+
+def open_sources(
+    inputs: Inputs,
+    reading: Reading,
+    workshop: Workshop,
+    *,
+    mode: str = "use",
+    deadlines: Mapping[str, int] | None = None,
+) -> list[Source]:
+    """Return the data sets among the inputs of a stage as sources.
+
+    Args:
+        inputs: Of the stage.
+        reading: How demonstrations are read.
+        workshop: Whose decoded images are mapped.
+        mode: The indicator that demonstrations get; rollouts get that of their advantage.
+        deadlines: Of rollouts, as `Source.deadlines`.
     """
-    episodes = load_episodes(
-        root or directory / DATASET, assume_success=assume_success, image_files=image_files
-    )
-    ids = task_ids or {}
-    labels = [replace(x, task_id=x.task_id or ids.get(x.instruction, "")) for x in episodes.labels]
-    episodes = replace(episodes, labels=tuple(labels))
-    return Source(name, episodes, cast("AdvantageMode", advantage), deadlines=deadlines)
+    options = {"mode": mode, "deadlines": deadlines}
+    data = [artefact for artefact in inputs.values() if artefact.kind in _ROLES]
+    return [workshop.world.first(_open_source, a, reading, workshop.images, **options) for a in data]
+
+
+def _open_source(
+    artefact: Artefact, reading: Reading, images: Path, mode: str, deadlines: Mapping[str, int] | None
+) -> Source:
+    name, role, image_files = source_name(artefact), _ROLES[artefact.kind], images / artefact.hash[:16]
+    if role is Role.ROLLOUTS:
+        episodes = load_episodes(artefact.path / DATASET, image_files=image_files)
+        return Source(name, episodes, role=role, deadlines=deadlines)
+    root = reading.root or artefact.path / DATASET
+    episodes = load_episodes(root, assume_success=reading.assume_success, image_files=image_files)
+    ids = [labels.task_id or reading.task_ids.get(labels.instruction, "") for labels in episodes.labels]
+    named = [replace(labels, task_id=i) for labels, i in zip(episodes.labels, ids, strict=True)]
+    return Source(name, replace(episodes, labels=tuple(named)), cast("AdvantageMode", mode), role)
+
+
+def resolved_reward(
+    reward: RewardConfig, demonstrations: Artefact, deadlines: Mapping[str, int]
+) -> RewardConfig:
+    """Return the reward with a normaliser that fits all episodes of the run; too small a one is an error."""
+    return reward.resolve(max([demonstrations.figures["longest"], *deadlines.values()]))
 
 
 def is_success(source: Source) -> Bool[np.ndarray, " n"]:

@@ -9,9 +9,10 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ from pi0.ript.files import (
 )
 
 STATE = "recap_state.json"
+OnStale = Literal["refuse", "redo"]
+
 DATASET = "dataset"
 """The LeRobotDataset in the directory of a stage that records."""
 
@@ -38,24 +41,68 @@ class StaleStageError(RuntimeError):
     """An artefact is not what the present configuration would make."""
 
 
+class Kind(StrEnum):
+    """What a stage makes."""
+
+    DEMONSTRATIONS = "demonstrations"
+    ROLLOUTS = "rollouts"
+    VALUE = "value"
+    ADVANTAGES = "advantages"
+    POLICY = "policy"
+    EVALUATION = "evaluation"
+
+
+_BEFORE_ROUNDS = {Kind.POLICY: "sft", Kind.EVALUATION: "sft-evaluation"}
+
+
+@dataclass(frozen=True)
+class StageName:
+    """Which stage it is; as text, the name of its directory in that of the run."""
+
+    kind: Kind
+    round: int = 0
+    """0: of no round."""
+    rival: str = ""
+    """What a policy that the last round is compared with is called; empty: it is none."""
+
+    def __str__(self) -> str:
+        if self.round:
+            return f"round-{self.round}/{self.kind}"
+        if self.rival:
+            return f"baseline-{self.rival}/{self.kind}"
+        return _BEFORE_ROUNDS.get(self.kind, str(self.kind))
+
+
 @dataclass(frozen=True)
 class Artefact:
     """What a stage made."""
 
-    stage: str
+    stage: StageName
     path: Path
     hash: str
     """SHA-256 of its files."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What the stage found out: plain JSON values."""
 
+    @property
+    def kind(self) -> Kind:
+        """Return what it is."""
+        return self.stage.kind
+
+    @property
+    def round(self) -> int:
+        """Return the round that made it; 0: none did."""
+        return self.stage.round
+
+
+Inputs = Mapping[str, Artefact]
+"""What a stage reads, by role."""
+
 
 class Stages:
     """The stages of the run in one directory. All processes call `run` at the same points."""
 
-    def __init__(
-        self, run_dir: Path, world: World | None = None, on_stale: Literal["refuse", "redo"] = "refuse"
-    ) -> None:
+    def __init__(self, run_dir: Path, world: World | None = None, on_stale: OnStale = "refuse") -> None:
         self.run_dir, self.world, self.on_stale = run_dir, world or World(), on_stale
         self._code = self.world.on_main(code_version)
         self.num_made = 0
@@ -63,38 +110,39 @@ class Stages:
         self.names: list[str] = []
         """The stages that it has returned: others in the directory may be of another configuration."""
 
-    def run(
+    def run[Recipe](
         self,
-        name: str,
-        make: Callable[[Path], Mapping[str, Any]],
-        *,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Artefact],
+        name: StageName,
+        recipe: Recipe,
+        inputs: Inputs,
+        make: Callable[[Recipe, Inputs, Path], Mapping[str, Any]],
     ) -> Artefact:
         """Return the stage's artefact, after making it if it is not there.
 
         Args:
-            name: Of the stage, and of its directory in that of the run.
+            name: Which stage it is.
+            recipe: A dataclass of all settings that it depends on: it and its record are made from them.
+                A field with the metadata {"result": "same"} changes no result, and is not in the record.
+            inputs: Artefacts that it reads, by role.
             make: Is given a directory, empty or with what an interrupted attempt left; fills it and returns
-                figures for the record. Its result is a function of settings and inputs.
-            settings: All that it depends on, as plain JSON values.
-            inputs: Artefacts that it reads.
+                figures for the record. Its result is a function of recipe and inputs.
 
         Raises:
             StaleStageError: A finished artefact is stale, and `on_stale` is "refuse".
         """
         made_from = {
-            "settings": json.loads(json.dumps(dict(settings))),
-            "inputs": {role: {"stage": a.stage, "hash": a.hash} for role, a in inputs.items()},
+            "settings": recorded(recipe),
+            "inputs": {role: {"stage": str(a.stage), "hash": a.hash} for role, a in inputs.items()},
+            "format": FORMAT,
         }
-        self.names.append(name)
-        found = self.world.on_main(self._finished, name, made_from)
-        if found is not None:
+        self.names.append(str(name))
+        finished = self.world.on_main(self._finished, name, made_from)
+        if finished is not None:
             self.world.print(f"{name}: up to date, skipped")
-            return found
+            return finished
         work = self.world.on_main(self._begin, name, made_from)
         start = time.monotonic()
-        figures = dict(make(work))
+        figures = dict(make(recipe, inputs, work))
         self.world.gather([])  # nobody is in the directory any more
         seconds = round(time.monotonic() - start, 1)
         self.num_made += 1
@@ -106,16 +154,16 @@ class Stages:
         """Return what the stages so far found out, by name."""
         return {name: record["figures"] for name, record in self._state()["stages"].items()}
 
-    def recorded_settings(self, name: str) -> Mapping[str, Any] | None:
+    def recorded_settings(self, name: StageName) -> Mapping[str, Any] | None:
         """Return the settings that a stage was made with, None if it has never been finished."""
-        return self._state()["stages"].get(name, {}).get("settings")
+        return self._state()["stages"].get(str(name), {}).get("settings")
 
-    def is_new(self, name: str) -> bool:
+    def is_new(self, name: StageName) -> bool:
         """Return whether a stage has never been finished."""
-        return name not in self._state()["stages"]
+        return str(name) not in self._state()["stages"]
 
-    def _finished(self, name: str, made_from: Mapping[str, Any]) -> Artefact | None:
-        path, record = self.run_dir / name, self._state()["stages"].get(name)
+    def _finished(self, name: StageName, made_from: Mapping[str, Any]) -> Artefact | None:
+        path, record = self.run_dir / str(name), self._state()["stages"].get(str(name))
         if record is None:
             if path.exists():
                 raise StaleStageError(f"{path} is there, but {STATE} does not know it; move it away")
@@ -130,6 +178,11 @@ class Stages:
             problems = ["its files have been changed since it was made"]
         if not problems:
             return Artefact(name, path, record["output"]["hash"], record["figures"])
+        self._move_away(path, problems)
+        return None
+
+    def _move_away(self, path: Path, problems: Sequence[str]) -> None:
+        """Keep a stale directory under another name, if it may be made again."""
         reasons = "".join(f"\n  - {problem}" for problem in problems)
         if self.on_stale == "refuse":
             raise StaleStageError(
@@ -139,28 +192,34 @@ class Stages:
             )
         older = unused_path(path)
         path.rename(older)
-        print(f"{name}: stale, made again; the old one is now {older.name}{reasons}")  # noqa: T201
-        return None
+        print(f"{path}: stale, made again; the old one is now {older.name}{reasons}")  # noqa: T201
 
-    def _begin(self, name: str, made_from: Mapping[str, Any]) -> Path:
+    def _begin(self, name: StageName, made_from: Mapping[str, Any]) -> Path:
         work = self._work(name)
         key = work / _KEY
-        if work.exists() and (not key.exists() or json.loads(key.read_text()) != made_from):
+        if work.exists() and not key.exists():  # killed before anything was made
             shutil.rmtree(work)
+        if work.exists() and (problems := differences(read_versioned_json(key), made_from)):
+            self._move_away(work, problems)
         if not work.exists():
             work.mkdir(parents=True)
             write_json(key, made_from)
         return work
 
     def _finish(
-        self, name: str, work: Path, made_from: Mapping[str, Any], figures: dict[str, Any], seconds: float
+        self,
+        name: StageName,
+        work: Path,
+        made_from: Mapping[str, Any],
+        figures: dict[str, Any],
+        seconds: float,
     ) -> Artefact:
-        path = self.run_dir / name
+        path = self.run_dir / str(name)
         (work / _KEY).unlink()
         made = Artefact(name, path, hash_files(work), json.loads(json.dumps(figures)))
         record = {
             **made_from,
-            "output": {"path": name, "hash": made.hash},
+            "output": {"path": str(name), "hash": made.hash},
             "figures": made.figures,
             "seconds": seconds,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -168,13 +227,13 @@ class Stages:
         }
         # First the record: it alone says what the directory is.
         state = self._state()
-        state["stages"].pop(name, None)
-        state["stages"][name] = record
+        state["stages"].pop(str(name), None)
+        state["stages"][str(name)] = record
         write_json(self.run_dir / STATE, {**state, "format": FORMAT})
         work.rename(path)
         return made
 
-    def _work(self, name: str) -> Path:
+    def _work(self, name: StageName) -> Path:
         return self.run_dir / f"{name}.partial"
 
     def _state(self) -> dict[str, Any]:
@@ -182,18 +241,32 @@ class Stages:
         return read_versioned_json(path) if path.exists() else {"stages": {}}
 
 
+def recorded(recipe: Any) -> dict[str, Any]:
+    """Return the settings of a stage as plain JSON values, without those that change no result."""
+    kept = [f.name for f in fields(recipe) if f.metadata.get("result") != "same"]
+    values = {name: getattr(recipe, name) for name in kept}
+    values = {name: recorded(value) if is_dataclass(value) else value for name, value in values.items()}
+    return json.loads(json.dumps(values))
+
+
 def differences(record: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:
-    """Return a line for each setting and input in which a record differs from what is asked for now."""
-    old, new = flatten(record["settings"]), flatten(made_from["settings"])
+    """Return a line for each setting and input in which a record differs from what is asked for now.
+
+    A setting that a record of an earlier version does not have at all is not compared.
+    """
+    settings = made_from["settings"]
+    if record.get("format", 0) < made_from["format"]:
+        settings = {name: value for name, value in settings.items() if name in record["settings"]}
+    before, now = flatten(record["settings"]), flatten(settings)
     lines = [
-        f"{key}: made with {old.get(key)!r}, now {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        f"{key}: made with {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
     ]
-    theirs, ours = record["inputs"], made_from["inputs"]
-    for role in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(role) != ours.get(role):
-            lines.append(f"input {role}: made from {_short(theirs.get(role))}, now {_short(ours.get(role))}")
+    read, reads = record["inputs"], made_from["inputs"]
+    for role in sorted(read.keys() | reads.keys()):
+        if read.get(role) != reads.get(role):
+            lines.append(f"input {role}: made from {_short(read.get(role))}, now {_short(reads.get(role))}")
     return lines
 
 
@@ -201,8 +274,9 @@ def code_version() -> dict[str, str]:
     """Return the hash of the library's source, and the commit where there is a repository."""
     root = Path(pi0.__file__).parent
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {"source": library_hash(), **({"commit": found.stdout.strip()} if found.returncode == 0 else {})}
+    commit = subprocess.run(command, capture_output=True, text=True, check=False)
+    known = {"commit": commit.stdout.strip()} if commit.returncode == 0 else {}
+    return {"source": library_hash(), **known}
 
 
 def _short(reference: Mapping[str, str] | None) -> str:

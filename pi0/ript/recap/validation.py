@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pi0.ript.config.ranges import Ranges
 from pi0.ript.config.schema import ConfigError
 from pi0.ript.config.validation import attempt, shared_problems
 from pi0.ript.demonstrations import tasks_with_expert
@@ -13,25 +12,6 @@ from pi0.ript.files import flatten
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.starting_policy import TOY
 
-_RANGES = Ranges(
-    counts=(
-        *("rounds", "rollouts.num_states", "rollouts.per_state", "rollouts.keep_rounds", "value.width"),
-        *("demonstrations.episodes", "policy.chunk_size", "max_nonfinite_steps"),
-    ),
-    positive=("save_minutes",),
-    not_negative=("seed", "rollouts.guidance", "demonstrations.num_workers"),
-    choices={
-        "on_stale": ("refuse", "redo"),
-        "policy.indicator": ("embedding", "text"),
-        "demonstrations.sft_advantage": ("on", "ignore"),
-        "demonstrations.advantage": ("use", "on", "ignore"),
-        "value.form": ("expert", "separate"),
-        "value.start_from": ("pretrained", "previous"),
-        "advantage.scope": ("per_task", "global"),
-        "advantage.ranked": ("rollouts", "all"),
-        "finetuning.start_from": ("sft", "previous"),
-    },
-)
 _CHECKPOINTS_ONLY = (  # with the values that ask for nothing
     *(("config", None), ("dtype", None), ("gradient_checkpointing", False), ("n_action_steps", None)),
     *(("extra_delta_transform", None), ("norm_stats_path", None)),
@@ -52,12 +32,6 @@ def validate_recap(config: RecapConfig) -> None:
 
 def _values(config: RecapConfig) -> Iterator[str]:
     values = flatten(asdict(config))
-    yield from _RANGES.problems(config)
-    if not 0 < config.advantage.positive_fraction < 1:
-        yield (
-            "advantage.positive_fraction: expected a share between 0 and 1, found "
-            f"{config.advantage.positive_fraction}"
-        )
     if config.sft.use_awr:
         yield "sft.use_awr: there are no advantages yet to weigh by; use sft.use_awr=false"
     if config.policy_path == TOY and config.skip_sft:

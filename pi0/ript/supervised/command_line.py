@@ -9,7 +9,6 @@ from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_value_pairs
 from pi0.ript.config.loading import switches
-from pi0.ript.supervised.aliases import translate
 from pi0.ript.supervised.checks import check_settings, run_name
 from pi0.ript.supervised.settings import SupervisedSettings
 
@@ -20,8 +19,9 @@ examples:
   pi0-train --config_path=configs/value_pretrain_config.json --exp_name=value --val_freq=500
   pi0-train --nproc-per-node 2 --config_path=configs/pi0_finetune_config.json --policy.advantage_threshold=0.1
 
-Started again with the same settings, a run goes on where it stopped. Keys are those below, OpenTau's, or
-GR00T's; what is called differently here is said.
+Started again with the same settings, a run goes on where it stopped. Keys are those below; OpenTau's and
+GR00T's names for them (policy.pretrained_path, env.type, eval.n_episodes, max_steps, ...) are taken with a
+notice.
 
 exit codes: 0 done; 1 failed; 2 unusable settings or data; 128 + n stopped by signal n, with a checkpoint
 """
@@ -55,7 +55,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
 
 def read_settings(path: str, overrides: Sequence[str] = ()) -> SupervisedSettings:
     """Return the settings of a file, with new values for some keys; not checked further."""
-    return load_config_from_yaml(path, overrides, schema=SupervisedSettings, translate=translate)
+    return load_config_from_yaml(path, overrides, schema=SupervisedSettings)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,9 +1,9 @@
-"""The policy that training starts from: a checkpoint's, or a small new one sized by the data sets."""
+"""What pi0-train trains: a checkpoint's policy or value function, or a small new one sized by the data."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from jaxtyping import Int64
 
 from pi0 import FeatureConfig, PI0Policy
 from pi0.normalize import Statistics
-from pi0.openpi_format import read_statistics
 from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
@@ -21,11 +20,16 @@ from pi0.ript.data.frames import FrameSet, open_frames
 from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.training_data import split_rows
-from pi0.ript.starting_policy import TOY
-from pi0.ript.supervised.settings import NormalizationMapping, PolicySettings
+from pi0.ript.starting_policy import TOY, make_policy
+from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping, SupervisedSettings
+from pi0.ript.training.starting_value import starting_value
 from pi0.ript.warm_start import sized_toy_policy
+from pi0.trainable import frozen_names
+from pi0.value import ValueFunction
+from pi0.value_config import separate_value_config
 
 _LARGEST_TOY_IMAGE = 64
+_VALUE_STREAM = 1  # keeps a value function's first weights apart from those of a policy of the same seed
 
 
 @dataclass(frozen=True)
@@ -81,108 +85,112 @@ class DataSummary:
             raise ConfigError(f"{self.sets[0].name}: expected a camera among its columns, found none")
         return found
 
-
-def new_policy(settings: PolicySettings, data: DataSummary, seed: int, **changes: Any) -> PI0Policy:
-    """Return an untrained toy policy for the data."""
-    size = data.mixture.image_size or min(data.cameras.values())
-    sizes = {"chunk_size": settings.chunk_size or 8, "max_state_dim": settings.max_state_dim}
-    sizes |= {"n_action_steps": settings.n_action_steps or sizes["chunk_size"]}
-    sizes |= {
-        "max_action_dim": settings.max_action_dim,
-        "tokenizer_max_length": settings.tokenizer_max_length,
-        "dtype": settings.dtype,
-    }
-    return sized_toy_policy(
-        data.instructions,
-        tuple(data.cameras),
-        min(size, _LARGEST_TOY_IMAGE) // 4 * 4,
-        data.statistics(),
-        seed,
-        **{key: value for key, value in sizes.items() if value is not None},
-        **changes,
-    )
+    def toy_policy(self, seed: int, **changes: Any) -> PI0Policy:
+        """Return an untrained toy policy for the data; `changes` are fields of its configuration."""
+        chunk_size = changes.get("chunk_size", 8)
+        size = self.mixture.image_size or min(self.cameras.values())
+        return sized_toy_policy(
+            self.instructions,
+            tuple(self.cameras),
+            min(size, _LARGEST_TOY_IMAGE) // 4 * 4,
+            self.statistics(),
+            seed,
+            **{"chunk_size": chunk_size, "n_action_steps": chunk_size, **changes},
+        )
 
 
-def make_policy(
-    settings: PolicySettings, data: DataSummary, seed: int, takes_indicator: bool, device: str
+def policy_to_train(
+    config: SupervisedSettings, data: DataSummary, takes_indicator: bool, device: str
 ) -> PI0Policy:
     """Return the policy to train; a setting that its checkpoint contradicts is a ConfigError.
 
     With `takes_indicator` it has an indicator of the advantage, which changes nothing before it is trained.
     """
-    if settings.pretrained_path in (None, TOY):
-        indicator = (settings.indicator or "embedding") if takes_indicator else "none"
-        policy = new_policy(settings, data, seed, indicator=indicator)
-        if settings.gradient_checkpointing:
-            raise ConfigError("policy.gradient_checkpointing: a toy has no need of it; leave it out")
-    else:
-        policy = _pretrained(settings, data, seed, takes_indicator, device)
-    require_normalization(settings.normalization_mapping, policy.features)
-    policy.model.freeze(settings.freeze)
-    return policy.to(device)
-
-
-def _pretrained(
-    settings: PolicySettings, data: DataSummary, seed: int, takes_indicator: bool, device: str
-) -> PI0Policy:
-    directory = resolve(Path(str(settings.pretrained_path)).expanduser())
-    config = get_config(settings.config) if settings.config else None
-    found = describe(directory, config, None, None, settings.extra_delta_transform)
-    _require_sizes(settings, found)
-    features, statistics = None, None
-    if settings.norm_stats_path:
-        statistics = read_statistics(Path(settings.norm_stats_path).expanduser())
-    elif settings.statistics == "data":
-        features, statistics = _of_data(settings, found, data)
-    changes: dict[str, Any] = {"indicator_dropout": 0.0}  # the settings have their own
+    settings, path = config.policy, config.policy_path
+    own, changes, replaced = "none", {}, {}
+    if path != TOY:
+        directory = resolve(Path(path).expanduser())
+        checkpoint = _describe(directory, settings)
+        for name in ("max_state_dim", "max_action_dim"):
+            _require_equal(name, getattr(settings, name), getattr(checkpoint.config, name))
+        own, path = checkpoint.config.indicator, str(directory)
+        chunk_size = settings.chunk_size or checkpoint.config.chunk_size
+        if settings.n_action_steps is None:
+            changes["n_action_steps"] = min(checkpoint.config.n_action_steps, chunk_size)
+        if settings.statistics == "data" and not settings.norm_stats_path:
+            features = _with_widths_of(data, checkpoint.features)
+            statistics = data.statistics(features.relative_actions, chunk_size)
+            replaced = {"features": features, "statistics": statistics}
     if takes_indicator:
-        own = found.config.indicator
         changes["indicator"] = settings.indicator or ("embedding" if own == "none" else own)
-    for name in ("chunk_size", "n_action_steps", "tokenizer_max_length", "dtype"):
-        if getattr(settings, name) is not None:
-            changes[name] = getattr(settings, name)
-    chunk = changes.get("chunk_size", found.config.chunk_size)
-    changes.setdefault("n_action_steps", min(found.config.n_action_steps, chunk))
-    return PI0Policy.from_pretrained(
-        directory,
-        config=config,
-        changes=changes | ({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),
-        features=features,
-        statistics=statistics,
-        extra_delta_transform=None if features else settings.extra_delta_transform,
-        device=device,
-        seed=seed,
-    )
+    toy = partial(data.toy_policy, config.seed)
+    policy = make_policy(path, settings, toy, config.seed, device, changes=changes, **replaced)
+    require_normalization(settings.normalization_mapping, policy.features)
+    return policy
 
 
-def _of_data(
-    settings: PolicySettings, found: Checkpoint, data: DataSummary
-) -> tuple[FeatureConfig, Statistics]:
-    """Return the checkpoint's conventions with the data's widths, and the data's statistics."""
-    frames, features = data.sets[0], found.features
+def value_to_train(config: SupervisedSettings, data: DataSummary, device: str) -> ValueFunction:
+    """Return the value function to train; a setting that its checkpoint contradicts is a ConfigError."""
+    settings, policy = config.policy, _read_policy(config.policy, device)
+    bins = settings.reward_config.number_of_bins
+    seed = int(np.random.SeedSequence((config.seed, _VALUE_STREAM)).generate_state(1)[0])
+    if config.policy_path != TOY:
+        value = ValueFunction.from_pretrained(Path(config.policy_path).expanduser(), policy)
+        _require_same_sizes(settings, value)
+    elif policy is not None:
+        value = starting_value(policy, settings.form, settings.width, bins, seed)
+    else:  # a model of the toy's size, which reads images and prompts itself
+        toy = data.toy_policy(0, **settings.changes())
+        value = ValueFunction(separate_value_config(toy, num_bins=bins), toy, seed=seed)
+    require_normalization(replace(settings.normalization_mapping, ACTION=None), value.features)
+    frozen = frozen_names(value, settings.freeze or "none")
+    for name, parameter in value.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return value.to(device)
+
+
+def _describe(directory: Path, settings: ModelSettings) -> Checkpoint:
+    config = get_config(settings.config) if settings.config else None
+    return describe(directory, config, None, None, settings.extra_delta_transform)
+
+
+def _with_widths_of(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
+    """Return a checkpoint's conventions with the data's widths, and without cameras that no set has."""
+    frames = data.sets[0]
     state, action = frames.states.shape[1], frames.actions.shape[1]
-    relative = features.relative_actions[: min(state, action)]
-    # A camera that no data set has, as the settings say.
     mappings = [dataset.data_features_name_mapping for dataset in data.mixture.datasets]
     absent = [key for key in features.image_keys if all(m.get(key, key) is None for m in mappings)]
-    features = replace(
+    return replace(
         features,
         state_dim=state,
         action_dim=action,
-        relative_actions=relative,
+        relative_actions=features.relative_actions[: min(state, action)],
         absent_cameras=tuple(absent) or features.absent_cameras,
     )
-    chunk_size = settings.chunk_size or found.config.chunk_size
-    return features, data.statistics(relative, chunk_size)
 
 
-def _require_sizes(settings: PolicySettings, found: Checkpoint) -> None:
-    for name in ("max_state_dim", "max_action_dim"):
-        asked, there = getattr(settings, name), getattr(found.config, name)
-        if asked is not None and asked != there:
-            raise ConfigError(
-                f"policy.{name}: expected the checkpoint's {there}, found {asked}; leave it out"
-            )
+def _read_policy(settings: ModelSettings, device: str) -> PI0Policy | None:
+    """Return the policy that a value function reads, None if there is none to read."""
+    if settings.reads is None:
+        return None
+    names = ("tokenizer_max_length", "dtype")
+    changes = {name: value for name, value in settings.changes().items() if name in names}
+    path = Path(settings.reads).expanduser()
+    return PI0Policy.from_pretrained(path, changes=changes, device=device).requires_grad_(False)
+
+
+def _require_same_sizes(settings: ModelSettings, value: ValueFunction) -> None:
+    sizes = value.config
+    _require_equal("reward_config.number_of_bins", settings.reward_config.number_of_bins, sizes.num_bins)
+    _require_equal("max_state_dim", settings.max_state_dim, sizes.max_state_dim)
+    _require_equal("dtype", settings.dtype, sizes.dtype)
+    if value.reads is None:
+        _require_equal("tokenizer_max_length", settings.tokenizer_max_length, sizes.tokenizer_max_length)
+
+
+def _require_equal(name: str, setting: Any, size: Any) -> None:
+    if setting is not None and setting != size:
+        raise ConfigError(f"policy.{name}: expected the checkpoint's {size}, found {setting}; leave it out")
 
 
 def require_normalization(mapping: NormalizationMapping, features: FeatureConfig) -> None:

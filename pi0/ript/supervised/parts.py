@@ -6,9 +6,8 @@ from pi0.ript.config import ConfigError
 from pi0.ript.data import MixtureSettings, TrainingData, make_training_data
 from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.supervised.models import DataSummary, make_policy
+from pi0.ript.supervised.models import DataSummary, policy_to_train, value_to_train
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
-from pi0.ript.supervised.value_models import make_value
 from pi0.ript.supervised.window_labels import PolicyLabels, advantage_modes, policy_labels, window_returns
 from pi0.ript.training.objectives import Objective, PolicyObjective, ValueObjective
 
@@ -29,7 +28,7 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     summary = DataSummary(mixture)
     size = samples_per_step(settings, world) // (world.size * settings.gradient_accumulation_steps)
     if policy.type == "value":
-        value = make_value(policy, summary, settings.seed, device)
+        value = value_to_train(settings, summary, device)
         data = make_training_data(mixture, value.features, 1, size, world, settings.seed)
         _require_validation(settings, data)
         returns, reward = window_returns(data.sets, mixture.datasets, policy.reward_config)
@@ -37,7 +36,7 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     takes_indicator = set(advantage_modes(mixture.datasets, policy)) != {"ignore"}
     needs_labels = takes_indicator or policy.use_awr
     labels = policy_labels(summary.sets, mixture.datasets, policy) if needs_labels else PolicyLabels()
-    model = make_policy(policy, summary, settings.seed, takes_indicator, device)
+    model = policy_to_train(settings, summary, takes_indicator, device)
     chunk, seed = model.config.chunk_size, settings.seed
     data = make_training_data(mixture, model.features, chunk, size, world, seed, labels.usable)
     _require_validation(settings, data)

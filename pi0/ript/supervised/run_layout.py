@@ -10,6 +10,7 @@
 
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from pi0 import PI0Policy
 from pi0.pretrained import WEIGHTS
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.config import ConfigError, save_config
+from pi0.ript.config.loading import present_settings
 from pi0.ript.data.frames import FrameSet
 from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
 from pi0.ript.files import write_json
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.results import lock_directory, new_run_directory
+from pi0.ript.starting_policy import TOY
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model
 
@@ -38,7 +41,7 @@ _WANDB_FILE = "wandb_config.json"
 ADVICE = Advice(
     resume="start the same command again",
     anew="choose another exp_name for a new run, or begin this one again with --overwrite",
-    weights="those that policy.pretrained_path or policy.policy_path names",
+    weights="those that policy_path or policy.reads names",
 )
 
 
@@ -65,7 +68,9 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
     lock_directory(path)
     if not is_run or config.overwrite:
         return path, None
-    return path, find_same_run(path, config, advice=ADVICE)
+    return path, find_same_run(
+        path, config, advice=ADVICE, read=partial(present_settings, schema=type(config))
+    )
 
 
 def write_settings(run_dir: Path, config: SupervisedSettings, world_size: int) -> None:
@@ -99,7 +104,7 @@ def write_processor(
         "datasets": [frames.name for frames in sets],
         "weights": mixture_weights(config.dataset_mixture),
         "relative_actions": list(features.relative_actions),
-        "from": "data" if config.policy.statistics == "data" else config.policy.pretrained_path or "data",
+        "from": "data" if TOY in (config.policy_path, config.policy.statistics) else config.policy_path,
     }
     save_statistics(run_dir / FILE_NAME, model.statistics, made_from)
     described: dict[str, Any] = {

@@ -8,19 +8,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.snapshot import trained_parameters
 from pi0.ript.distributed import World, limit_threads, setup_distributed
+from pi0.ript.environments import get_environment
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_stopped
 from pi0.ript.monitoring import monitor_memory, profile_window
+from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.report import write_report
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import ADVICE, open_run, publish_model, write_processor, write_settings
 from pi0.ript.supervised.settings import SupervisedSettings
-from pi0.ript.supervised.simulation import Simulation, make_environment, require_acts
+from pi0.ript.supervised.simulation import Simulation, require_acts
 from pi0.ript.supervised.training_state import ModelFiles, data_hashes
 from pi0.ript.training.optimization import cosine_schedule, make_optimizer, set_learning_rate
 from pi0.ript.training.snapshots import Snapshots
@@ -148,7 +149,7 @@ class Training:
         row |= {"epoch": self.parts.data.train.epoch, **measured}
         log_metrics(row | monitor_memory(settings.memory_limit_gb), step)
         if self.world.rank == 0:
-            tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in {"step": step, **row}.items()))
+            print_above("  ".join(f"{name} {value:.4g}" for name, value in {"step": step, **row}.items()))
         rows.clear()
 
     def _is_due(self, frequency: int) -> bool:
@@ -164,7 +165,9 @@ class Training:
         sums = torch.zeros(len(objective.figures), device=objective.model.device)
         learner: nn.Module = objective.learner()  # not DDP's: the processes have different numbers of batches
         with self.files.published_weights():
-            bar = tqdm(batches, unit="batch", desc="validation", leave=False, disable=self.world.rank > 0)
+            bar = progress_bar(
+                batches, unit="batch", desc="validation", leave=False, disable=self.world.rank > 0
+            )
             for batch in until_stopped(bar, self.world):
                 key = (self.settings.seed, _VALIDATION)
                 sums += objective.sums(learner, batch, key, is_training=False)
@@ -200,8 +203,9 @@ class Training:
         if not settings.eval_freq:
             return None
         assert isinstance(model, PI0Policy)
-        require_acts(model, make_environment(settings.env, settings.eval), settings.eval.guidance)
-        return Simulation(settings.env, settings.eval, settings.seed, self.world)
+        environment = get_environment(**asdict(settings.task))
+        require_acts(model, environment, settings.eval.cfg_guidance_scale)
+        return Simulation(settings.task, settings.eval, settings.seed, self.world)
 
     def _finish(self) -> None:
         model = self.parts.objective.model

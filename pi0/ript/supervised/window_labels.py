@@ -14,14 +14,20 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from pi0.ript.data import DatasetSettings
 from pi0.ript.data.frames import FrameSet
 from pi0.ript.episodes import EpisodeDataError, load_labels
-from pi0.ript.labels.advantages import ADVANTAGES_PATH, LINEAGE_PATH, read_advantages, read_lineage
+from pi0.ript.labels.advantages import (
+    LINEAGE_PATH,
+    MissingAdvantage,
+    fill_missing,
+    read_advantages,
+    read_lineage,
+)
 from pi0.ript.labels.indicators import awr_weights, indicators
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import AdvantageMode, Source
-from pi0.ript.supervised.settings import PolicySettings
+from pi0.ript.supervised.settings import ModelSettings
 
 
-def advantage_modes(datasets: Sequence[DatasetSettings], policy: PolicySettings) -> list[AdvantageMode]:
+def advantage_modes(datasets: Sequence[DatasetSettings], policy: ModelSettings) -> list[AdvantageMode]:
     """Return how each data set's advantage is used: as it says itself, or as the run says."""
     return [cast("AdvantageMode", dataset.advantage or policy.advantage) for dataset in datasets]
 
@@ -53,7 +59,7 @@ class PolicyLabels:
 
 
 def policy_labels(
-    sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: PolicySettings
+    sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: ModelSettings
 ) -> PolicyLabels:
     """Return the labels of every frame.
 
@@ -64,13 +70,18 @@ def policy_labels(
     for frames, dataset, mode in zip(sets, datasets, advantage_modes(datasets, policy), strict=True):
         source = _source(frames, dataset, mode)
         is_asked_for = mode == "use" or policy.use_awr
-        found = _advantages(frames, source, policy) if is_asked_for else np.zeros(source.num_frames)
-        parts.append(indicators(source, found, _thresholds(frames, source, policy) if mode == "use" else {}))
-        advantages.append(found)
+        of_frames = np.zeros(source.num_frames)
+        if is_asked_for:
+            choice = cast("MissingAdvantage", policy.missing_advantage)
+            used = frames.index[frames.rows(frames.selected)]
+            of_frames = fill_missing(read_advantages(frames.name, source.episodes), choice, frames.name, used)
+        epsilon = _thresholds(frames, source, policy) if mode == "use" else {}
+        parts.append(indicators(source, of_frames, epsilon))
+        advantages.append(of_frames)
     weight = None
     if policy.use_awr:
         weight = awr_weights(np.concatenate(advantages), policy.awr_beta, policy.awr_max_weight)
-    usable = [~np.isnan(found) for found in advantages]
+    usable = [~np.isnan(of_frames) for of_frames in advantages]
     used = [mask[x.index[x.rows(x.selected)]] for mask, x in zip(usable, sets, strict=True)]
     dropped = sum(int((~mask).sum()) for mask in used)
     return PolicyLabels(np.concatenate(parts), weight, usable, dropped)
@@ -82,26 +93,7 @@ def _source(frames: FrameSet, dataset: DatasetSettings, mode: AdvantageMode | No
     return Source(frames.name, load_labels(frames.name, assume_success=is_success_known), mode or "ignore")
 
 
-def _advantages(frames: FrameSet, source: Source, policy: PolicySettings) -> Float64[np.ndarray, " m"]:
-    found = read_advantages(frames.name, source.episodes, missing="drop")
-    used = frames.index[frames.rows(frames.selected)]
-    count = int(np.isnan(found[used]).sum())
-    if count == len(used) and policy.missing_advantage == "drop":
-        raise EpisodeDataError(
-            f"{Path(frames.name) / ADVANTAGES_PATH}: none of {len(used)} frames has an advantage, so that no "
-            "frame is left; compute them (pi0-advantage), or leave the data set out"
-        )
-    if count and policy.missing_advantage == "error":
-        raise EpisodeDataError(
-            f"{Path(frames.name) / ADVANTAGES_PATH}: {count} of {len(used)} frames have no advantage; "
-            "compute them for all frames (pi0-advantage), leave their episodes out, or set "
-            "policy.missing_advantage"
-        )
-    fill = {"positive": np.inf, "drop": np.nan}.get(policy.missing_advantage, -np.inf)
-    return np.where(np.isnan(found), fill, found)
-
-
-def _thresholds(frames: FrameSet, source: Source, policy: PolicySettings) -> dict[str, float]:
+def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict[str, float]:
     """Return epsilon by task: the one that was set, or those that were chosen with the advantages."""
     tasks = dict.fromkeys(source.episode_tasks())
     if policy.advantage_threshold is not None:

@@ -79,6 +79,7 @@ def _without_damage(batch: Batch) -> tuple[Batch, Float[Tensor, " b"] | None]:
 class PolicyObjective:
     """The flow-matching loss, each sample with the indicator of its advantage."""
 
+    name = "policy"
     figures = ("loss",)
 
     def __init__(
@@ -135,6 +136,7 @@ class PolicyObjective:
 class ValueObjective:
     """The cross entropy of the bins of returns."""
 
+    name = "value function"
     figures = ("loss", "train_accuracy", "error")
 
     def __init__(self, value: ValueFunction, returns: Float64[np.ndarray, " m"], weight: float = 1.0) -> None:

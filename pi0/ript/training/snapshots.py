@@ -8,14 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from pi0.ript.checkpoint.files import checkpoint_path, verify
-from pi0.ript.checkpoint.resuming import Advice, require_same_run, run_facts
+from pi0.ript.checkpoint.files import checkpoint_path
+from pi0.ript.checkpoint.resuming import Advice, run_facts
 from pi0.ript.checkpoint.snapshot import (
     Clock,
     Stateful,
-    read_progress,
     read_training,
-    require_same_parameters,
+    restore_rng_state,
     write_snapshot,
     write_training,
 )
@@ -75,17 +74,16 @@ class Snapshots:
         Raises:
             SnapshotError: Data, or weights that are not trained, are others than when it was written.
         """
-        path = self.found
+        path, peers = self.found, self.peers
         if path is None:
             return {}
-        manifest = verify(path, hashes=False)
-        require_same_parameters(path, self.model)
-        require_same_run(path, manifest, self._facts, self.peers, self.advice)
-        progress = read_progress(path)
-        self._last_step = progress["step"]
+        progress = read_training(
+            path, self._facts, self.model, self.optimizer, self.states, peers, self.advice
+        )
         if self.extra is not None:
             self.extra.read(path)
-        read_training(path, self.model, self.optimizer, self.states, self.peers.rank)
+        self._last_step = progress["step"]
+        restore_rng_state(path, peers.rank)
         return progress
 
     def is_due(self, step: int) -> bool:

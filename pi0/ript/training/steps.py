@@ -5,11 +5,11 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from pi0.ript.distributed import World
 from pi0.ript.interruption import StoppedError, asked_to_stop
 from pi0.ript.monitoring import count_skipped, is_finite
+from pi0.ript.progress import progress_bar
 from pi0.ript.training.snapshots import Snapshots
 
 Row = dict[str, Any]
@@ -71,7 +71,7 @@ class Steps:
             SnapshotError: A snapshot could not be written; those before are as they were.
         """
         options = {"unit": "step", "desc": self.name, "disable": self._world.rank > 0}
-        with tqdm(total=self.num_steps, initial=self.step, **options) as bar:
+        with progress_bar(total=self.num_steps, initial=self.step, **options) as bar:
             while self.step < self.num_steps:
                 yield self.step
                 self.step += 1

@@ -1,6 +1,6 @@
-"""Fine-tunes the policy on everything there is, each window with the indicator of its advantage.
+"""What the stages of RECAP minimise, and the windows that they draw.
 
-Axes: n frame of a set, m frame of all sets, b window of a batch.
+Axes: n frame of a set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,41 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from pi0 import PI0Policy
-from pi0.ript.distributed import World
 from pi0.ript.labels.indicators import awr_weights, indicators
+from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Mixture, Source
-from pi0.ript.recap.fitting import Keeping, fit
-from pi0.ript.training.objectives import PolicyObjective
+from pi0.ript.training.objectives import PolicyObjective, ValueObjective
 from pi0.ript.training.settings import PolicyTraining
-from pi0.ript.training.steps import Row
-
-
-def train_policy(
-    policy: PI0Policy,
-    sources: Sequence[Source],
-    advantages: Sequence[Float64[np.ndarray, " _"]],
-    epsilon: Mapping[str, float],
-    settings: PolicyTraining,
-    seed: Sequence[int] = (0,),
-    keeping: Keeping | None = None,
-    world: World | None = None,
-) -> list[Row]:
-    """Minimise the flow-matching loss on a mixture of sources; return the figures of every step.
-
-    Windows are a function of (seed, step), noise, flow times and dropout of (seed, step, window).
-
-    Args:
-        policy: Is changed. Takes an indicator; its frozen parameters stay.
-        sources: Whose windows are drawn by weight. One without advantage is left out where it counts.
-        advantages: Of every frame of each source; NaN where there is none.
-        epsilon: Threshold of each task, see `advantages.thresholds`.
-        settings: Steps, learning rate, ...
-        seed: Of everything random.
-        keeping: Where snapshots of it are kept; None: nowhere.
-        world: The processes that train together; None: this one alone.
-    """
-    objective, mixture = policy_objective(policy, sources, advantages, epsilon, settings)
-    return fit(objective, mixture, settings, seed, "policy", keeping or Keeping(), world or World())
+from pi0.value import ValueFunction
 
 
 def policy_objective(
@@ -53,20 +24,52 @@ def policy_objective(
     epsilon: Mapping[str, float],
     settings: PolicyTraining,
 ) -> tuple[PolicyObjective, Mixture]:
-    """Return what `train_policy` minimises, and the windows that it draws."""
+    """Return the flow-matching loss with the indicator of each window's advantage, and the windows.
+
+    Args:
+        policy: Takes an indicator; its frozen parameters stay.
+        sources: Whose windows are drawn by weight. One without advantage is left out where it counts.
+        advantages: Of every frame of each source; NaN where there is none.
+        epsilon: Threshold of each task, see `advantages.thresholds`.
+        settings: Of the training.
+    """
     _require_indicator(policy)
-    for source, found in zip(sources, advantages, strict=True):
-        _require_length(source, found)
-    usable = [~_is_missing(s, a, settings) for s, a in zip(sources, advantages, strict=True)]
-    mixture = Mixture(sources, policy.config.chunk_size, usable)
-    indicator = np.concatenate([indicators(s, a, epsilon) for s, a in zip(sources, advantages, strict=True)])
+    for source, of_frames in zip(sources, advantages, strict=True):
+        _require_length(source, of_frames)
+    labelled = list(zip(sources, advantages, strict=True))
+    usable = [~_is_missing(source, of_frames, settings) for source, of_frames in labelled]
+    indicator = np.concatenate([indicators(source, of_frames, epsilon) for source, of_frames in labelled])
     weights = None
     if settings.use_awr:
         weights = awr_weights(np.concatenate(advantages), settings.awr_beta, settings.awr_max_weight)
     objective = PolicyObjective(
         policy, indicator, settings.indicator_dropout, settings.num_draws, sample_weight=weights
     )
-    return objective, mixture
+    return objective, Mixture(sources, policy.config.chunk_size, usable)
+
+
+def value_objective(
+    value: ValueFunction,
+    sources: Sequence[Source],
+    reward: RewardConfig,
+    heldout: Sequence[Bool[np.ndarray, " _"]],
+) -> tuple[ValueObjective, Mixture]:
+    """Return the cross entropy of the returns' bins, and the frames of episodes that are not held out.
+
+    Args:
+        value: Has the bins of the reward.
+        sources: Whose frames are drawn.
+        reward: Says the return of each frame.
+        heldout: Which episodes of each source are not drawn.
+    """
+    if value.config.num_bins != reward.number_of_bins:
+        raise ValueError(
+            f"number_of_bins: expected the value function's {value.config.num_bins}, found "
+            f"{reward.number_of_bins}"
+        )
+    usable = [~np.repeat(h, s.episodes.lengths) for h, s in zip(heldout, sources, strict=True)]
+    returns = np.concatenate([source.returns(reward) for source in sources])
+    return ValueObjective(value, returns), Mixture(sources, 1, usable)
 
 
 def _is_missing(

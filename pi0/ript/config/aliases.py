@@ -1,0 +1,180 @@
+"""What keys of other files are called here: those of earlier versions, of OpenTau, of GR00T.
+
+One table for all commands: an entry counts where its new key is one of the command's, and its old one is not.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pi0.ript.config.schema import NO_ENVIRONMENT
+from pi0.ript.starting_policy import TOY
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Today's key for another one, and what the other's values mean."""
+
+    key: str  # "" if nothing takes its place
+    values: Mapping[Any, Any] | None = None
+    """Its value -> today's; true and false mean themselves. None: every value stays as it is."""
+    remedy: str | None = None
+    """What to do about other values than these, null and false, which ask for nothing. None: they stay."""
+    is_listed: bool = False
+    """A single value here is a list there."""
+
+
+_SWITCH = "use true or false"
+_NO_FP16 = "float16 is not offered, its range is too small for the loss; use policy.dtype=bfloat16"
+_FIXED = "leave the key out"
+_BF16 = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32", "float32": "float32"}
+DEFAULT_RECORDING = "data/rollouts"
+"""Where rollouts are kept that a file asks to be kept, and does not say where."""
+
+# Of earlier versions. Where several keys of a file mean one, the first one here wins.
+EARLIER: dict[str, Alias] = {
+    "policy.train_expert_only": Alias("policy.freeze", {True: "expert_only"}, _SWITCH),
+    "policy.freeze_vision_encoder": Alias("policy.freeze", {True: "vision"}, _SWITCH),
+    "training.precision": Alias("policy.dtype", _BF16, _NO_FP16),
+    "distributed.bf16": Alias("policy.dtype", {True: "bfloat16"}, _SWITCH),
+    "distributed.fp16": Alias("policy.dtype", {}, _NO_FP16),
+    "distributed.mixed_precision": Alias("policy.dtype", {True: "bfloat16", **_BF16}, _NO_FP16),
+    "training.use_mixed_precision": Alias("policy.dtype", {True: "bfloat16"}, _NO_FP16),
+    "fault_tolerance.auto_resume": Alias("resume", {True: "auto"}, _SWITCH),
+    "fault_tolerance.resume_from_latest": Alias("resume", {True: "auto"}, _SWITCH),
+    "algo.baseline": Alias("", {"rloo": None}, f"the baseline is the mean of the other rollouts: {_FIXED}"),
+    "algo.objective": Alias("", {"cfg": None}, f"only 'cfg' is offered: {_FIXED}"),
+    "algo.use_val_init": Alias("", {}, f"training on the states of the evaluation would void it: {_FIXED}"),
+    "distributed.use_fsdp": Alias("", {}, f"every process holds the whole model (DDP): {_FIXED}"),
+    "task.task_name": Alias("task.task_names", is_listed=True),
+    **{
+        old: Alias(new)
+        for old, new in {
+            "algo.demo_batch_size": "algo.data_batch_size",
+            "algo.cfg_guidance_scale": "eval.cfg_guidance_scale",
+            "algo.num_ppo_epochs": "algo.num_epochs",
+            "benchmark_name": "task.benchmark_name",
+            "checkpoint.keep_num": "training.keep_last",
+            "checkpoint.save_interval": "training.save_freq",
+            "data_parallel.enable_gradient_checkpointing": "policy.gradient_checkpointing",
+            "data_processing.num_init_states": "dataset.num_init_states",
+            "data_processing.window_stride": "dataset.window_stride",
+            "distributed.gradient_checkpointing": "policy.gradient_checkpointing",
+            "enhanced_sampling.max_sampling_attempts": "algo.max_sampling_attempts",
+            "env": "task.benchmark_name",
+            "env.benchmark_name": "task.benchmark_name",
+            "evaluation.rollouts_per_task": "eval.rollouts_per_task",
+            "fault_tolerance.checkpoint_interval": "training.save_freq",
+            "fault_tolerance.max_checkpoints_to_keep": "training.keep_last",
+            "features.enable_rollout_stats_tracking": "algo.enable_rollout_stats_tracking",
+            "logging.mode": "logging.wandb_mode",
+            "logging.project": "logging.wandb_project",
+            "lr": "algo.lr",
+            "norm_stats_path": "policy.norm_stats_path",
+            "optimizer.lr": "algo.lr",
+            "policy.replan_steps": "policy.n_action_steps",
+            "rollout.n_video": "eval.n_video",
+            "rollout.rollouts_per_env": "eval.rollouts_per_task",
+            "task.task_names_to_use": "task.task_names",
+            "training.gradient_checkpointing": "policy.gradient_checkpointing",
+            "training.optimizer.lr": "algo.lr",
+            "training_iterations": "training.num_train_steps",
+            "unified_pool_batch_size": "algo.micro_batch_size",
+        }.items()
+    },
+}
+
+# Of OpenTau and GR00T, and of pi0-train and pi0-eval before they had the sections of the other commands.
+# Where keys of a file mean one and differ, that is an error.
+OTHERS: dict[str, Alias] = {
+    "base_model_path": Alias("policy_path", {None: TOY}),
+    "policy.pretrained_path": Alias("policy_path", {None: TOY}),
+    "start_from_checkpoint": Alias("policy_path", {None: TOY}),
+    "env.type": Alias("task.benchmark_name", {None: NO_ENVIRONMENT}),
+    "env.suite": Alias("task.benchmark_name", {None: NO_ENVIRONMENT}),
+    "env.task": Alias("task.task_names", is_listed=True),
+    "policy.type": Alias("", {"pi0": None}, "expected pi0, which can act"),
+    "enable_profiling": Alias("profile_steps", {True: 10, False: 0}, f"{_SWITCH}, or profile_steps"),
+    "eval.save_rollouts": Alias(
+        "eval.recording_root", {True: DEFAULT_RECORDING}, f"{_SWITCH}, or a directory"
+    ),
+    "eval.save_videos": Alias("eval.n_video", {True: 16, False: 0}, f"{_SWITCH}, or eval.n_video"),
+    "last_checkpoint_only": Alias("save_total_limit", {True: 1}, f"{_SWITCH}, or save_total_limit"),
+    **{
+        old: Alias(new)
+        for old, new in {
+            "action_chunk": "policy.chunk_size",
+            "dataloader_num_workers": "dataset_mixture.num_workers",
+            "env.camera_names": "task.camera_names",
+            "env.episode_length": "task.max_episode_length",
+            "env.image_size": "task.image_size",
+            "env.num_envs": "task.num_parallel_envs",
+            "env.render_size": "task.render_size",
+            "env.task_ids": "task.task_names",
+            "eval.batch_size": "task.num_parallel_envs",
+            "eval.guidance": "eval.cfg_guidance_scale",
+            "eval.max_episodes_rendered": "eval.n_video",
+            "eval.n_episodes": "eval.rollouts_per_task",
+            "eval.num_episodes": "eval.rollouts_per_task",
+            "eval.num_workers": "task.num_workers",
+            "experiment_name": "exp_name",
+            "global_batch_size": "batch_size",
+            "learning_rate": "optimizer.lr",
+            "logging_steps": "log_freq",
+            "max_action_dim": "policy.max_action_dim",
+            "max_state_dim": "policy.max_state_dim",
+            "max_steps": "steps",
+            "num_workers": "dataset_mixture.num_workers",
+            "policy.policy_path": "policy.reads",
+            "policy.prompt_max_length": "policy.tokenizer_max_length",
+            "prefetch_factor": "dataset_mixture.prefetch_factor",
+            "save_steps": "save_freq",
+            "scheduler.peak_lr": "optimizer.lr",
+            "use_wandb": "logging.use_wandb",
+            "wandb.enable": "logging.use_wandb",
+            "wandb.entity": "logging.wandb_entity",
+            "wandb.mode": "logging.wandb_mode",
+            "wandb.project": "logging.wandb_project",
+            "wandb_project": "logging.wandb_project",
+            "warmup_steps": "scheduler.num_warmup_steps",
+            "weight_decay": "optimizer.weight_decay",
+        }.items()
+    },
+}
+
+NO_EFFECT = {
+    "job_name": "exp_name names the run",
+    "policy.response_max_length": "a value function answers no questions",
+    "save_checkpoint": "checkpoints are always written",
+    "trace_nans": "a step that is not finite ends the run",
+    "use_policy_training_preset": "optimizer and scheduler have defaults",
+}
+"""Keys of OpenTau and GR00T that are read and not used, with the reason."""
+
+WITHOUT_EFFECT = re.compile(
+    r"algo\.(cfg_dropout|deterministic|early_stop_percentage|enable_dynamic_sampling|eval_only|ppo_clip_\w+"
+    r"|rollout_stats_path|rollouts_per_env|skip_failed_states|state_history_window|temperature)"
+    r"|checkpoint\.save_best"
+    r"|data_parallel\.(async_data_loading|sync_every_n_steps)"
+    r"|data_processing\.(max_windows_per_episode|state_dim|use_so100_processing|windowing_mode)"
+    r"|dataset\.(_target_|frame_stack|get_pad_mask|load_\w+|max_samples_per_trajectory"
+    r"|max_windows_per_episode|obs_seq_len|seq_len|state_dim|use_so100_processing|windowing_mode)"
+    r"|distributed\.(bucket_cap_mb|enable_task_sharding|enabled|find_unused_parameters|sharded_ddp"
+    r"|sync_every_n_steps|zero_optimization)"
+    r"|enhanced_sampling\.(debug_sampling|enable_smart_filtering|save_videos|video_dir)"
+    r"|env\.use_libero"
+    r"|evaluation\.(detailed_logging|save_failure_videos|save_success_videos|save_videos)"
+    r"|fault_tolerance\.enable_checkpointing"
+    r"|logging\.(debug|group|log_dir|log_freq|log_gradients|log_interval|log_memory_usage|resume|save_code"
+    r"|save_detailed_metrics|save_video)"
+    r"|optimizer\.(lr_schedule|name|weight_decay)"
+    r"|policy\.(cfg_enabled|train_state_proj)"
+    r"|rollout\.(enabled|interval|max_episode_length|n_video_final|num_parallel_envs|steps)"
+    r"|task\.(env_seed|local_tasks|num_steps_wait|rollouts_per_env|use_test)"
+    r"|training\.(load_obs|log_interval|n_steps|optimizer\.(beta1|beta2|eps|momentum|type|weight_decay)"
+    r"|rollout_steps|save_best|save_interval|save_optimizer_(final|freq))"
+    r"|(adaptive_cfg|cfg_sweep|debug|defaults|features|performance|so100_monitoring|task_distribution"
+    r"|train_dataloader)(\..*)?"
+    r"|data_prefix|debug_sampling|libero_data_prefix|unified_pool_shuffle|use_libero_demos"
+)

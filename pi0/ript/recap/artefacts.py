@@ -1,0 +1,167 @@
+"""What the stages of RECAP that train nothing make: demonstrations, rollouts, labels, evaluations.
+
+A recipe is all that its artefact depends on, besides the artefacts that it reads; `make` sees nothing else.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pi0.ript.checkpoint.journal import EpisodeJournal
+from pi0.ript.config.schema import EnvironmentSettings, Eval
+from pi0.ript.demonstrations import DemonstrationPlan
+from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.episodes import load_labels
+from pi0.ript.evaluate import Evaluation
+from pi0.ript.groups import InitialStateDataset, heldout_states, state_at
+from pi0.ript.kept_evaluation import evaluate_once
+from pi0.ript.labels.calibration import predict
+from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
+from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.recap.config import RolloutPlan
+from pi0.ript.recap.data import (
+    Reading,
+    is_published,
+    open_sources,
+    record_demonstrations,
+    refer,
+    resolved_reward,
+)
+from pi0.ript.recap.stages import DATASET, Artefact, Inputs
+from pi0.ript.recap.workshop import Workshop
+from pi0.ript.recording import DatasetStore, record_rollouts, rollouts_writer
+from pi0.ript.results import write_evaluation
+from pi0.ript.rollout import GuidedPolicy
+
+_STATE_STREAM, _NOISE_STREAM = 1, 2
+
+
+@dataclass(frozen=True)
+class ReferenceRecipe:
+    """Demonstrations that were made elsewhere."""
+
+    root: str
+    hash: str | None = None
+    meta: str | None = None
+    """A hash as version 0.1.0 had it, and so had `data`."""
+    data: str | None = None
+
+    def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
+        """Write where they are."""
+        return workshop.world.on_main(refer, asdict(self), work)
+
+
+@dataclass(frozen=True)
+class RecordingRecipe:
+    """Demonstrations by a scripted operator."""
+
+    plan: DemonstrationPlan
+    episodes: int
+    num_workers: int = field(metadata={"result": "same"})
+
+    def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
+        """Record a data set."""
+        return record_demonstrations(self.plan, self.episodes, self.num_workers, workshop.world, work)
+
+
+@dataclass(frozen=True)
+class RolloutsRecipe:
+    """What a policy does from training states that no round before has used."""
+
+    rollouts: RolloutPlan
+    task: EnvironmentSettings
+    round: int
+    seed: int
+
+    def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
+        """Record a data set."""
+        if not workshop.world.on_main(is_published, work / DATASET):
+            self._record(work / DATASET, inputs["policy"], workshop)
+        labels = load_labels(work / DATASET).labels
+        success = float(np.mean([episode.success for episode in labels]))
+        return {"episodes": len(labels), "success": success}
+
+    def _record(self, directory: Path, policy: Artefact, workshop: Workshop) -> None:
+        env, world, guidance = workshop.simulators(self.task), workshop.world, self.rollouts.guidance
+        states = [s for s in self._states(env) for _ in range(self.rollouts.per_state)]
+        sequence = np.random.SeedSequence((self.seed, _NOISE_STREAM, self.round))
+        seeds = [int(x) for x in sequence.generate_state(len(states))]
+        origin = {"policy": policy.hash, "guidance": guidance, "round": self.round}
+        writer = world.first(rollouts_writer, directory, env, origin)
+        store = DatasetStore(writer, states, seeds, f"policy:{policy.hash[:16]}")
+        guided = GuidedPolicy(workshop.load_policy(policy), guidance)
+        record_rollouts(env, guided, states, seeds, store, world)
+        world.on_main(writer.finalize)
+
+    def _states(self, env: BatchedEnv) -> list[InitialState]:
+        pool = InitialStateDataset(env, self.rollouts.pool_size)
+        key = int(np.random.SeedSequence((self.seed, _STATE_STREAM)).generate_state(1)[0])
+        places = range((self.round - 1) * self.rollouts.num_states, self.round * self.rollouts.num_states)
+        return [pool[state_at(place, len(pool), key)] for place in places]
+
+
+@dataclass(frozen=True)
+class LabelsRecipe:
+    """Advantages of every frame, and the thresholds that make the share asked for positive."""
+
+    reward: RewardConfig
+    advantage: Advantage
+    mode: str
+    """Of demonstrations."""
+    deadlines: dict[str, int]
+    reading: Reading
+
+    def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
+        """Write the labels of each source, and every figure of every frame."""
+        world, value = workshop.world, inputs["value"]
+        options = {"mode": self.mode, "deadlines": self.deadlines}
+        sources = open_sources(inputs, self.reading, workshop, **options)
+        function = workshop.load_value(value, inputs["sft"])
+        values = [predict(function, source.episodes, peers=world) for source in sources]
+        reward = resolved_reward(self.reward, inputs["demonstrations"], self.deadlines)
+        labels = label_frames(sources, values, reward, self.advantage)
+        world.print(labels)
+        world.on_main(write_labels, labels, [work / source.name for source in sources], value.hash)
+        world.on_main(write_labelled_frames, labels, work)
+        return labels.figures()
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """How a policy does on held-out states."""
+
+    eval: Eval
+    task: EnvironmentSettings
+    pool_size: int
+    """Of the training states, none of which may be among them."""
+
+    def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
+        """Write the evaluation and its videos."""
+        env, policy, settings = workshop.simulators(self.task), inputs["policy"], self.eval
+        pool = InitialStateDataset(env, self.pool_size)
+        evaluation = evaluate_once(
+            env,
+            GuidedPolicy(workshop.load_policy(policy), guidance_of(policy, settings.cfg_guidance_scale)),
+            heldout_states(env, settings.first_state, settings.rollouts_per_task, train=pool),
+            0,
+            EpisodeJournal(work / "episodes"),
+            num_recorded=settings.n_video,
+            peers=workshop.world,
+        )
+        workshop.world.on_main(_write_evaluation, work, evaluation)
+        figures = evaluation.to_dict()
+        return {key: value for key, value in figures.items() if key not in ("episodes", "tasks")}
+
+
+def guidance_of(policy: Artefact, guidance: float) -> float:
+    """Return the guidance of a policy, of which SFT and its rivals have none: they know no negative."""
+    return guidance if policy.round else 1.0
+
+
+def _write_evaluation(work: Path, evaluation: Evaluation) -> None:
+    write_evaluation(work / "evaluation", evaluation)
+    shutil.rmtree(work / "episodes")

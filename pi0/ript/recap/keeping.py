@@ -1,0 +1,54 @@
+"""What the trainings of RECAP's stages keep on disk while they are under way."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pi0.ript.checkpoint.files import published
+from pi0.ript.checkpoint.resuming import Advice, find_same_run
+from pi0.ript.distributed import World
+from pi0.ript.training.objectives import Model
+from pi0.ript.training.settings import PolicyTraining, ValueTraining
+from pi0.ript.training.snapshots import Snapshots
+from pi0.ript.training.steps import Steps
+from pi0.value import ValueFunction
+
+Training = PolicyTraining | ValueTraining
+ADVICE = Advice(
+    resume="start the same command again",
+    anew="remove its directory, and the stage begins again",
+    weights="what policy_path names, or the stage that it starts from",
+)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What happens to a training under way."""
+
+    directory: Path | None = None
+    """Of its snapshots; None keeps none."""
+    save_minutes: float | None = None
+    max_nonfinite_steps: int = 3
+
+    def steps(
+        self, name: str, model: Model, optimizer: torch.optim.Optimizer, settings: Training, world: World
+    ) -> Steps:
+        """Return the steps of a training that are left."""
+        snapshots = self.directory and Snapshots(
+            self.directory,
+            model,
+            optimizer,
+            settings,
+            ADVICE,
+            world.on_main(_find, self.directory, settings),
+            peers=world,
+            save_minutes=self.save_minutes,
+            reads=model.reads if isinstance(model, ValueFunction) else None,
+        )
+        limit = self.max_nonfinite_steps
+        return Steps(settings.steps, name=name, world=world, snapshots=snapshots, max_nonfinite_steps=limit)
+
+
+def _find(directory: Path, settings: Training) -> Path | None:
+    return find_same_run(directory, settings, advice=ADVICE) if published(directory) else None

@@ -1,0 +1,249 @@
+"""A run of RECAP, and its stages one by one: what each is made from, as the configuration says."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from pi0.ript.distributed import World
+from pi0.ript.environments import Environment, get_environment
+from pi0.ript.evaluate import Evaluation
+from pi0.ript.files import hash_files
+from pi0.ript.labels.calibration import Calibration
+from pi0.ript.recap.artefacts import (
+    EvaluationRecipe,
+    LabelsRecipe,
+    RecordingRecipe,
+    ReferenceRecipe,
+    RolloutsRecipe,
+    guidance_of,
+)
+from pi0.ript.recap.config import RecapConfig, RolloutPlan, ValueModel
+from pi0.ript.recap.data import Reading, identify, resolved_reward, source_name
+from pi0.ript.recap.gates import LabelFigures, check_gates
+from pi0.ript.recap.keeping import Keeping
+from pi0.ript.recap.stages import Artefact, Kind, StageName, Stages
+from pi0.ript.recap.trainings import FineTuningRecipe, RivalRecipe, SupervisedRecipe, ValueRecipe
+from pi0.ript.recap.workshop import FitFunction, Workshop
+from pi0.ript.results import read_evaluation
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: what was asked for, what is there, and what the rest is made with."""
+
+    config: RecapConfig
+    world: World
+    stages: Stages
+    environment: Environment
+    workshop: Workshop
+
+    @property
+    def deadlines(self) -> dict[str, int]:
+        """Return the policy steps after which an episode of a task has failed."""
+        tasks = self.environment.suite().select(self.environment.tasks)
+        limit = self.environment.max_steps
+        return {task.id: task.max_steps if limit is None else limit for task in tasks}
+
+    @property
+    def reading(self) -> Reading:
+        """Return how the demonstrations are read."""
+        tasks = self.environment.suite().select(self.environment.tasks)
+        settings, ids = self.config.demonstrations, {task.instruction: task.id for task in tasks}
+        root = None if settings.root is None else str(Path(settings.root).expanduser())
+        return Reading(root, settings.assume_success, ids)
+
+    @property
+    def chunk_size(self) -> int:
+        """Return the actions that a toy predicts at once."""
+        return self.config.policy.chunk_size or self.environment.warm_start_spec(self.config.seed).chunk_size
+
+    def make(self, name: StageName, recipe: Any, **inputs: Artefact) -> Artefact:
+        """Return what a recipe makes, now or before."""
+        return self.stages.run(name, recipe, inputs, partial(type(recipe).make, workshop=self.workshop))
+
+    def close(self) -> None:
+        """Stop the simulators; remove what is only there to be fast."""
+        self.workshop.close()
+
+
+def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction) -> Run:
+    """Return the run of a configuration, whose stages are in a directory and whose models `fit` trains.
+
+    Raises:
+        ValueError: A batch has not a sample for each process.
+    """
+    sizes = {
+        "sft.batch_size": config.sft.batch_size,
+        "value.pretraining.batch_size": config.value.pretraining.batch_size,
+        "value.finetuning.batch_size": config.value.finetuning.batch_size,
+        "finetuning.training.batch_size": config.finetuning.training.batch_size,
+    }
+    for key, size in sizes.items():
+        if size < world.size:
+            raise ValueError(
+                f"{key}: expected a sample or more for each of {world.size} processes, found {size}"
+            )
+    keeping = Keeping(None, config.save_minutes, config.max_nonfinite_steps)
+    workshop = Workshop(world, world.device(config.device), run_dir / "images", fit, keeping)
+    stages = Stages(run_dir, world, cast("Any", config.on_stale))
+    return Run(config, world, stages, get_environment(**asdict(config.task)), workshop)
+
+
+# Before the first round -------------------------------------------------------------------------------------
+
+
+def obtain_demonstrations(run: Run) -> Artefact:
+    """Return the data that SFT learns from: recorded here, or a reference to a data set that exists."""
+    name, settings = StageName(Kind.DEMONSTRATIONS), run.config.demonstrations
+    if settings.root is not None:
+        recorded = run.stages.recorded_settings(name)
+        identity = run.world.on_main(identify, Path(settings.root).expanduser(), recorded)
+        return run.make(name, ReferenceRecipe(**identity))
+    spec = run.environment.warm_start_spec(run.config.seed)
+    operator, quality = settings.operator or spec.operator, spec.quality | settings.quality.given()
+    plan = replace(spec.demonstrations(), operator=operator, quality=quality)
+    return run.make(name, RecordingRecipe(plan, settings.episodes or spec.episodes, settings.num_workers))
+
+
+def fit_demonstrations(run: Run, demonstrations: Artefact) -> Artefact:
+    """Return the policy fine-tuned on the demonstrations (SFT)."""
+    config, on_main = run.config, run.world.on_main
+    resolved_reward(config.reward, demonstrations, run.deadlines)  # an error comes before anything long
+    recipe = SupervisedRecipe(
+        policy_path=config.policy_path,
+        checkpoint=on_main(_content, config.policy_path),
+        norm_stats=on_main(_content, config.policy.norm_stats_path),
+        policy=config.policy,
+        chunk_size=run.chunk_size,
+        sft=None if config.skip_sft else config.sft,
+        advantage=config.demonstrations.sft_advantage,
+        seed=config.seed,
+        reading=run.reading,
+        environment=run.environment,
+    )
+    return run.make(StageName(Kind.POLICY), recipe, demonstrations=demonstrations)
+
+
+# A round ----------------------------------------------------------------------------------------------------
+
+
+def collect(run: Run, number: int, policy: Artefact) -> Artefact:
+    """Return episodes of the policy from training states that no round before has used."""
+    wanted = run.config.rollouts
+    guidance = guidance_of(policy, wanted.guidance)
+    plan = RolloutPlan(wanted.num_states, wanted.per_state, wanted.pool_size, guidance)
+    recipe = RolloutsRecipe(plan, run.config.task, number, run.config.seed)
+    return run.make(StageName(Kind.ROLLOUTS, number), recipe, policy=policy)
+
+
+def fit_value(
+    run: Run, sft: Artefact, data: Sequence[Artefact], start: Artefact | None = None, number: int = 0
+) -> Artefact:
+    """Return a value function of all data: a new one, or in a round one that is trained further."""
+    config, form = run.config, ValueModel(run.config.value.form, run.config.value.width)
+    training = config.value.finetuning if start else config.value.pretraining
+    common = run.deadlines, config.seed, number, run.reading
+    models = {"sft": sft, **({"start": start} if start else {})}
+    recipe = ValueRecipe(form, training, config.reward, *common)
+    return run.make(StageName(Kind.VALUE, number), recipe, **models, **_by_name(data))
+
+
+def label(run: Run, number: int, sft: Artefact, value: Artefact, data: Sequence[Artefact]) -> Artefact:
+    """Return advantages of every frame, and the thresholds that make the share asked for positive."""
+    config, mode = run.config, run.config.demonstrations.advantage
+    recipe = LabelsRecipe(config.reward, config.advantage, mode, run.deadlines, run.reading)
+    return run.make(StageName(Kind.ADVANTAGES, number), recipe, sft=sft, value=value, **_by_name(data))
+
+
+def require_gates(run: Run, value: Artefact, labels: Artefact) -> None:
+    """Print the figures of values and labels.
+
+    Raises:
+        GateError: One is too bad to train a policy on.
+    """
+    figures = {key: labels.figures[key] for key in ("coverage", "positive_fraction", "target_fraction")}
+    calibration = Calibration(**value.figures["calibration"])
+    for line in check_gates(calibration, LabelFigures(**figures), run.config.gates):
+        run.world.print(f"  {line}")
+
+
+def fit_labels(
+    run: Run, number: int, start: Artefact, labels: Artefact, data: Sequence[Artefact]
+) -> Artefact:
+    """Return the policy fine-tuned on all data, conditioned on the advantage."""
+    config, mode = run.config, run.config.demonstrations.advantage
+    training, freeze = config.finetuning.training, config.policy.freeze
+    recipe = FineTuningRecipe(training, freeze, mode, config.seed, number, run.reading)
+    return run.make(StageName(Kind.POLICY, number), recipe, start=start, labels=labels, **_by_name(data))
+
+
+def judge(run: Run, policy: Artefact) -> Evaluation:
+    """Return how the policy does on held-out states; the stage beside its own has the videos."""
+    recipe = EvaluationRecipe(run.config.eval, run.config.task, run.config.rollouts.pool_size)
+    made = run.make(replace(policy.stage, kind=Kind.EVALUATION), recipe, policy=policy)
+    return read_evaluation(made.path / "evaluation.json")
+
+
+def round_metrics(run: Run, number: int) -> dict[str, Any]:
+    """Return the figures of a round that a log should have."""
+    figures = run.stages.figures()
+    rollouts, value, labels, policy, evaluation = (
+        figures[str(StageName(kind, number))]
+        for kind in (Kind.ROLLOUTS, Kind.VALUE, Kind.ADVANTAGES, Kind.POLICY, Kind.EVALUATION)
+    )
+    return {
+        "rollout/success": rollouts["success"],
+        "value/correlation": value["calibration"]["correlation"],
+        "value/separation": value["calibration"]["separation"],
+        "value/loss": value["loss"],
+        "advantage/positive_fraction": labels["positive_fraction"],
+        **{f"advantage/positive/{name}": share for name, share in labels["positive_share"].items()},
+        "train/loss": policy["loss"],
+        "eval/success": evaluation["success_rate"],
+        "eval/steps_to_success": evaluation["mean_steps_to_success"],
+    }
+
+
+# After the last round ---------------------------------------------------------------------------------------
+
+
+def publish_policy(run: Run, policy: Artefact) -> None:
+    """Copy a policy to the run's directory, in place of what was there."""
+    path = run.stages.run_dir / "policy"
+    partial_copy = path.with_suffix(".partial")
+    shutil.rmtree(partial_copy, ignore_errors=True)
+    shutil.copytree(policy.path, partial_copy)
+    shutil.rmtree(path, ignore_errors=True)
+    partial_copy.rename(path)
+    print(f"the improved policy: {path}")  # noqa: T201
+
+
+def fit_rivals(run: Run, sft: Artefact, data: Sequence[Artefact]) -> dict[str, Artefact]:
+    """Return the honest rivals by name: SFT that goes on with what it has, and on all that succeeded."""
+    config, training = run.config, run.config.finetuning.training
+    training = replace(training, steps=config.rounds * training.steps, use_awr=False)
+    common = training, config.policy.freeze, config.demonstrations.sft_advantage, config.seed
+    demonstrations = [artefact for artefact in data if artefact.kind is Kind.DEMONSTRATIONS]
+    rivals = {"more SFT": ("more-sft", demonstrations, False), "SFT on successes": ("successes", data, True)}
+    return {
+        name: run.make(
+            StageName(Kind.POLICY, rival=directory),
+            RivalRecipe(*common, is_of_successes, run.reading),
+            sft=sft,
+            **_by_name(learned_from),
+        )
+        for name, (directory, learned_from, is_of_successes) in rivals.items()
+    }
+
+
+def _by_name(data: Sequence[Artefact]) -> dict[str, Artefact]:
+    return {source_name(artefact): artefact for artefact in data}
+
+
+def _content(path: str | None) -> str | None:
+    """Return the hash of a local checkpoint or file, None if there is none: the name then says it all."""
+    place = None if path is None else Path(path).expanduser()
+    return hash_files(place) if place is not None and place.exists() else None

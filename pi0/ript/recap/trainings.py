@@ -1,0 +1,159 @@
+"""What the stages of RECAP that train make: SFT, value functions, the policy of a round, and its rivals.
+
+A recipe is all that its artefact depends on, besides the artefacts that it reads; `make` sees nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pi0 import PI0Policy
+from pi0.ript.environments import Environment
+from pi0.ript.episodes import EpisodeSet
+from pi0.ript.files import plain, write_json
+from pi0.ript.labels.advantages import fill_missing, read_advantages
+from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
+from pi0.ript.labels.frames import THRESHOLDS_FILE, read_thresholds
+from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.recap.config import RecapPolicy, ValueModel
+from pi0.ript.recap.data import Reading, is_success, open_sources, resolved_reward
+from pi0.ript.recap.objectives import policy_objective, value_objective
+from pi0.ript.recap.stages import Inputs
+from pi0.ript.recap.workshop import Workshop
+from pi0.ript.starting_policy import make_policy, require_fits
+from pi0.ript.training.settings import PolicyTraining, ValueTraining
+from pi0.ript.training.starting_value import starting_value
+from pi0.ript.training.steps import Row
+from pi0.ript.warm_start import toy_policy
+from pi0.value import ValueFunction
+
+
+@dataclass(frozen=True)
+class SupervisedRecipe:
+    """The policy fine-tuned on the demonstrations."""
+
+    policy_path: str
+    checkpoint: str | None
+    """Hash of the files there; None: the name says it all."""
+    norm_stats: str | None
+    policy: RecapPolicy
+    chunk_size: int
+    """Of a toy."""
+    sft: PolicyTraining | None
+    """None: the checkpoint needs none."""
+    advantage: str
+    seed: int
+    reading: Reading
+    environment: Environment = field(metadata={"result": "same"})  # the policy must fit it, no more
+
+    def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
+        """Write the policy."""
+        sources = open_sources(inputs, self.reading, workshop, mode=self.advantage)
+        policy = self._new_policy(sources[0].episodes, workshop.device)
+        if self.sft is None:
+            workshop.world.on_main(policy.save_pretrained, work)
+            return {"steps": 0}
+        nothing = [np.full(source.num_frames, np.nan) for source in sources]
+        parts = policy_objective(policy, sources, nothing, {}, self.sft)
+        return _figures(workshop.train(*parts, self.sft, (self.seed, 0), work))
+
+    def _new_policy(self, episodes: EpisodeSet, device: str) -> PI0Policy:
+        toy = partial(toy_policy, episodes, self.chunk_size, self.seed)
+        changes = {"indicator": self.policy.indicator}
+        policy = make_policy(self.policy_path, self.policy, toy, self.seed, device, changes=changes)
+        require_fits(policy.features, self.environment)
+        return policy
+
+
+@dataclass(frozen=True)
+class ValueRecipe:
+    """A value function, new or trained further."""
+
+    value: ValueModel
+    training: ValueTraining
+    reward: RewardConfig
+    deadlines: dict[str, int]
+    seed: int
+    round: int
+    reading: Reading
+
+    def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
+        """Write the value function, its reward, and how good it is on episodes that it was not trained on."""
+        value, world = self._value(inputs, workshop), workshop.world
+        sources = open_sources(inputs, self.reading, workshop, deadlines=self.deadlines)
+        reward = resolved_reward(self.reward, inputs["demonstrations"], self.deadlines)
+        # The same episodes in each round, so that none is judged on what it has seen.
+        heldout = [heldout_episodes(s, self.training.validation_fraction, (self.seed,)) for s in sources]
+        parts = value_objective(value, sources, reward, heldout)
+        rows = workshop.train(*parts, self.training, (self.seed, self.round), work)
+        calibration = heldout_calibration(value, sources, reward, heldout, world).to_dict()
+        world.on_main(write_json, work / "calibration.json", calibration)
+        world.on_main(write_json, work / "reward.json", plain(reward))
+        return {"calibration": calibration, "loss": rows[-1]["loss"]}
+
+    def _value(self, inputs: Inputs, workshop: Workshop) -> ValueFunction:
+        if "start" in inputs:
+            return workshop.load_value(inputs["start"], inputs["sft"])
+        policy, bins = workshop.load_policy(inputs["sft"]), self.reward.number_of_bins
+        return starting_value(policy, self.value.form, self.value.width, bins, self.seed)
+
+
+@dataclass(frozen=True)
+class FineTuningRecipe:
+    """The policy of a round: fine-tuned on all data, conditioned on the advantage."""
+
+    training: PolicyTraining
+    freeze: str | None
+    mode: str
+    """Of demonstrations."""
+    seed: int
+    round: int
+    reading: Reading
+
+    def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
+        """Write the policy."""
+        sources = open_sources(inputs, self.reading, workshop, mode=self.mode)
+        labels, advantages = inputs["labels"].path, []
+        for source in sources:
+            place = labels / source.name
+            advantages.append(fill_missing(read_advantages(place, source.episodes), "error", place))
+        epsilon = read_thresholds(labels / THRESHOLDS_FILE)
+        policy = workshop.load_policy(inputs["start"])
+        policy.model.freeze(self.freeze)
+        parts = policy_objective(policy, sources, advantages, epsilon, self.training)
+        return _figures(workshop.train(*parts, self.training, (self.seed, self.round), work))
+
+
+@dataclass(frozen=True)
+class RivalRecipe:
+    """A policy to compare with: SFT goes on, for as many steps as all rounds take together."""
+
+    training: PolicyTraining
+    freeze: str | None
+    sft_advantage: str
+    seed: int
+    is_of_successes: bool
+    """Whether it learns from nothing but episodes that succeeded."""
+    reading: Reading
+
+    def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
+        """Write the policy."""
+        sources = open_sources(inputs, self.reading, workshop, mode=self.sft_advantage)
+        if self.is_of_successes:
+            sources = [replace(s, advantage="use") for s in sources if is_success(s).any()]
+        # In mode "use", a success is better than any threshold; a failure has no advantage: it is left out.
+        advantages = [np.where(is_success(source), np.inf, np.nan) for source in sources]
+        epsilon = dict.fromkeys({task for source in sources for task in source.frame_tasks()}, 0.0)
+        policy = workshop.load_policy(inputs["sft"])
+        policy.model.freeze(self.freeze)
+        parts = policy_objective(policy, sources, advantages, epsilon, self.training)
+        return _figures(workshop.train(*parts, self.training, (self.seed, 0), work))
+
+
+def _figures(rows: Sequence[Row]) -> Mapping[str, Any]:
+    last = rows[-max(1, len(rows) // 10) :]
+    return {"steps": len(rows), "loss": float(np.mean([row["loss"] for row in last]))}

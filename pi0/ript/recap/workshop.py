@@ -1,0 +1,82 @@
+"""What the stages of a run are made with."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from pi0 import PI0Policy
+from pi0.ript.config.schema import EnvironmentSettings
+from pi0.ript.distributed import World
+from pi0.ript.environments import get_environment
+from pi0.ript.envs import BatchedEnv
+from pi0.ript.labels.sources import Mixture
+from pi0.ript.recap.keeping import Keeping, Training
+from pi0.ript.recap.stages import Artefact
+from pi0.ript.training.objectives import Model, Objective
+from pi0.ript.training.steps import Row
+from pi0.value import ValueFunction
+
+_FORMER_SNAPSHOT = "checkpoint.pt"
+
+FitFunction = Callable[[Objective, Mixture, Training, Sequence[int], Keeping, World], list[Row]]
+"""Trains the objective's model on windows of a mixture, and returns the figures of every step: the script's
+`fit`. The numbers are the key of everything random."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What stages are made with, and what changes no result: that is a function of the stage's recipe."""
+
+    world: World
+    device: str
+    """Of this process."""
+    images: Path
+    """Directory of decoded images."""
+    fit: FitFunction
+    keeping: Keeping
+    """How a training keeps itself on disk, but where."""
+    _simulators: dict[str, BatchedEnv] = field(default_factory=dict)
+
+    def simulators(self, task: EnvironmentSettings) -> BatchedEnv:
+        """Return the simulators of a task, started when a stage first needs them."""
+        key = json.dumps(asdict(task), sort_keys=True)
+        if key not in self._simulators:
+            self._simulators[key] = get_environment(**asdict(task)).make()
+        return self._simulators[key]
+
+    def load_policy(self, artefact: Artefact) -> PI0Policy:
+        """Return a stage's policy on this process's device."""
+        return PI0Policy.from_pretrained(artefact.path, device=self.device)
+
+    def load_value(self, artefact: Artefact, sft: Artefact) -> ValueFunction:
+        """Return a stage's value function, which may read the prefix of the SFT policy."""
+        policy = self.load_policy(sft)
+        return ValueFunction.from_pretrained(artefact.path, policy).to(policy.device)
+
+    def train(
+        self, objective: Objective, mixture: Mixture, settings: Training, key: Sequence[int], work: Path
+    ) -> list[Row]:
+        """Train in a stage's directory, write the model there, and return the figures of every step."""
+        if (work / _FORMER_SNAPSHOT).exists():
+            self.world.print(f"{work / _FORMER_SNAPSHOT} is of version 0.1.0: this training begins anew")
+        keeping = replace(self.keeping, directory=work)
+        rows = self.fit(objective, mixture, settings, key, keeping, self.world)
+        self.world.on_main(_save, work, objective.model, rows)
+        return rows
+
+    def close(self) -> None:
+        """Stop the simulators, and remove the decoded images: they are in the data sets."""
+        for env in self._simulators.values():
+            env.close()
+        if self.world.rank == 0:  # and no waiting for the others, which may be gone
+            shutil.rmtree(self.images, ignore_errors=True)
+
+
+def _save(work: Path, model: Model, rows: Sequence[Row]) -> None:
+    """Write what was trained and the figures of every step; its snapshots are no longer needed."""
+    model.save_pretrained(work)
+    (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for left in [*work.glob("checkpoint*"), *work.glob(".checkpoint*")]:  # half a one, after a kill
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
