@@ -14,14 +14,15 @@ from omegaconf import OmegaConf
 from test_episodes import INFO, make_episode, publish
 
 from pi0 import FeatureConfig
-from pi0.ript.data import AugmentationSettings, DatasetSettings, MixtureSettings, make_training_data
 from pi0.ript.data.augmentation import augment
 from pi0.ript.data.frames import open_frames
 from pi0.ript.data.mixture import MixtureOrder
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.resampling import action_chunks, chunk_offsets
-from pi0.ript.data.settings import check_mixture
+from pi0.ript.data.settings import AugmentationSettings, DatasetSettings, MixtureSettings, check_mixture
 from pi0.ript.data.splits import validation_episodes
-from pi0.ript.episodes import EpisodeDataError, load_episodes
+from pi0.ript.data.training_data import make_training_data
+from pi0.ript.episodes import load_episodes
 from pi0.ript.windows import episode_windows
 
 CAMERA = "observation.images.front"

@@ -20,8 +20,8 @@ from small_sets import CAMERAS, ENCODINGS, SIDE, draft, picture, write
 
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.reader import open_set
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.episodes import EpisodeDataError
 
 STORAGES = [("image", None), *(("video", encoding) for encoding in ENCODINGS)]
 

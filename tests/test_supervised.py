@@ -23,11 +23,12 @@ from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError, snapshot
 from pi0.ript.checkpoint.files import published
 from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
-from pi0.ript.data import DatasetSettings, MixtureSettings
 from pi0.ript.data.frames import open_frames
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.settings import DatasetSettings, MixtureSettings
 from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv
-from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
+from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig

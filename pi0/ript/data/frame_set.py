@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.images import ImageColumn
-from pi0.ript.episodes import Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.records import Episode, EpisodeDataError, EpisodeLabels
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from pi0.features import ACTION, STATE
+from pi0.ript.data.layout import IMAGE_PREFIX
 from pi0.ript.data.location import locate
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.episodes import EpisodeDataError, load_episodes
-from pi0.ript.episodes.layout import IMAGE_PREFIX
+from pi0.ript.episodes import load_episodes
 
 type ReadImages = Callable[[int], dict[str, UInt8[np.ndarray, "_ _ 3"]]]
 

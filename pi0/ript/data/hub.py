@@ -9,10 +9,10 @@ import httpx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from pi0.ript.data.layout import partial_directory
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.data.tables import Fault, fault_lines, reason_of, read_episodes, read_info
-from pi0.ript.episodes import EpisodeDataError
-from pi0.ript.episodes.layout import partial_directory
+from pi0.ript.data.tables import Fault, fault_lines, read_episodes, read_info, reason_of
 
 _FORMAT = "v3.0"
 

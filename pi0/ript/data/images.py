@@ -22,9 +22,9 @@ from pi0.preprocess import resize_with_pad
 from pi0.ript.data.cache import KeptImages, Recent
 from pi0.ript.data.checks import LEAVE_OUT
 from pi0.ript.data.footage import NOWHERE, Footage
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.tables import FETCH_AGAIN, UNREADABLE, Fault, FrameTable, reason_of
 from pi0.ript.data.video import Video
-from pi0.ript.episodes import EpisodeDataError
 
 type Rows = int | slice | Sequence[int] | np.ndarray
 _OPEN_VIDEOS = Recent[tuple[Path, float], Video](100.0)  # of this process, whatever set they are of

@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pi0.ript.data.layout import partial_directory
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.episodes import EpisodeDataError
-from pi0.ript.episodes.layout import partial_directory
 
 
 def locate(settings: DatasetSettings) -> Path | None:

@@ -20,6 +20,8 @@ from pi0.ript.data.footage import find_footage
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.hub import Place, locate
 from pi0.ript.data.images import FilmedImages, ImageColumn, StoredImages, find_sizes
+from pi0.ript.data.layout import COLLECTION_PATH
+from pi0.ript.data.records import EpisodeDataError, EpisodeLabels
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.data.tables import (
     FETCH_AGAIN,
@@ -27,14 +29,12 @@ from pi0.ript.data.tables import (
     Fault,
     column_names,
     fault_lines,
-    reason_of,
     read_episodes,
     read_frames,
     read_info,
     read_tasks,
+    reason_of,
 )
-from pi0.ript.episodes import EpisodeDataError, EpisodeLabels
-from pi0.ript.episodes.layout import COLLECTION_PATH
 
 _OTHER_NAMES = "data_features_name_mapping"
 

@@ -136,7 +136,9 @@ def read_episodes(root: Path, faults: list[Fault]) -> list[dict[str, Any]] | Non
             found = table.select([x for x in table.column_names if not x.startswith("stats/")]).to_pylist()
         except UNREADABLE as error:
             place = str(path.relative_to(root))
-            faults.append(Fault(place, f"expected a table of episodes, found {reason_of(error)}", FETCH_AGAIN))
+            faults.append(
+                Fault(place, f"expected a table of episodes, found {reason_of(error)}", FETCH_AGAIN)
+            )
             return None
         rows += [row | {"episode_index": number} for row, number in zip(found, numbers, strict=True)]
     return sorted(rows, key=lambda row: row["episode_index"])

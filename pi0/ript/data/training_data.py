@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from pi0.features import FeatureConfig
 from pi0.ript.data.frames import FrameSet, open_frames
 from pi0.ript.data.mixture import MixtureOrder
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import MixtureSettings, check_mixture, mixture_weights
 from pi0.ript.data.splits import validation_episodes
 from pi0.ript.data.windows import MixtureWindows
-from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.interruption import deaf_children
 from pi0.ript.peers import ALONE, Peers, share
 

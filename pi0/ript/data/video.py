@@ -9,8 +9,8 @@ import av
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.tables import FETCH_AGAIN, reason_of
-from pi0.ript.episodes import EpisodeDataError
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.preprocess import resize_with_pad
 from pi0.ript.data.augmentation import augment
 from pi0.ript.data.frames import FrameSet
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.resampling import action_chunks, chunk_offsets
 from pi0.ript.data.settings import MixtureSettings
-from pi0.ript.episodes import EpisodeDataError
 
 
 class MixtureWindows(Dataset[dict[str, Any]]):

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pi0.ript.episodes import EpisodeDataError
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.files import read_versioned_json
 from pi0.ript.labels.calibration import Calibration

@@ -15,9 +15,8 @@ from pi0.normalize import Statistics
 from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
-from pi0.ript.data import MixtureSettings
 from pi0.ript.data.frames import FrameSet, open_frames
-from pi0.ript.data.settings import mixture_weights
+from pi0.ript.data.settings import MixtureSettings, mixture_weights
 from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.training_data import split_rows
 from pi0.ript.starting_policy import TOY, make_policy

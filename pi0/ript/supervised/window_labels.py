@@ -11,9 +11,10 @@ from typing import cast
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from pi0.ript.data import DatasetSettings
 from pi0.ript.data.frames import FrameSet
-from pi0.ript.episodes import EpisodeDataError, load_labels
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.settings import DatasetSettings
+from pi0.ript.episodes import load_labels
 from pi0.ript.labels.advantages import (
     LINEAGE_PATH,
     MissingAdvantage,
