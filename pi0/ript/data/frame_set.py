@@ -60,6 +60,13 @@ class FrameSet:
         """Return the row behind the episode of each frame."""
         return np.repeat(np.cumsum(self.lengths), self.lengths)
 
+    def image_sizes(self, camera: str) -> tuple[tuple[int, int], ...]:
+        """Return the heights and widths of a camera's images; () if the set lacks it."""
+        column = self.images.get(camera)
+        if column is None:
+            return ()
+        return column.sizes if isinstance(column, ImageColumn) else (column.shape[1:3],)
+
     def rows(self, chosen: Bool[np.ndarray, " e"]) -> Int64[np.ndarray, " _"]:
         """Return the rows of all frames of some episodes."""
         return np.flatnonzero(np.repeat(chosen, self.lengths))

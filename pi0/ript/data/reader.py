@@ -109,11 +109,8 @@ def _columns(
         pictures = [column for column, feature in features.items() if _is_camera(feature)]
         cameras = [key for key in dict.fromkeys([own.get(x, x) for x in pictures] + list(mapping))
                    if key not in (STATE, ACTION)]  # fmt: skip
-    unknown = sorted(set(mapping) - {*cameras, STATE, ACTION}) if cameras else []
-    if unknown:
-        raise EpisodeDataError(
-            f"{name}: {_OTHER_NAMES}: expected keys from {[*cameras, STATE, ACTION]}, found {unknown}"
-        )
+    if cameras:
+        require_names(settings, cameras, name)
     wanted = {key: mapping.get(key, key) for key in (*cameras, STATE, ACTION)}
     columns = {key: column for key, column in wanted.items() if column is not None}
     missing = [column for column in columns.values() if column not in features and column not in present]
@@ -124,6 +121,14 @@ def _columns(
         )
     names = {key: columns.pop(key) for key in (STATE, ACTION)}
     return names, columns
+
+
+def require_names(settings: DatasetSettings, cameras: Sequence[str], name: str) -> None:
+    """Raise EpisodeDataError if the settings name columns for what a policy of these cameras lacks."""
+    known = [*cameras, STATE, ACTION]
+    unknown = sorted(set(settings.data_features_name_mapping) - set(known))
+    if unknown:
+        raise EpisodeDataError(f"{name}: {_OTHER_NAMES}: expected keys from {known}, found {unknown}")
 
 
 def _is_camera(feature: Mapping[str, Any]) -> bool:

@@ -37,7 +37,7 @@ examples:
   pi0-demos --env libero --suite libero_goal --operator sloppy --episodes 20 --output demos/goal
 
 An interrupted command continues when it is run again. Training on the result:
-lerobot's LeRobotDataset(repo_id, root=DIR), or pi0.ript.episodes.load_episodes(DIR).
+lerobot's LeRobotDataset(repo_id, root=DIR), or pi0.ript.data.reader.open_set.
 
 exit codes: 0 done; 1 failed while recording; 2 unusable arguments; 130 interrupted
 """
