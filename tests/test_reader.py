@@ -15,13 +15,18 @@ import pytest
 import reader_oracle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reader_oracle import Seen
 from set_changes import READ, REFUSED
-from small_sets import CAMERAS, ENCODINGS, SIDE, draft, picture, write
+from small_sets import CAMERAS, ENCODINGS, SIDE, Draft, draft, picture, write
 
+from pi0 import FeatureConfig
 from pi0.ript.data.cache import ImageCache
+from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
-from pi0.ript.data.settings import DatasetSettings
+from pi0.ript.data.settings import DatasetSettings, MixtureSettings
+from pi0.ript.data.statistics import mixture_statistics
+from pi0.ript.data.training_data import make_training_data
 
 STORAGES = [("image", None), *(("video", encoding) for encoding in ENCODINGS)]
 
@@ -76,25 +81,56 @@ def check_draw(drawn, counts: Counter) -> None:
         assert all(str(root) in line and "expected" in line and "found" in line for line in lines), lines
 
 
-def check_read(root: Path, given_settings: DatasetSettings, made) -> None:
+def check_read(root: Path, given_settings: DatasetSettings, made: Draft) -> None:
     """Compare everything that the library makes of a set with what the oracle sees in it."""
     seen = reader_oracle.read(root, made.mapping())
     frames = open_set(given_settings)
+    check_frames(frames, seen)
     assert frames.fps == made.fps
+    order = np.random.default_rng(0).permutation(len(seen))
+    for camera, column in frames.images.items():
+        for row in order.tolist():
+            assert np.array_equal(column[row], seen[row].images[camera])
+    for gib in (0.0, 1.0):
+        check_batches(given_settings, seen, gib)
+
+
+def check_frames(frames: FrameSet, seen: list[Seen]) -> None:
     assert np.array_equal(frames.states, np.array([x.state for x in seen], np.float32))
     assert np.array_equal(frames.actions, np.array([x.action for x in seen], np.float32))
     assert frames.frame_instructions() == [x.instruction for x in seen]
     assert frames.timestamps.tolist() == [x.timestamp for x in seen]
     assert np.repeat(frames.episodes, frames.lengths).tolist() == [x.episode for x in seen]
-    success = {
-        number: any(x.success for x in seen if x.episode == number) for number in frames.episodes.tolist()
-    }
-    assert [labels.success for labels in frames.labels] == list(success.values())
+    for number, labels in zip(frames.episodes.tolist(), frames.labels, strict=True):
+        own = [x for x in seen if x.episode == number]
+        assert (labels.success, labels.instruction) == (any(x.success for x in own), own[0].instruction)
     assert list(frames.images) == [camera for camera in CAMERAS if camera in seen[0].images]
-    order = np.random.default_rng(0).permutation(len(seen))
-    for camera, column in frames.images.items():
-        for row in order.tolist():
-            assert np.array_equal(column[row], seen[row].images[camera])
+    statistics = mixture_statistics([frames], [np.arange(len(seen))])
+    own = np.array([x.action for x in seen], np.float64).mean(0)
+    assert np.allclose(statistics["action"]["mean"], own, rtol=1e-4, atol=1e-5)
+
+
+def check_batches(given_settings: DatasetSettings, seen: list[Seen], gib: float) -> None:
+    """Compare a batch of all frames, as pi0-train gets it."""
+    features = FeatureConfig(image_keys=tuple(seen[0].images), state_dim=4, action_dim=3)
+    reading = MixtureSettings(
+        datasets=[given_settings], num_workers=0, val_split_ratio=0.0, image_size=SIDE, cache_gib=gib
+    )
+    data = make_training_data(reading, features, 3, len(seen))
+    for _ in range(2):
+        batch = next(data.train)
+        assert sorted(batch["window"].tolist()) == list(range(len(seen)))
+        for i, window in enumerate(batch["window"].tolist()):
+            frame = seen[window]
+            later = [x for x in seen[window : window + 3] if x.episode == frame.episode]
+            chunk = np.array([x.action for x in later + later[-1:] * 2][:3], np.float32)
+            assert np.array_equal(batch["action"][i], chunk)
+            assert batch["action_is_pad"][i].tolist() == [j >= len(later) for j in range(3)]
+            assert np.array_equal(batch["observation.state"][i], np.array(frame.state, np.float32))
+            assert batch["task"][i] == frame.instruction
+            for camera, image in frame.images.items():
+                if image.shape[0] == SIDE:
+                    assert np.array_equal(batch[camera][i], image)
 
 
 # One thing at a time ----------------------------------------------------------------------------------------
