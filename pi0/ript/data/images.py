@@ -136,6 +136,11 @@ class StoredImages(ImageColumn):
         self._column, self._frames = column, frames
         self._groups = Recent[tuple[int, int], pa.Array](_ENCODED_BYTES, _num_bytes)
 
+    @property
+    def largest_group(self) -> int:
+        """Return how many bytes of images are read for one of them, at most."""
+        return max(size for file in self._frames.files for size in _group_sizes(file.path, self._column))
+
     def _decode(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
         number, place = int(self._frames.file[row]), int(self._frames.row[row])
         ends = self._frames.files[number].group_ends
@@ -190,11 +195,7 @@ def _rows_without(frames: FrameTable, number: int, column: str) -> Iterator[int]
     """Yield the frames of a file that have no image, as far as the file counts them."""
     file = frames.files[number]
     metadata = pq.read_metadata(file.path)
-    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    leaf = next((i for i, path in enumerate(paths) if path in (column, f"{column}.bytes")), None)
-    if leaf is None:
-        raise ValueError("no such column of images")
-    first = 0
+    leaf, first = _leaf(metadata, column), 0
     for group in range(metadata.num_row_groups):
         statistics = metadata.row_group(group).column(leaf).statistics
         if statistics is not None and statistics.null_count:
@@ -213,6 +214,21 @@ def _encoded(path: Path, column: str, group: int) -> pa.Array:
         raise EpisodeDataError(
             f"{path}: {column}: row group {group}: {reason_of(error)}; {FETCH_AGAIN}"
         ) from error
+
+
+def _group_sizes(path: Path, column: str) -> list[int]:
+    metadata = pq.read_metadata(path)
+    leaf, groups = _leaf(metadata, column), range(metadata.num_row_groups)
+    return [metadata.row_group(group).column(leaf).total_uncompressed_size for group in groups]
+
+
+def _leaf(metadata: pq.FileMetaData, column: str) -> int:
+    """Return the number of the leaf column of the images' bytes; raise ValueError if there is none."""
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    leaf = next((i for i, path in enumerate(paths) if path in (column, f"{column}.bytes")), None)
+    if leaf is None:
+        raise ValueError("no such column of images")
+    return leaf
 
 
 def _num_bytes(cells: pa.Array) -> float:

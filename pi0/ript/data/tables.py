@@ -44,15 +44,24 @@ class Fault:
 
 def fault_lines(root: Path, faults: Iterable[Fault]) -> list[str]:
     """Return a line for each fault; episodes with the same fault share one."""
+    return [f"{root}: {text}; {remedy}" for text, remedy in told_faults(faults, _EXAMPLES)]
+
+
+def told_faults(faults: Iterable[Fault], examples: int | None = None) -> list[tuple[str, str]]:
+    """Return text and remedy of each fault; one that several episodes have names some of them as examples."""
     groups: dict[tuple[str, str], list[str]] = {}
     for fault in faults:
-        whose = f"episode {' and '.join(map(str, fault.episodes))}: " if fault.episodes else ""
-        groups.setdefault((fault.where, fault.remedy), []).append(whose + fault.what)
-    lines = []
-    for (where, remedy), found in groups.items():
-        more = [f"and {len(found) - _EXAMPLES} more"] if len(found) > _EXAMPLES else []
-        lines.append(f"{root}: {where}: {'; '.join([*found[:_EXAMPLES], *more])}; {remedy}")
-    return lines
+        whose = ", ".join(map(str, fault.episodes[:examples]))
+        more = " ..." if len(fault.episodes) > len(fault.episodes[:examples]) else ""
+        groups.setdefault((fault.where, fault.remedy), []).append(
+            f"episode {whose}{more}: {fault.what}" if whose else fault.what
+        )
+    told = []
+    for (where, remedy), each in groups.items():
+        left_out = len(each) - len(each[:examples])
+        named = [*each[:examples], *([f"and {left_out} more"] if left_out else [])]
+        told.append((f"{where}: {'; '.join(named)}", remedy))
+    return told
 
 
 def reason_of(error: BaseException) -> str:
