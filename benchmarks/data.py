@@ -4,7 +4,7 @@
     python benchmarks/data.py --memory    a pass over all frames with cache_gib 0 and 1: memory and numbers
     python benchmarks/data.py --frames 2000 --rounds 1 --batches 5     a quick look
 
-The set has two cameras of 256 pixels and is made once, into .cache/ (40,000 frames: some minutes). Every image
+The set has two cameras of 256 pixels and is made once, into .cache/ (40,000 frames: some minutes). Each image
 carries its frame's number in black and white squares. Both read it in random order: cold from all frames,
 cached from the first 2,000 after a pass over them. Runs alternate; a figure is the median of the rounds.
 """
