@@ -97,7 +97,7 @@ def train_recap(config: RecapConfig) -> None:
         start = pretrained if config.value.start_from == "pretrained" else value
         value = recap.fit_value(run, sft, data, start, number)
         labels = recap.label(run, number, sft, value, data)
-        recap.require_gates(run, value, labels)
+        recap.require_gates(run, value, labels, rollouts)
         # Improve
         start = sft if config.finetuning.start_from == "sft" else policy
         policy = recap.fit_labels(run, number, start, labels, data)

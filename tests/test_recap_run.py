@@ -148,8 +148,8 @@ def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path, run):
 
 def test_a_gate_stops_the_run_before_the_policy_is_trained(whole, tmp_path, run):
     shutil.copytree(whole[0], tmp_path / "copy")
-    with pytest.raises(SystemExit, match=r"error: [\s\S]*value correlation"):
-        run(tmp_path / "copy", "gates.min_correlation=1.1")
+    with pytest.raises(SystemExit, match=r"error: [\s\S]*value function: (fails|undecided)"):
+        run(tmp_path / "copy", "gates.min_concordance=1.1")
 
 
 class CaughtError(Exception):
@@ -195,7 +195,7 @@ def test_the_records_of_the_stages_have_every_setting_that_changes_a_result(whol
         ),
         **{f"round-{n}/rollouts": {"rollouts", "task", "round", "seed"} for n in (1, 2)},
         **{f"round-{n}/advantages": {"reward", "advantage", "mode", "deadlines"} | common for n in (1, 2)},
-        **{f"round-{n}/policy": fit_keys | common | {"mode", "round"} for n in (1, 2)},
+        **{f"round-{n}/policy": fit_keys | common | {"mode", "round", "uncond_weight"} for n in (1, 2)},
         **{
             name: fit_keys | common | {"sft_advantage", "is_of_successes"}
             for name in seen

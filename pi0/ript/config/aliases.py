@@ -51,6 +51,7 @@ EARLIER: dict[str, Alias] = {
         old: Alias(new)
         for old, new in {
             "algo.demo_batch_size": "algo.data_batch_size",
+            "gates.min_separation": "gates.min_concordance",
             "algo.cfg_guidance_scale": "eval.cfg_guidance_scale",
             "algo.num_ppo_epochs": "algo.num_epochs",
             "benchmark_name": "task.benchmark_name",
@@ -155,6 +156,7 @@ WITHOUT_EFFECT: dict[str, Sequence[str]] = {
         *("algo.state_history_window", "enhanced_sampling.debug_sampling", "debug_sampling"),
         *("enhanced_sampling.enable_smart_filtering", "unified_pool_shuffle"),
     ],
+    "values are judged by gates.min_concordance": ["gates.min_correlation"],
     "actions are always sampled": ["algo.deterministic", "algo.temperature"],
     "the indicator is withheld by algo.cfg_uncond_weight": ["algo.cfg_dropout", "policy.cfg_enabled"],
     "guidance is constant": ["adaptive_cfg", "adaptive_cfg.*", "cfg_sweep", "cfg_sweep.*"],

@@ -66,6 +66,10 @@ class Source:
         """Return the return of each frame."""
         return frame_returns(self.episodes.lengths.tolist(), self.ends, reward)
 
+    def is_success(self) -> Bool[np.ndarray, " n"]:
+        """Return which frames are of episodes that succeeded."""
+        return np.repeat([labels.success for labels in self.episodes.labels], self.episodes.lengths)
+
     def episode_tasks(self) -> list[str]:
         """Return the task of each episode: its id, or in a set made elsewhere its instruction."""
         return [labels.task_id or labels.instruction for labels in self.episodes.labels]

@@ -127,7 +127,9 @@ def measure(run: Run) -> Rates:
     source = Source("budget", episode_set(recorded, round(env.tasks[task].hz)), "on")
     settings = replace(config.sft, steps=4)
     policy = toy_policy(source.episodes, run.chunk_size, 0)
-    parts = policy_objective(policy, [source], [np.zeros(source.num_frames)], {}, settings)
+    parts = policy_objective(
+        policy, [source], [np.zeros(source.num_frames)], [np.zeros(source.num_frames, bool)], settings
+    )
     seconds = []
     for _ in range(2):  # the first time is slower
         start = time.monotonic()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.distributed import World
@@ -111,11 +111,13 @@ def open_sources(
         inputs: Of the stage.
         reading: How demonstrations are read.
         workshop: Whose decoded images are mapped.
-        mode: The indicator that demonstrations get; rollouts get that of their advantage.
+        mode: The indicator that demonstrations get, or leave_out; rollouts get that of their advantage.
         deadlines: Of rollouts, as `Source.deadlines`.
     """
     options = {"mode": mode, "deadlines": deadlines}
     data = [artefact for artefact in inputs.values() if artefact.kind in _ROLES]
+    if mode == "leave_out":
+        data = [artefact for artefact in data if artefact.kind is not Kind.DEMONSTRATIONS]
     return [workshop.world.first(_open_source, a, reading, workshop.images, **options) for a in data]
 
 
@@ -138,8 +140,3 @@ def resolved_reward(
 ) -> RewardConfig:
     """Return the reward with a normaliser that fits all episodes of the run; too small a one is an error."""
     return reward.resolve(max([demonstrations.figures["longest"], *deadlines.values()]))
-
-
-def is_success(source: Source) -> Bool[np.ndarray, " n"]:
-    """Return which of a source's n frames are of episodes that succeeded."""
-    return np.repeat([labels.success for labels in source.episodes.labels], source.episodes.lengths)

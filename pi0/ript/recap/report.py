@@ -4,13 +4,12 @@ Axes: none.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pi0.ript import page
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet, load_episodes, load_labels
-from pi0.ript.labels.calibration import Calibration
+from pi0.ript.files import flatten
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
@@ -131,8 +130,10 @@ def _calibration(run: RecapRun) -> str:
     rounds = {f"round {n}": list(sources.values()) for n, sources in run.frames.items()}
     caption = "All frames of all sources, those that the value function was trained on included."
     plot = page.plot(run.directory, "calibration", calibration_figure(rounds), caption)
-    names = [field.name.replace("num_", "held-out ").replace("_", " ") for field in fields(Calibration)]
-    rows = [[name, *calibration.to_dict().values()] for name, calibration in run.calibrations.items()]
+    judged = {name: flatten(calibration.to_dict()) for name, calibration in run.calibrations.items()}
+    keys = list(dict.fromkeys(key for figures in judged.values() for key in figures))
+    names = [key.rpartition(".")[2].replace("num_", "held-out ").replace("_", " ") for key in keys]
+    rows = [[name, *map(figures.get, keys)] for name, figures in judged.items()]
     return plot + page.table(["value function", *names], rows)
 
 

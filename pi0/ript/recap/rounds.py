@@ -158,15 +158,20 @@ def label(run: Run, number: int, sft: Artefact, value: Artefact, data: Sequence[
     return run.make(StageName(Kind.ADVANTAGES, number), recipe, sft=sft, value=value, **_by_name(data))
 
 
-def require_gates(run: Run, value: Artefact, labels: Artefact) -> None:
-    """Print the figures of values and labels.
+def require_gates(run: Run, value: Artefact, labels: Artefact, rollouts: Sequence[Artefact]) -> None:
+    """Print the figures of values and labels; rollouts of all rounds say whether the policy is improving.
 
     Raises:
         GateError: One is too bad to train a policy on.
     """
     figures = {key: labels.figures[key] for key in ("coverage", "positive_fraction", "target_fraction")}
-    calibration = Calibration(**value.figures["calibration"])
-    for line in check_gates(calibration, LabelFigures(**figures), run.config.gates):
+    calibration, success = (
+        Calibration.from_dict(value.figures["calibration"]),
+        [r.figures["success"] for r in rollouts],
+    )
+    is_improving = len(success) > 1 and success[-1] > success[-2]
+    gates = run.config.gates
+    for line in check_gates(calibration, LabelFigures(**figures), gates, is_improving=is_improving):
         run.world.print(f"  {line}")
 
 
@@ -176,7 +181,8 @@ def fit_labels(
     """Return the policy fine-tuned on all data, conditioned on the advantage."""
     config, mode = run.config, run.config.demonstrations.advantage
     training, freeze = config.finetuning.training, config.policy.freeze
-    recipe = FineTuningRecipe(training, freeze, mode, config.seed, number, run.reading)
+    uncond_weight = config.finetuning.uncond_weight if config.finetuning.objective == "ript" else None
+    recipe = FineTuningRecipe(training, freeze, mode, config.seed, number, run.reading, uncond_weight)
     return run.make(StageName(Kind.POLICY, number), recipe, start=start, labels=labels, **_by_name(data))
 
 
@@ -197,7 +203,7 @@ def round_metrics(run: Run, number: int) -> dict[str, Any]:
     return {
         "rollout/success": rollouts["success"],
         "value/correlation": value["calibration"]["correlation"],
-        "value/separation": value["calibration"]["separation"],
+        "value/concordance": (value["calibration"].get("order") or {}).get("concordance"),
         "value/loss": value["loss"],
         "advantage/positive_fraction": labels["positive_fraction"],
         **{f"advantage/positive/{name}": share for name, share in labels["positive_share"].items()},

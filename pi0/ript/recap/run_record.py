@@ -5,7 +5,7 @@ Axes: none.
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,5 +94,4 @@ def _rounds(directory: Path) -> dict[int, Path]:
 
 def _calibration(file: Path) -> Calibration:
     """Return the figures of a calibration.json, which may hold others too."""
-    figures = json.loads(file.read_text())
-    return Calibration(**{field.name: figures[field.name] for field in fields(Calibration)})
+    return Calibration.from_dict(json.loads(file.read_text()))
