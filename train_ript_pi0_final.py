@@ -85,7 +85,7 @@ def train_recap(config: RecapConfig) -> None:
     setup_signal_handlers()
 
     demonstrations = recap.obtain_demonstrations(run)
-    policy = sft = recap.fit_demonstrations(run, demonstrations)
+    policy = best = sft = recap.fit_demonstrations(run, demonstrations)
     value = pretrained = recap.fit_value(run, sft, [demonstrations])
     evaluations = {"SFT": recap.judge(run, sft)}
     rollouts = []
@@ -100,18 +100,19 @@ def train_recap(config: RecapConfig) -> None:
         recap.require_gates(run, value, labels, rollouts)
         # Improve
         start = sft if config.finetuning.start_from == "sft" else policy
-        policy = recap.fit_labels(run, number, start, labels, data)
+        improved = recap.fit_labels(run, number, start, labels, data)
+        policy, best = recap.choose(run, policy, best, improved)  # not by the states that are reported
         # Report
-        evaluations[f"round {number}"] = recap.judge(run, policy)
+        evaluations[f"round {number}"] = recap.judge(run, improved)
         log_metrics(recap.round_metrics(run, number) | monitor_memory(), number)
         if run.stages.num_made:
             world.on_main(write_recap_report, run_dir, run.stages.names)
-    world.on_main(recap.publish_policy, run, policy)
+    world.on_main(recap.publish_policy, run, best)
     if config.baselines:
         rivals = recap.fit_rivals(run, sft, data)
         evaluations |= {name: recap.judge(run, rival) for name, rival in rivals.items()}
 
-    world.on_main(write_summary, run_dir, asdict(config), evaluations)
+    world.on_main(write_summary, run_dir, asdict(config), evaluations, best.label)
     world.on_main(write_recap_report, run_dir, run.stages.names)
     run.close()
     close_run_logging()

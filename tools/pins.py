@@ -55,7 +55,7 @@ RECAP = [
     *("gates.min_concordance=0", "gates.max_fraction_error=1"),
     *("advantage.positive_fraction=0.3", "advantage.ranked=rollouts", "demonstrations.advantage=use"),
     *("finetuning.objective=indicator", "rollouts.guidance=3.0", "finetuning.start_from=previous"),
-    *("eval.rollouts_per_task=2", "eval.n_video=0"),
+    *("validation.rollouts_per_task=0", "eval.rollouts_per_task=2", "eval.n_video=0"),
 ]
 TRAIN = [
     *("batch_size=8", "gradient_accumulation_steps=2", "steps=6", "log_freq=1", "save_freq=3", "val_freq=3"),

@@ -68,13 +68,14 @@ def budget(run: Run) -> Budget:
     root = config.demonstrations.root
     shown = 0 if root else demonstrations * len(tasks)
     policies = config.rounds + 1 + 2 * config.baselines
+    validated = config.validation.rollouts_per_task * (config.rounds + 1)
     training = config.rounds * config.finetuning.training.steps * (1 + 2 * config.baselines)
     gb = 3 * len(tasks[0].cameras) * tasks[0].image_size ** 2 * steps / 1e9
     given = images_gb(root) if root else 0.0
     recorded = gb * (shown + config.rounds * per_round)
     return Budget(
         recorded=shown + config.rounds * per_round,
-        judged=config.eval.rollouts_per_task * len(tasks) * policies,
+        judged=len(tasks) * (config.eval.rollouts_per_task * policies + validated),
         steps=steps,
         policy_updates=training + (0 if config.skip_sft else config.sft.steps),
         value_updates=config.value.pretraining.steps + config.rounds * config.value.finetuning.steps,

@@ -106,6 +106,14 @@ class FineTuning:
 
 
 @dataclass
+class Validation:
+    """How the round to publish is chosen: on states that are neither trained on nor reported."""
+
+    rollouts_per_task: Whole = 50  # validation states; 0: the last round is published
+    discard_worse: bool = True  # a round that is worse (paired 95% interval below zero) is not built upon
+
+
+@dataclass
 class RecapConfig:
     """Everything that can be set; the defaults learn the embedded task in minutes on a laptop CPU."""
 
@@ -136,6 +144,7 @@ class RecapConfig:
     advantage: Advantage = field(default_factory=lambda: Advantage(0.6, ranked="successes"))
     finetuning: FineTuning = field(default_factory=FineTuning)
     gates: Gates = field(default_factory=Gates)
+    validation: Validation = field(default_factory=Validation)
     eval: Eval = field(default_factory=lambda: Eval(cfg_guidance_scale=3.0))
     distributed: Distributed = field(default_factory=Distributed)
     logging: Logging = field(default_factory=Logging)

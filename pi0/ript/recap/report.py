@@ -9,6 +9,7 @@ from typing import Any
 
 from pi0.ript import page
 from pi0.ript.episodes import EpisodeDataError, EpisodeSet, load_episodes, load_labels
+from pi0.ript.evaluate import Evaluation
 from pi0.ript.files import flatten
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
@@ -29,7 +30,7 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
     """
     run = read_recap_run(run_dir, names)
     sections = [
-        ("", headline(run.evaluations)),
+        ("", headline(_headlined(run)) + _choice(run)),
         ("Success by round", _success(run)),
         ("Value over time", _values_over_time(run)),
         ("Advantages", _advantages(run)),
@@ -50,6 +51,29 @@ def _success(run: RecapRun) -> str:
     ]
     tasks = page.plot(run.directory, "success_by_task", task_success_figure(run.evaluations))
     return page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
+
+
+def _headlined(run: RecapRun) -> dict[str, Evaluation]:
+    """Return the evaluations up to the policy that was published."""
+    names = list(run.evaluations)
+    end = names.index(run.published) + 1 if run.published in names else len(names)
+    return {name: run.evaluations[name] for name in names[:end]}
+
+
+def _choice(run: RecapRun) -> str:
+    """Return which policy was published, and why."""
+    figures = {
+        name.split("/")[0].removesuffix("-validation").replace("sft", "SFT").replace("-", " "): stage[
+            "figures"
+        ]
+        for name, stage in run.stages.items()
+        if name.endswith("validation")
+    }
+    counts = [f"{name} {f['num_successes']}/{f['num_episodes']}" for name, f in figures.items()]
+    if not counts:
+        return ""
+    chosen = f"Published: {run.published}. " if run.published else ""
+    return f"<p>{chosen}On validation states: {', '.join(counts)}.</p>"
 
 
 def _values_over_time(run: RecapRun) -> str:

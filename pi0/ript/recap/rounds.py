@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from pi0.ript.config.schema import Eval
 from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
-from pi0.ript.evaluate import Evaluation
+from pi0.ript.evaluate import Evaluation, compare
 from pi0.ript.files import hash_files
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.recap.artefacts import (
@@ -186,10 +187,45 @@ def fit_labels(
     return run.make(StageName(Kind.POLICY, number), recipe, start=start, labels=labels, **_by_name(data))
 
 
+def choose(run: Run, policy: Artefact, best: Artefact, improved: Artefact) -> tuple[Artefact, Artefact]:
+    """Return what the next round builds on, and what is to be published so far, by validation states.
+
+    Args:
+        run: Says how many states there are; with none, both are the newest policy.
+        policy: What this round was built on.
+        best: What was to be published before it.
+        improved: What this round made.
+    """
+    if not run.config.validation.rollouts_per_task:
+        return improved, improved
+    new, before, most = (_validate(run, each) for each in (improved, policy, best))
+    change = compare(before, new)
+    is_worse = run.config.validation.discard_worse and change.interval[1] < 0
+    is_best = new.num_successes >= most.num_successes
+    run.world.print(
+        f"  validation: {new.num_successes}/{new.num_episodes}, {change} points against {policy.stage}: "
+        f"{'worse, the next round starts from that one again' if is_worse else 'kept'}; "
+        f"the best so far is {improved.stage if is_best else best.stage}"
+    )
+    return (policy if is_worse else improved), (improved if is_best else best)
+
+
+def _validate(run: Run, policy: Artefact) -> Evaluation:
+    """Return how the policy does on validation states."""
+    settings = replace(run.config.eval, rollouts_per_task=run.config.validation.rollouts_per_task)
+    settings = replace(settings, first_state=0, n_video=0)
+    return _evaluate(run, policy, Kind.VALIDATION, settings)
+
+
 def judge(run: Run, policy: Artefact) -> Evaluation:
     """Return how the policy does on held-out states; the stage beside its own has the videos."""
-    recipe = EvaluationRecipe(run.config.eval, run.config.task, run.config.rollouts.pool_size)
-    made = run.make(replace(policy.stage, kind=Kind.EVALUATION), recipe, policy=policy)
+    return _evaluate(run, policy, Kind.EVALUATION, run.config.eval)
+
+
+def _evaluate(run: Run, policy: Artefact, kind: Kind, settings: Eval) -> Evaluation:
+    states = "heldout" if kind is Kind.EVALUATION else "validation"
+    recipe = EvaluationRecipe(settings, run.config.task, run.config.rollouts.pool_size, states)
+    made = run.make(replace(policy.stage, kind=kind), recipe, policy=policy)
     return read_evaluation(made.path / "evaluation.json")
 
 
@@ -200,6 +236,7 @@ def round_metrics(run: Run, number: int) -> dict[str, Any]:
         figures[str(StageName(kind, number))]
         for kind in (Kind.ROLLOUTS, Kind.VALUE, Kind.ADVANTAGES, Kind.POLICY, Kind.EVALUATION)
     )
+    validation = figures.get(str(StageName(Kind.VALIDATION, number)))
     return {
         "rollout/success": rollouts["success"],
         "value/correlation": value["calibration"]["correlation"],
@@ -210,6 +247,7 @@ def round_metrics(run: Run, number: int) -> dict[str, Any]:
         "train/loss": policy["loss"],
         "eval/success": evaluation["success_rate"],
         "eval/steps_to_success": evaluation["mean_steps_to_success"],
+        **({"validation/success": validation["success_rate"]} if validation else {}),
     }
 
 
@@ -224,7 +262,7 @@ def publish_policy(run: Run, policy: Artefact) -> None:
     shutil.copytree(policy.path, partial_copy)
     shutil.rmtree(path, ignore_errors=True)
     partial_copy.rename(path)
-    print(f"the improved policy: {path}")  # noqa: T201
+    print(f"published: {policy.stage}, in {path}")  # noqa: T201
 
 
 def fit_rivals(run: Run, sft: Artefact, data: Sequence[Artefact]) -> dict[str, Artefact]:

@@ -41,6 +41,8 @@ class RecapRun:
     """By round: epsilon by task id; empty where there is no file."""
     stages: dict[str, dict[str, Any]]
     """Of recap_state.json."""
+    published: str | None = None
+    """The name of the evaluated policy that was chosen; None: the run is under way, or of version 0.1.0."""
 
     def rollouts(self, number: int) -> Path:
         """Return where the rollouts of a round are, or will be."""
@@ -83,7 +85,12 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
             number: read_thresholds(file.with_name(THRESHOLDS_FILE)) for number, file in labels.items()
         },
         stages={name: stage for name, stage in recorded.items() if names is None or name in names},
+        published=_published(directory / "results.json"),
     )
+
+
+def _published(results: Path) -> str | None:
+    return read_versioned_json(results).get("published") if results.exists() else None
 
 
 def _rounds(directory: Path) -> dict[int, Path]:

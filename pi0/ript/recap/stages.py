@@ -51,9 +51,14 @@ class Kind(StrEnum):
     ADVANTAGES = "advantages"
     POLICY = "policy"
     EVALUATION = "evaluation"
+    VALIDATION = "validation"
 
 
-_BEFORE_ROUNDS = {Kind.POLICY: "sft", Kind.EVALUATION: "sft-evaluation"}
+_BEFORE_ROUNDS = {
+    Kind.POLICY: "sft",
+    Kind.EVALUATION: "sft-evaluation",
+    Kind.VALIDATION: "sft-validation",
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,11 @@ class Artefact:
     def round(self) -> int:
         """Return the round that made it; 0: none did."""
         return self.stage.round
+
+    @property
+    def label(self) -> str:
+        """Return what tables call a policy: SFT, or its round."""
+        return f"round {self.round}" if self.round else "SFT"
 
 
 Inputs = Mapping[str, Artefact]
