@@ -8,9 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pi0 import PI0Policy
+from pi0.ript.commands.arguments import command_parser, complain
 from pi0.ript.config import ConfigError
 from pi0.ript.config.yaml_files import include
-from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
+from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, require_share
 from pi0.ript.labels.calibration import predict
@@ -107,10 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Label and print; return the exit code."""
     options = _parser().parse_args(argv)
     try:
-        datasets = [
-            *options.datasets,
-            *(read_mixture(options.dataset_mixture) if options.dataset_mixture else ()),
-        ]
+        datasets = list(options.datasets)
+        if options.dataset_mixture:
+            datasets += read_mixture(options.dataset_mixture)
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
         labels = label_datasets(
@@ -122,10 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=options.device,
             batch_size=options.batch_size,
         )
-    except (ConfigError, CheckpointError, EpisodeDataError, ValueError) as error:
+    except ValueError as error:
         message = str(error).replace("load it with assume_success=True", "pass --assume-success")
-        sys.stderr.write(f"pi0-advantage: error: {message}\n")
-        return 2
+        return complain("pi0-advantage", message)
     print(labels)  # noqa: T201
     for name, share in labels.figures()["positive_share"].items():
         print(f"{name}: {share:.1%} positive, written to {Path(name) / ADVANTAGES_PATH}")  # noqa: T201
@@ -133,13 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pi0-advantage",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("pi0-advantage", str(__doc__), _EXAMPLES)
     add = parser.add_argument
     add("datasets", nargs="*", type=Path, help="directories of LeRobotDatasets v3 with success labels")
     add("--value", "--config_path", type=Path, required=True, help="directory of the value function")
@@ -149,9 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--scope", choices=("global", "per_task"), default="global", help="one epsilon, or one per task")
     add("--assume-success", action="store_true", help="unlabelled episodes are successes (curated data only)")
     add("--device", default="auto", help="cpu, cuda, ..., or auto")
-    add(
-        "--batch_size", "--dataloader_batch_size", type=int, default=256, help="frames per forward pass (256)"
-    )
+    sizes = ("--batch_size", "--dataloader_batch_size")
+    add(*sizes, type=int, default=256, help="frames per forward pass (256)")
     return parser
 
 
