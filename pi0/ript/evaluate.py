@@ -16,6 +16,7 @@ from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 Interval = tuple[float, float]
+_VIDEO_STEPS = 2  # between the images of a video
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,6 @@ def evaluate(
     seed: int = 0,
     *,
     num_recorded: int = 0,
-    render_every: int = 2,
     peers: Peers = ALONE,
     run: RolloutFunction = rollout,
 ) -> Evaluation:
@@ -149,7 +149,6 @@ def evaluate(
         states: Held out from training, each one once.
         seed: Of the noise.
         num_recorded: Episodes per task, the first ones, that are kept with their images for a video.
-        render_every: Steps between the images of those.
         peers: The processes that evaluate together.
         run: Runs a list of episodes; see `rollout`.
 
@@ -172,7 +171,7 @@ def evaluate(
             seeds = [episode_seed(seed, state) for state in part]
             return run(env, policy, part, seeds, on_finished=finish, **images)
 
-        recorded = episodes_from([state for state in mine if state in shown], render_every=render_every)
+        recorded = episodes_from([state for state in mine if state in shown], render_every=_VIDEO_STEPS)
         episodes_from([state for state in mine if state not in shown], keep_images=False)
     by_state = {r.state: r for part in peers.gather(results) for r in part}
     videos = {r.initial_state: r for part in peers.gather(recorded) for r in part}

@@ -54,7 +54,6 @@ def episodes_key(env: BatchedEnv, policy: GuidedPolicy) -> str:
     made_of = {
         "policy": policy_hash(policy.policy),
         "guidance": policy.guidance,
-        "num_steps": policy.num_steps,
         "device": policy.policy.device.type,
         "suite": [type(env.suite).__name__, repr(sorted(vars(env.suite).items()))],
         "tasks": [repr(task) for task in env.tasks.values()],

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import batched
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -33,6 +32,7 @@ from pi0.ript.peers import ALONE, Peers, share
 from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import (
     ChunkPolicy,
+    FunctionPolicy,
     Rollout,
     RolloutFunction,
     rollout,
@@ -103,7 +103,7 @@ def remembering(
         part_size = _ROUNDS_IN_MEMORY * env.num_slots if lets_images_go else max(len(missing), 1)
         with contextlib.suppress(_EpisodesLeftError):  # then `stop_if_asked` raises
             for part in batched(missing, part_size):
-                made = run(
+                finished = run(
                     env,
                     _until_asked_to_stop(policy),
                     [states[number] for number in part],
@@ -112,7 +112,7 @@ def remembering(
                     keep_images=keep_images or store.needs_images,
                     on_finished=keep,
                 )
-                kept = (without_images(episode) if lets_images_go else episode for episode in made)
+                kept = (without_images(episode) if lets_images_go else episode for episode in finished)
                 episodes |= dict(zip(part, kept, strict=True))
         stop_if_asked()
         return [episodes[number] for number in range(len(states))]
@@ -132,7 +132,7 @@ def _until_asked_to_stop(policy: ChunkPolicy) -> ChunkPolicy:
             raise _EpisodesLeftError
         return policy.chunks(*arguments)
 
-    return cast("ChunkPolicy", SimpleNamespace(chunks=chunks))
+    return FunctionPolicy(chunks)
 
 
 # Data sets ----------------------------------------------------------------------------------------------

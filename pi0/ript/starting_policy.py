@@ -120,19 +120,14 @@ def task_features(task: Task) -> dict[str, dict[str, Any]]:
     }
 
 
-def require_fits(
-    features: FeatureConfig, environment: Environment, names_key: str = "task.camera_names"
-) -> None:
-    """Raise ValueError unless the environment shows and takes what a policy of these features does.
-
-    `names_key` is the setting of the cameras' names, as the caller's users know it.
-    """
+def require_fits(features: FeatureConfig, environment: Environment) -> None:
+    """Raise ValueError unless the environment shows and takes what a policy of these features does."""
     expected = [key.removeprefix("observation.images.") for key in features.present_cameras]
     task = environment.suite().tasks()[0]
     if not set(expected) <= set(task.cameras):
         raise ValueError(
             f"camera_names: the policy takes {expected}, the environment shows {list(task.cameras)}; "
-            f"rename the environment's with {names_key}, third-person view first"
+            "rename the environment's with task.camera_names, third-person view first"
         )
     for task in environment.suite().select(environment.tasks):
         features.require_inputs(task_features(task), f"environment {task.id}")

@@ -119,14 +119,10 @@ class Checkpoints:
         self._collected = journal
 
         def run(
-            env: BatchedEnv,
-            policy: ChunkPolicy,
-            states: Sequence[InitialState],
-            seeds: Sequence[int],
-            **options: Any,
+            env: BatchedEnv, policy: ChunkPolicy, states: Sequence[InitialState], *rest: Any, **options: Any
         ) -> list[Rollout]:
             self._require_reproducible(name, len(states))
-            return rollout(env, policy, states, seeds, **options)
+            return rollout(env, policy, states, *rest, **options)
 
         return remembering(journal, self.stop_if_asked, run)
 

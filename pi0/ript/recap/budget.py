@@ -1,20 +1,13 @@
-"""What a RECAP run is going to need: time, memory and disk, before it starts.
-
-Axes: b observation, h action horizon, a action dim.
-"""
+"""What a RECAP run is going to need: time, memory and disk, before it starts."""
 
 import shutil
 import time
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
-import torch
-from jaxtyping import Float32
 
 from pi0.ript.distributed import World
-from pi0.ript.envs import EnvObservation, Task
 from pi0.ript.episodes import images_gb
 from pi0.ript.labels.sources import Source
 from pi0.ript.recap.keeping import Keeping
@@ -22,7 +15,7 @@ from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.rounds import Run
 from pi0.ript.recap.stages import Kind, StageName
 from pi0.ript.recording import episode_set, rollout_episode
-from pi0.ript.rollout import rollout
+from pi0.ript.rollout import FunctionPolicy, rollout
 from pi0.ript.starting_policy import TOY
 from pi0.ript.warm_start import toy_policy
 
@@ -66,20 +59,21 @@ def budget(run: Run) -> Budget:
     per_round = config.rollouts.num_states * config.rollouts.per_state
     demonstrations = config.demonstrations.episodes or environment.warm_start_spec(config.seed).episodes
     root = config.demonstrations.root
-    shown = 0 if root else demonstrations * len(tasks)
+    demonstrated = 0 if root else demonstrations * len(tasks)
     policies = config.rounds + 1 + 2 * config.baselines
     training = config.rounds * config.finetuning.training.steps * (1 + 2 * config.baselines)
     gb = 3 * len(tasks[0].cameras) * tasks[0].image_size ** 2 * steps / 1e9
-    given = images_gb(root) if root else 0.0
-    recorded = gb * (shown + config.rounds * per_round)
+    existing = images_gb(root) if root else 0.0
+    kept_rounds = min(config.rounds, config.rollouts.keep_rounds)
+    recorded = gb * (demonstrated + config.rounds * per_round)
     return Budget(
-        recorded=shown + config.rounds * per_round,
+        recorded=demonstrated + config.rounds * per_round,
         judged=config.eval.rollouts_per_task * len(tasks) * policies,
         steps=steps,
         policy_updates=training + (0 if config.skip_sft else config.sft.steps),
         value_updates=config.value.pretraining.steps + config.rounds * config.value.finetuning.steps,
-        images_gb=given + gb * (shown + min(config.rounds, config.rollouts.keep_rounds) * per_round),
-        disk_gb=given + 2 * recorded,
+        images_gb=existing + gb * (demonstrated + kept_rounds * per_round),
+        disk_gb=existing + 2 * recorded,
     )
 
 
@@ -115,7 +109,8 @@ def measure(run: Run) -> Rates:
     env, config = run.workshop.simulators(run.config.task), run.config
     task = next(iter(env.tasks))
     states = env.initial_states(task, "train", range(min(env.num_slots, 8)))
-    idle, seeds = _Idle(env.tasks[task].action_dim), list(range(len(states)))
+    no_motion = np.zeros((env.num_slots, 8, env.tasks[task].action_dim), np.float32)
+    idle, seeds = FunctionPolicy(lambda *_: no_motion), list(range(len(states)))
     rollout(env, idle, states[:2], seeds[:2])  # loads the simulators
     start = time.monotonic()
     rollouts = rollout(env, idle, states, seeds, render_every=1)
@@ -134,22 +129,6 @@ def measure(run: Run) -> Rates:
         run.workshop.fit(*parts, settings, (0,), Keeping(), World())
         seconds.append((time.monotonic() - start) / settings.steps)
     return Rates(with_image, without_image, min(seconds))
-
-
-class _Idle:
-    """Commands no motion, eight steps at a time."""
-
-    def __init__(self, action_dim: int) -> None:
-        self.action_dim = action_dim
-
-    def chunks(
-        self,
-        observations: Sequence[EnvObservation],
-        tasks: Sequence[Task],
-        generators: Sequence[torch.Generator],
-        among: Collection[Task],
-    ) -> Float32[np.ndarray, "b h a"]:
-        return np.zeros((len(observations), 8, self.action_dim), np.float32)
 
 
 def _seconds(needs: Budget, rates: Rates) -> float:
