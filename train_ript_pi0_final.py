@@ -23,10 +23,9 @@ from pi0.ript.monitoring import monitor_memory
 from pi0.ript.recap import RECAP, RecapConfig
 from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
-from pi0.ript.recap.endings import clear_endings
+from pi0.ript.recap.endings import exits_with_message
 from pi0.ript.recap.keeping import Keeping, Training
 from pi0.ript.recap.report import write_recap_report
-from pi0.ript.recap.summary import write_summary
 from pi0.ript.results import lock_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.scripts.train_ript_pi0 import main as train_ript
@@ -70,7 +69,7 @@ def fit(
     return steps.rows
 
 
-@clear_endings()
+@exits_with_message()
 def train_recap(config: RecapConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
     world = setup_distributed(config.device, **asdict(config.distributed))
@@ -111,7 +110,7 @@ def train_recap(config: RecapConfig) -> None:
         rivals = recap.fit_rivals(run, sft, data)
         evaluations |= {name: recap.judge(run, rival) for name, rival in rivals.items()}
 
-    world.on_main(write_summary, run_dir, asdict(config), evaluations)
+    world.on_main(recap.write_summary, run, evaluations)
     world.on_main(write_recap_report, run_dir, run.stages.names)
     run.close()
     close_run_logging()

@@ -2,8 +2,6 @@
 
 `remembering` puts a memory around `rollout`. What it remembers is in a store: the journal of a run
 (`pi0.ript.checkpoint.journal`), or a data set that is being made (`DatasetStore`).
-
-Axes: none.
 """
 
 import contextlib

@@ -5,7 +5,7 @@ Axes: n frame of a source, one episode after the other; e episode.
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +34,9 @@ class LabelledFrames:
     def positive(self, epsilon: Mapping[str, float]) -> Bool[np.ndarray, " n"] | None:
         """Return which frames are above their task's threshold; None if that cannot be told without tasks."""
         if self.tasks is not None:
-            return is_positive(self.advantages, self.frame_tasks(self.tasks), epsilon)
+            return is_positive(self.advantages, np.repeat(self.tasks, self.lengths).tolist(), epsilon)
         limits = set(epsilon.values())
         return self.advantages > limits.pop() if len(limits) == 1 else None
-
-    def frame_tasks(self, tasks: Sequence[str]) -> list[str]:
-        """Return the task of each frame, given that of each episode."""
-        return [
-            task for task, length in zip(tasks, self.lengths.tolist(), strict=True) for _ in range(length)
-        ]
 
     def episode(self, index: int) -> "LabelledFrames":
         """Return one episode."""

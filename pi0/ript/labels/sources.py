@@ -1,4 +1,4 @@
-"""Sources of training data: sets of episodes, how often each is drawn, and batches of windows from them.
+"""Sources of training data: sets of episodes, and batches of windows that are drawn from them.
 
 A window starts at every frame. Axes: n frame (window) of a set, b drawn window, h action horizon.
 """
@@ -36,8 +36,6 @@ class Source:
     advantage: AdvantageMode = "use"
     role: Role | None = None
     """None: nobody knows."""
-    weight: float | None = None
-    """Relative frequency of its windows; None: as many as it has frames."""
     deadlines: Mapping[str, int] | None = None
     """Task id -> steps after which an episode without success counts as truncated; None: none does."""
 
@@ -47,8 +45,6 @@ class Source:
             raise ValueError(
                 f"{self.name}: advantage: expected 'on', 'use' or 'ignore', found {self.advantage!r}"
             )
-        if self.weight is not None and not self.weight >= 0:
-            raise ValueError(f"{self.name}: weight: expected at least 0, found {self.weight}")
         if not len(self.episodes):
             raise EpisodeDataError(f"{self.name}: holds no episode")
 
@@ -72,7 +68,7 @@ class Source:
 
     def frame_tasks(self) -> list[str]:
         """Return the task of each frame."""
-        return _by_frame(self.episodes, self.episode_tasks())
+        return np.repeat(self.episode_tasks(), self.episodes.lengths).tolist()
 
 
 def frame_windows(episodes: EpisodeSet, horizon: int) -> Windows:
@@ -84,16 +80,13 @@ def frame_windows(episodes: EpisodeSet, horizon: int) -> Windows:
         states=episodes.states,
         actions=episodes.actions[np.minimum(steps, ends - 1)],
         is_pad=steps >= ends,
-        instructions=_by_frame(episodes, [labels.instruction for labels in episodes.labels]),
+        instructions=np.repeat([labels.instruction for labels in episodes.labels], episodes.lengths).tolist(),
         advantages=np.zeros(len(ends), np.float32),
     )
 
 
 class Mixture:
-    """Draws windows of several sources: first the source by its weight, then one of its windows, uniformly.
-
-    Windows are numbered through all sources, one source after the other.
-    """
+    """Draws windows of several sources uniformly; they are numbered, one source after the other."""
 
     def __init__(
         self,
@@ -104,7 +97,7 @@ class Mixture:
         """Prepare to draw; windows that are not `usable` (one array per source) are never drawn.
 
         Raises:
-            EpisodeDataError: A source has no usable window and its weight is not 0.
+            EpisodeDataError: A source has no usable window.
         """
         if not sources:
             raise EpisodeDataError("sources: expected at least one set of episodes, found none")
@@ -112,18 +105,11 @@ class Mixture:
         self._windows = [frame_windows(source.episodes, horizon) for source in sources]
         self._firsts = np.cumsum([0, *(source.num_frames for source in sources)])
         self._usable = [np.flatnonzero(m) + i for m, i in zip(masks, self._firsts[:-1], strict=True)]
-        weights = [
-            len(windows) if source.weight is None else source.weight
-            for source, windows in zip(sources, self._usable, strict=True)
-        ]
-        found = zip(sources, self._usable, strict=True)
-        empty = [source.name for source, windows in found if source.weight != 0 and not len(windows)]
-        if empty or not sum(weights):
-            raise EpisodeDataError(
-                f"nothing to train on in {empty or 'any source: all weights are 0'}; give it labels or "
-                "weight, or leave it out"
-            )
-        self._shares = np.array(weights, float) / sum(weights)
+        counts = np.array([len(windows) for windows in self._usable], float)
+        if not counts.all():
+            empty = [source.name for source, count in zip(sources, counts, strict=True) if not count]
+            raise EpisodeDataError(f"nothing to train on in {empty}; give it labels, or leave it out")
+        self._shares = counts / counts.sum()
 
     def draw(self, count: int, seed: Sequence[int]) -> Int64[np.ndarray, " b"]:
         """Return the numbers of windows drawn with replacement, in order: a function of the seed alone."""
@@ -143,7 +129,3 @@ class Mixture:
         ]
         joined: dict[str, Any] = {k: torch.cat([p[k] for p in parts]) for k in parts[0] if k != "task"}
         return {**joined, "task": [t for p in parts for t in p["task"]], "window": torch.from_numpy(windows)}
-
-
-def _by_frame(episodes: EpisodeSet, values: Sequence[str]) -> list[str]:
-    return [v for v, length in zip(values, episodes.lengths.tolist(), strict=True) for _ in range(length)]

@@ -99,7 +99,7 @@ def print_budget(run: Run) -> None:
             "the disk is too small for this run: lower rollouts.num_states, rollouts.per_state or "
             "task.image_size, or choose another output_dir"
         )
-    if run.config.policy_path == TOY and run.stages.is_new(StageName(Kind.POLICY)):
+    if run.config.policy_path == TOY and run.stages.recorded_settings(StageName(Kind.POLICY)) is None:
         minutes = _seconds(needs, measure(run)) / 60
         print(f"budget: about {minutes:.0f} minutes, at the speed that this machine has just now")  # noqa: T201
 

@@ -19,8 +19,8 @@ _REFUSALS = (
 
 
 @contextmanager
-def clear_endings() -> Iterator[None]:
-    """Say what a stop has left, and leave with 1 and a message where the run itself refused to go on."""
+def exits_with_message() -> Iterator[None]:
+    """Say at a stop what is on disk; where the run refuses to go on, exit with its message and code 1."""
     try:
         yield
     except StoppedError:

@@ -1,7 +1,4 @@
-"""Gates before policy training is paid for: a useless value function or useless labels stop the run.
-
-Axes: none.
-"""
+"""Gates before policy training is paid for: a useless value function or useless labels stop the run."""
 
 from dataclasses import dataclass
 

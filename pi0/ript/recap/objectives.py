@@ -1,7 +1,4 @@
-"""What the stages of RECAP minimise, and the windows that they draw.
-
-Axes: n frame of a set.
-"""
+"""What the stages of RECAP minimise, and the windows that they draw."""
 
 from collections.abc import Mapping, Sequence
 
@@ -34,10 +31,14 @@ def policy_objective(
         settings: Of the training.
     """
     _require_indicator(policy)
-    for source, of_frames in zip(sources, advantages, strict=True):
-        _require_length(source, of_frames)
     labelled = list(zip(sources, advantages, strict=True))
-    usable = [~_is_missing(source, of_frames, settings) for source, of_frames in labelled]
+    for source, of_frames in labelled:
+        if len(of_frames) != source.num_frames:
+            raise ValueError(
+                f"{source.name}: advantages: expected one for each of {source.num_frames} frames, found "
+                f"{len(of_frames)}"
+            )
+    usable = [~np.isnan(x) | (source.advantage != "use" and not settings.use_awr) for source, x in labelled]
     indicator = np.concatenate([indicators(source, of_frames, epsilon) for source, of_frames in labelled])
     weights = None
     if settings.use_awr:
@@ -70,21 +71,6 @@ def value_objective(
     usable = [~np.repeat(h, s.episodes.lengths) for h, s in zip(heldout, sources, strict=True)]
     returns = np.concatenate([source.returns(reward) for source in sources])
     return ValueObjective(value, returns), Mixture(sources, 1, usable)
-
-
-def _is_missing(
-    source: Source, advantages: Float64[np.ndarray, " n"], settings: PolicyTraining
-) -> Bool[np.ndarray, " n"]:
-    """Return which frames lack an advantage that something asks for."""
-    return np.isnan(advantages) & (source.advantage == "use" or settings.use_awr)
-
-
-def _require_length(source: Source, advantages: Float64[np.ndarray, " n"]) -> None:
-    if len(advantages) != source.num_frames:
-        raise ValueError(
-            f"{source.name}: advantages: expected one for each of {source.num_frames} frames, found "
-            f"{len(advantages)}"
-        )
 
 
 def _require_indicator(policy: PI0Policy) -> None:

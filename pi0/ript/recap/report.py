@@ -1,7 +1,4 @@
-"""The page of a RECAP run: what each round gained, and what the value function says of the episodes.
-
-Axes: none.
-"""
+"""The page of a RECAP run: what each round gained, and what the value function says of the episodes."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import fields

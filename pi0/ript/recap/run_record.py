@@ -1,7 +1,4 @@
-"""What a RECAP run has left in its directory so far.
-
-Axes: none.
-"""
+"""What a RECAP run has left in its directory so far."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -88,8 +85,8 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
 
 def _rounds(directory: Path) -> dict[int, Path]:
     """Return the directories of the rounds by number, in order."""
-    found = [(path.name.removeprefix("round-"), path) for path in directory.glob("round-*")]
-    return dict(sorted((int(number), path) for number, path in found if number.isdecimal()))
+    paths = [(path.name.removeprefix("round-"), path) for path in directory.glob("round-*")]
+    return dict(sorted((int(number), path) for number, path in paths if number.isdecimal()))
 
 
 def _calibration(file: Path) -> Calibration:

@@ -58,9 +58,9 @@ class SupervisedRecipe:
         if self.sft is None:
             workshop.world.on_main(policy.save_pretrained, work)
             return {"steps": 0}
-        nothing = [np.full(source.num_frames, np.nan) for source in sources]
-        parts = policy_objective(policy, sources, nothing, {}, self.sft)
-        return _train_policy(*parts, self.sft, (self.seed, 0), work, workshop)
+        no_advantages = [np.full(source.num_frames, np.nan) for source in sources]
+        objective = policy_objective(policy, sources, no_advantages, {}, self.sft)
+        return _train_policy(*objective, self.sft, (self.seed, 0), work, workshop)
 
     def _new_policy(self, episodes: EpisodeSet, device: str) -> PI0Policy:
         toy = partial(toy_policy, episodes, self.chunk_size, self.seed)
@@ -89,8 +89,8 @@ class ValueRecipe:
         reward = resolved_reward(self.reward, inputs["demonstrations"], self.deadlines)
         # The same episodes in each round, so that none is judged on what it has seen.
         heldout = [heldout_episodes(s, self.training.validation_fraction, (self.seed,)) for s in sources]
-        parts = value_objective(value, sources, reward, heldout)
-        rows = workshop.train(*parts, self.training, (self.seed, self.round), work)
+        objective = value_objective(value, sources, reward, heldout)
+        rows = workshop.train(*objective, self.training, (self.seed, self.round), work)
         calibration = heldout_calibration(value, sources, reward, heldout, world).to_dict()
         world.on_main(write_json, work / "calibration.json", calibration)
         world.on_main(write_json, work / "reward.json", plain(reward))
@@ -125,8 +125,8 @@ class FineTuningRecipe:
         epsilon = read_thresholds(labels / THRESHOLDS_FILE)
         policy = workshop.load_policy(inputs["start"])
         policy.model.freeze(self.freeze)
-        parts = policy_objective(policy, sources, advantages, epsilon, self.training)
-        return _train_policy(*parts, self.training, (self.seed, self.round), work, workshop)
+        objective = policy_objective(policy, sources, advantages, epsilon, self.training)
+        return _train_policy(*objective, self.training, (self.seed, self.round), work, workshop)
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ class RivalRecipe:
         epsilon = dict.fromkeys({task for source in sources for task in source.frame_tasks()}, 0.0)
         policy = workshop.load_policy(inputs["sft"])
         policy.model.freeze(self.freeze)
-        parts = policy_objective(policy, sources, advantages, epsilon, self.training)
-        return _train_policy(*parts, self.training, (self.seed, 0), work, workshop)
+        objective = policy_objective(policy, sources, advantages, epsilon, self.training)
+        return _train_policy(*objective, self.training, (self.seed, 0), work, workshop)
 
 
 def _train_policy(

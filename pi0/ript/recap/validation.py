@@ -51,8 +51,8 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
                 f"demonstrations.root: no LeRobotDataset at {settings.root!r} (meta/info.json is missing); "
                 "null records demonstrations of a scripted operator"
             )
-        given = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
-        for key in [*given, *(f"quality.{name}" for name in settings.quality.given())]:
+        keys = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
+        for key in [*keys, *(f"quality.{name}" for name in settings.quality.changes())]:
             yield f"demonstrations.{key}: nothing is recorded, as demonstrations.root is given; leave it out"
         return
     if settings.assume_success:
@@ -70,10 +70,10 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
 
 
 def _pool(config: RecapConfig, environment: Environment) -> Iterator[str]:
-    there_are = config.rollouts.pool_size * len(environment.suite().select(environment.tasks))
+    available = config.rollouts.pool_size * len(environment.suite().select(environment.tasks))
     needed = config.rounds * config.rollouts.num_states
-    if needed > there_are:
+    if needed > available:
         yield (
             f"rollouts.pool_size: {config.rounds} rounds of {config.rollouts.num_states} states need "
-            f"{needed} different ones, there are {there_are}; raise it"
+            f"{needed} different ones, there are {available}; raise it"
         )
