@@ -110,10 +110,11 @@ def find_same_run(
 
     `read` returns saved settings under their present names.
     """
-    found = find_checkpoint(run_dir, resume, advice)
-    if found is not None:
-        require_same_settings(read(verify(found, hashes=False)["config"]), config, found, advice)
-    return found
+    checkpoint = find_checkpoint(run_dir, resume, advice)
+    if checkpoint is not None:
+        saved = read(verify(checkpoint, hashes=False)["config"])
+        require_same_settings(saved, config, checkpoint, advice)
+    return checkpoint
 
 
 def require_same_settings(

@@ -45,6 +45,11 @@ class Progress:
     nonfinite: int = 0
     """Optimizer steps skipped in a row."""
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """Return iteration and step."""
+        return self.iteration, self.step
+
     def remaining[T](self, steps: Iterable[T]) -> Iterator[tuple[int, T]]:
         """Yield number and content of the iteration's optimizer steps that are not made yet."""
         yield from islice(enumerate(steps), self.step, None)
@@ -102,13 +107,13 @@ def save_checkpoint(
         SnapshotError: It could not be written; on all processes.
     """
     progress, policy = progress or Progress(iteration=step), _policy(model)
-    path = checkpoint_path(Path(output_dir), progress.iteration, progress.step)
+    path = checkpoint_path(Path(output_dir), *progress.position)
 
     def write(partial: Path) -> None:
         write_training(partial, policy, optimizer, {"sampler": sampler_state}, asdict(progress), _WEIGHTS)
         policy.save_pretrained(partial / "policy")
 
-    facts = {"position": [progress.iteration, progress.step], **run_facts(config, policy, peers)}
+    facts = {"position": list(progress.position), **run_facts(config, policy, peers)}
     write_snapshot(
         path, write, facts, peers=peers, remedy=RUNG_13.resume, keep_last=keep_last, outside=episodes
     )

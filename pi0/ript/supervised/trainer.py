@@ -43,7 +43,7 @@ class Training:
         self.world = world or setup_distributed(settings.device, **asdict(settings.distributed))
         self.batch_size = samples_per_step(settings, self.world)
         self.settings = settings = replace(settings, batch_size=self.batch_size)
-        self.run_dir, found = self.world.on_main(open_run, settings)
+        self.run_dir, checkpoint = self.world.on_main(open_run, settings)
         self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
         setup_run_logging(self.run_dir, self.world.rank, write_report)
         init_wandb(settings, self.run_dir, self.world.rank)
@@ -61,11 +61,11 @@ class Training:
             eps=settings.optimizer.eps,
         )
         self.files = ModelFiles(self.run_dir, settings, self.parts, self.world)
-        self.steps = self._steps(found)
+        self.steps = self._steps(checkpoint)
         self.best: dict[str, float] = self.steps.kept.setdefault("best", {})
         self.simulation = self._simulation()
 
-    def _steps(self, found: Path | None) -> Steps:
+    def _steps(self, checkpoint: Path | None) -> Steps:
         settings, model = self.settings, self.parts.objective.model
         snapshots = Snapshots(
             self.run_dir,
@@ -73,7 +73,7 @@ class Training:
             self.optimizer,
             settings,
             ADVICE,
-            found,
+            checkpoint,
             peers=self.world,
             save_freq=settings.save_freq,
             save_minutes=settings.save_minutes,

@@ -46,7 +46,7 @@ class Snapshots:
     config: Any
     """All settings that the result depends on, a dataclass; each snapshot says them."""
     advice: Advice
-    found: Path | None = None
+    newest: Path | None = None
     """The snapshot to continue from, see `find_same_run`; its files are whole."""
     peers: Peers = ALONE
     save_freq: int | None = None
@@ -69,12 +69,12 @@ class Snapshots:
         self._clock = Clock(self.save_minutes, self.peers)
 
     def restore(self) -> dict[str, Any]:
-        """Continue from the snapshot that was found; return the plain values that it kept, without one none.
+        """Continue from the newest snapshot, if there is one; return the plain values that it kept.
 
         Raises:
             SnapshotError: Data, or weights that are not trained, are others than when it was written.
         """
-        path, peers = self.found, self.peers
+        path, peers = self.newest, self.peers
         if path is None:
             return {}
         progress = read_training(
