@@ -40,9 +40,8 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         if not self.present_cameras:
             raise ValueError(
-                f"image_keys: expected at least one camera that is not in absent_cameras, found "
-                f"{self.image_keys} "
-                f"without {self.absent_cameras}"
+                "image_keys: expected at least one camera that is not in absent_cameras, found "
+                f"{self.image_keys} without {self.absent_cameras}"
             )
         unknown = set(self.absent_cameras) - set(self.image_keys)
         if unknown:
@@ -52,8 +51,7 @@ class FeatureConfig:
         if len(self.relative_actions) > min(self.action_dim, self.state_dim):
             raise ValueError(
                 f"relative_actions: expected at most {min(self.action_dim, self.state_dim)} entries (a "
-                f"relative "
-                f"action needs a state dimension), found {len(self.relative_actions)}"
+                f"relative action needs a state dimension), found {len(self.relative_actions)}"
             )
 
     @property

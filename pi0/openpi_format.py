@@ -51,8 +51,7 @@ def find_asset(directory: Path) -> Path:
         names = [str(p.relative_to(directory)) for p in found]
         raise CheckpointError(
             f"{directory}: expected one assets/<asset_id>/norm_stats.json, found {names or 'none'}. Pass "
-            f"statistics "
-            "and features, or keep only the asset of your robot (openpi computes it with "
+            "statistics and features, or keep only the asset of your robot (openpi computes it with "
             "compute_norm_stats.py)."
         )
     return found[0]
@@ -83,8 +82,7 @@ def read_features(
         raise CheckpointError(
             f"{directory}: openpi's LIBERO checkpoints do not say whether they were trained with "
             "extra_delta_transform, and a wrong value ruins the actions silently: pass "
-            "extra_delta_transform=True "
-            "for pi0_libero, False for pi05_libero"
+            "extra_delta_transform=True for pi0_libero, False for pi05_libero"
         )
     normalization = "quantiles" if config.pi05 else "mean_std"
     return FeatureConfig(

@@ -43,8 +43,7 @@ def require_cameras(batch: Mapping[str, Any], features: FeatureConfig) -> None:
     if given != expected:
         raise ValueError(
             f"cameras: expected {sorted(expected)}, found {sorted(given)}. A camera that the robot lacks "
-            f"belongs in "
-            "FeatureConfig.absent_cameras; one with another name must be renamed in the batch."
+            "belongs in FeatureConfig.absent_cameras; one with another name must be renamed in the batch."
         )
 
 
