@@ -74,13 +74,13 @@ class FeatureConfig:
         """
         problems = []
         for name, (shape, dtype) in self.inputs_spec().items():
-            found = offered.get(name)
-            if found is None:
+            offer = offered.get(name)
+            if offer is None:
                 problems.append(f"{name}: missing; there are {', '.join(sorted(offered))}")
-            elif not _fits(tuple(found["shape"]), str(found["dtype"]), shape, dtype):
+            elif not _fits(tuple(offer["shape"]), str(offer["dtype"]), shape, dtype):
                 size = "(height, width, 3)" if dtype == "uint8" else shape
                 problems.append(
-                    f"{name}: expected {dtype} {size}, found {found['dtype']} {tuple(found['shape'])}"
+                    f"{name}: expected {dtype} {size}, found {offer['dtype']} {tuple(offer['shape'])}"
                 )
         if problems:
             raise ValueError(f"{source} does not offer what the policy takes: " + "; ".join(problems))
@@ -96,7 +96,8 @@ class FeatureConfig:
         return cls(**frozen)
 
 
-def _fits(found: tuple[int, ...], found_dtype: str, shape: tuple[int | None, ...], dtype: str) -> bool:
+def _fits(offered: tuple[int, ...], offered_dtype: str, shape: tuple[int | None, ...], dtype: str) -> bool:
     if dtype == "uint8":  # a camera, channels first or last; lerobot calls its dtype by how it is stored
-        return found_dtype in ("uint8", "image", "video") and len(found) == 3 and 3 in (found[0], found[-1])
-    return found == shape and found_dtype in ("float32", "float64")
+        is_image = offered_dtype in ("uint8", "image", "video") and len(offered) == 3
+        return is_image and 3 in (offered[0], offered[-1])
+    return offered == shape and offered_dtype in ("float32", "float64")

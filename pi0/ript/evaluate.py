@@ -1,6 +1,6 @@
 """Evaluation: success of a policy on fixed held-out states, and two policies compared on the same ones.
 
-Axes: none; an evaluation is a list of episodes, at most one per initial state.
+An evaluation is a list of episodes, at most one per initial state.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Evaluation:
     """The episodes of one policy, in the order of their initial states."""
 
     seed: int
-    """Of the noise; the noise of an episode is a function of it and of the initial state."""
+    """The seed of the noise; an episode's noise is a function of it and of the initial state."""
     episodes: tuple[EpisodeResult, ...]
     recorded: tuple[Rollout, ...] = field(default=(), repr=False, compare=False)
     """The episodes to be shown in a video, with their images."""
@@ -69,13 +69,9 @@ class Evaluation:
         return sum(steps) / len(steps) if steps else None
 
     def by_task(self) -> "dict[str, Evaluation]":
-        """Return the evaluation of each task by its id, in order of first appearance."""
+        """Return the evaluation of each task by its id, in order of first appearance, without images."""
         return {
-            task: Evaluation(
-                self.seed,
-                tuple(e for e in self.episodes if e.task == task),
-                tuple(r for r in self.recorded if r.task.id == task),
-            )
+            task: Evaluation(self.seed, tuple(e for e in self.episodes if e.task == task))
             for task in dict.fromkeys(e.task for e in self.episodes)
         }
 
@@ -144,13 +140,13 @@ def evaluate(
     are.
 
     Args:
-        env: Runs the episodes.
-        policy: Acts.
+        env: The environment that runs the episodes.
+        policy: The policy to be judged.
         states: Held out from training, each one once.
-        seed: Of the noise.
+        seed: The seed of the noise.
         num_recorded: Episodes per task, the first ones, that are kept with their images for a video.
         peers: The processes that evaluate together.
-        run: Runs a list of episodes; see `rollout`.
+        run: The function that runs a list of episodes; see `rollout`.
 
     Raises:
         ValueError: There are no states, or one occurs twice.

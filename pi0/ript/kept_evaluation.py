@@ -31,11 +31,11 @@ def evaluate_once(
     """Return the evaluation that `evaluate` gives; episodes that the store has are not run again.
 
     Args:
-        env: Runs the episodes.
-        policy: Acts.
+        env: The environment that runs the episodes.
+        policy: The policy to be judged.
         states: Held-out states, each one once.
-        seed: Of the noise.
-        store: Of episodes of this policy in this environment, see `episodes_key`.
+        seed: The seed of the noise.
+        store: Finished episodes of this policy in this environment, see `episodes_key`.
         num_recorded: Episodes per task that are kept with their images for a video.
         peers: The processes that evaluate together.
 

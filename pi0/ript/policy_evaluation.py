@@ -96,11 +96,10 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     distributed = config.distributed
     world = setup_distributed(config.device, distributed.backend, distributed.timeout_seconds)
     run_dir = world.on_main(_open_output, config)
-    judged = config.eval
     evaluations = []
     with environment.make() as env:
-        indices = range(judged.first_state, judged.first_state + judged.rollouts_per_task)
-        split = cast("Split", judged.states)
+        first, split = config.eval.first_state, cast("Split", config.eval.states)
+        indices = range(first, first + config.eval.rollouts_per_task)
         states = [s for task in env.tasks for s in env.initial_states(task, split, indices)]
         for name, path in _paths(config).items():
             policy = world.first(_load, path, environment, config, world.device(config.device))
@@ -247,5 +246,5 @@ def _comparison(config: EvaluationConfig, before: Evaluation, after: Evaluation)
         "before": {"policy": config.policy_path, **before.to_dict()},
         "after": {"policy": config.compare, **after.to_dict()},
         "comparison": compare(before, after).to_dict(),
-        "tasks": {task: one.to_dict() for task, one in tasks.items()},
+        "tasks": {task: comparison.to_dict() for task, comparison in tasks.items()},
     }

@@ -68,10 +68,10 @@ def remembering(
     """Return `run` with a memory: what the store has does not run again, what is finished is added to it.
 
     Args:
-        store: Of episodes of one policy.
+        store: The episodes of one policy.
         stop_if_asked: Called at the end, on every process; raises if one of them was asked to stop. Episodes
             under way are left at their next chunk then.
-        run: Runs the episodes that are not there.
+        run: The function that runs the episodes that are not there.
     """
 
     def run_the_others(
@@ -147,9 +147,9 @@ class DatasetStore:
         """Give each episode the number of its place in a list.
 
         Args:
-            writer: Of the data set.
+            writer: The writer of the data set.
             states: Where the episodes begin.
-            seeds: Of their noise.
+            seeds: The seeds of their noise.
             source: Who acts, as `EpisodeLabels.source`.
 
         Raises:
@@ -191,8 +191,8 @@ def rollouts_writer(directory: Path, env: BatchedEnv, origin: Mapping[str, Any])
     """Return the writer of a data set of rollouts, named and stored as demonstrations of its tasks are.
 
     Args:
-        directory: Of the data set; must not exist.
-        env: Runs the episodes.
+        directory: The directory of the data set; must not exist.
+        env: The environment that runs the episodes.
         origin: What the data set says about its making, as plain JSON values.
 
     Raises:

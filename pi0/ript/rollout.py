@@ -30,13 +30,13 @@ class Rollout:
     seed: int
     success: bool
     states: Float32[np.ndarray, "t s"]
-    """Before each action."""
+    """The state before each action."""
     actions: Float32[np.ndarray, "t a"]
-    """As given to the environment, raw units, not clipped."""
+    """The actions as given to the environment, in raw units, not clipped."""
     observed: Int64[np.ndarray, " n"]
     """Steps that have images: the start of each chunk, and every `render_every` steps inside."""
     images: Mapping[str, UInt8[np.ndarray, "n h w 3"]] = field(repr=False)
-    """By camera; without cameras when images were not kept."""
+    """The images of each camera; empty when images were not kept."""
 
     def __len__(self) -> int:
         """Return the number of steps."""

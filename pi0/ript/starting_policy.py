@@ -46,9 +46,9 @@ def starting_policy(
 
     Args:
         path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
-        environment: Whose demonstrations the toy imitates.
+        environment: The environment whose demonstrations the toy imitates.
         cache: Directory of demonstrations and toy policies, which are made once.
-        seed: Of demonstrations and toy policy.
+        seed: The seed of demonstrations and toy policy.
         device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         settings: Fields of `PolicySettings`.
 
@@ -81,8 +81,8 @@ def make_policy(
         path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
         settings: What changes in it.
         toy: Returns the toy, given fields of its configuration.
-        seed: Of the weights that a checkpoint lacks.
-        device: As of `starting_policy`.
+        seed: The seed of the weights that a checkpoint lacks.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         changes: More fields of its configuration, such as how the advantage enters.
         replaced: `features` and `statistics` in place of a checkpoint's, as in `pi0.pretrained.load`.
 

@@ -110,8 +110,8 @@ def sized_toy_policy(
         instructions: All that it will be given.
         image_keys: Batch keys of the cameras.
         image_size: Pixels of the square that it sees; a multiple of 4.
-        statistics: Of states and actions, whose widths are the policy's.
-        seed: Of the weights.
+        statistics: Statistics of states and actions, whose widths are the policy's.
+        seed: The seed of the weights.
         changes: Other values of its configuration.
     """
     tokenizer = PromptTokenizer.from_texts(set(instructions))

@@ -82,7 +82,7 @@ def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
         hashes: Also read every file; otherwise sizes must do.
 
     Raises:
-        SnapshotError: With the first file that is not, and why.
+        SnapshotError: A file is not as it was written; says the first one, and why.
         FormatError: A later version wrote it.
     """
     try:

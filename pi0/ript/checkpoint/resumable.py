@@ -31,7 +31,7 @@ def open_run_directory(config: Any) -> tuple[Path, Path | None]:
     (what was there is moved aside), and the checkpoint None unless a path was given.
 
     Args:
-        config: With `output_dir`, `exp_name` and `resume`.
+        config: A configuration with `output_dir`, `exp_name` and `resume`.
 
     Raises:
         RunInUseError: A live process has the directory.
@@ -69,9 +69,9 @@ class Checkpoints:
             run_dir: The run's directory.
             checkpoint: What to continue from, None for nothing; see `open_run_directory`.
             model: The policy, or a learner that has it as `policy`, not wrapped.
-            optimizer: Of its parameters.
-            sampler: Of states.
-            config: With `training` (num_train_steps, keep_last, save_...); kept in checkpoints.
+            optimizer: The optimizer of its parameters.
+            sampler: The sampler of initial states.
+            config: The configuration, with `training` (num_train_steps, keep_last, ...); kept in checkpoints.
             peers: The processes that train together.
         """
         self.run_dir, self.model, self.optimizer, self.sampler = run_dir, model, optimizer, sampler

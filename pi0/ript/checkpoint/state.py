@@ -39,9 +39,9 @@ class Progress:
     step: int = 0
     """Optimizer steps made in it."""
     losses: list[float] = field(default_factory=list)
-    """Of those."""
+    """The losses of these steps."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of the iterations before."""
+    """The rows of metrics of the iterations before."""
     nonfinite: int = 0
     """Optimizer steps skipped in a row."""
 
@@ -93,7 +93,7 @@ def save_checkpoint(
 
     Args:
         model: The policy, or a learner that has it as `policy`, not wrapped.
-        optimizer: Of its parameters.
+        optimizer: The optimizer of its parameters.
         step: Iterations made.
         config: Settings (a dataclass, or a mapping).
         output_dir: The run's directory.
@@ -135,7 +135,7 @@ def load_checkpoint(
         path: The checkpoint.
         model: The policy that the run started from, or a learner that has it as `policy`; on any device.
         optimizer: None leaves the optimizer and the random states.
-        sampler: Of states.
+        sampler: The sampler of initial states.
         peers: Each process gets its own random states.
         is_verified: The files have just been checked.
 

@@ -44,12 +44,12 @@ def label_datasets(
     """Write `meta/advantages.json` into each data set; return the thresholds and what they mean.
 
     Args:
-        directory: Of a value function, with the reward that it was trained on (reward.json).
-        policy: Whose prefix it reads, in its expert form.
+        directory: A value function, with the reward that it was trained on (reward.json).
+        policy: The policy whose prefix it reads, in its expert form.
         datasets: LeRobotDatasets v3 with success labels.
         settings: Share of all frames above epsilon, and whether there is one epsilon for all or one per task.
         assume_success: Take every episode of a data set without labels for a success.
-        device: Of the computation.
+        device: Where it is computed.
         batch_size: Frames per forward pass.
     """
     where = require_device(device)

@@ -25,8 +25,8 @@ from pi0.trainable import frozen_names
 def validate_config(config: TrainConfig) -> None:
     """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
     problems = [*_algorithm(config), *_resume(config)]
-    environment, wrong = shared_problems(config)
-    problems += wrong
+    environment, shared = shared_problems(config)
+    problems += shared
     if environment is not None:
         problems += _toy(config, environment)
     if problems:

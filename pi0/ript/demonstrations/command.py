@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from pi0.ript.demonstrations.collect import TaskSummary, TooFewSuccessesError, collect_demonstrations
 from pi0.ript.demonstrations.experts import require_expert, tasks_with_expert
 from pi0.ript.demonstrations.operators import OPERATORS, Operator, get_operator
@@ -50,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         operator = plan.resolved_operator()
         EpisodeWriter(options.output, plan.info())
     except (ValueError, OSError) as error:
-        _complain(f"pi0-demos: error: {error}")
+        print(f"pi0-demos: error: {error}", file=sys.stderr)
         return 2
     keep = options.keep or operator.keep
     workers = min(options.workers, options.episodes * len(tasks))
@@ -61,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan, options.output, options.episodes, keep=keep, num_workers=workers
         )
     except KeyboardInterrupt:
-        _complain("pi0-demos: interrupted; run the same command to continue")
+        print("pi0-demos: interrupted; run the same command to continue", file=sys.stderr)
         return 130
     except (TooFewSuccessesError, WorkerFailedError) as error:
-        _complain(f"pi0-demos: failed: {error}")
+        print(f"pi0-demos: failed: {error}", file=sys.stderr)
         return 1
     _print_summary(summaries, options.output, time.monotonic() - start)
     return 0
@@ -154,11 +152,7 @@ def _select(suite: TaskSuite, options: argparse.Namespace) -> list[Task]:
 
 
 def _print_budget(
-    options: argparse.Namespace,
-    plan: DemonstrationPlan,
-    tasks: list[Task],
-    operator: Operator,
-    workers: int,
+    options: argparse.Namespace, plan: DemonstrationPlan, tasks: list[Task], operator: Operator, workers: int
 ) -> None:
     """Print about how long it will take and how much disk."""
     task = tasks[0]
@@ -169,7 +163,7 @@ def _print_budget(
     pixels = task.image_size**2 * len(task.cameras)
     size = frames * pixels * (1.4 if plan.storage == "image" else 0.14)
     seconds = frames * milliseconds / 1000 / max(workers, 1) + 15
-    _say(
+    print(
         f"{options.episodes} demonstrations of each of {len(tasks)} tasks by a {operator.name} "
         f"operator, {task.image_size} px, {len(task.cameras)} camera(s), {task.hz:g} Hz\n"
         f"budget: about {_duration(seconds)} with {workers} worker(s), {size / 2**20:.0f} MB of "
@@ -180,20 +174,12 @@ def _print_budget(
 
 def _print_summary(summaries: list[TaskSummary], output: Path, seconds: float) -> None:
     width = max(len(summary.task_id) for summary in summaries)
-    _say(f"\n{'task':<{width}}  success   kept  mean length")
+    print(f"\n{'task':<{width}}  success   kept  mean length")
     for summary in summaries:
         rate, length = f"{summary.successes}/{summary.attempts}", f"{summary.mean_length:.1f}"
-        _say(f"{summary.task_id:<{width}}  {rate:>7}  {summary.kept:>5}  {length:>11}")
+        print(f"{summary.task_id:<{width}}  {rate:>7}  {summary.kept:>5}  {length:>11}")
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    _say(f"\n{output}: {size / 2**20:.1f} MB in {_duration(seconds)}")
-
-
-def _say(text: str) -> None:
-    Console(highlight=False, markup=False, soft_wrap=True).print(text)
-
-
-def _complain(text: str) -> None:
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
+    print(f"\n{output}: {size / 2**20:.1f} MB in {_duration(seconds)}")
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ class Expert[State](ABC):
     moving: slice
     """The action dimensions that move the arm; the others work the gripper."""
     trembling: slice
-    """Those of them that an operator's noise is added to."""
+    """The moving dimensions that an operator's noise is added to."""
     precision: float = 1.0
     """Factor on that noise: what a task forgives differs."""
     mistakes: tuple[Mistake, ...]

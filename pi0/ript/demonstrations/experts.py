@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from pi0.ript.demonstrations.expert import Expert
+from pi0.ript.demonstrations.libero_tasks import PICK_AND_PLACE
 from pi0.ript.envs import Task
 
 
@@ -31,19 +32,14 @@ def require_expert(task: Task) -> None:
     """Raise ValueError unless the task has an expert."""
     if _has_expert(task):
         return
-    from pi0.ript.demonstrations.libero_tasks import PICK_AND_PLACE
-
-    known = PICK_AND_PLACE.get(task.suite)
-    if known is None:
+    if task.suite not in PICK_AND_PLACE:
         suites = ", ".join(["metaworld", *PICK_AND_PLACE])
         raise ValueError(f"no task of {task.suite!r} has a scripted expert; suites that do: {suites}")
-    listed = "\n  ".join(known)
+    listed = "\n  ".join(PICK_AND_PLACE[task.suite])
     raise ValueError(
         f"task {task.name!r} has no scripted expert; tasks of {task.suite!r} that do:\n  {listed}"
     )
 
 
 def _has_expert(task: Task) -> bool:
-    from pi0.ript.demonstrations.libero_tasks import PICK_AND_PLACE
-
     return task.suite == "metaworld" or task.name in PICK_AND_PLACE.get(task.suite, ())

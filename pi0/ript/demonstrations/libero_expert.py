@@ -32,7 +32,7 @@ class Grasp:
     underside: float
     """How far below the fingertips the object ends."""
     centre: Float64[np.ndarray, "2"]
-    """From the fingertips to the object's centre."""
+    """Vector from the fingertips to the object's centre."""
 
 
 class PickAndPlaceExpert(Expert[Scene]):
@@ -191,10 +191,10 @@ def _body_height(scene: Scene) -> float:
     """Return the fingertips' height: about the middle; the palm is 4 cm above them."""
     low, high = scene.object_corners[:, 2].min(), scene.object_corners[:, 2].max()
     size = high - low
-    wanted = (low + high) / 2
+    height = (low + high) / 2
     if size > 0.03:
-        wanted = min(wanted + (0.01 if size > 0.06 else 0.0), high - 0.02)
-    return float(max(wanted, low + 0.01, high - 0.036))
+        height = min(height + (0.01 if size > 0.06 else 0.0), high - 0.02)
+    return float(max(height, low + 0.01, high - 0.036))
 
 
 def _rim_height(scene: Scene) -> float:
@@ -224,8 +224,8 @@ def _collisions(scene: Scene, position: Float64[np.ndarray, "2"], angle: float, 
 def _held(scene: Scene, grasp: Grasp) -> bool:
     """Return whether the object is where a held one would be."""
     expected = scene.gripper + np.array([*grasp.centre, -grasp.underside])
-    found = np.array([*_middle(scene.object_corners)[:2], scene.object_corners[:, 2].min()])
-    return bool(np.linalg.norm(found - expected) < 0.05)
+    position = np.array([*_middle(scene.object_corners)[:2], scene.object_corners[:, 2].min()])
+    return bool(np.linalg.norm(position - expected) < 0.05)
 
 
 def _turn(scene: Scene, grasp: Grasp) -> Float64[np.ndarray, "3"]:

@@ -37,7 +37,7 @@ class DemonstrationPlan:
     seed: int = 0
     storage: str = "image"
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the environment (`image_size`, `suite` ...)."""
+    """Options of the environment (`image_size`, `suite` ...)."""
 
     def selected(self) -> tuple[Task, ...]:
         """Return the tasks; loads no simulator."""
@@ -124,11 +124,11 @@ def demonstrate(
     """Return one episode from the initial state, ended by success or by the operator's patience.
 
     Args:
-        simulation: Of the state's task.
-        expert: A new one.
+        simulation: A simulation of the state's task.
+        expert: A new expert, for this episode.
         operator: How well the expert's intentions are carried out.
         state: Where the episode begins.
-        seed: Of the operator's random generator.
+        seed: The seed of the operator's random generator.
     """
     demonstrator = Demonstrator(operator, expert, np.random.default_rng(seed))
     simulation.reset(state)

@@ -71,7 +71,7 @@ class WorkerPool:
             except WorkerError as error:
                 raise WorkerFailedError(f"recording attempt {self._running[w]} failed:\n{error}") from None
             except WorkerLostError as error:
-                self._again(w, error)
+                self._replace(w, error)
             else:
                 self._losses_in_a_row = 0
                 yield self._running.pop(w), success, length

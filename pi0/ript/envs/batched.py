@@ -69,10 +69,10 @@ class BatchedEnv:
 
     def task(self, name: str) -> Task:
         """Return a task in use by "name" or "suite/name"."""
-        found = self.suite.select([name])[0].id
-        if found not in self.tasks:
-            raise ValueError(f"task {found!r} is not in use here; in use: {sorted(self.tasks)}")
-        return self.tasks[found]
+        task_id = self.suite.select([name])[0].id
+        if task_id not in self.tasks:
+            raise ValueError(f"task {task_id!r} is not in use here; in use: {sorted(self.tasks)}")
+        return self.tasks[task_id]
 
     def simulation(self, name: str) -> Simulation:
         """Return a new in-process simulation of a task, for scripted experts and tests."""
@@ -197,14 +197,14 @@ class BatchedEnv:
             return {slot: self._local.reset(slot, state) for slot, state in states.items()}
         requests = {w: ("reset", part) for w, part in self._by_worker(states).items()}
         answers = self._ask_until_answered(requests)
-        return {slot: one for answer in answers.values() for slot, one in answer.items()}
+        return {slot: result for answer in answers.values() for slot, result in answer.items()}
 
     def _step_all(self, chunks: Mapping[int, np.ndarray], render_every: int | None) -> dict[int, Any]:
         if self._local is not None:
             return {slot: self._local.step_chunk(slot, chunk, render_every) for slot, chunk in chunks.items()}
         parts = self._by_worker(chunks)
         answers, _ = self._ask({w: ("step", (p, render_every)) for w, p in parts.items()})
-        return {slot: one for answer in answers.values() for slot, one in answer.items()}
+        return {slot: result for answer in answers.values() for slot, result in answer.items()}
 
     def _by_worker(self, values: Mapping[int, Any]) -> dict[int, dict[int, Any]]:
         """Split a mapping by slot into the workers that own the slots."""

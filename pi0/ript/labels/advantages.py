@@ -184,9 +184,9 @@ def fill_missing(
     """Return advantages in which the missing ones (NaN) are what was chosen for them.
 
     Args:
-        advantages: Of all frames of a data set.
+        advantages: The advantages of all frames of a data set.
         choice: What a frame without advantage is: an error, always positive or negative, or dropped (NaN).
-        name: Of the data set, for the message.
+        name: The name of the data set, for the message.
         used: The frames that count.
 
     Raises:

@@ -30,7 +30,7 @@ class Calibration:
     num_episodes: int
     num_frames: int
     correlation: float | None
-    """Of value and return over frames; None if either is constant."""
+    """Correlation of value and return over all frames; None if one of them is constant."""
     calibration_error: float
     """Mean distance of value and mean return, over tenths of the range of values, weighted by frames."""
     error: float

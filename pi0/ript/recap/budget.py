@@ -33,13 +33,13 @@ class Budget:
     judged: int
     """Episodes of evaluations."""
     steps: int
-    """Of an episode."""
+    """Steps until the deadline of an episode."""
     policy_updates: int
     value_updates: int
     images_gb: float
-    """Of decoded images that are trained on at once: mapped from disk, fast while they fit in memory."""
+    """Size of the decoded images of one training: mapped from disk, and fast while they fit in memory."""
     disk_gb: float
-    """Of all decoded images, and of what is recorded as if it were not compressed."""
+    """Size of all decoded images, and of what is recorded as if it were not compressed."""
 
 
 @dataclass(frozen=True)

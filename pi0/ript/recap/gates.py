@@ -25,7 +25,7 @@ class LabelFigures:
 
     coverage: float
     positive_fraction: float
-    """Of the frames that were ranked."""
+    """Share of the ranked frames that are positive."""
     target_fraction: float
 
 

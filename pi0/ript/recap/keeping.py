@@ -29,7 +29,7 @@ class Keeping:
     """What happens to a training under way."""
 
     directory: Path | None = None
-    """Of its snapshots; None keeps none."""
+    """Directory of its snapshots; None: none are written."""
     save_minutes: float | None = None
     max_nonfinite_steps: int = 3
 

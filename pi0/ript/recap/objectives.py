@@ -25,10 +25,10 @@ def policy_objective(
 
     Args:
         policy: Takes an indicator; its frozen parameters stay.
-        sources: Whose windows are drawn by weight. One without advantage is left out where it counts.
-        advantages: Of every frame of each source; NaN where there is none.
+        sources: The data. A frame without advantage is left out where its advantage counts.
+        advantages: The advantage of every frame of each source; NaN where there is none.
         epsilon: Threshold of each task, see `advantages.thresholds`.
-        settings: Of the training.
+        settings: The settings of the training.
     """
     _require_indicator(policy)
     labelled = list(zip(sources, advantages, strict=True))
@@ -58,8 +58,8 @@ def value_objective(
     """Return the cross entropy of the returns' bins, and the frames of episodes that are not held out.
 
     Args:
-        value: Has the bins of the reward.
-        sources: Whose frames are drawn.
+        value: A value function with the bins of the reward.
+        sources: The data.
         reward: Says the return of each frame.
         heldout: Which episodes of each source are not drawn.
     """

@@ -43,7 +43,7 @@ class SupervisedRecipe:
     norm_stats: str | None
     policy: RecapPolicy
     chunk_size: int
-    """Of a toy."""
+    """Actions that a toy predicts at once."""
     sft: PolicyTraining | None
     """None: the checkpoint needs none."""
     advantage: str
@@ -110,7 +110,7 @@ class FineTuningRecipe:
     training: PolicyTraining
     freeze: str | None
     mode: str
-    """Of demonstrations."""
+    """How the advantage of demonstrations is used, see `AdvantageMode`."""
     seed: int
     round: int
     reading: Reading

@@ -29,12 +29,12 @@ class Workshop:
 
     world: World
     device: str
-    """Of this process."""
+    """The device of this process."""
     images: Path
     """Directory of decoded images."""
     fit: FitFunction
     keeping: Keeping
-    """How a training keeps itself on disk, but where."""
+    """How often trainings write snapshots; each stage has a directory of its own for them."""
     _simulators: dict[str, BatchedEnv] = field(default_factory=dict)
 
     def simulators(self, task: EnvironmentSettings) -> BatchedEnv:

@@ -67,7 +67,7 @@ class DataSummary:
 
     @property
     def instructions(self) -> set[str]:
-        """Those of all sets."""
+        """The instructions of all data sets."""
         return {task for frames in self.sets for task in frames.tasks}
 
     @property
@@ -76,14 +76,14 @@ class DataSummary:
         info = json.loads((Path(self.sets[0].name) / "meta/info.json").read_text())
         mapping = self.mixture.datasets[0].data_features_name_mapping
         names: dict[str, str] = {column: name for name, column in mapping.items() if column is not None}
-        found = {
+        sizes = {
             str(names.get(column, column)): min(sorted(feature["shape"])[1:])
             for column, feature in info["features"].items()
             if feature["dtype"] in ("image", "video")
         }
-        if not found:
+        if not sizes:
             raise ConfigError(f"{self.sets[0].name}: expected a camera among its columns, found none")
-        return found
+        return sizes
 
     def toy_policy(self, seed: int, **changes: Any) -> PI0Policy:
         """Return an untrained toy policy for the data; `changes` are fields of its configuration."""
@@ -107,13 +107,13 @@ def policy_to_train(
     With `takes_indicator` it has an indicator of the advantage, which changes nothing before it is trained.
     """
     settings, path = config.policy, config.policy_path
-    own, changes, replaced = "none", {}, {}
+    mode, changes, replaced = "none", {}, {}
     if path != TOY:
         directory = resolve(Path(path).expanduser())
         checkpoint = _describe(directory, settings)
         for name in ("max_state_dim", "max_action_dim"):
             _require_equal(name, getattr(settings, name), getattr(checkpoint.config, name))
-        own, path = checkpoint.config.indicator, str(directory)
+        mode, path = checkpoint.config.indicator, str(directory)
         chunk_size = settings.chunk_size or checkpoint.config.chunk_size
         if settings.n_action_steps is None:
             changes["n_action_steps"] = min(checkpoint.config.n_action_steps, chunk_size)
@@ -122,7 +122,7 @@ def policy_to_train(
             statistics = data.statistics(features.relative_actions, chunk_size)
             replaced = {"features": features, "statistics": statistics}
     if takes_indicator:
-        changes["indicator"] = settings.indicator or ("embedding" if own == "none" else own)
+        changes["indicator"] = settings.indicator or ("embedding" if mode == "none" else mode)
     toy = partial(data.toy_policy, config.seed)
     policy = make_policy(path, settings, toy, config.seed, device, changes=changes, **replaced)
     require_normalization(settings.normalization_mapping, policy.features)
@@ -196,9 +196,9 @@ def _require_equal(name: str, setting: Any, size: Any) -> None:
 def require_normalization(mapping: NormalizationMapping, features: FeatureConfig) -> None:
     """Raise ConfigError if the settings expect another normalisation than the model's."""
     for name, feature in (("STATE", "state"), ("ACTION", "action")):
-        asked, there = getattr(mapping, name), getattr(features, f"{feature}_normalization").upper()
-        if asked is not None and asked != there:
+        setting, actual = getattr(mapping, name), getattr(features, f"{feature}_normalization").upper()
+        if setting is not None and setting != actual:
             raise ConfigError(
-                f"policy.normalization_mapping.{name}: expected the model's {there}, found {asked}; its "
+                f"policy.normalization_mapping.{name}: expected the model's {actual}, found {setting}; its "
                 "weights mean nothing under another normalisation"
             )

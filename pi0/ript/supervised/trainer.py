@@ -14,7 +14,7 @@ from pi0.ript.checkpoint.snapshot import trained_parameters
 from pi0.ript.distributed import World, limit_threads, setup_distributed
 from pi0.ript.environments import get_environment
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_stopped
-from pi0.ript.monitoring import monitor_memory, profile_window
+from pi0.ript.monitoring import ProfileWindow, monitor_memory
 from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.report import write_report
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
@@ -101,7 +101,7 @@ class Training:
         """
         settings, objective, world = self.settings, self.parts.objective, self.world
         setup_signal_handlers()
-        profile = profile_window(settings.profile_steps, self.run_dir, world.rank)
+        profile = ProfileWindow(settings.profile_steps, self.run_dir, world.rank)
         trained = list(trained_parameters(objective.model).values())
         for step in self.steps:
             self._report()

@@ -103,11 +103,11 @@ class PolicyObjective:
         self, learner: nn.Module, batch: Batch, key: Sequence[int], *, is_training: bool
     ) -> Float[Tensor, " k"]:
         """Return the sum of the losses; indicators are withheld in training alone."""
-        windows, given = batch["window"].numpy(), None
+        windows, indicator = batch["window"].numpy(), None
         if self.indicator is not None:
             shown = self._shown(self.indicator, windows, key) if is_training else self.indicator[windows]
-            given = torch.from_numpy(shown)
-        losses = learner(batch, given, key)
+            indicator = torch.from_numpy(shown)
+        losses = learner(batch, indicator, key)
         if self.sample_weight is not None:
             losses = losses * torch.from_numpy(self.sample_weight[windows]).to(losses.device)
         return self.weight * losses.sum()[None]

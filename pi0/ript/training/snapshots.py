@@ -41,7 +41,7 @@ class Snapshots:
     directory: Path
     """Where they are; it belongs to this training."""
     model: nn.Module
-    """Whose trained parameters are kept, not wrapped."""
+    """The model whose trained parameters are kept, not wrapped by DDP."""
     optimizer: torch.optim.Optimizer
     config: Any
     """All settings that the result depends on, a dataclass; each snapshot says them."""
