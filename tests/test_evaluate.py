@@ -1,7 +1,7 @@
 """Evaluation: intervals against published figures, paired comparison, episodes on held-out states."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -132,7 +132,7 @@ def test_comparison_pairs_by_state():
         assert found.difference == pytest.approx(1 / 6)
         assert found.interval == paired_difference_interval(2, 2, 1, 1)
         assert found.p_value == 1.0
-    assert json.loads(json.dumps(found.to_dict()))["num_won"] == 2
+    assert json.loads(json.dumps(asdict(found)))["num_won"] == 2
 
 
 def test_comparison_needs_the_same_states():

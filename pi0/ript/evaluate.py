@@ -114,10 +114,6 @@ class Comparison:
     p_value: float
     """Two-sided exact McNemar test of no difference."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values for JSON."""
-        return asdict(self)
-
     def __str__(self) -> str:
         """Return difference and interval, in percentage points, in one line."""
         low, high = self.interval

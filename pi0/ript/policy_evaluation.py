@@ -33,7 +33,14 @@ from pi0.ript.recording import DatasetStore, rollouts_writer
 from pi0.ript.report import write_report
 from pi0.ript.results import lock_directory, new_run_directory, write_evaluation
 from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.starting_policy import TOY, PolicySettings, make_policy, require_fits, require_policy_path
+from pi0.ript.starting_policy import (
+    TOY,
+    PolicySettings,
+    make_policy,
+    require_acts,
+    require_fits,
+    require_policy_path,
+)
 from pi0.ript.success_table import success_text
 from pi0.ript.warm_start import warm_start
 
@@ -183,9 +190,7 @@ def _load(path: str, environment: Environment, config: EvaluationConfig, device:
 
     with _as_config_error():
         policy = make_policy(path, config.policy, toy, config.seed, device)
-        instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
-        sizes = policy.config
-        policy.tokenizer.encode(instructions, sizes.tokenizer_max_length, sizes.vocab_size)
+        require_acts(policy, environment)
     limit_threads(policy)
     return policy
 
@@ -245,6 +250,6 @@ def _comparison(config: EvaluationConfig, before: Evaluation, after: Evaluation)
     return {
         "before": {"policy": config.policy_path, **before.to_dict()},
         "after": {"policy": config.compare, **after.to_dict()},
-        "comparison": compare(before, after).to_dict(),
-        "tasks": {task: comparison.to_dict() for task, comparison in tasks.items()},
+        "comparison": asdict(compare(before, after)),
+        "tasks": {task: asdict(comparison) for task, comparison in tasks.items()},
     }

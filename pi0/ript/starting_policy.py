@@ -133,6 +133,14 @@ def require_fits(features: FeatureConfig, environment: Environment) -> None:
         features.require_inputs(task_features(task), f"environment {task.id}")
 
 
+def require_acts(policy: PI0Policy, environment: Environment) -> None:
+    """Raise ValueError unless the policy fits the environment and can read the instructions of its tasks."""
+    require_fits(policy.features, environment)
+    instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
+    config = policy.config
+    policy.tokenizer.encode(instructions, config.tokenizer_max_length, config.vocab_size)
+
+
 def require_policy_path(path: str, field: str = "policy_path") -> None:
     """Raise ValueError with the field unless it is "toy", a checkpoint directory or a possible hub name."""
     remedy = (

@@ -116,28 +116,22 @@ def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
 
 def wrong_policy(config: Any) -> list[str]:
     """Return what is wrong with the policy to start from, `policy_path` and the section `policy`."""
-    problems = attempt(lambda: require_policy_path(config.policy_path))[1]
-    return [*problems, *_statistics(config), *_named_config(config), *_freeze(config)]
+    policy, problems = config.policy, attempt(lambda: require_policy_path(config.policy_path))[1]
+    if policy.norm_stats_path is not None:
+        path = Path(policy.norm_stats_path).expanduser()
+        problems += attempt(lambda: _require_statistics(path), "policy.norm_stats_path: ")[1]
+    if policy.config is not None:
+        problems += attempt(lambda: get_config(policy.config), "policy.config: ")[1]
+    return [*problems, *(_freeze(config, policy.freeze) if policy.freeze is not None else ())]
 
 
-def _statistics(config: Any) -> list[str]:
-    if config.policy.norm_stats_path is None:
-        return []
-    path = Path(config.policy.norm_stats_path).expanduser()
+def _require_statistics(path: Path) -> None:
     if not path.is_file():
-        return [f"policy.norm_stats_path: no file at {str(path)!r}; null takes the checkpoint's statistics"]
-    return attempt(lambda: read_statistics(path), "policy.norm_stats_path: ")[1]
+        raise ValueError(f"no file at {str(path)!r}; null takes the checkpoint's statistics")
+    read_statistics(path)
 
 
-def _named_config(config: Any) -> list[str]:
-    name = config.policy.config
-    return [] if name is None else attempt(lambda: get_config(name), "policy.config: ")[1]
-
-
-def _freeze(config: Any) -> list[str]:
-    which = config.policy.freeze
-    if which is None:
-        return []
+def _freeze(config: Any, which: str) -> list[str]:
     wrong = attempt(lambda: re.compile(which), f"policy.freeze: {which!r} is no regular expression: ")[1]
     if wrong or config.policy_path != TOY:
         return wrong

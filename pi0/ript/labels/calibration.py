@@ -5,8 +5,7 @@ Axes: n frame of a set, e episode.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -38,10 +37,6 @@ class Calibration:
     separation: float | None
     """Chance that a success is valued above a failure, both in the middle of their episode (AUC); None if all
     episodes ended alike."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values for JSON."""
-        return asdict(self)
 
 
 def heldout_episodes(source: Source, fraction: float, seed: Sequence[int] = (0,)) -> Bool[np.ndarray, " e"]:

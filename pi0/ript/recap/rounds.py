@@ -226,7 +226,7 @@ def write_summary(run: Run, evaluations: Mapping[str, Evaluation]) -> None:
     """Write results.json, with the comparison of every policy to the first one, and print the table."""
     first = next(iter(evaluations.values()))
     policies = {
-        name: {"evaluation": evaluation.to_dict(), "since_sft": compare(first, evaluation).to_dict()}
+        name: {"evaluation": evaluation.to_dict(), "since_sft": asdict(compare(first, evaluation))}
         for name, evaluation in evaluations.items()
     }
     results = {"format": FORMAT, "config": asdict(run.config), "policies": policies}

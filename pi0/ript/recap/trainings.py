@@ -4,7 +4,7 @@ A recipe is all that its artefact depends on, besides the artefacts that it read
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class ValueRecipe:
         heldout = [heldout_episodes(s, self.training.validation_fraction, (self.seed,)) for s in sources]
         objective = value_objective(value, sources, reward, heldout)
         rows = workshop.train(*objective, self.training, (self.seed, self.round), work)
-        calibration = heldout_calibration(value, sources, reward, heldout, world).to_dict()
+        calibration = asdict(heldout_calibration(value, sources, reward, heldout, world))
         world.on_main(write_json, work / "calibration.json", calibration)
         world.on_main(write_json, work / "reward.json", plain(reward))
         return {"calibration": calibration, "loss": rows[-1]["loss"]}

@@ -21,7 +21,7 @@ from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, set
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import ADVICE, open_run, publish_model, write_processor, write_settings
 from pi0.ript.supervised.settings import SupervisedSettings
-from pi0.ript.supervised.simulation import RepeatedEvaluation, require_acts
+from pi0.ript.supervised.simulation import RepeatedEvaluation, require_evaluable
 from pi0.ript.supervised.training_state import ModelFiles, data_hashes
 from pi0.ript.training.optimization import cosine_schedule, make_optimizer, set_learning_rate
 from pi0.ript.training.snapshots import Snapshots
@@ -204,7 +204,7 @@ class Training:
             return None
         assert isinstance(model, PI0Policy)
         environment = get_environment(**asdict(settings.task))
-        require_acts(model, environment, settings.eval.cfg_guidance_scale)
+        require_evaluable(model, environment, settings.eval.cfg_guidance_scale)
         return RepeatedEvaluation(settings.task, settings.eval, settings.seed, self.world)
 
     def _finish(self) -> None:
