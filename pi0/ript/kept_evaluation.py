@@ -42,9 +42,9 @@ def evaluate_once(
     Raises:
         StoppedError: A process was asked to stop; finished episodes are in the store.
     """
-    num_there = sum(store.has(state, episode_seed(seed, state)) for state in states)
-    if num_there and peers.rank == 0:
-        print(f"{num_there} of {len(states)} episodes are there already")  # noqa: T201
+    num_finished = sum(store.has(state, episode_seed(seed, state)) for state in states)
+    if num_finished and peers.rank == 0:
+        print(f"{num_finished} of {len(states)} episodes are there already")  # noqa: T201
     run = remembering(store, partial(leave_if_asked, peers))
     return evaluate(env, policy, states, seed, num_recorded=num_recorded, peers=peers, run=run)
 

@@ -45,8 +45,8 @@ from pi0.ript.success_table import success_text
 from pi0.ript.warm_start import warm_start
 
 _EPISODES = "episodes"  # in the directory of the results until they are complete: the finished episodes
-_FREE = ("eval.rollouts_per_task", "eval.first_state", "eval.n_video", "task.num_workers")
-"""What an interrupted evaluation may go on with."""
+_MAY_CHANGE = ("eval.rollouts_per_task", "eval.first_state", "eval.n_video", "task.num_workers")
+"""Settings that may have other values when an interrupted evaluation goes on."""
 _NAMED_APART = ("benchmark_name", "task_names", "num_workers")  # of the environment, in a data set's origin
 
 
@@ -174,7 +174,7 @@ def _open_output(config: EvaluationConfig) -> Path:
     file = path / "settings.json"
     earlier = flatten(json.loads(file.read_text())) if file.exists() and (path / _EPISODES).exists() else {}
     now = flatten(chosen)
-    if any(earlier.get(key, chosen) != value for key, value in now.items() if key not in _FREE):
+    if any(earlier.get(key, chosen) != value for key, value in now.items() if key not in _MAY_CHANGE):
         new_run_directory(path)
         (path / _EPISODES).mkdir()
     write_json(file, chosen)

@@ -37,7 +37,7 @@ from pi0.ript.rollout import (
     without_images,
 )
 
-_ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are let go
+_ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are dropped
 
 
 @runtime_checkable
@@ -97,9 +97,9 @@ def remembering(
             report(episode)
 
         missing = [number for number in range(len(states)) if number not in episodes]
-        lets_images_go = store.needs_images and not keep_images
-        part_size = _ROUNDS_IN_MEMORY * env.num_slots if lets_images_go else max(len(missing), 1)
-        with contextlib.suppress(_EpisodesLeftError):  # then `stop_if_asked` raises
+        drops_images = store.needs_images and not keep_images
+        part_size = _ROUNDS_IN_MEMORY * env.num_slots if drops_images else max(len(missing), 1)
+        with contextlib.suppress(_StoppedEarlyError):  # then `stop_if_asked` raises
             for part in batched(missing, part_size):
                 finished = run(
                     env,
@@ -110,7 +110,7 @@ def remembering(
                     keep_images=keep_images or store.needs_images,
                     on_finished=keep,
                 )
-                kept = (without_images(episode) if lets_images_go else episode for episode in finished)
+                kept = (without_images(episode) if drops_images else episode for episode in finished)
                 episodes |= dict(zip(part, kept, strict=True))
         stop_if_asked()
         return [episodes[number] for number in range(len(states))]
@@ -118,16 +118,16 @@ def remembering(
     return run_the_others
 
 
-class _EpisodesLeftError(Exception):
-    """Episodes were left because this process was asked to stop."""
+class _StoppedEarlyError(Exception):
+    """Episodes were not finished because this process was asked to stop."""
 
 
 def _until_asked_to_stop(policy: ChunkPolicy) -> ChunkPolicy:
-    """Return the policy, which raises _EpisodesLeftError when it is to act and the process is to stop."""
+    """Return the policy, which raises _StoppedEarlyError when it is to act and the process is to stop."""
 
     def chunks(*arguments: Any) -> Float32[np.ndarray, "b h a"]:
         if stop_requested():
-            raise _EpisodesLeftError
+            raise _StoppedEarlyError
         return policy.chunks(*arguments)
 
     return FunctionPolicy(chunks)

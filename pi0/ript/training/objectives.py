@@ -59,10 +59,10 @@ class ValueLearner(nn.Module):
 
 
 def _without_damage(batch: Batch) -> tuple[Batch, Float[Tensor, " b"] | None]:
-    """Return the batch, and None; or if numbers are not finite one with others, and factors of the losses.
+    """Return the batch, with zeros for numbers that are not finite, and a factor for the loss of each sample.
 
     The factor is NaN for each sample with such numbers, so that all processes skip the step: an error on one
-    of them would leave the others waiting for its gradients.
+    of them would leave the others waiting for its gradients. It is None if all numbers are finite.
     """
     numbers = {name: batch[name] for name in (STATE, ACTION) if name in batch}
     damaged = {name: ~x.isfinite().flatten(1).all(1) for name, x in numbers.items()}
