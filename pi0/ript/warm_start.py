@@ -7,7 +7,7 @@ changed setting never meets an old result.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,11 @@ def train(policy: PI0Policy, episodes: EpisodeSet, spec: WarmStart) -> PI0Policy
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_and_decay(spec.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        # Up over 50 steps, then level, down over the last 70%.
+        lambda step: min(1.0, (step + 1) / 50, (spec.steps - step) / (0.7 * spec.steps)),
+    )
     policy.train()
     with progress_bar(range(spec.steps), unit="step", desc="supervised fine-tuning") as bar:
         for _step in bar:
@@ -159,11 +163,6 @@ def demonstration_windows(episodes: EpisodeSet, horizon: int) -> Windows:
             for e in episodes
         ]
     )
-
-
-def _warmup_and_decay(steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate: up over 50 steps, then level, down over the last 70%."""
-    return lambda step: min(1.0, (step + 1) / 50, (steps - step) / (0.7 * steps))
 
 
 def _with_floor(statistics: Mapping[str, Any], floor: float) -> dict[str, Any]:

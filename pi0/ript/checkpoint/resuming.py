@@ -183,7 +183,11 @@ def run_facts(
         "config": plain(config),
         "num_processes": peers.size,
         "untrained": _fingerprint(model, reads),
-        "versions": _versions(),
+        "versions": {
+            "python": platform.python_version(),
+            "code": library_hash(),
+            **{name: version(name) for name in _PACKAGES},
+        },
         **({"data": dict(data)} if data else {}),
     }
 
@@ -240,11 +244,3 @@ def _fingerprint(model: nn.Module, reads: nn.Module | None) -> str:
         for name, value in frozen.items()
     }
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "code": library_hash(),
-        **{name: version(name) for name in _PACKAGES},
-    }

@@ -105,7 +105,10 @@ def launch_arguments(name: str, argv: Sequence[str]) -> list[str]:
         _require_accelerate_config(config)
         return [python, "-m", "accelerate.commands.launch", "--config_file", config, *script]
     if count > 1:
-        return [python, "-m", "torch.distributed.run", *_torchrun_options(count), *script]
+        # torchrun would die of SIGUSR1, which asks for a checkpoint, and leave its processes behind.
+        signals = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", signals]
+        return [python, *torchrun, *script]
     return [python, *script]
 
 
@@ -158,12 +161,6 @@ def _require_accelerate_config(config: str) -> None:
             f"--accelerate-config: {config!r} asks for {count} processes with distributed_type {kind!r}, of "
             f"which accelerate starts one; use --nproc-per-node {count}, or distributed_type: MULTI_GPU"
         )
-
-
-def _torchrun_options(count: int) -> list[str]:
-    # torchrun would die of SIGUSR1, which asks for a checkpoint, and leave its processes behind.
-    signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-    return ["--standalone", f"--nproc-per-node={count}", f"--signals-to-handle={signals}"]
 
 
 def _environment() -> dict[str, str]:

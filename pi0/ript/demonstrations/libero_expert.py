@@ -144,7 +144,7 @@ def plan_grasp(scene: Scene) -> Grasp:
     """Return the cheapest grasp from above: narrow, little turning, room for fingers and hand."""
     low, high = scene.object_corners.min(0), scene.object_corners.max(0)
     middle = (low + high) / 2
-    height = _rim_height(scene) if scene.by_rim else _body_height(scene)
+    height = float(high[2] - 0.024) if scene.by_rim else _body_height(scene)
     candidates = _rim_grasps(scene) if scene.by_rim else _body_grasps(scene)
     best, best_cost = None, np.inf
     for position, angle, cost in candidates:
@@ -195,10 +195,6 @@ def _body_height(scene: Scene) -> float:
     if size > 0.03:
         height = min(height + (0.01 if size > 0.06 else 0.0), high - 0.02)
     return float(max(height, low + 0.01, high - 0.036))
-
-
-def _rim_height(scene: Scene) -> float:
-    return float(scene.object_corners[:, 2].max() - 0.024)
 
 
 def _collisions(scene: Scene, position: Float64[np.ndarray, "2"], angle: float, height: float) -> int:

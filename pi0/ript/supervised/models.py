@@ -12,7 +12,7 @@ from jaxtyping import Int64
 
 from pi0 import FeatureConfig, PI0Policy
 from pi0.normalize import Statistics
-from pi0.pretrained import Checkpoint, describe, resolve
+from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
 from pi0.ript.data import MixtureSettings
@@ -110,7 +110,8 @@ def policy_to_train(
     mode, changes, replaced = "none", {}, {}
     if path != TOY:
         directory = resolve(Path(path).expanduser())
-        checkpoint = _describe(directory, settings)
+        named = get_config(settings.config) if settings.config else None
+        checkpoint = describe(directory, named, None, None, settings.extra_delta_transform)
         for name in ("max_state_dim", "max_action_dim"):
             _require_equal(name, getattr(settings, name), getattr(checkpoint.config, name))
         mode, path = checkpoint.config.indicator, str(directory)
@@ -147,11 +148,6 @@ def value_to_train(config: SupervisedSettings, data: DataSummary, device: str) -
     for name, parameter in value.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return value.to(device)
-
-
-def _describe(directory: Path, settings: ModelSettings) -> Checkpoint:
-    config = get_config(settings.config) if settings.config else None
-    return describe(directory, config, None, None, settings.extra_delta_transform)
 
 
 def _with_widths_of(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
