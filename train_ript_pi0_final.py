@@ -24,8 +24,8 @@ from pi0.ript.recap import RECAP, RecapConfig
 from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
 from pi0.ript.recap.endings import exits_with_message
-from pi0.ript.recap.keeping import Keeping, Training
 from pi0.ript.recap.report import write_recap_report
+from pi0.ript.recap.snapshot_plan import SnapshotPlan, Training
 from pi0.ript.results import lock_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.scripts.train_ript_pi0 import main as train_ript
@@ -39,14 +39,14 @@ def fit(
     data: Mixture,
     settings: Training,
     key: Sequence[int],
-    keeping: Keeping,
+    plan: SnapshotPlan,
     world: World,
 ) -> list[Row]:
     """Minimise the objective's loss on windows drawn from the data; return the figures of every step."""
     model, learner = objective.model, world.wrap(objective.learner())
     rates = settings.learning_rate, settings.weight_decay
     optimizer = make_optimizer(model, *rates, indicator_learning_rate=settings.indicator_learning_rate)
-    steps = keeping.steps(objective.name, model, optimizer, settings, world)
+    steps = plan.steps(objective.name, model, optimizer, settings, world)
     model.train()
     for step in steps:
         seed = (*key, step)

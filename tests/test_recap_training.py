@@ -31,8 +31,8 @@ from pi0.ript.labels.indicators import awr_weights, indicators, withhold_keyed
 from pi0.ript.labels.returns import Outcome, RewardConfig
 from pi0.ript.labels.sources import Mixture, Source, frame_windows
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
-from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective, value_objective
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recording import DatasetStore, episode_set, record_rollouts, rollout_episode
 from pi0.ript.rollout import GuidedPolicy, rollout
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
@@ -72,12 +72,12 @@ REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
 
 def train_policy(policy, sources, advantages, epsilon, settings, seed=(0,)) -> list[dict]:
     parts = policy_objective(policy, sources, advantages, epsilon, settings)
-    return fit(*parts, settings, seed, Keeping(), World())
+    return fit(*parts, settings, seed, SnapshotPlan(), World())
 
 
 def train_value(value, sources, reward, settings, seed=(0,)) -> tuple[list[dict], Calibration]:
     heldout = [heldout_episodes(source, settings.validation_fraction, seed) for source in sources]
-    rows = fit(*value_objective(value, sources, reward, heldout), settings, seed, Keeping(), World())
+    rows = fit(*value_objective(value, sources, reward, heldout), settings, seed, SnapshotPlan(), World())
     return rows, heldout_calibration(value, sources, reward, heldout)
 
 

@@ -10,9 +10,9 @@ import psutil
 from pi0.ript.distributed import World
 from pi0.ript.episodes import images_gb
 from pi0.ript.labels.sources import Source
-from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.rounds import Run
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Kind, StageName
 from pi0.ript.recording import episode_set, rollout_episode
 from pi0.ript.rollout import FunctionPolicy, rollout
@@ -126,7 +126,7 @@ def measure(run: Run) -> Rates:
     seconds = []
     for _ in range(2):  # the first time is slower
         start = time.monotonic()
-        run.workshop.fit(*parts, settings, (0,), Keeping(), World())
+        run.workshop.fit(*parts, settings, (0,), SnapshotPlan(), World())
         seconds.append((time.monotonic() - start) / settings.steps)
     return Rates(with_image, without_image, min(seconds))
 

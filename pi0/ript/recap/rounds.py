@@ -23,7 +23,7 @@ from pi0.ript.recap.artefacts import (
 from pi0.ript.recap.config import RecapConfig, RolloutPlan, ValueModel
 from pi0.ript.recap.data import Reading, identify, resolved_reward, source_name
 from pi0.ript.recap.gates import LabelFigures, check_gates
-from pi0.ript.recap.keeping import Keeping
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact, Kind, StageName, Stages
 from pi0.ript.recap.trainings import FineTuningRecipe, RivalRecipe, SupervisedRecipe, ValueRecipe
 from pi0.ript.recap.workshop import FitFunction, Workshop
@@ -87,8 +87,8 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
             raise ValueError(
                 f"{key}: expected a sample or more for each of {world.size} processes, found {size}"
             )
-    keeping = Keeping(None, config.save_minutes, config.max_nonfinite_steps)
-    workshop = Workshop(world, world.device(config.device), run_dir / "images", fit, keeping)
+    plan = SnapshotPlan(None, config.save_minutes, config.max_nonfinite_steps)
+    workshop = Workshop(world, world.device(config.device), run_dir / "images", fit, plan)
     stages = Stages(run_dir, world, cast("Any", config.on_stale))
     return Run(config, world, stages, get_environment(**asdict(config.task)), workshop)
 

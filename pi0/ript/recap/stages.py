@@ -27,7 +27,7 @@ from pi0.ript.files import (
     unused_path,
     write_json,
 )
-from pi0.ript.recap.keeping import remove_snapshots
+from pi0.ript.recap.snapshot_plan import remove_snapshots
 
 STATE = "recap_state.json"
 OnStale = Literal["refuse", "redo"]

@@ -12,13 +12,13 @@ from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv
 from pi0.ript.labels.sources import Mixture
-from pi0.ript.recap.keeping import Keeping, Training
+from pi0.ript.recap.snapshot_plan import SnapshotPlan, Training
 from pi0.ript.recap.stages import Artefact
 from pi0.ript.training.objectives import Model, Objective
 from pi0.ript.training.steps import Row
 from pi0.value import ValueFunction
 
-FitFunction = Callable[[Objective, Mixture, Training, Sequence[int], Keeping, World], list[Row]]
+FitFunction = Callable[[Objective, Mixture, Training, Sequence[int], SnapshotPlan, World], list[Row]]
 """Trains the objective's model on windows of a mixture, and returns the figures of every step: the script's
 `fit`. The numbers are the key of everything random."""
 
@@ -33,7 +33,7 @@ class Workshop:
     images: Path
     """Directory of decoded images."""
     fit: FitFunction
-    keeping: Keeping
+    plan: SnapshotPlan
     """How often trainings write snapshots; each stage has a directory of its own for them."""
     _simulators: dict[str, BatchedEnv] = field(default_factory=dict)
 
@@ -57,8 +57,8 @@ class Workshop:
         self, objective: Objective, mixture: Mixture, settings: Training, key: Sequence[int], work: Path
     ) -> list[Row]:
         """Train in a stage's directory, write the model there, and return the figures of every step."""
-        keeping = replace(self.keeping, directory=work)
-        rows = self.fit(objective, mixture, settings, key, keeping, self.world)
+        plan = replace(self.plan, directory=work)
+        rows = self.fit(objective, mixture, settings, key, plan, self.world)
         self.world.on_main(_save, work, objective.model, rows)
         return rows
 

@@ -1,4 +1,4 @@
-"""What the trainings of RECAP's stages keep on disk while they are under way."""
+"""The snapshots that the trainings of RECAP's stages write while they are under way."""
 
 import shutil
 from dataclasses import dataclass
@@ -25,13 +25,15 @@ ADVICE = Advice(
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """What happens to a training under way."""
+class SnapshotPlan:
+    """Where and how often a training writes snapshots, and how many steps in a row it may skip."""
 
     directory: Path | None = None
     """Directory of its snapshots; None: none are written."""
     save_minutes: float | None = None
+    """Minutes between two snapshots; None: only at the end and at a stop."""
     max_nonfinite_steps: int = 3
+    """Steps in a row without a finite loss that end the training."""
 
     def steps(
         self, name: str, model: Model, optimizer: torch.optim.Optimizer, settings: Training, world: World
@@ -54,8 +56,8 @@ class Keeping:
 
 def remove_snapshots(directory: Path) -> None:
     """Remove what a training has kept of itself in a directory, also what a kill left half written."""
-    for left in [*directory.glob("checkpoint-*"), *directory.glob(".checkpoint-*")]:
-        shutil.rmtree(left)
+    for snapshot in [*directory.glob("checkpoint-*"), *directory.glob(".checkpoint-*")]:
+        shutil.rmtree(snapshot)
     (directory / _FORMER_SNAPSHOT).unlink(missing_ok=True)
 
 
