@@ -25,12 +25,13 @@ from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
 from pi0.ript.recap.endings import exits_with_message
 from pi0.ript.recap.report import write_recap_report
-from pi0.ript.recap.snapshot_plan import SnapshotPlan, Training
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.results import lock_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.scripts.train_ript_pi0 import main as train_ript
 from pi0.ript.training.objectives import Objective
 from pi0.ript.training.optimization import linear_schedule, make_optimizer, set_learning_rate
+from pi0.ript.training.settings import Training
 from pi0.ript.training.steps import Row
 
 
@@ -44,8 +45,7 @@ def fit(
 ) -> list[Row]:
     """Minimise the objective's loss on windows drawn from the data; return the figures of every step."""
     model, learner = objective.model, world.wrap(objective.learner())
-    rates = settings.learning_rate, settings.weight_decay
-    optimizer = make_optimizer(model, *rates, indicator_learning_rate=settings.indicator_learning_rate)
+    optimizer = make_optimizer(model, settings)
     steps = plan.steps(objective.name, model, optimizer, settings, world)
     model.train()
     for step in steps:
@@ -59,8 +59,7 @@ def fit(
             world.backward(figures[0])
             total += figures.detach()
         norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), settings.grad_norm_clip)
-        factor = linear_schedule(step, settings.steps, settings.warmup_steps, settings.decay_fraction)
-        set_learning_rate(optimizer, factor)
+        set_learning_rate(optimizer, linear_schedule(step, settings))
         row = dict(zip(objective.figures, map(world.sum, total), strict=True))
         if steps.accept(row | objective.shares(windows, seed), norm):
             optimizer.step()

@@ -10,13 +10,11 @@ from pi0.ript.checkpoint.files import published
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.distributed import World
 from pi0.ript.training.objectives import Model
-from pi0.ript.training.settings import PolicyTraining, ValueTraining
+from pi0.ript.training.settings import Training
 from pi0.ript.training.snapshots import Snapshots
 from pi0.ript.training.steps import Steps
-from pi0.value import ValueFunction
 
 _FORMER_SNAPSHOT = "checkpoint.pt"
-Training = PolicyTraining | ValueTraining
 ADVICE = Advice(
     resume="start the same command again",
     anew="remove its directory, and the stage begins again",
@@ -48,7 +46,6 @@ class SnapshotPlan:
             world.on_main(_find, self.directory, settings),
             peers=world,
             save_minutes=self.save_minutes,
-            reads=model.reads if isinstance(model, ValueFunction) else None,
         )
         limit = self.max_nonfinite_steps
         return Steps(settings.steps, name=name, world=world, snapshots=snapshots, max_nonfinite_steps=limit)

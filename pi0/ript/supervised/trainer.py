@@ -26,7 +26,6 @@ from pi0.ript.supervised.training_state import ModelFiles, data_hashes
 from pi0.ript.training.optimization import cosine_schedule, make_optimizer, set_learning_rate
 from pi0.ript.training.snapshots import Snapshots
 from pi0.ript.training.steps import Steps
-from pi0.value import ValueFunction
 
 _TRAINING, _VALIDATION = 0, 1  # keep their draws apart
 
@@ -52,14 +51,7 @@ class Training:
         limit_threads(model)
         self.world.on_main(write_processor, self.run_dir, model, data.sets, settings, self.parts.reward)
         self.learner = self.world.wrap(self.parts.objective.learner())
-        self.optimizer = make_optimizer(
-            model,
-            settings.optimizer.learning_rate,
-            settings.optimizer.weight_decay,
-            indicator_learning_rate=settings.optimizer.indicator_learning_rate,
-            betas=settings.optimizer.betas,
-            eps=settings.optimizer.eps,
-        )
+        self.optimizer = make_optimizer(model, settings.optimizer)
         self.files = ModelFiles(self.run_dir, settings, self.parts, self.world)
         self.steps = self._steps(checkpoint)
         self.best: dict[str, float] = self.steps.kept.setdefault("best", {})
@@ -80,7 +72,6 @@ class Training:
             keep_last=settings.save_total_limit,
             states={"data": self.parts.data.train},
             data=data_hashes(self.parts),
-            reads=model.reads if isinstance(model, ValueFunction) else None,
             extra=self.files,
         )
         return Steps(

@@ -19,6 +19,7 @@ from pi0.ript.checkpoint.snapshot import (
     write_training,
 )
 from pi0.ript.peers import ALONE, Peers
+from pi0.value import ValueFunction
 
 
 @runtime_checkable
@@ -58,13 +59,12 @@ class Snapshots:
     """What has a position of its own, by name, such as the data."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Hashes of what is learned from, by name."""
-    reads: nn.Module | None = None
-    """Another model that the trained one reads and that stays as it is."""
     extra: ExtraFiles | None = None
 
     def __post_init__(self) -> None:
         """Start the clock; describe the weights that are not trained, which takes a second at real size."""
-        self._facts = run_facts(self.config, self.model, self.peers, self.reads, self.data)
+        reads = self.model.reads if isinstance(self.model, ValueFunction) else None
+        self._facts = run_facts(self.config, self.model, self.peers, reads, self.data)
         self._last_step: int | None = None
         self._clock = Clock(self.save_minutes, self.peers)
 
