@@ -312,7 +312,7 @@ def run_command(*arguments: str) -> int:
         ("--env metaword", "did you mean 'metaworld'"),
         ("--env metaworld --task drawer-opn-v3", "did you mean 'drawer-open-v3'"),
         ("--env metaworld --operator slopy", "did you mean 'sloppy'"),
-        ("--env metaworld --task 50", "expected a number below 50"),
+        ("--env metaworld --task 50", "expected a number from 0 to 49, found 50"),
         ("--env metaworld --task 1 --task 1", "named twice"),
         ("--env metaworld --suite libero_goal", "--suite belongs to --env libero"),
         ("--env metaworld --episodes 0", "--episodes >= 1"),

@@ -11,7 +11,6 @@ from typing import Any
 
 from pi0.registry import did_you_mean
 from pi0.ript.envs import BatchedEnv, TaskSuite, make_env, make_suite
-from pi0.ript.envs.base import Task
 from pi0.ript.envs.registry import suite_names
 from pi0.ript.warm_start import WarmStart
 
@@ -85,24 +84,14 @@ def get_environment(
     sizes = {"num_slots": num_parallel_envs, "num_workers": num_workers}
     changes: dict[str, Any] = {"max_steps": max_episode_length, **sizes}
     if task_names is not None:
-        changes["tasks"] = _task_names(make_suite(chosen.name, **options).tasks(), task_names)
+        tasks = make_suite(chosen.name, **options).select(task_names)
+        changes["tasks"] = tuple(task.name for task in tasks)
     warm_start = {**chosen.warm_start, **_without_none(warm_start or {})}
     return replace(chosen, options=options, warm_start=warm_start, **_without_none(changes))
 
 
 def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
-
-
-def _task_names(tasks: Sequence[Task], chosen: Sequence[str | int]) -> tuple[str, ...]:
-    """Return the names; numbers count the suite's tasks from 0."""
-    names = [task.name for task in tasks]
-    for task in chosen:
-        if isinstance(task, int) and not 0 <= task < len(names):
-            raise ValueError(f"task_names: expected a number from 0 to {len(names) - 1}, found {task}")
-    return tuple(
-        names[task] if isinstance(task, int) else did_you_mean("task", task, names) for task in chosen
-    )
 
 
 LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")

@@ -100,8 +100,7 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
         ConfigError: As `require_usable`, or a checkpoint's weights do not fit.
     """
     environment = require_usable(config)
-    distributed = config.distributed
-    world = setup_distributed(config.device, distributed.backend, distributed.timeout_seconds)
+    world = setup_distributed(config.device, **asdict(config.distributed))
     run_dir = world.on_main(_open_output, config)
     evaluations = []
     with environment.make() as env:

@@ -133,22 +133,17 @@ def _resolve(options: argparse.Namespace) -> tuple[DemonstrationPlan, list[Task]
 
 
 def _select(suite: TaskSuite, options: argparse.Namespace) -> list[Task]:
-    every = suite.tasks()
     if options.task is None:
         if options.env == "metaworld":
             return list(suite.select(DEFAULT_TASKS))
-        able = tasks_with_expert(every)
+        able = tasks_with_expert(suite.tasks())
         if not able:
-            require_expert(every[0])
+            require_expert(suite.tasks()[0])
         return list(able)
-    names = []
-    for name in options.task:
-        if name.isdecimal() and int(name) >= len(every):
-            raise ValueError(f"--task {name}: expected a number below {len(every)}, or a name")
-        names.append(every[int(name)].name if name.isdecimal() else name)
-    if len(set(names)) != len(names):
-        raise ValueError(f"--task: a task is named twice in {', '.join(names)}")
-    return list(suite.select(names))
+    tasks = list(suite.select([int(name) if name.isdecimal() else name for name in options.task]))
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"--task: a task is named twice in {', '.join(task.name for task in tasks)}")
+    return tasks
 
 
 def _print_budget(
