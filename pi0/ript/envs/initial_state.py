@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import struct
 import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from jaxtyping import Float64
 
 Split = Literal["train", "heldout"]
 
-_UNREADABLE = (BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError, RuntimeError)
+UNREADABLE = (BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError, RuntimeError)
 """What reading a damaged .npz raises, depending on where the damage is."""
 
 _FORMAT = "pi0-ript initial states 1"
@@ -141,7 +142,7 @@ def load_initial_states(path: str | Path, tasks: Collection[str] | None = None) 
             ]
     except (FileNotFoundError, InitialStateError):
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InitialStateError(f"{path} is corrupt ({error}); {remedy}") from error
     content, expected = pool_hash(states), str(columns["hash"])
     if content != expected:
