@@ -209,9 +209,12 @@ def _evaluate(
         return evaluate_once(env, acting, states, seed, journal, num_recorded=videos, peers=world)
     options = {k: v for k, v in asdict(config.task).items() if v is not None and k not in _NAMED_APART}
     origin = {
-        **{"env": config.task.benchmark_name, "env_options": {**options, **config.options}},
-        **{"policy": config.policy_path, "source": f"policy:{world.on_main(policy_hash, policy)}"},
-        **{"guidance": config.eval.cfg_guidance_scale, "seed": seed},
+        "env": config.task.benchmark_name,
+        "env_options": {**options, **config.options},
+        "policy": config.policy_path,
+        "source": f"policy:{world.on_main(policy_hash, policy)}",
+        "guidance": config.eval.cfg_guidance_scale,
+        "seed": seed,
         "states": [state.hash for state in states],
     }
     with _as_config_error():

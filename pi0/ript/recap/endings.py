@@ -12,10 +12,8 @@ from pi0.ript.recap.budget import BudgetError
 from pi0.ript.recap.gates import GateError
 from pi0.ript.recap.stages import StaleStageError
 
-_REFUSALS = (
-    *(StaleStageError, GateError, BudgetError),
-    *(ChangedSettingsError, FormatError, NonFiniteLossError, SnapshotError),
-)
+_REFUSALS_OF_RECAP = (StaleStageError, GateError, BudgetError)
+_REFUSALS = (*_REFUSALS_OF_RECAP, ChangedSettingsError, FormatError, NonFiniteLossError, SnapshotError)
 
 
 @contextmanager

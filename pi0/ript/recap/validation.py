@@ -1,21 +1,18 @@
 """Checks of a RECAP configuration before any work: all that need no simulator and no weights."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pi0.ript.config.schema import ConfigError
 from pi0.ript.config.validation import attempt, shared_problems
 from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
-from pi0.ript.files import flatten
 from pi0.ript.recap.config import RecapConfig
-from pi0.ript.starting_policy import TOY
+from pi0.ript.starting_policy import TOY, PolicySettings
 
-_CHECKPOINTS_ONLY = (  # with the values that ask for nothing
-    *(("config", None), ("dtype", None), ("gradient_checkpointing", False), ("n_action_steps", None)),
-    *(("extra_delta_transform", None), ("norm_stats_path", None)),
-)
+_MODEL_KEYS = ("config", "dtype", "gradient_checkpointing", "n_action_steps")
+_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "norm_stats_path")
 _RECORDING_ONLY = ("operator", "episodes")
 
 
@@ -31,12 +28,12 @@ def validate_recap(config: RecapConfig) -> None:
 
 
 def _values(config: RecapConfig) -> Iterator[str]:
-    values = flatten(asdict(config))
     if config.sft.use_awr:
         yield "sft.use_awr: there are no advantages yet to weigh by; use sft.use_awr=false"
     if config.policy_path == TOY and config.skip_sft:
         yield "skip_sft: a toy policy is made by SFT; use skip_sft=false, or a checkpoint as policy_path"
-    ignored = [key for key, nothing in _CHECKPOINTS_ONLY if values[f"policy.{key}"] != nothing]
+    defaults = PolicySettings()
+    ignored = [key for key in _CHECKPOINTS_ONLY if getattr(config.policy, key) != getattr(defaults, key)]
     for key in ignored if config.policy_path == TOY else ():
         yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; leave the key out"
     if config.policy_path != TOY and config.policy.chunk_size is not None:
