@@ -7,6 +7,7 @@ units.
 Axis legend: k noise draws, b batch, h action horizon, a action dim, s state dim.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pi0.action_queue import ActionQueue, asker
+from pi0.asker import Asker
 from pi0.config import Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.model import Pi0Model, Prefix
@@ -298,7 +299,8 @@ class PI0Policy(nn.Module):
 
     def reset(self) -> None:
         """Forget the queued actions; call it at the start of an episode."""
-        self._queue = ActionQueue()
+        self._queue: deque[Tensor] = deque()
+        self._queued_for: Asker | None = None
 
     @torch.no_grad()
     def select_action(self, batch: Batch, **options: Any) -> Float[Tensor, "b a"]:
@@ -309,7 +311,10 @@ class PI0Policy(nn.Module):
         Raises:
             ValueError: The actions that are queued are for a batch of another size, task or `episode_index`.
         """
-        who = asker(batch, self.features, self.device)
+        asker = Asker.of(batch, self.features, self.device)
         if not self._queue:
-            self._queue.fill(who, self.sample_actions(batch, **options)[:, : self.config.n_action_steps])
-        return self._queue.next(who)
+            chunk = self.sample_actions(batch, **options)[:, : self.config.n_action_steps]
+            self._queue.extend(chunk.unbind(1))
+            self._queued_for = asker
+        asker.require_same(self._queued_for, len(self._queue))
+        return self._queue.popleft()

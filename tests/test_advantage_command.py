@@ -12,7 +12,9 @@ from test_recap_training import REWARD, chain
 from pi0 import PI0Policy
 from pi0.ript.commands.advantage import main, read_mixture
 from pi0.ript.config import ConfigError
-from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_episodes
+from pi0.ript.data.records import CollectionInfo
+from pi0.ript.data.writer import EpisodeWriter
+from pi0.ript.episodes import load_episodes
 from pi0.ript.labels.advantages import compute_advantages, read_advantages, read_lineage
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.returns import set_outcomes

@@ -9,7 +9,7 @@ from test_episodes import make_episode, publish
 
 from pi0.features import ACTION, STATE
 from pi0.normalize import compute_statistics
-from pi0.ript.data.frames import open_frames
+from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.data.statistics import load_statistics, main, mixture_statistics, pooled_statistics
 from pi0.ript.episodes import load_episodes
@@ -65,7 +65,7 @@ def test_a_set_without_weight_does_not_count():
 
 
 def test_relative_actions_are_those_the_policy_sees(roots):
-    sets = [open_frames(DatasetSettings(repo_id=root)) for root in roots]
+    sets = [open_set(DatasetSettings(repo_id=root), cameras=()) for root in roots]
     rows = [frames.rows(frames.selected) for frames in sets]
     found = mixture_statistics(sets, rows, relative_actions=(True, False), chunk_size=3)
     expected = [

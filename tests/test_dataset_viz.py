@@ -11,7 +11,9 @@ import pytest
 from test_recap_training import chain
 
 from pi0.ript.commands.dataset_viz import main
-from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_episodes
+from pi0.ript.data.records import CollectionInfo
+from pi0.ript.data.writer import EpisodeWriter
+from pi0.ript.episodes import load_episodes
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.pages import dataset_page
 

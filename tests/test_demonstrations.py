@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations import (
     OPERATORS,
     DemonstrationPlan,
@@ -27,7 +29,7 @@ from pi0.ript.demonstrations.command import DEFAULT_TASKS, main
 from pi0.ript.demonstrations.recorder import Recorder, attempt_seed, initial_state_index
 from pi0.ript.demonstrations.worker import WorkerFailedError, WorkerPool
 from pi0.ript.envs import InitialStateError, make_suite, process
-from pi0.ript.episodes import EpisodeDataError, EpisodeWriter, load_episodes
+from pi0.ript.episodes import load_episodes
 
 STEPS = 4000
 

@@ -10,16 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pi0.ript.episodes import (
-    CollectionInfo,
-    Episode,
-    EpisodeDataError,
-    EpisodeLabels,
-    EpisodeWriter,
-    default_storage,
-    image_arrays,
-    load_episodes,
-)
+from pi0.ript.data.encoding import default_storage
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.writer import EpisodeWriter
+from pi0.ript.episodes import image_arrays, load_episodes
 
 INFO = CollectionInfo(fps=20, robot_type="test", storage="image", origin={"made": "here"})
 
@@ -159,7 +153,7 @@ KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from test_episodes import INFO, make_episode
-from pi0.ript.episodes import EpisodeWriter
+from pi0.ript.data.writer import EpisodeWriter
 writer = EpisodeWriter(sys.argv[1], INFO)
 for number in range(1000):
     writer.add(number, make_episode(number))
@@ -203,7 +197,7 @@ def test_a_kill_while_publishing_loses_nothing(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pi0.ript.episodes.publishing._DataFiles.close", interrupt)
+        patch.setattr("pi0.ript.data.publishing._DataFiles.close", interrupt)
         with pytest.raises(KeyboardInterrupt):
             writer.finalize()
     assert not (tmp_path / "set").exists()

@@ -23,8 +23,10 @@ from pi0.ript import interruption
 from pi0.ript.commands.dataset_viz import main as dataset_viz
 from pi0.ript.config import TrainConfig, save_config
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
+from pi0.ript.data.records import CollectionInfo
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.distributed import World
-from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_episodes
+from pi0.ript.episodes import load_episodes
 from pi0.ript.evaluate import EpisodeResult, Evaluation
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy

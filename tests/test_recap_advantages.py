@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from test_episodes import lerobot_dataset, make_episode, publish
 
-from pi0.ript.episodes import EpisodeDataError, load_episodes
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.episodes import load_episodes
 from pi0.ript.labels.advantages import (
     compute_advantages,
     coverage,

@@ -10,7 +10,9 @@ import pytest
 from matplotlib.colors import to_rgba
 from test_recap_training import chain, chains
 
-from pi0.ript.episodes import CollectionInfo, EpisodeDataError, EpisodeSet, EpisodeWriter, load_episodes
+from pi0.ript.data.records import CollectionInfo, EpisodeDataError
+from pi0.ript.data.writer import EpisodeWriter
+from pi0.ript.episodes import EpisodeSet, load_episodes
 from pi0.ript.evaluate import EpisodeResult, Evaluation, compare
 from pi0.ript.labels.frames import LabelledFrames, read_labelled_frames
 from pi0.ript.pages import frame_figures, success_figures

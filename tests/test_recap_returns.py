@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pi0.ript.episodes import EpisodeDataError
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.labels.returns import (
     Outcome,
     RewardConfig,

@@ -9,16 +9,11 @@ from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, toy_policy
 from plugin_example.line import LineSuite
 
 from pi0 import Indicator
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.episodes import (
-    CollectionInfo,
-    Episode,
-    EpisodeDataError,
-    EpisodeLabels,
-    EpisodeWriter,
-    load_episodes,
-)
+from pi0.ript.episodes import load_episodes
 from pi0.ript.labels.advantages import thresholds
 from pi0.ript.labels.calibration import (
     Calibration,

@@ -23,11 +23,11 @@ from pi0.ript.checkpoint import ChangedSettingsError, snapshot
 from pi0.ript.checkpoint.files import published
 from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
-from pi0.ript.data import DatasetSettings, MixtureSettings
-from pi0.ript.data.frames import open_frames
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.settings import DatasetSettings, MixtureSettings
 from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv
-from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
+from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
@@ -43,7 +43,6 @@ from pi0.ript.training.optimization import WeightAverage, cosine_schedule
 from pi0.ript.training.settings import Optimizer, Scheduler
 from pi0.value import ValueFunction, bin_of
 
-OPENED: dict = {}
 PARTS = ("vlm", "expert")
 
 
@@ -55,17 +54,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def once(monkeypatch: pytest.MonkeyPatch):
-    """Data sets are opened once; signal handlers are put back, and nobody has asked to stop."""
+def once():
+    """Signal handlers are put back, and nobody has asked to stop."""
 
-    def open_once(settings: DatasetSettings, cameras: tuple[str, ...] = (), gib: float = 0.0):
-        key = repr((settings, cameras, gib))
-        if key not in OPENED:
-            OPENED[key] = open_frames(settings, cameras, gib)
-        return OPENED[key]
-
-    monkeypatch.setattr("pi0.ript.data.training_data.open_frames", open_once)
-    monkeypatch.setattr("pi0.ript.supervised.models.open_frames", open_once)
     before = {number: signal.getsignal(number) for number in interruption._SIGNALS}
     yield
     for number, handler in before.items():

@@ -172,7 +172,10 @@ def test_other_trainers_keys(written):
         ({"polcy": {"type": "pi0"}}, "unknown key 'polcy.type'; did you mean 'policy.type'"),
         ({"policy": {"advantage_treshold": 1}}, "did you mean 'policy.advantage_threshold'"),
         ({"dataset_mixture": {"datasets": [{"repo": "x"}]}}, r"datasets\[0\]: unknown key 'repo'.*'repo_id'"),
-        ({"dataset_mixture": {"datasets": [{"repo_id": [1]}]}}, "dataset_mixture.datasets: "),
+        (
+            {"dataset_mixture": {"datasets": [{"repo_id": [1]}]}},
+            r"dataset_mixture.datasets\[0\].repo_id: expected text",
+        ),
         ({"steps": "many"}, "steps: expected a whole number, found 'many'"),
         ({"policy": {"reward_config": {"C_neg": 5}}}, "C_neg: expected at most 0, found 5"),
         ({"steps": 3, "max_steps": 4}, "max_steps=4 contradicts steps=3"),

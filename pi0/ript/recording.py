@@ -18,16 +18,11 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
+from pi0.ript.data.encoding import default_storage
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.envs import BatchedEnv, InitialState, Task
-from pi0.ript.episodes import (
-    CollectionInfo,
-    Episode,
-    EpisodeDataError,
-    EpisodeLabels,
-    EpisodeSet,
-    EpisodeWriter,
-    default_storage,
-)
+from pi0.ript.episodes import EpisodeSet
 from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
 from pi0.ript.progress import progress_bar

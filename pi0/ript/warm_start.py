@@ -19,9 +19,10 @@ import pi0
 from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, toy_config
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
+from pi0.ript.data.encoding import default_storage
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.envs import make_suite
-from pi0.ript.episodes import EpisodeSet, default_storage, load_episodes, read_collection
+from pi0.ript.episodes import EpisodeSet, load_episodes, read_collection
 from pi0.ript.files import hash_values
 from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.windows import Windows, concatenate, episode_windows

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError
 from pi0.ript.config.yaml_files import include
-from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, require_share
 from pi0.ript.labels.calibration import predict

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pi0.ript.episodes import EpisodeDataError, EpisodeSet, load_episodes
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.episodes import EpisodeSet, load_episodes
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, read_advantages, read_lineage
 from pi0.ript.labels.frames import (
     FRAMES_FILE,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from pi0.ript.episodes import EpisodeDataError
+from pi0.ript.data.records import EpisodeDataError
 
 _FRAMES, _SETS = 13, 14  # keep these draws apart from others of the same seed
 

@@ -58,7 +58,7 @@ class MixtureSettings:
     val_split_ratio: float = 0.05  # share of each set's episodes; 0: no validation
     val_split_seed: int = 0  # apart from the run's seed, so that runs share their validation episodes
     image_size: int | None = None  # letterbox images to this square when read; null: as stored
-    in_memory_gib: float = field(default=1.0, metadata={"result": "rounding"})  # sets up to it stay decoded
+    cache_gib: float = field(default=1.0, metadata={"result": "same"})  # of a machine, for decoded images
     num_workers: int = field(default=2, metadata={"result": "same"})  # that read ahead; in memory 0 is faster
     prefetch_factor: int = field(default=2, metadata={"result": "same"})  # batches that each reads ahead
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
@@ -90,9 +90,11 @@ def _mixture_problems(settings: MixtureSettings) -> Iterator[str]:
             yield f"{name}: expected one of {RESAMPLE_STRATEGIES}, found {getattr(settings, name)!r}"
     if not 0 <= settings.val_split_ratio < 1:
         yield f"val_split_ratio: expected 0 to below 1, found {settings.val_split_ratio}"
-    for name, least in (("num_workers", 0), ("prefetch_factor", 1), ("in_memory_gib", 0)):
-        if getattr(settings, name) < least:
-            yield f"{name}: expected at least {least}, found {getattr(settings, name)}"
+    least = {"num_workers": 0, "prefetch_factor": 1, "cache_gib": 0, "val_split_seed": 0, "image_size": 1}
+    for name, lowest in least.items():
+        value = getattr(settings, name)
+        if value is not None and not lowest <= value < math.inf:
+            yield f"{name}: expected at least {lowest}, found {value}"
 
 
 def _weight_problems(settings: MixtureSettings) -> Iterator[str]:

@@ -17,14 +17,16 @@ from torch import Tensor
 
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
-from pi0.ript.data.frames import FrameSet, open_frames
+from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.resampling import action_chunks, chunk_offsets
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings, check_mixture
+from pi0.ript.data.training_data import open_sets
 from pi0.ript.files import write_json
 from pi0.ript.progress import progress_bar
 
 FILE_NAME = "processor/statistics.json"
 """Where a run keeps them, below its directory."""
+_OTHER_NAMES = "in data_features_name_mapping, as {observation.state: state}; null for a camera that it lacks"
 _MOST_WINDOWS = 20_000
 """Of a data set, evenly spaced: enough for relative actions, of which there are chunk_size per window."""
 
@@ -139,14 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(options)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"pi0-stats: error: {error}\n")
+        message = str(error).replace(_OTHER_NAMES, "with --columns observation.state=state action=actions")
+        sys.stderr.write(f"pi0-stats: error: {message}\n")
         return 2
     return 0
 
 
 def _run(options: argparse.Namespace) -> None:
+    names = _column_names(options.columns)
     settings = MixtureSettings(
-        datasets=[DatasetSettings(repo_id=name) for name in options.datasets],
+        datasets=[DatasetSettings(repo_id=x, data_features_name_mapping=names) for x in options.datasets],
         weights=options.weights,
         action_freq=options.action_freq,
     )
@@ -154,7 +158,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.output.is_dir():
         raise ValueError(f"--output: expected the name of a file, found the directory {options.output}")
     relative = [bool(x) for x in options.relative_actions or []]
-    sets = [open_frames(dataset) for dataset in progress_bar(settings.datasets, unit="data set", desc="open")]
+    sets = open_sets(settings, cameras=())
     _require_equal_widths(sets, len(relative))
     statistics = mixture_statistics(
         sets,
@@ -172,8 +176,18 @@ def _run(options: argparse.Namespace) -> None:
         "action_freq": options.action_freq,
     }
     save_statistics(options.output, statistics, made_from)
-    frames = sum(len(x.index) for x in sets)
+    frames = sum(int(x.lengths[x.selected].sum()) for x in sets)
     sys.stdout.write(f"{options.output}: statistics of {frames} frames of {len(sets)} data sets\n")
+
+
+def _column_names(columns: Sequence[str]) -> dict[str, str | None]:
+    names: dict[str, str | None] = {}
+    for text in columns:
+        key, _, name = text.partition("=")
+        if key not in (STATE, ACTION) or not name:
+            raise ValueError(f"--columns: expected {STATE}=NAME or {ACTION}=NAME, found {text!r}")
+        names[key] = name
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -190,6 +204,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("datasets", nargs="+", metavar="DATASET", help="directory of a LeRobotDataset v3, or hub name")
     add("--output", type=Path, required=True, help=f"file to write, such as RUN/{FILE_NAME}")
+    add("--columns", nargs="+", default=[], metavar="KEY=NAME", help="what the sets call observation.state "
+        "and action, where it is something else")  # fmt: skip
     add("--weights", type=float, nargs="+", help="one per data set (default: their numbers of frames)")
     add("--relative-actions", type=int, nargs="+", choices=(0, 1), metavar="0|1", help="per action "
         "dimension: is it relative to the state at the chunk's start? (default: none is)")  # fmt: skip

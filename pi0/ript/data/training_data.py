@@ -1,5 +1,6 @@
 """Batches for supervised training and validation on a mixture of data sets, read ahead by processes."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -11,14 +12,17 @@ from jaxtyping import Bool, Int64
 from torch.utils.data import DataLoader
 
 from pi0.features import FeatureConfig
-from pi0.ript.data.frames import FrameSet, open_frames
+from pi0.ript.data.cache import ImageCache
+from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.mixture import MixtureOrder
+from pi0.ript.data.reader import open_set, require_names
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import MixtureSettings, check_mixture, mixture_weights
 from pi0.ript.data.splits import validation_episodes
 from pi0.ript.data.windows import MixtureWindows
-from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.interruption import deaf_children
 from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.progress import progress_bar
 
 
 class TrainingBatches:
@@ -125,6 +129,28 @@ class TrainingData:
     """None without validation episodes."""
     training_rows: list[Int64[np.ndarray, " _"]]
     """Frames of each set that are trained on, for statistics."""
+    num_kept: int
+    """Frames whose images stay in memory once they are decoded."""
+
+
+def open_sets(settings: MixtureSettings, cameras: Sequence[str] | None = None) -> list[FrameSet]:
+    """Return the data sets of a mixture; `cameras` as in `open_set`.
+
+    Raises:
+        ValueError: A setting is wrong; or sets are not there, or cannot be believed (`EpisodeDataError`, with
+            the faults of all of them).
+    """
+    check_mixture(settings)
+    sets, faults = [], []
+    for dataset in progress_bar(settings.datasets, unit="data set", desc="open", leave=False, delay=5):
+        try:
+            sets.append(open_set(dataset, cameras))
+        except EpisodeDataError as error:
+            faults.append(str(error))
+    if faults:
+        raise EpisodeDataError("\n".join(faults))
+    _require_disjoint(sets)
+    return sets
 
 
 def make_training_data(
@@ -135,6 +161,7 @@ def make_training_data(
     peers: Peers = ALONE,
     seed: int = 0,
     usable: Sequence[Bool[np.ndarray, " _"]] | None = None,
+    sets: Sequence[FrameSet] | None = None,
 ) -> TrainingData:
     """Return what a policy is trained and validated on.
 
@@ -145,29 +172,35 @@ def make_training_data(
         batch_size: Of this process.
         peers: The processes that train together.
         seed: Of order and augmentation.
-        usable: Which frames of each set, as numbered on disk, may be drawn; None: all.
+        usable: Which frames of each set, by row, may be drawn; None: all.
+        sets: What `open_sets` returned for the settings; None: they are opened now.
 
     Raises:
         ValueError: A setting is wrong, or a data set is not there or does not fit (`EpisodeDataError`).
     """
-    check_mixture(settings)
-    sets = [open_frames(x, features.present_cameras, settings.in_memory_gib) for x in settings.datasets]
-    _require_disjoint(sets)
-    training, validation = split_rows(settings, sets)
+    opened = list(sets) if sets is not None else open_sets(settings, features.present_cameras)
+    for dataset, frames in zip(settings.datasets, opened, strict=True):
+        require_names(dataset, features.present_cameras, frames.name)
+    training, validation = split_rows(settings, opened)
     if usable is not None:
         training, validation = (
-            [rows[mask[x.index[rows]]] for rows, mask, x in zip(side, usable, sets, strict=True)]
+            [rows[mask[rows]] for rows, mask in zip(side, usable, strict=True)]
             for side in (training, validation)
         )
-    windows = MixtureWindows(sets, settings, features, chunk_size, augmentation_seed=seed)
+    windows = MixtureWindows(opened, settings, features, chunk_size, augmentation_seed=seed)
     order = MixtureOrder(training, mixture_weights(settings), seed)
     train = TrainingBatches(windows, order, batch_size, peers, settings)
     held_out = None
     if any(len(rows) for rows in validation):
-        plain = MixtureWindows(sets, settings, features, chunk_size)
+        plain = MixtureWindows(opened, settings, features, chunk_size)
         held_out_order = MixtureOrder(validation, None, settings.val_split_seed)
         held_out = ValidationBatches(plain, held_out_order, batch_size, peers, settings)
-    return TrainingData(sets, train, held_out, training)
+    drawn = [np.union1d(*sides) for sides in zip(training, validation, strict=True)]
+    visits = [count / max(len(rows), 1) for count, rows in zip(order.counts.tolist(), training, strict=True)]
+    cache = ImageCache(settings.cache_gib / int(os.environ.get("LOCAL_WORLD_SIZE", peers.size)))
+    often_first = sorted(range(len(opened)), key=lambda number: -visits[number])
+    num_kept = sum(opened[number].keep_images(cache, drawn[number]) for number in often_first)
+    return TrainingData(opened, train, held_out, training, num_kept)
 
 
 def split_rows(

@@ -8,6 +8,7 @@ from threading import Thread
 
 import numpy as np
 
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.experts import require_expert
 from pi0.ript.demonstrations.operators import Keep
 from pi0.ript.demonstrations.recorder import (
@@ -17,7 +18,6 @@ from pi0.ript.demonstrations.recorder import (
     episode_number,
 )
 from pi0.ript.demonstrations.worker import Attempt, WorkerPool
-from pi0.ript.episodes import EpisodeWriter
 from pi0.ript.progress import progress_bar
 
 
@@ -144,7 +144,7 @@ def collect_demonstrations(
         report(schedule)
         if num_workers and not schedule.complete:
             # Publishing imports lerobot, which takes many seconds; this process is idle meanwhile.
-            Thread(target=import_module, args=("pi0.ript.episodes.publishing",), daemon=True).start()
+            Thread(target=import_module, args=("pi0.ript.data.publishing",), daemon=True).start()
             with WorkerPool(plan, output, writer.partial, num_workers) as pool:
                 _run_in_pool(schedule, pool, report)
         else:

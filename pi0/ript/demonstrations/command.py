@@ -10,13 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
+from pi0.ript.data.encoding import default_storage
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.collect import TaskSummary, TooFewSuccessesError, collect_demonstrations
 from pi0.ript.demonstrations.experts import require_expert, tasks_with_expert
 from pi0.ript.demonstrations.operators import OPERATORS, Operator, get_operator
 from pi0.ript.demonstrations.recorder import DemonstrationPlan
 from pi0.ript.demonstrations.worker import WorkerFailedError
 from pi0.ript.envs import Task, TaskSuite, make_suite
-from pi0.ript.episodes import EpisodeWriter, default_storage
 
 DEFAULT_TASKS = ("button-press-v3", "drawer-open-v3", "plate-slide-v3")
 """Of Meta-World, which has 50."""
@@ -36,7 +37,7 @@ examples:
   pi0-demos --env libero --suite libero_goal --operator sloppy --episodes 20 --output demos/goal
 
 An interrupted command continues when it is run again. Training on the result:
-lerobot's LeRobotDataset(repo_id, root=DIR), or pi0.ript.episodes.load_episodes(DIR).
+lerobot's LeRobotDataset(repo_id, root=DIR), or pi0.ript.data.reader.open_set.
 
 exit codes: 0 done; 1 failed while recording; 2 unusable arguments; 130 interrupted
 """

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder
 from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError, serve
-from pi0.ript.episodes import EpisodeWriter
 
 type Attempt = tuple[int, int]
 

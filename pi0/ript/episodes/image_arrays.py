@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
-from pi0.ript.episodes.images import decode_png, video_frames
-from pi0.ript.episodes.layout import IMAGE_PREFIX
-from pi0.ript.episodes.records import EpisodeDataError
+from pi0.ript.data.encoding import decode_png, video_frames
+from pi0.ript.data.layout import IMAGE_PREFIX
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.progress import progress_bar
 
 _LARGEST_GIB = 16.0

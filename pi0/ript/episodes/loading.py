@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, UInt8
 
+from pi0.ript.data.layout import COLLECTION_PATH, partial_directory
+from pi0.ript.data.records import Episode, EpisodeDataError, EpisodeLabels
 from pi0.ript.episodes.image_arrays import frame_bytes, image_keys, read_images
-from pi0.ript.episodes.layout import COLLECTION_PATH, partial_directory
-from pi0.ript.episodes.records import Episode, EpisodeDataError, EpisodeLabels
 from pi0.ript.files import read_versioned_json
 
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from pi0.ript.episodes import EpisodeDataError, EpisodeSet
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.episodes import EpisodeSet
 from pi0.ript.files import FORMAT, read_versioned_json, write_json, write_text
 from pi0.ript.labels.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
 

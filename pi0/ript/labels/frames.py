@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from pi0.ript.episodes import EpisodeDataError
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.labels.advantages import is_positive
 
 FRAMES_FILE = "frames.npz"

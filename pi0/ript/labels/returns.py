@@ -13,7 +13,8 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from pi0.ript.episodes import EpisodeDataError, EpisodeSet
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.episodes import EpisodeSet
 
 
 class Outcome(StrEnum):

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 
-from pi0.ript.episodes import EpisodeDataError, EpisodeSet
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.episodes import EpisodeSet
 from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns, set_outcomes
 from pi0.ript.windows import Windows
 

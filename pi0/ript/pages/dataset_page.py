@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pi0.ript import page
-from pi0.ript.episodes import EpisodeLabels, EpisodeSet
+from pi0.ript.data.records import EpisodeLabels
+from pi0.ript.episodes import EpisodeSet
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, positive_text, value_limits

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from pi0.ript.episodes import Episode
+from pi0.ript.data.records import Episode
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.page import BLUE, GREEN, GREY, ORANGE, PALE, set_style
 

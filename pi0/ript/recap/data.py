@@ -11,10 +11,10 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from pi0.ript.data.layout import partial_directory
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.distributed import World
 from pi0.ript.episodes import load_episodes, load_labels
-from pi0.ript.episodes.layout import partial_directory
 from pi0.ript.files import hash_file, hash_files, write_json
 from pi0.ript.interruption import leave_if_asked
 from pi0.ript.labels.returns import RewardConfig

@@ -15,11 +15,10 @@ from pi0.normalize import Statistics
 from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
-from pi0.ript.data import MixtureSettings
-from pi0.ript.data.frames import FrameSet, open_frames
-from pi0.ript.data.settings import mixture_weights
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.settings import MixtureSettings, mixture_weights
 from pi0.ript.data.statistics import mixture_statistics
-from pi0.ript.data.training_data import split_rows
+from pi0.ript.data.training_data import open_sets, split_rows
 from pi0.ript.starting_policy import TOY, make_policy
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping, SupervisedSettings
 from pi0.ript.training.starting_value import starting_value
@@ -41,7 +40,7 @@ class DataSummary:
     @cached_property
     def sets(self) -> list[FrameSet]:
         """The data sets, without cameras."""
-        return [open_frames(dataset) for dataset in self.mixture.datasets]
+        return open_sets(self.mixture, cameras=())
 
     @property
     def training_rows(self) -> list[Int64[np.ndarray, " _"]]:
@@ -68,7 +67,7 @@ class DataSummary:
     @property
     def instructions(self) -> set[str]:
         """Those of all sets."""
-        return {task for frames in self.sets for task in frames.tasks}
+        return {task for frames in self.sets for task in frames.instructions}
 
     @property
     def cameras(self) -> dict[str, int]:

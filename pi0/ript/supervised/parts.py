@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from pi0.ript.config import ConfigError
-from pi0.ript.data import MixtureSettings, TrainingData, make_training_data
+from pi0.ript.data.settings import MixtureSettings
+from pi0.ript.data.training_data import TrainingData, make_training_data
 from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.supervised.models import DataSummary, policy_to_train, value_to_train

@@ -21,7 +21,7 @@ from pi0.pretrained import WEIGHTS
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.config import ConfigError, save_config
 from pi0.ript.config.loading import present_settings
-from pi0.ript.data.frames import FrameSet
+from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
 from pi0.ript.files import write_json

@@ -16,8 +16,7 @@ from pi0.ript.config.schema import (
     EvalSettings,
     Logging,
 )
-from pi0.ript.data import MixtureSettings
-from pi0.ript.data.settings import ADVANTAGE_MODES
+from pi0.ript.data.settings import ADVANTAGE_MODES, MixtureSettings
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.ranges import (
     Count,

@@ -11,9 +11,10 @@ from typing import cast
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from pi0.ript.data import DatasetSettings
-from pi0.ript.data.frames import FrameSet
-from pi0.ript.episodes import EpisodeDataError, load_labels
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.settings import DatasetSettings
+from pi0.ript.episodes import load_labels
 from pi0.ript.labels.advantages import (
     LINEAGE_PATH,
     MissingAdvantage,
@@ -73,7 +74,7 @@ def policy_labels(
         of_frames = np.zeros(source.num_frames)
         if is_asked_for:
             choice = cast("MissingAdvantage", policy.missing_advantage)
-            used = frames.index[frames.rows(frames.selected)]
+            used = frames.rows(frames.selected)
             of_frames = fill_missing(read_advantages(frames.name, source.episodes), choice, frames.name, used)
         epsilon = _thresholds(frames, source, policy) if mode == "use" else {}
         parts.append(indicators(source, of_frames, epsilon))
@@ -82,7 +83,7 @@ def policy_labels(
     if policy.use_awr:
         weight = awr_weights(np.concatenate(advantages), policy.awr_beta, policy.awr_max_weight)
     usable = [~np.isnan(of_frames) for of_frames in advantages]
-    used = [mask[x.index[x.rows(x.selected)]] for mask, x in zip(usable, sets, strict=True)]
+    used = [mask[x.rows(x.selected)] for mask, x in zip(usable, sets, strict=True)]
     dropped = sum(int((~mask).sum()) for mask in used)
     return PolicyLabels(np.concatenate(parts), weight, usable, dropped)
 

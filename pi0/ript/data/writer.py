@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pi0.ript.episodes.images import decode_png, encode_png, encode_video, video_frames
-from pi0.ript.episodes.layout import IMAGE_PREFIX, partial_directory, read_record
-from pi0.ript.episodes.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.encoding import decode_png, encode_png, encode_video, video_frames
+from pi0.ript.data.layout import IMAGE_PREFIX, partial_directory, read_record
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
 from pi0.ript.files import write_bytes
 
 
@@ -105,7 +105,7 @@ class EpisodeWriter:
 
         Safe to kill and repeat: the data set appears in one step, complete.
         """
-        from pi0.ript.episodes.publishing import publish_episodes  # lerobot takes seconds to import
+        from pi0.ript.data.publishing import publish_episodes  # lerobot takes seconds to import
 
         numbers = list(self.finished()) if keep is None else sorted(keep)
         if not numbers:

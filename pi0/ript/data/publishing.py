@@ -16,9 +16,9 @@ from lerobot.datasets.compute_stats import compute_episode_stats, get_feature_st
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 
-from pi0.ript.episodes.images import VIDEO_ENCODER, decode_png, video_frames
-from pi0.ript.episodes.layout import COLLECTION_PATH, IMAGE_PREFIX, read_record
-from pi0.ript.episodes.records import CollectionInfo, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.encoding import VIDEO_ENCODER, decode_png, video_frames
+from pi0.ript.data.layout import COLLECTION_PATH, IMAGE_PREFIX, read_record
+from pi0.ript.data.records import CollectionInfo, EpisodeDataError, EpisodeLabels
 from pi0.ript.files import FORMAT
 
 _FRAMES_FOR_IMAGE_STATISTICS = 8

@@ -27,7 +27,8 @@ class EpisodeLabels:
     """
 
     instruction: str
-    success: bool
+    success: bool | None
+    """None: nobody knows."""
     task_id: str = ""
     """ "suite/name"."""
     initial_state_hash: str = ""

@@ -1,0 +1,151 @@
+"""Where the videos of a camera are, and that each episode has frames of its own there. Axis: e episode."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from pi0.ript.data.checks import LEAVE_OUT, Tables
+from pi0.ript.data.film_order import Interval, exchanged
+from pi0.ript.data.tables import FETCH_AGAIN, Fault, reason_of
+from pi0.ript.data.video import Header, Video
+
+NOWHERE = -1
+"""The file of an episode that cannot be believed."""
+_HALF_A_FRAME = 0.5
+_OFF_A_FRAME = 0.1  # of a frame: how far from one an interval may begin
+
+
+@dataclass(frozen=True)
+class Footage:
+    """The videos of one camera."""
+
+    files: tuple[Path, ...]
+    file: Int64[np.ndarray, " e"]
+    """Of each episode, in `files`; or NOWHERE."""
+    first: Int64[np.ndarray, " e"]
+    """Frame of the file that is the episode's first."""
+    sizes: tuple[tuple[int, int], ...]
+    """The heights and widths that there are; one, unless sets were merged."""
+
+
+def find_footage(root: Path, tables: Tables, column: str, bad: set[int], faults: list[Fault]) -> Footage:
+    """Return where the episodes' videos are; those with a fault are added to `bad`."""
+
+    def add(new: Iterable[Fault]) -> None:
+        known = [fault for fault in new if bad.isdisjoint(fault.episodes)]
+        faults.extend(known)
+        bad.update(episode for fault in known for episode in fault.episodes)
+
+    found = list(_intervals(root, tables, column, bad))
+    add(fault for fault in found if isinstance(fault, Fault))
+    intervals = defaultdict[Path, list[Interval]](list)
+    for interval in found:
+        if not isinstance(interval, Fault):
+            intervals[interval.path].append(interval)
+    add(_overlaps(root, column, intervals))
+    fps = float(tables.info["fps"])
+    headers = _headers(intervals, fps)
+    for path, header in headers.items():
+        add(_file_faults(root, column, path, header, intervals[path], fps))
+    good = [part for parts in intervals.values() for part in parts if part.episode not in bad]
+    add(exchanged(root, column, good, tables.frames.columns["index"][tables.frames.starts].tolist(), fps))
+    files = tuple(intervals)
+    file = np.full(len(tables.frames.episodes), NOWHERE, np.int64)
+    first = np.zeros(len(file), np.int64)
+    for number, parts in enumerate(intervals.values()):
+        for part in parts:
+            if part.episode not in bad:
+                file[part.place], first[part.place] = number, part.first
+    sizes = dict.fromkeys(header.size for header in headers.values() if isinstance(header, Header))
+    return Footage(files, file, first, tuple(sizes))
+
+
+def _intervals(root: Path, tables: Tables, column: str, bad: set[int]) -> Iterator[Interval | Fault]:
+    """Yield the interval of each episode, or why it has none that is as long as itself."""
+    fps, frames = float(tables.info["fps"]), tables.frames
+    where = f"meta/episodes: videos/{column}"
+    names = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    for place, (episode, length) in enumerate(
+        zip(frames.episodes.tolist(), frames.lengths.tolist(), strict=True)
+    ):
+        if episode in bad:
+            continue
+        chunk, file, start, end = (tables.rows[episode].get(f"videos/{column}/{name}") for name in names)
+        try:
+            path = root / tables.info["video_path"].format(
+                video_key=column, chunk_index=int(chunk), file_index=int(file)
+            )
+            first, count = float(start) * fps, (float(end) - float(start)) * fps
+            nearest = round(first)
+        except (KeyError, AttributeError, TypeError, ValueError, OverflowError):
+            what = f"expected its file and its seconds in it, found {[chunk, file, start, end]}"
+            yield Fault(where, what, LEAVE_OUT, (episode,))
+            continue
+        if not abs(count - length) < _HALF_A_FRAME:
+            what = f"expected {length / fps:.6g} s for its {length} frames, found {start:.6g} to {end:.6g}"
+            yield Fault(f"{where}/from_timestamp, to_timestamp", what, LEAVE_OUT, (episode,))
+        elif abs(first - nearest) > _OFF_A_FRAME or nearest < 0:
+            what = f"expected the time of a frame (a multiple of 1/{fps:g} s), found {start:.6g}"
+            yield Fault(f"{where}/from_timestamp", what, LEAVE_OUT, (episode,))
+        else:
+            yield Interval(path, place, episode, nearest, nearest + length)
+
+
+def _overlaps(root: Path, column: str, intervals: Mapping[Path, Sequence[Interval]]) -> Iterator[Fault]:
+    for path, parts in intervals.items():
+        ordered = sorted(parts, key=lambda part: (part.first, part.end))
+        for before, part in pairwise(ordered):
+            if part.first < before.end:
+                what = (
+                    f"expected frames of their own, found frame {part.first} of {_below(root, path)} in both"
+                )
+                where = f"meta/episodes: videos/{column}/file_index, from_timestamp"
+                yield Fault(where, what, LEAVE_OUT, (before.episode, part.episode))
+
+
+def _headers(intervals: Mapping[Path, Sequence[Interval]], fps: float) -> dict[Path, Header | str]:
+    """Return what each file says of itself, or why it cannot be read."""
+
+    def read(path: Path) -> Header | str:
+        if not path.is_file():
+            return "no file"
+        try:
+            return Video(path, fps).header(max(part.end for part in intervals[path]))
+        except (ValueError, OSError) as error:  # FFmpeg's are both
+            return reason_of(error)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(intervals, pool.map(read, intervals), strict=True))
+
+
+def _file_faults(
+    root: Path, column: str, path: Path, found: Header | str, parts: Sequence[Interval], fps: float
+) -> Iterator[Fault]:
+    where, episodes = _below(root, path), tuple(part.episode for part in parts)
+    if isinstance(found, str):
+        yield Fault(where, f"expected a video, found {found}", FETCH_AGAIN, episodes)
+        return
+    if found.seconds is not None and abs(found.seconds - found.num_frames / fps) > 1.01 / fps:
+        rate = found.num_frames / found.seconds if found.seconds else 0.0
+        what = f"expected {fps:g} frames per second as in meta/info.json, found {rate:.6g}"
+        yield Fault(where, what, "correct fps, or encode the video again", episodes)
+        return
+    for part in parts:
+        if part.end > found.num_frames:
+            what = (
+                f"expected its frames {part.first} to {part.end - 1}, found {found.num_frames} frames in all"
+            )
+            yield Fault(
+                where, what, f"{FETCH_AGAIN}, or correct videos/{column} in meta/episodes", (part.episode,)
+            )
+
+
+def _below(root: Path, path: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
