@@ -1,6 +1,7 @@
 """Statistics over mixtures: the merge formula, weighted quantiles, relative actions, the command."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,13 @@ def test_the_command_writes_what_the_policy_loads(roots, tmp_path, capsys):
     assert json.loads(path.read_text())["made_from"]["datasets"] == roots
     with pytest.raises(ValueError, match=r"relative_actions=\[True\], found \[\]"):
         load_statistics(path, [True])
+
+
+def test_the_command_takes_paths_below_the_home_directory(roots, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(roots[0], tmp_path / "set")
+    assert main(["~/set", "--output", "~/statistics.json"]) == 0
+    assert (tmp_path / "statistics.json").exists()
 
 
 def test_errors_are_clear(roots, tmp_path, capsys):

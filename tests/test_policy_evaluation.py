@@ -370,9 +370,12 @@ def test_guidance_needs_an_indicator(tmp_path, capsys):
 
 
 def test_an_instruction_that_the_policy_cannot_read(policies, tmp_path, capsys):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/evaluation.json").write_text("an earlier one")
     argv = arguments(policies, "--tasks", "drawer-open-v3", "--output", tmp_path / "eval")
     assert main(argv) == 2
     assert "pi0-eval: error: " in capsys.readouterr().err
+    assert (tmp_path / "eval/evaluation.json").read_text() == "an earlier one", "nothing is moved aside"
 
 
 def test_a_benchmark_has_so_many_states(monkeypatch, policies, tmp_path, capsys):

@@ -324,6 +324,29 @@ def test_overwrite_moves_the_earlier_run_aside(root, tmp_path):
     run(settings(root, tmp_path, steps=3, overwrite=True))
     assert (tmp_path / "pi0.1/checkpoint-2").exists()
     assert (tmp_path / "pi0/checkpoint-3").exists()
+    log = (tmp_path / "pi0/train_rank0.log").read_text()
+    assert "indicator of the advantage: positive in" in log, "what the data say is in the log as well"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixture": {"weights": [1.0, 1.0]}}, "expected one per data set"),
+        ({"policy": {"advantage": "use"}}, "advantages.json"),
+        ({"policy": {"normalization_mapping": NormalizationMapping(STATE="QUANTILES")}}, "STATE: expected"),
+        ({"eval_freq": 1, "task": EnvironmentSettings("metaworld")}, "does not offer"),
+        ({"root": "nowhere"}, "no LeRobotDataset"),
+    ],
+)
+def test_what_cannot_be_trained_costs_nothing_of_the_run_that_is_there(root, tmp_path, change, message):
+    (tmp_path / "pi0/experiment_cfg").mkdir(parents=True)
+    file = tmp_path / "pi0/experiment_cfg/config.yaml"
+    file.write_text("an earlier run")
+    change = {"root": root, "overwrite": True, **change}
+    with pytest.raises(ValueError, match=message):
+        Training(settings(output=tmp_path, **change), World())
+    assert file.read_text() == "an earlier run"
+    assert [path.name for path in tmp_path.iterdir()] == ["pi0"]
 
 
 def test_other_files_are_not_touched_and_a_directory_has_one_writer(root, tmp_path):

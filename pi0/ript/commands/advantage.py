@@ -12,7 +12,7 @@ from pi0.ript.config import ConfigError
 from pi0.ript.config.yaml_files import include
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.episodes import load_episodes, load_labels
-from pi0.ript.files import hash_files
+from pi0.ript.files import hash_files, path_argument
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, require_share
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.labelling import Advantage, FrameLabels, label_frames, write_labels
@@ -142,10 +142,21 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("datasets", nargs="*", type=Path, help="directories of LeRobotDatasets v3 with success labels")
-    add("--value", "--config_path", type=Path, required=True, help="directory of the value function")
-    add("--policy", type=Path, help="directory of the policy whose prefix it reads (its expert form)")
-    add("--dataset_mixture", type=Path, help="JSON file with 'datasets', in place of or besides directories")
+    add(
+        "datasets",
+        nargs="*",
+        type=path_argument,
+        help="directories of LeRobotDatasets v3 with success labels",
+    )
+    add("--value", "--config_path", type=path_argument, required=True, help="directory of the value function")
+    add(
+        "--policy", type=path_argument, help="directory of the policy whose prefix it reads (its expert form)"
+    )
+    add(
+        "--dataset_mixture",
+        type=path_argument,
+        help="JSON file with 'datasets', in place of or besides directories",
+    )
     add("--positive-fraction", type=float, default=0.3, help="share of all frames above epsilon (0.3)")
     add("--scope", choices=("global", "per_task"), default="global", help="one epsilon, or one per task")
     add("--assume-success", action="store_true", help="unlabelled episodes are successes (curated data only)")

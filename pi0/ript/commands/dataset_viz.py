@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.episodes import EpisodeSet, load_episodes
+from pi0.ript.files import path_argument
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, read_advantages, read_lineage
 from pi0.ript.labels.frames import (
     FRAMES_FILE,
@@ -67,12 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("dataset_dir", type=Path, metavar="DATASET_DIR", help="root of the data set")
-    add("--output", type=Path, metavar="PAGE", help="the page (default: DATASET_DIR.html)")
+    add("dataset_dir", type=path_argument, metavar="DATASET_DIR", help="root of the data set")
+    add("--output", type=path_argument, metavar="PAGE", help="the page (default: DATASET_DIR.html)")
     add("--episodes", type=int, nargs="+", metavar="N", help="episodes to show (default: the first ones)")
     add("--max-episodes", type=int, default=12, metavar="N", help="how many without --episodes (default 12)")
     values = f"{FRAMES_FILE} of a RECAP run, or its directory; instead of the data set's {ADVANTAGES_PATH}"
-    add("--values", type=Path, metavar="DIR", help=values)
+    add("--values", type=path_argument, metavar="DIR", help=values)
     source = (
         f"source in {FRAMES_FILE} that is this data set (default: the one with episodes of these lengths)"
     )

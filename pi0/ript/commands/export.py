@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pi0 import Indicator, Observation, Pi0Model, PI0Policy
 from pi0.lerobot_format import require_lerobot_sizes
 from pi0.ript.commands.policy_argument import add_policy_arguments, load_policy
+from pi0.ript.files import path_argument
 
 PROGRAM, DESCRIPTION = "sampler.pt2", "sampler.json"
 _EXAMPLES = """
@@ -190,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_policy_arguments(parser)
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="must not exist")
+    add("--output", type=path_argument, required=True, metavar="DIR", help="must not exist")
     add("--format", choices=("torch", "lerobot"), default="torch", help="default %(default)s")
     add("--batch-size", type=_count, default=1, help="of the program (default %(default)s)")
     add("--num-steps", type=_count, help="of the sampler (default: as the checkpoint says)")

@@ -21,7 +21,7 @@ from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.resampling import action_chunks, chunk_offsets
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings, check_mixture
 from pi0.ript.data.training_data import open_sets
-from pi0.ript.files import write_json
+from pi0.ript.files import path_argument, write_json
 from pi0.ript.progress import progress_bar
 
 FILE_NAME = "processor/statistics.json"
@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("datasets", nargs="+", metavar="DATASET", help="directory of a LeRobotDataset v3, or hub name")
-    add("--output", type=Path, required=True, help=f"file to write, such as RUN/{FILE_NAME}")
+    add("--output", type=path_argument, required=True, help=f"file to write, such as RUN/{FILE_NAME}")
     add("--columns", nargs="+", default=[], metavar="KEY=NAME", help="what the sets call observation.state "
         "and action, where it is something else")  # fmt: skip
     add("--weights", type=float, nargs="+", help="one per data set (default: their numbers of frames)")

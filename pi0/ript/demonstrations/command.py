@@ -18,6 +18,7 @@ from pi0.ript.demonstrations.operators import OPERATORS, Operator, get_operator
 from pi0.ript.demonstrations.recorder import DemonstrationPlan
 from pi0.ript.demonstrations.worker import WorkerFailedError
 from pi0.ript.envs import Task, TaskSuite, make_suite
+from pi0.ript.files import path_argument
 
 DEFAULT_TASKS = ("button-press-v3", "drawer-open-v3", "plate-slide-v3")
 """Of Meta-World, which has 50."""
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--operator", default="competent", help=f"{operators} (default %(default)s)")
     for name, meaning in _QUALITY.items():
         add(f"--{name}", type=_share, metavar="X", help=f"{meaning}; default: the operator's own")
-    add("--output", type=Path, required=True, help="directory of the data set; must not exist")
+    add("--output", type=path_argument, required=True, help="directory of the data set; must not exist")
     add("--workers", type=int, default=_usable_cores(), help="processes (default %(default)s)")
     add("--seed", type=int, default=0, help="of initial states and operator (default %(default)s)")
     add("--image-size", type=int, help="pixels (default 64 metaworld, 224 libero)")

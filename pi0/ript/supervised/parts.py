@@ -20,6 +20,8 @@ class Parts:
     objective: Objective
     data: TrainingData
     reward: RewardConfig | None = None
+    notes: tuple[str, ...] = ()
+    """What is to be said of them at the start, a line each."""
 
 
 def make_parts(settings: SupervisedSettings, world: World) -> Parts:
@@ -49,11 +51,13 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
         settings.loss_weighting.MSE,
         labels.weight,
     )
+    notes = []
     if labels.num_dropped:
-        world.print(f"advantages: {labels.num_dropped} frames have none and are left out")
+        notes.append(f"advantages: {labels.num_dropped} frames have none and are left out")
     if objective.positive_share is not None:
-        world.print(f"indicator of the advantage: positive in {objective.positive_share:.1%} of the frames")
-    return Parts(objective, data)
+        share = objective.positive_share
+        notes.append(f"indicator of the advantage: positive in {share:.1%} of the frames")
+    return Parts(objective, data, notes=tuple(notes))
 
 
 def _without_split(mixture: MixtureSettings) -> MixtureSettings:
