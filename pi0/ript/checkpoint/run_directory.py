@@ -1,10 +1,12 @@
 """The directory of a run that can be continued."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pi0.ript.checkpoint.files import published
 from pi0.ript.checkpoint.resuming import find_same_run
+from pi0.ript.config.loading import present_settings
 from pi0.ript.results import lock_directory, new_run_directory
 
 EPISODES = "episodes"
@@ -31,4 +33,5 @@ def open_run_directory(config: Any) -> tuple[Path, Path | None]:
     if config.resume is None or not can_continue:
         new_run_directory(path)
         (path / EPISODES).mkdir()
-    return path, find_same_run(path, config, config.resume)
+    read = partial(present_settings, schema=type(config))
+    return path, find_same_run(path, config, config.resume, read=read)

@@ -10,7 +10,6 @@ import torch
 
 from pi0 import toy_config
 from pi0.model import Pi0Model
-from pi0.openpi_format import read_statistics
 from pi0.registry import get_config
 from pi0.ript.config.schema import NO_ENVIRONMENT, ConfigError, TrainConfig
 from pi0.ript.demonstrations.experts import tasks_with_expert
@@ -19,6 +18,7 @@ from pi0.ript.environments import Environment, get_environment
 from pi0.ript.loss import require_algorithm
 from pi0.ript.ranges import wrong_values
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
+from pi0.statistics_file import read_statistics_file
 from pi0.trainable import frozen_names
 
 
@@ -121,12 +121,12 @@ def wrong_policy(config: Any) -> list[str]:
 
 
 def _statistics(config: Any) -> list[str]:
-    if config.policy.norm_stats_path is None:
+    if config.policy.statistics_path is None:
         return []
-    path = Path(config.policy.norm_stats_path).expanduser()
+    path = Path(config.policy.statistics_path).expanduser()
     if not path.is_file():
-        return [f"policy.norm_stats_path: no file at {str(path)!r}; null takes the checkpoint's statistics"]
-    return attempt(lambda: read_statistics(path), "policy.norm_stats_path: ")[1]
+        return [f"policy.statistics_path: no file at {str(path)!r}; null takes the checkpoint's statistics"]
+    return attempt(lambda: read_statistics_file(path), "policy.statistics_path: ")[1]
 
 
 def _named_config(config: Any) -> list[str]:
@@ -149,7 +149,7 @@ def _freeze(config: Any) -> list[str]:
 def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:
     if config.policy_path != TOY:
         return
-    for key in ("config", "norm_stats_path", "extra_delta_transform"):
+    for key in ("config", "statistics_path", "extra_delta_transform"):
         if getattr(config.policy, key) is not None:
             yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; use policy.{key}=null"
     spec = environment.warm_start_spec(seed=0)

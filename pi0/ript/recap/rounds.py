@@ -115,7 +115,7 @@ def fit_demonstrations(run: Run, demonstrations: Artefact) -> Artefact:
     recipe = SupervisedRecipe(
         policy_path=config.policy_path,
         checkpoint=on_main(_content, config.policy_path),
-        norm_stats=on_main(_content, config.policy.norm_stats_path),
+        norm_stats=on_main(_content, config.policy.statistics_path),
         policy=config.policy,
         chunk_size=run.chunk_size,
         sft=None if config.skip_sft else config.sft,

@@ -14,7 +14,7 @@ from pi0.ript.starting_policy import TOY
 
 _CHECKPOINTS_ONLY = (  # with the values that ask for nothing
     *(("config", None), ("dtype", None), ("gradient_checkpointing", False), ("n_action_steps", None)),
-    *(("extra_delta_transform", None), ("norm_stats_path", None)),
+    *(("extra_delta_transform", None), ("statistics_path", None)),
 )
 _RECORDING_ONLY = ("operator", "episodes")
 

@@ -16,11 +16,13 @@ from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
 from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
 from pi0.ript.data.settings import MixtureSettings, mixture_weights
 from pi0.ript.data.statistics import mixture_statistics
-from pi0.ript.data.training_data import open_sets, split_rows
+from pi0.ript.data.training_data import TrainingData, open_sets, split_rows
 from pi0.ript.starting_policy import TOY, make_policy
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping, SupervisedSettings
+from pi0.ript.training.objectives import Model
 from pi0.ript.training.starting_value import starting_value
 from pi0.ript.warm_start import sized_toy_policy
 from pi0.trainable import frozen_names
@@ -116,7 +118,7 @@ def policy_to_train(
         chunk_size = settings.chunk_size or checkpoint.config.chunk_size
         if settings.n_action_steps is None:
             changes["n_action_steps"] = min(checkpoint.config.n_action_steps, chunk_size)
-        if settings.statistics == "data" and not settings.norm_stats_path:
+        if settings.statistics == "data" and not settings.statistics_path:
             features = _with_widths_of(data, checkpoint.features)
             statistics = data.statistics(features.relative_actions, chunk_size)
             replaced = {"features": features, "statistics": statistics}
@@ -201,3 +203,41 @@ def require_normalization(mapping: NormalizationMapping, features: FeatureConfig
                 f"policy.normalization_mapping.{name}: expected the model's {there}, found {asked}; its "
                 "weights mean nothing under another normalisation"
             )
+
+
+def fit_statistics(model: Model, settings: SupervisedSettings, data: TrainingData) -> tuple[str, ...]:
+    """Look at the normalised training data, and widen a policy's statistics if asked to.
+
+    Returns what is to be said of them at the start.
+
+    Raises:
+        ConfigError: Values lie where no model can learn from them; a line for each dimension.
+    """
+    is_policy = isinstance(model, PI0Policy)
+    features, statistics = model.features, model.statistics
+    dimensions = normalised_dimensions(
+        features,
+        statistics,
+        data.sets,
+        data.training_rows,
+        chunk_size=model.config.chunk_size if is_policy else 1,
+        settings=settings.dataset_mixture,
+        has_actions=is_policy,
+    )
+    doubtful = [f"statistics: {line}" for line in doubts(dimensions, features, statistics)]
+    wrong = faults(dimensions, features, statistics)
+    if not wrong:
+        return tuple(doubtful)
+    if is_policy and settings.policy.outside_statistics == "widen":
+        wide, lines = widened(statistics, features, dimensions)
+        model.use_statistics(wide)
+        model.to(model.device)
+        return (*doubtful, *lines)
+    remedy = (
+        "are they of another robot, of absolute actions for relative ones, or does a dimension hardly move? "
+        "Take the data's own (policy.statistics=data), a file's (policy.statistics_path), or widen them "
+        "(policy.outside_statistics=widen)"
+        if is_policy
+        else "the statistics are those of its checkpoint, or of the policy that it reads; train it on data of that kind"
+    )
+    raise ConfigError(*wrong[:-1], f"{wrong[-1]}; {remedy}")

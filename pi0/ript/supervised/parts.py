@@ -7,7 +7,7 @@ from pi0.ript.data.settings import MixtureSettings
 from pi0.ript.data.training_data import TrainingData, make_training_data
 from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.supervised.models import DataSummary, policy_to_train, value_to_train
+from pi0.ript.supervised.models import DataSummary, fit_statistics, policy_to_train, value_to_train
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.window_labels import PolicyLabels, advantage_modes, policy_labels, window_returns
 from pi0.ript.training.objectives import Objective, PolicyObjective, ValueObjective
@@ -34,8 +34,9 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
         value = value_to_train(settings, summary, device)
         data = make_training_data(mixture, value.features, 1, size, world, settings.seed)
         _require_validation(settings, data)
+        notes = fit_statistics(value, settings, data)
         returns, reward = window_returns(data.sets, mixture.datasets, policy.reward_config)
-        return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward)
+        return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward, notes)
     takes_indicator = set(advantage_modes(mixture.datasets, policy)) != {"ignore"}
     needs_labels = takes_indicator or policy.use_awr
     labels = policy_labels(summary.sets, mixture.datasets, policy) if needs_labels else PolicyLabels()
@@ -43,6 +44,7 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     chunk, seed = model.config.chunk_size, settings.seed
     data = make_training_data(mixture, model.features, chunk, size, world, seed, labels.usable)
     _require_validation(settings, data)
+    notes = list(fit_statistics(model, settings, data))
     objective = PolicyObjective(
         model,
         labels.indicator if takes_indicator else None,
@@ -51,7 +53,6 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
         settings.loss_weighting.MSE,
         labels.weight,
     )
-    notes = []
     if labels.num_dropped:
         notes.append(f"advantages: {labels.num_dropped} frames have none and are left out")
     if objective.positive_share is not None:
