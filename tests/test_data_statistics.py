@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import opened
 from test_episodes import make_episode, publish
 
 from pi0.features import ACTION, STATE
@@ -12,7 +13,6 @@ from pi0.normalize import compute_statistics
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.data.statistics import load_statistics, main, mixture_statistics, pooled_statistics
-from pi0.ript.episodes import load_episodes
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_relative_actions_are_those_the_policy_sees(roots):
     expected = [
         episode.actions[t + h] - np.array([episode.states[t, 0], 0, 0], np.float32)
         for root in roots
-        for episode in load_episodes(root)
+        for episode in opened(root)
         for t in range(len(episode))
         for h in range(3)
         if t + h < len(episode)
@@ -85,7 +85,7 @@ def test_the_command_writes_what_the_policy_loads(roots, tmp_path, capsys):
     assert main([*roots, "--output", str(path)]) == 0
     assert "30 frames of 2 data sets" in capsys.readouterr().out
     loaded = load_statistics(path)
-    sets = [load_episodes(root) for root in roots]
+    sets = [opened(root) for root in roots]
     for key, parts in {STATE: [s.states for s in sets], ACTION: [s.actions for s in sets]}.items():
         for name, value in compute_statistics(np.concatenate(parts)).items():
             torch.testing.assert_close(loaded[key][name], value)
