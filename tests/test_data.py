@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reader_oracle
 import torch
+from conftest import opened
 from omegaconf import OmegaConf
 from test_episodes import INFO, make_episode, publish
 
@@ -23,7 +24,6 @@ from pi0.ript.data.resampling import action_chunks, chunk_offsets
 from pi0.ript.data.settings import AugmentationSettings, DatasetSettings, MixtureSettings, check_mixture
 from pi0.ript.data.splits import validation_episodes
 from pi0.ript.data.training_data import make_training_data
-from pi0.ript.episodes import load_episodes
 from pi0.ript.windows import episode_windows
 
 CAMERA = "observation.images.front"
@@ -95,7 +95,7 @@ def equal(a: dict, b: dict) -> bool:
 def test_batches_have_the_frames_of_the_episodes_with_and_without_a_cache(roots):
     expected = [
         episode_windows(e.images, e.states, e.actions, np.arange(len(e)), e.labels.instruction, 4)
-        for e in load_episodes(roots["a"])
+        for e in opened(roots["a"])
     ]
     firsts = np.cumsum([0, *(len(w) for w in expected)])
     for gib in (0.0, 1.0):
@@ -351,7 +351,7 @@ def test_validation_covers_each_frame_once_over_the_ranks_in_every_pass(roots):
     assert sorted(found) == sorted(windows_of(whole)) == sorted(set(found))
     assert len(found) == whole.num_frames
     assert [windows_of(whole), sum(len(part or []) for part in parts)] == [windows_of(whole), len(whole)]
-    images = load_episodes(roots["a"]).images["front"]
+    images = opened(roots["a"]).images[CAMERA]
     for batch in whole:  # not augmented
         assert np.array_equal(batch[CAMERA], images[batch["window"].numpy()])
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import opened
 from test_episodes import make_episode, publish
 
 from pi0 import FeatureConfig
@@ -16,7 +17,6 @@ from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, wide
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.data.statistics import main, mixture_statistics, pooled_statistics
-from pi0.ript.episodes import load_episodes
 from pi0.statistics_file import read_statistics_file
 from pi0.weights import CheckpointError
 
@@ -77,7 +77,7 @@ def test_relative_actions_are_those_the_policy_sees(roots):
     expected = [
         episode.actions[t + h] - np.array([episode.states[t, 0], 0, 0], np.float32)
         for root in roots
-        for episode in load_episodes(root)
+        for episode in opened(root)
         for t in range(len(episode))
         for h in range(3)
         if t + h < len(episode)
@@ -92,7 +92,7 @@ def test_the_command_writes_what_the_policy_loads(roots, tmp_path, capsys):
     assert "30 frames of 2 data sets" in capsys.readouterr().out
     file = read_statistics_file(path)
     loaded = file.statistics
-    sets = [load_episodes(root) for root in roots]
+    sets = [opened(root) for root in roots]
     for key, parts in {STATE: [s.states for s in sets], ACTION: [s.actions for s in sets]}.items():
         for name, value in compute_statistics(np.concatenate(parts)).items():
             torch.testing.assert_close(loaded[key][name], value)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import opened
 from safetensors.torch import load_file
 from test_episodes import make_episode, publish
 
@@ -29,7 +30,6 @@ from pi0.ript.data.settings import DatasetSettings, MixtureSettings
 from pi0.ript.data.statistics import main as make_statistics
 from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv
-from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
@@ -623,7 +623,9 @@ def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_fro
     reward = json.loads((run_dir / "reward.json").read_text())
     assert reward["reward_normalizer"] == 16.0  # 7 frames, less one, plus 10
     copied = Path(shutil.copytree(root, tmp_path / "copied"))
-    labels = label_datasets(run_dir, None, [copied], Advantage(0.4, "global", "all"))
+    labels = label_datasets(
+        run_dir, None, [DatasetSettings(root=str(copied))], Advantage(0.4, "global", "all")
+    )
     assert labels.figures()["positive_share"][str(copied)] == pytest.approx(0.4, abs=0.02)
     again = replace(config, exp_name="finetune", steps=2)
     tuned = run(replace(again, policy_path=str(run_dir)))
@@ -669,29 +671,21 @@ def test_values_are_not_learned_from_episodes_without_a_label_unless_assumed(roo
         pq.write_table(pq.read_table(file).drop_columns("success"), file)
     mixture = settings(str(path), tmp_path).dataset_mixture
     sets, reward = DataSummary(mixture).sets, RewardConfig(C_neg=-10.0)
-    with pytest.raises(EpisodeDataError, match="no success labels"):
-        window_returns(sets, mixture.datasets, reward)
+    with pytest.raises(EpisodeDataError, match="expected success labels"):
+        window_returns(sets, reward)
     mixture.datasets[0].assume_success = True
-    returns, _ = window_returns(sets, mixture.datasets, reward)
+    returns, _ = window_returns(DataSummary(mixture).sets, reward)
     np.testing.assert_allclose(returns[:3] * 16, [-2, -1, 0])
 
 
 def test_returns_are_numbered_as_windows_are(root, tmp_path):
     mixture = settings(root, tmp_path).dataset_mixture
     sets = DataSummary(mixture).sets
-    returns, reward = window_returns(sets, mixture.datasets, RewardConfig(C_neg=-10.0))
+    returns, reward = window_returns(sets, RewardConfig(C_neg=-10.0))
     assert reward.normalizer == 16.0
     failed = np.arange(-2, 1) - 10.0  # episode 0, of 3 frames
     np.testing.assert_allclose(returns[:3] * 16, failed)
     np.testing.assert_allclose(returns[3:7] * 16, np.arange(-3, 1))
-
-
-def test_labels_are_read_without_content(root):
-    whole, labels = load_episodes(root), load_labels(root)
-    assert labels.labels == whole.labels
-    assert np.array_equal(labels.starts, whole.starts)
-    assert (labels.fps, labels.collection) == (whole.fps, whole.collection)
-    assert labels.images == {}
 
 
 # Advantages -------------------------------------------------------------------------------------------------
@@ -704,7 +698,7 @@ def labelled(root, tmp_path) -> tuple[MixtureSettings, np.ndarray]:
     path = publish(tmp_path / "labelled", episodes)
     advantages = np.round(np.random.default_rng(0).normal(size=25), 6)
     lineage = {"epsilon": {"suite/thing-0": 0.5, "suite/thing-1": -0.5}}
-    write_advantages(path, load_episodes(path), advantages, lineage)
+    write_advantages(path, opened(path), advantages, lineage)
     datasets = [DatasetSettings(root=root, advantage="on"), DatasetSettings(root=str(path))]
     return MixtureSettings(datasets=datasets, num_workers=0, val_split_ratio=0.0), advantages
 
@@ -777,7 +771,7 @@ def test_what_has_no_advantage_is_an_error_or_what_was_chosen(root, labelled, tm
 def test_frames_without_advantage_can_be_left_out(labelled, tmp_path):
     path = Path(str(labelled[0].datasets[1].root))
     advantages = np.where(np.arange(25) % 3 == 0, np.nan, labelled[1])
-    write_advantages(path, load_episodes(path), advantages, {})
+    write_advantages(path, opened(path), advantages, {})
     policy = {"advantage": "use", "advantage_threshold": 0.0, "missing_advantage": "drop"}
     config = settings(str(path), tmp_path, policy=policy, val_freq=2, batch_size=8)
     parts = trainer.make_parts(config, World())
@@ -787,7 +781,7 @@ def test_frames_without_advantage_can_be_left_out(labelled, tmp_path):
     drawn = {w for batch in islice(parts.data.train, 12) for w in batch["window"].tolist()}
     assert drawn.isdisjoint(held_out)
     assert drawn | set(held_out) == {w for w in range(25) if w % 3}
-    write_advantages(path, load_episodes(path), np.full(25, np.nan), {})
+    write_advantages(path, opened(path), np.full(25, np.nan), {})
     with pytest.raises(EpisodeDataError, match="none of 25 frames has an advantage"):
         trainer.make_parts(config, World())
 

@@ -1,10 +1,11 @@
 """An episode with two instructions: the policy reads the frame's, everything about values the first (OpenTau#326)."""
 
-from case_sets import check, column, end, make, rewrite
+from case_sets import check, column, end, make, np, rewrite
 
+from pi0 import FeatureConfig
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.labels.sources import Source, frame_windows
+from pi0.ript.labels.sources import Mixture, Source
 
 root = make()
 
@@ -28,8 +29,10 @@ except ValueError as error:
     check(any(word in str(error) for word in ("task", "instruction")), f"refused: {error}")
 else:
     trained = frames.frame_instructions()[-6:]
-    valued = frame_windows(frames, 1).instructions[-6:]
-    grouped = Source("s", frames).frame_tasks()[-6:]
+    source = Source("s", frames)
+    features = FeatureConfig(image_keys=("observation.images.front",), state_dim=4, action_dim=3)
+    valued = Mixture([source], features, 1).batch(np.arange(12, 18))["task"]
+    grouped = source.frame_tasks()[-6:]
     check(trained == ["do thing 0"] * 2 + ["do thing 1"] * 4, f"pi0-train's prompts {trained}")
     check(trained == valued, f"pi0-train's prompts {trained}, pi0-advantage's and RECAP's {valued}")
     check(trained == grouped, f"instructions {trained}, tasks of the per-task thresholds {grouped}")

@@ -46,7 +46,7 @@ mixture = MixtureSettings(datasets=datasets, num_workers=0, val_split_ratio=0.0)
 try:
     sets = [open_set(dataset) for dataset in datasets]
     data = make_training_data(mixture, features, 1, 26)
-    returns, _ = window_returns(sets, datasets, RewardConfig(C_neg=-10.0))
+    returns, _ = window_returns(sets, RewardConfig(C_neg=-10.0))
 except ValueError as error:
     check("index" in str(error), f"mixture refused: {error}")
 else:

@@ -106,7 +106,9 @@ OTHERS: dict[str, Alias] = {
         for old, new in {
             "action_chunk": "policy.chunk_size",
             "dataloader_num_workers": "dataset_mixture.num_workers",
+            "dataset_mixture.cache_gib": "cache_gib",
             "dataset_mixture.in_memory_gib": "dataset_mixture.cache_gib",
+            "in_memory_gib": "cache_gib",
             "env.camera_names": "task.camera_names",
             "env.episode_length": "task.max_episode_length",
             "env.image_size": "task.image_size",

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from pi0.ript.peers import ALONE, Peers
+
 
 class ImageCache:
     """A budget of memory for decoded images, which the processes that are forked later share.
@@ -20,8 +22,9 @@ class ImageCache:
     Nothing gives way to something else: where frames are drawn uniformly, the first ones are as good as any.
     """
 
-    def __init__(self, gib: float) -> None:
-        self._left = int(gib * 2**30)
+    def __init__(self, gib: float, peers: Peers = ALONE) -> None:
+        """Take this process's share of what a machine may use."""
+        self._left = int(gib * 2**30) // int(os.environ.get("LOCAL_WORLD_SIZE", peers.size))
 
     def reserve(
         self, sizes: list[tuple[int, int]], num_frames: int, rows: Int64[np.ndarray, " _"]
@@ -33,17 +36,26 @@ class ImageCache:
             num_frames: Of the set.
             rows: The frames that are worth keeping, the first ones before the others.
         """
-        frame = sum(3 * height * width + 1 for height, width in sizes)
+        frame = sum(_num_bytes(size) for size in sizes)
         count = min(len(rows), self._left // frame) if frame else 0
         self._left -= count * frame
         return [KeptImages(num_frames, rows[:count], size) for size in sizes] if count else []
+
+    def release(self, kept: "KeptImages") -> None:
+        """Take back the room of images that nobody reads any more."""
+        self._left += kept.num_kept * _num_bytes(kept.size)
+
+
+def _num_bytes(size: tuple[int, int]) -> int:
+    """Return what an image takes, and the mark that it is there."""
+    return 3 * size[0] * size[1] + 1
 
 
 class KeptImages:
     """Room for the images of one camera; whichever process decodes one first puts it here for all."""
 
     def __init__(self, num_frames: int, rows: Int64[np.ndarray, " k"], size: tuple[int, int]) -> None:
-        height, width = size
+        height, width = self.size = size
         self.num_kept = len(rows)
         self._place = np.full(num_frames, -1, np.int32)
         self._place[rows] = np.arange(len(rows))

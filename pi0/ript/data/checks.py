@@ -93,7 +93,7 @@ def _by_frame(frames: FrameTable, values: Shaped[np.ndarray, " e"]) -> Shaped[np
 
 def _frame_numbers(tables: Tables) -> Iterator[Fault]:
     frames, numbers = tables.frames, tables.frames.columns["frame_index"]
-    expected = np.arange(len(numbers)) - _by_frame(frames, frames.starts)
+    expected: np.ndarray = np.arange(len(numbers)) - _by_frame(frames, frames.starts)
     for episode, start, frame in _episodes_with(frames, numbers != expected):
         is_repeated = frame > start and numbers[frame] == numbers[frame - 1]
         what = f"{numbers[frame]} twice" if is_repeated else f"no {expected[frame]}"
@@ -147,7 +147,9 @@ def _timestamps(tables: Tables) -> Iterator[Fault]:
 def _finite(tables: Tables) -> Iterator[Fault]:
     frames = tables.frames
     for key, values in ((STATE, frames.states), (ACTION, frames.actions)):
-        for episode, start, frame in _episodes_with(frames, ~np.isfinite(values).all(axis=1)):
+        for episode, start, frame in _episodes_with(
+            frames, np.isinf(values).any(1) | np.isnan(values).any(1)
+        ):
             found = values[frame][~np.isfinite(values[frame])][0]
             what = f"expected finite numbers, found {found} in frame {frame - start}"
             yield Fault(f"data: {tables.names[key]}", what, LEAVE_OUT, (episode,))

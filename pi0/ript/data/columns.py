@@ -1,8 +1,9 @@
 """Columns of parquet files as arrays of numbers. Axes: r row, d number of a row."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Int64, Shaped
 
 
@@ -12,13 +13,13 @@ def numbers(column: pa.ChunkedArray) -> Shaped[np.ndarray, "r d"]:
     Raises:
         ValueError: It is none; the message is what was expected and found.
     """
-    cells = column.combine_chunks()
+    cells: Any = column.combine_chunks()
     cells = getattr(cells, "storage", cells)  # of an extension type
     width = 1
     if pa.types.is_fixed_size_list(cells.type):
         width = cells.type.list_size
     elif pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):
-        lengths = pc.list_value_length(cells).drop_null().to_numpy(zero_copy_only=False)
+        lengths = cells.value_lengths().drop_null().to_numpy(zero_copy_only=False)
         width = int(lengths[0]) if len(lengths) else 1
         if (lengths != width).any():
             row = int(np.flatnonzero(lengths != width)[0])

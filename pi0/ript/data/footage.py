@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -14,7 +15,7 @@ from jaxtyping import Int64
 from pi0.ript.data.checks import LEAVE_OUT, Tables
 from pi0.ript.data.film_order import Interval, exchanged
 from pi0.ript.data.tables import FETCH_AGAIN, Fault, reason_of
-from pi0.ript.data.video import Header, Video
+from pi0.ript.data.video import VIDEO_ERRORS, Header, Video
 
 NOWHERE = -1
 """The file of an episode that cannot be believed."""
@@ -77,7 +78,8 @@ def _intervals(root: Path, tables: Tables, column: str, bad: set[int]) -> Iterat
     ):
         if episode in bad:
             continue
-        chunk, file, start, end = (tables.rows[episode].get(f"videos/{column}/{name}") for name in names)
+        stored: list[Any] = [tables.rows[episode].get(f"videos/{column}/{name}") for name in names]
+        chunk, file, start, end = stored
         try:
             path = root / tables.info["video_path"].format(
                 video_key=column, chunk_index=int(chunk), file_index=int(file)
@@ -85,7 +87,7 @@ def _intervals(root: Path, tables: Tables, column: str, bad: set[int]) -> Iterat
             first, count = float(start) * fps, (float(end) - float(start)) * fps
             nearest = round(first)
         except (KeyError, AttributeError, TypeError, ValueError, OverflowError):
-            what = f"expected its file and its seconds in it, found {[chunk, file, start, end]}"
+            what = f"expected its file and its seconds in it, found {stored}"
             yield Fault(where, what, LEAVE_OUT, (episode,))
             continue
         if not abs(count - length) < _HALF_A_FRAME:
@@ -118,7 +120,7 @@ def _headers(intervals: Mapping[Path, Sequence[Interval]], fps: float) -> dict[P
             return "no file"
         try:
             return Video(path, fps).header(max(part.end for part in intervals[path]))
-        except (ValueError, OSError) as error:  # FFmpeg's are both
+        except VIDEO_ERRORS as error:
             return reason_of(error)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

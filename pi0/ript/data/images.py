@@ -13,7 +13,6 @@ import av
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import UInt8
@@ -238,7 +237,7 @@ def _num_bytes(cells: pa.Array) -> float:
 def _cells(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the bytes of images, alone or beside their paths."""
     cells = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pc.struct_field(cells, "bytes") if pa.types.is_struct(cells.type) else cells
+    return cells.field("bytes") if isinstance(cells, pa.StructArray) else cells
 
 
 def _decoded(cell: pa.Scalar, where: str) -> UInt8[np.ndarray, "h w 3"]:

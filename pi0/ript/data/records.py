@@ -37,6 +37,15 @@ class EpisodeLabels:
     seed: int = -1
     """Of the episode's own random generator."""
 
+    @property
+    def is_success(self) -> bool:
+        """Return whether the episode succeeded; raise EpisodeDataError if nobody knows."""
+        if self.success is None:
+            raise EpisodeDataError(
+                f"{self.instruction!r}: expected an episode with a success label, found none"
+            )
+        return self.success
+
 
 @dataclass(frozen=True)
 class Episode:

@@ -1,6 +1,5 @@
 """Batches for supervised training and validation on a mixture of data sets, read ahead by processes."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -132,6 +131,17 @@ class TrainingData:
     num_kept: int
     """Frames whose images stay in memory once they are decoded."""
 
+    def __str__(self) -> str:
+        """Return what is read, in one line."""
+        count, held_out = (
+            sum(map(len, self.training_rows)),
+            0 if self.validation is None else self.validation.num_frames,
+        )
+        return (
+            f"data: {count} frames of {len(self.sets)} data sets to train on, {held_out} to validate on; "
+            f"images of {self.num_kept} stay in memory once they are decoded (dataset_mixture.cache_gib)"
+        )
+
 
 def open_sets(settings: MixtureSettings, cameras: Sequence[str] | None = None) -> list[FrameSet]:
     """Return the data sets of a mixture; `cameras` as in `open_set`.
@@ -187,17 +197,17 @@ def make_training_data(
             [rows[mask[rows]] for rows, mask in zip(side, usable, strict=True)]
             for side in (training, validation)
         )
-    windows = MixtureWindows(opened, settings, features, chunk_size, augmentation_seed=seed)
+    windows = MixtureWindows(opened, features, chunk_size, settings, augmentation_seed=seed)
     order = MixtureOrder(training, mixture_weights(settings), seed)
     train = TrainingBatches(windows, order, batch_size, peers, settings)
     held_out = None
     if any(len(rows) for rows in validation):
-        plain = MixtureWindows(opened, settings, features, chunk_size)
+        plain = MixtureWindows(opened, features, chunk_size, settings)
         held_out_order = MixtureOrder(validation, None, settings.val_split_seed)
         held_out = ValidationBatches(plain, held_out_order, batch_size, peers, settings)
     drawn = [np.union1d(*sides) for sides in zip(training, validation, strict=True)]
     visits = [count / max(len(rows), 1) for count, rows in zip(order.counts.tolist(), training, strict=True)]
-    cache = ImageCache(settings.cache_gib / int(os.environ.get("LOCAL_WORLD_SIZE", peers.size)))
+    cache = ImageCache(settings.cache_gib, peers)
     often_first = sorted(range(len(opened)), key=lambda number: -visits[number])
     num_kept = sum(opened[number].keep_images(cache, drawn[number]) for number in often_first)
     return TrainingData(opened, train, held_out, training, num_kept)

@@ -6,11 +6,14 @@ from itertools import chain
 from pathlib import Path
 
 import av
+from av.error import FFmpegError
 from jaxtyping import UInt8
 from numpy import ndarray
 
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.tables import FETCH_AGAIN, reason_of
+
+VIDEO_ERRORS = (FFmpegError, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Video:
                     break
                 passed(found, frame)
             reason = "none"
-        except (av.FFmpegError, OSError) as error:
+        except VIDEO_ERRORS as error:
             reason = reason_of(error)
         self._next = None
         raise EpisodeDataError(

@@ -12,7 +12,6 @@ from jaxtyping import Int64, UInt8
 from torch.utils.data import Dataset
 
 from pi0.features import ACTION, STATE, FeatureConfig
-from pi0.ript.data.augmentation import augment
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.images import letterbox
 from pi0.ript.data.records import EpisodeDataError
@@ -26,16 +25,17 @@ class MixtureWindows(Dataset[dict[str, Any]]):
     def __init__(
         self,
         sets: Sequence[FrameSet],
-        settings: MixtureSettings,
         features: FeatureConfig,
         chunk_size: int,
+        settings: MixtureSettings | None = None,
         augmentation_seed: int | None = None,
     ) -> None:
-        """Prepare; without `augmentation_seed` images stay as they are.
+        """Prepare; without `augmentation_seed` images stay as they are, without settings everything does.
 
         Raises:
             EpisodeDataError: States, actions or images of a set do not fit the policy or the other sets.
         """
+        settings = settings or MixtureSettings()
         self._sets, self._settings, self._features = list(sets), settings, features
         self._seed = augmentation_seed if settings.augmentation.enable else None
         self._offsets = [chunk_offsets(chunk_size, s.fps, settings.action_freq) for s in sets]
@@ -62,6 +62,11 @@ class MixtureWindows(Dataset[dict[str, Any]]):
         }
         return {**batch, "task": [sample["task"] for sample in samples]}
 
+    def batch(self, windows: Int64[np.ndarray, " b"]) -> dict[str, Any]:
+        """Return the batch of some windows, by their numbers."""
+        sets = np.searchsorted(self._firsts, windows, side="right") - 1
+        return self[np.stack([sets, windows - self._firsts[sets], np.zeros_like(windows)], axis=1)]
+
     def _sample(self, number: int, row: int, visit: int) -> dict[str, Any]:
         frames = self._sets[number]
         actions, is_pad = action_chunks(
@@ -74,6 +79,8 @@ class MixtureWindows(Dataset[dict[str, Any]]):
         window = int(self._firsts[number]) + row
         images = {camera: self._image(frames, camera, row) for camera in self._sizes}
         if self._seed is not None:
+            from pi0.ript.data.augmentation import augment  # torchvision takes seconds to import
+
             images = augment(images, self._settings.augmentation, (self._seed, window, visit))
         return {
             **images,

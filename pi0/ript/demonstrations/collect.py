@@ -132,7 +132,7 @@ def collect_demonstrations(
     writer = EpisodeWriter(output, plan.info())
     schedule = Schedule(len(tasks), episodes, keep or plan.resolved_operator().keep)
     for number, (labels, length) in writer.finished().items():
-        schedule.done(attempt_of(number), labels.success, length)
+        schedule.done(attempt_of(number), labels.is_success, length)
     options = {"initial": schedule.num_kept, "unit": "episode", "desc": "demonstrations"}
     with progress_bar(total=episodes * len(tasks), **options) as bar:
 
@@ -151,7 +151,7 @@ def collect_demonstrations(
             recorder = Recorder(plan, writer)
             while (attempt := schedule.next()) is not None:
                 labels, length = recorder.record(*attempt)
-                schedule.done(attempt, labels.success, length)
+                schedule.done(attempt, labels.is_success, length)
                 report(schedule)
             recorder.close()
         kept = [schedule.kept(number) for number in range(len(tasks))]

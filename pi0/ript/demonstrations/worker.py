@@ -114,6 +114,6 @@ def _prepare(
 
     def record(attempt: Attempt) -> tuple[bool, int]:
         labels, length = recorder.record(*attempt)
-        return labels.success, length
+        return labels.is_success, length
 
     return record, recorder.close

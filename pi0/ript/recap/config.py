@@ -48,7 +48,9 @@ class Quality:
 class Demonstrations:
     """What SFT learns from: a data set, or what a scripted operator does in the simulator."""
 
-    root: str | None = None  # an existing LeRobotDataset v3; null: recorded in the run
+    root: str | None = None  # directory of a LeRobotDataset v3; null: recorded in the run
+    repo_id: str | None = None  # its name on the hub, in place of root
+    data_features_name_mapping: dict[str, str | None] = field(default_factory=dict)  # as in a dataset_mixture
     assume_success: bool = False  # take every episode of a data set without labels for a success
     operator: str | None = None  # who demonstrates: see pi0/ript/demonstrations/operators.py
     quality: Quality = field(default_factory=Quality)
@@ -119,6 +121,7 @@ class RecapConfig:
     save_minutes: Positive | None = (
         10.0  # between snapshots of a training; one comes at its end and at a stop
     )
+    cache_gib: NotNegative = 1.0  # of a machine, for decoded images of all data sets together
     max_nonfinite_steps: Count = 3  # optimizer steps in a row without a finite loss before the run stops
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: EnvironmentSettings = field(default_factory=EnvironmentSettings)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pi0 import PI0Policy
+from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.environments import Environment
-from pi0.ript.episodes import EpisodeSet
 from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import fill_missing, read_advantages
 from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
@@ -54,7 +54,7 @@ class SupervisedRecipe:
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the policy."""
         sources = open_sources(inputs, self.reading, workshop, mode=self.advantage)
-        policy = self._new_policy(sources[0].episodes, workshop.device)
+        policy = self._new_policy(sources[0].frames, workshop.device)
         if self.sft is None:
             workshop.world.on_main(policy.save_pretrained, work)
             return {"steps": 0}
@@ -62,8 +62,8 @@ class SupervisedRecipe:
         parts = policy_objective(policy, sources, nothing, {}, self.sft)
         return _train_policy(*parts, self.sft, (self.seed, 0), work, workshop)
 
-    def _new_policy(self, episodes: EpisodeSet, device: str) -> PI0Policy:
-        toy = partial(toy_policy, episodes, self.chunk_size, self.seed)
+    def _new_policy(self, frames: FrameSet, device: str) -> PI0Policy:
+        toy = partial(toy_policy, frames, self.chunk_size, self.seed)
         changes = {"indicator": self.policy.indicator}
         policy = make_policy(self.policy_path, self.policy, toy, self.seed, device, changes=changes)
         require_fits(policy.features, self.environment)
@@ -121,7 +121,7 @@ class FineTuningRecipe:
         labels, advantages = inputs["labels"].path, []
         for source in sources:
             place = labels / source.name
-            advantages.append(fill_missing(read_advantages(place, source.episodes), "error", place))
+            advantages.append(fill_missing(read_advantages(place, source.frames), "error", place))
         epsilon = read_thresholds(labels / THRESHOLDS_FILE)
         policy = workshop.load_policy(inputs["start"])
         policy.model.freeze(self.freeze)

@@ -1,6 +1,5 @@
 """What pi0-train trains: a checkpoint's policy or value function, or a small new one sized by the data."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,6 +16,7 @@ from pi0.registry import get_config
 from pi0.ript.config import ConfigError
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
+from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import MixtureSettings, mixture_weights
 from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.training_data import TrainingData, open_sets, split_rows
@@ -71,20 +71,13 @@ class DataSummary:
         """Those of all sets."""
         return {task for frames in self.sets for task in frames.instructions}
 
-    @property
+    @cached_property
     def cameras(self) -> dict[str, int]:
         """Shorter side of the images by the policy's name of the camera, of the first set."""
-        info = json.loads((Path(self.sets[0].name) / "meta/info.json").read_text())
-        mapping = self.mixture.datasets[0].data_features_name_mapping
-        names: dict[str, str] = {column: name for name, column in mapping.items() if column is not None}
-        found = {
-            str(names.get(column, column)): min(sorted(feature["shape"])[1:])
-            for column, feature in info["features"].items()
-            if feature["dtype"] in ("image", "video")
-        }
-        if not found:
-            raise ConfigError(f"{self.sets[0].name}: expected a camera among its columns, found none")
-        return found
+        frames = open_set(self.mixture.datasets[0])
+        if not frames.images:
+            raise ConfigError(f"{frames.name}: expected a camera among its columns, found none")
+        return {camera: min(frames.image_sizes(camera)[0]) for camera in frames.images}
 
     def toy_policy(self, seed: int, **changes: Any) -> PI0Policy:
         """Return an untrained toy policy for the data; `changes` are fields of its configuration."""
@@ -238,6 +231,6 @@ def fit_statistics(model: Model, settings: SupervisedSettings, data: TrainingDat
         "Take the data's own (policy.statistics=data), a file's (policy.statistics_path), or widen them "
         "(policy.outside_statistics=widen)"
         if is_policy
-        else "the statistics are those of its checkpoint, or of the policy that it reads; train it on data of that kind"
+        else "they are those of its checkpoint or of the policy that it reads; train on data like theirs"
     )
     raise ConfigError(*wrong[:-1], f"{wrong[-1]}; {remedy}")

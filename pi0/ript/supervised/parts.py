@@ -34,8 +34,8 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
         value = value_to_train(settings, summary, device)
         data = make_training_data(mixture, value.features, 1, size, world, settings.seed)
         _require_validation(settings, data)
-        notes = fit_statistics(value, settings, data)
-        returns, reward = window_returns(data.sets, mixture.datasets, policy.reward_config)
+        notes = (str(data), *fit_statistics(value, settings, data))
+        returns, reward = window_returns(data.sets, policy.reward_config)
         return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward, notes)
     takes_indicator = set(advantage_modes(mixture.datasets, policy)) != {"ignore"}
     needs_labels = takes_indicator or policy.use_awr
@@ -44,7 +44,7 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     chunk, seed = model.config.chunk_size, settings.seed
     data = make_training_data(mixture, model.features, chunk, size, world, seed, labels.usable)
     _require_validation(settings, data)
-    notes = list(fit_statistics(model, settings, data))
+    notes = [str(data), *fit_statistics(model, settings, data)]
     objective = PolicyObjective(
         model,
         labels.indicator if takes_indicator else None,
