@@ -9,10 +9,13 @@ from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, opened, toy_pol
 from plugin_example.line import LineSuite
 
 from pi0 import FeatureConfig, Indicator
+from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.distributed import World
+from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.labels.advantages import thresholds
 from pi0.ript.labels.calibration import (
@@ -25,9 +28,14 @@ from pi0.ript.labels.calibration import (
 from pi0.ript.labels.indicators import awr_weights, indicators, withhold_keyed
 from pi0.ript.labels.returns import Outcome, RewardConfig
 from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.recap import trainings
+from pi0.ript.recap.config import RecapPolicy
+from pi0.ript.recap.data import Reading
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
 from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective, value_objective
+from pi0.ript.recap.trainings import SupervisedRecipe
+from pi0.ript.recap.workshop import Workshop
 from pi0.ript.recording import DatasetStore, record_rollouts, rollout_episode
 from pi0.ript.rollout import GuidedPolicy, rollout
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
@@ -410,6 +418,33 @@ def test_frozen_parameters_stay():
     train_policy(policy, sources, advantages, EPSILON, SHORT)
     for name, parameter in policy.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monkeypatch, capsys):
+    source, environment = chains(0, 3), get_environment("metaworld")
+    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
+    monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
+    workshop, reading = Workshop(World(), "cpu", ImageCache(0.0), fit, Keeping()), Reading(None, True, {})
+    policy = toy_policy(indicator="embedding")
+
+    def make_from(statistics: dict):
+        policy.use_statistics(statistics)
+        policy.save_pretrained(tmp_path / "checkpoint")
+        path, settings = str(tmp_path / "checkpoint"), RecapPolicy()
+        recipe = SupervisedRecipe(path, None, None, settings, 8, None, "on", 0, reading, environment)
+        return recipe.make({}, tmp_path / "work", workshop)
+
+    own = mixture_statistics([source.frames], [np.arange(source.num_frames)])
+    assert make_from(own) == {"steps": 0}
+    assert "statistics: " not in capsys.readouterr().out
+    other = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + torch.tensor([0, 4000.0, 0])}}
+    with pytest.raises(
+        EpisodeDataError, match=r"rollouts.*action\[1\]: expected.*policy.statistics_path=FILE"
+    ):
+        make_from(other)
+    doubtful = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + 50}}
+    assert make_from(doubtful) == {"steps": 0}
+    assert "are they those of such values?" in capsys.readouterr().out
 
 
 def test_policies_that_cannot_take_the_label_are_refused():

@@ -13,6 +13,8 @@ import numpy as np
 
 from pi0 import PI0Policy
 from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.normalised import doubts, faults, normalised_dimensions
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.environments import Environment
 from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import fill_missing, read_advantages
@@ -25,7 +27,7 @@ from pi0.ript.recap.data import Reading, is_success, open_sources, resolved_rewa
 from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.stages import Inputs
 from pi0.ript.recap.workshop import Workshop
-from pi0.ript.starting_policy import make_policy, require_fits
+from pi0.ript.starting_policy import TOY, make_policy, require_fits
 from pi0.ript.training.objectives import PolicyObjective
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.training.starting_value import starting_value
@@ -55,6 +57,8 @@ class SupervisedRecipe:
         """Write the policy."""
         sources = open_sources(inputs, self.reading, workshop, mode=self.advantage)
         policy = self._new_policy(sources[0].frames, workshop.device)
+        if self.policy_path != TOY:
+            _look_at_statistics(policy, [source.frames for source in sources], workshop)
         if self.sft is None:
             workshop.world.on_main(policy.save_pretrained, work)
             return {"steps": 0}
@@ -153,6 +157,18 @@ class RivalRecipe:
         policy.model.freeze(self.freeze)
         parts = policy_objective(policy, sources, advantages, epsilon, self.training)
         return _train_policy(*parts, self.training, (self.seed, 0), work, workshop)
+
+
+def _look_at_statistics(policy: PI0Policy, sets: Sequence[FrameSet], workshop: Workshop) -> None:
+    """Raise EpisodeDataError if a checkpoint's statistics are those of other values than the data's."""
+    rows = [np.arange(frames.num_frames) for frames in sets]
+    features, statistics, size = policy.features, policy.statistics, policy.config.chunk_size
+    dimensions = normalised_dimensions(features, statistics, sets, rows, chunk_size=size)
+    if wrong := faults(dimensions, features, statistics):
+        remedy = "name statistics of such data: policy.statistics_path=FILE, which pi0-stats makes"
+        raise EpisodeDataError("\n".join([*wrong[:-1], f"{wrong[-1]}; {remedy}"]))
+    for line in doubts(dimensions, features, statistics):
+        workshop.world.print(f"statistics: {line}")
 
 
 def _train_policy(

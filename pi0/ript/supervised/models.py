@@ -217,15 +217,16 @@ def fit_statistics(model: Model, settings: SupervisedSettings, data: TrainingDat
         settings=settings.dataset_mixture,
         has_actions=is_policy,
     )
-    doubtful = [f"statistics: {line}" for line in doubts(dimensions, features, statistics)]
+    lines = [] if settings.policy_path == TOY else doubts(dimensions, features, statistics)
+    doubtful = [f"statistics: {line}" for line in lines]  # a toy's are the data's, with a least std
     wrong = faults(dimensions, features, statistics)
     if not wrong:
         return tuple(doubtful)
     if is_policy and settings.policy.outside_statistics == "widen":
-        wide, lines = widened(statistics, features, dimensions)
+        wide, changes = widened(statistics, features, dimensions)
         model.use_statistics(wide)
         model.to(model.device)
-        return (*doubtful, *lines)
+        return (*doubtful, *changes)
     remedy = (
         "are they of another robot, of absolute actions for relative ones, or does a dimension hardly move? "
         "Take the data's own (policy.statistics=data), a file's (policy.statistics_path), or widen them "
