@@ -27,6 +27,7 @@ from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings
 from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.training_data import make_training_data
+from pi0.ript.labels.sources import Mixture, Source
 
 STORAGES = [("image", None), *(("video", encoding) for encoding in ENCODINGS)]
 
@@ -93,6 +94,7 @@ def check_read(root: Path, given_settings: DatasetSettings, made: Draft) -> None
             assert np.array_equal(column[row], seen[row].images[camera])
     for gib in (0.0, 1.0):
         check_batches(given_settings, seen, gib)
+    check_sources(frames, seen)
 
 
 def check_frames(frames: FrameSet, seen: list[Seen]) -> None:
@@ -131,6 +133,29 @@ def check_batches(given_settings: DatasetSettings, seen: list[Seen], gib: float)
             for camera, image in frame.images.items():
                 if image.shape[0] == SIDE:
                     assert np.array_equal(batch[camera][i], image)
+
+
+def check_sources(frames: FrameSet, seen: list[Seen]) -> None:
+    """Compare what RECAP trains on, the tasks of its thresholds and what pages show."""
+    source = Source("set", frames, task_ids={"do thing 0": "suite/thing-0"})
+    ids = {"do thing 0": "suite/thing-0"}
+    assert source.frame_tasks() == [ids.get(x.instruction, x.instruction) for x in seen]
+    for place, episode in enumerate(frames):
+        own = [x for x in seen if x.episode == frames.episodes[place]]
+        for camera, images in episode.images.items():
+            same_size = [x.images[f"observation.images.{camera}"].shape == images.shape[1:] for x in own]
+            shown = [i for i, is_same in enumerate(same_size) if is_same]
+            assert all(
+                np.array_equal(images[i], own[i].images[f"observation.images.{camera}"]) for i in shown
+            )
+    if any(len(frames.image_sizes(camera)) > 1 for camera in frames.images):
+        return
+    features = FeatureConfig(image_keys=tuple(seen[0].images), state_dim=4, action_dim=3)
+    batch = Mixture([source, source], features, 2).batch(np.arange(2 * len(seen)))
+    for i, frame in enumerate([*seen, *seen]):
+        assert np.array_equal(batch["observation.state"][i], np.array(frame.state, np.float32))
+        assert batch["task"][i] == frame.instruction
+        assert all(np.array_equal(batch[camera][i], image) for camera, image in frame.images.items())
 
 
 # One thing at a time ----------------------------------------------------------------------------------------

@@ -11,18 +11,23 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import reader_oracle
 import recap_runs
-from conftest import opened
+from conftest import CAMERA, opened
 from recap_runs import DEMO, SHRUNK, hashes
+from small_sets import ACTION, SIDE, STATE, draft, write
 
-from pi0 import PI0Policy
+from pi0 import FeatureConfig, PI0Policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, parse_config
 from pi0.ript.distributed import World
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import read_advantages, read_lineage
+from pi0.ript.labels.sources import Mixture
 from pi0.ript.recap import RECAP, RecapConfig, rounds
 from pi0.ript.recap.budget import BudgetError, budget, print_budget
+from pi0.ript.recap.data import open_sources
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.run_logging import close_run_logging
 from train_ript_pi0_final import fit
@@ -179,6 +184,41 @@ def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(whol
     assert held[0] == held[1]
     assert 0 < len(held[0]) < len(demonstrations)
     run.close()
+
+
+def test_demonstrations_made_elsewhere_stream_and_stay_open_from_stage_to_stage(tmp_path, capsys):
+    made = draft([5, 4, 6], fps=29.97)
+    made.names = {STATE: "state", ACTION: "actions", CAMERA: "image"}
+    made.rows[2]["task_index"] = 1  # two instructions in an episode
+    made.meta(0)["tasks"].append("do thing 1")
+    root = write(made, tmp_path / "set")
+    names = "{" + ",".join(f"{key}: {name}" for key, name in made.names.items()) + "}"
+    recording = ("demonstrations.episodes=null", "demonstrations.operator=null")
+    size = 3 * SIDE * SIDE + 1
+    overrides = [f"demonstrations.root={root}", f"demonstrations.data_features_name_mapping={names}",
+                 *recording, "demonstrations.quality.hesitation=null", "demonstrations.num_workers=0",
+                 f"dataset_mixture.cache_gib={7 * size / 2**30}", f"output_dir={tmp_path}"]  # fmt: skip
+    config = config_of(*overrides)
+    validate_recap(config)
+    run = rounds.start_run(config, tmp_path / "run", World(), caught)
+    demonstrations = rounds.obtain_demonstrations(run)
+    assert dict(demonstrations.figures) == {"episodes": 3, "longest": 6, "mean_length": 5.0}
+    assert budget(run).images_gb == pytest.approx((15 + 8 * 30) * 3 * SIDE * SIDE / 1e9)
+    inputs = {"demonstrations": demonstrations}
+    (source,) = open_sources(inputs, run.reading, run.workshop)
+    (again,) = open_sources(inputs, run.reading, run.workshop, mode="on")
+    assert again.frames is source.frames
+    assert source.frames.images[CAMERA].kept.num_kept == 7, "as many as the budget has room for"
+    features = FeatureConfig(image_keys=(CAMERA,), state_dim=4, action_dim=3)
+    mixture = Mixture([source], features, 2)
+    for _ in range(2):
+        batch, seen = mixture.batch(np.arange(15)), reader_oracle.read(root, made.mapping())
+        assert batch["task"] == [x.instruction for x in seen]
+        assert batch["task"][1:4] == ["do thing 0", "do thing 1", "do thing 0"]
+        for i, frame in enumerate(seen):
+            assert np.array_equal(batch[CAMERA][i], frame.images[CAMERA])
+    run.workshop.open_sets([])
+    assert run.workshop.cache.reserve([(SIDE, SIDE)], 15, np.arange(15))[0].num_kept == 7, "given back"
 
 
 def test_the_records_of_the_stages_have_every_setting_that_changes_a_result(whole):

@@ -63,7 +63,7 @@ def load_config[C](
     problems: list[str] = []
     notices: list[str] = []
     for source, settings in layers:
-        translation = translate(settings, known, without_effect or {})
+        translation = translate(_with_tables(settings, types), known, without_effect or {})
         wrong = translation.problems
         for key, value in translation.values.items():
             wrong += _set(config, key, value, types[key])
@@ -92,7 +92,8 @@ def save_config(config: Any, run_dir: str | Path) -> Path:
 
 def default_values(schema: Any = TrainConfig) -> dict[str, Any]:
     """Return every dotted key with its default."""
-    return flatten(asdict(schema()))
+    tables = {key: {} for key, hint in _types(schema) if typing.get_origin(hint) is dict}
+    return {**flatten(asdict(schema())), **tables}
 
 
 def switches(schema: type) -> frozenset[str]:
@@ -146,6 +147,16 @@ def _types(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _types(hint, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", hint
+
+
+def _with_tables(settings: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys and values in which a table, whose names are not settings, is one value again."""
+    whole = dict(settings)
+    for key in (key for key, hint in types.items() if typing.get_origin(hint) is dict):
+        names = [name for name in whole if name.startswith(f"{key}.")]
+        if names:
+            whole[key] = {name.removeprefix(f"{key}."): whole.pop(name) for name in names}
+    return whole
 
 
 def _set(config: DictConfig, key: str, value: Any, hint: Any) -> list[str]:

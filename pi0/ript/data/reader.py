@@ -6,7 +6,6 @@ frames.states[row], frames.images["observation.images.front"][row]
 Nothing that the set says of itself is believed: each of its numbers is compared with the frames.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -35,6 +34,7 @@ from pi0.ript.data.tables import (
     read_tasks,
     reason_of,
 )
+from pi0.ript.files import FormatError, read_versioned_json
 
 _OTHER_NAMES = "data_features_name_mapping"
 
@@ -227,8 +227,9 @@ def _read_collection(place: Place, faults: list[Fault]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_versioned_json(path)
+    except FormatError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # no JSON, or no table
         faults.append(Fault(str(COLLECTION_PATH), f"expected JSON, found {reason_of(error)}", FETCH_AGAIN))
         return {}
-    return content if isinstance(content, dict) else {}
