@@ -438,9 +438,7 @@ def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monk
     assert make_from(own) == {"steps": 0}
     assert "statistics: " not in capsys.readouterr().out
     other = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + torch.tensor([0, 4000.0, 0])}}
-    with pytest.raises(
-        EpisodeDataError, match=r"rollouts.*action\[1\]: expected.*policy.statistics_path=FILE"
-    ):
+    with pytest.raises(EpisodeDataError, match=r"action\[1\]: expected.*policy.statistics_path=FILE"):
         make_from(other)
     doubtful = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + 50}}
     assert make_from(doubtful) == {"steps": 0}
