@@ -5,17 +5,18 @@ Axes: n frame of a set, e episode.
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from pi0.ript.episodes import EpisodeSet
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.windows import MixtureWindows
 from pi0.ript.interruption import leave_if_asked, until_stopped
 from pi0.ript.labels.concordance import Concordance, concordance
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.labels.sources import Source, frame_windows
+from pi0.ript.labels.sources import Source
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
 from pi0.ript.progress import progress_bar
 from pi0.ript.windows import batches
@@ -31,7 +32,7 @@ class Calibration:
     num_episodes: int
     num_frames: int
     correlation: float | None
-    """Of value and return over frames; None if either is constant."""
+    """Correlation of value and return over all frames; None if one of them is constant."""
     calibration_error: float
     """Mean distance of value and mean return, over tenths of the range of values, weighted by frames."""
     error: float
@@ -39,13 +40,9 @@ class Calibration:
     order: Concordance | None = None
     """How well values rank the episodes; None: it was not asked, by version 0.1.0."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, figures: Mapping[str, Any]) -> "Calibration":
-        """Return what `to_dict` was given; other figures, as version 0.1.0 wrote, are left out."""
+        """Return what `asdict` gave; other figures, as version 0.1.0 wrote, are left out."""
         known = {f.name: figures[f.name] for f in fields(cls) if f.name in figures}
         order = known.pop("order", None)
         return cls(**known, order=None if order is None else Concordance(**order))
@@ -56,7 +53,7 @@ def heldout_episodes(source: Source, fraction: float, seed: Sequence[int] = (0,)
 
     Every source keeps at least one to train on, and one to judge by if it has two.
     """
-    n = len(source.episodes)
+    n = source.frames.num_episodes
     count = min(max(1, round(fraction * n)), n - 1)
     rng = np.random.default_rng((*seed, zlib.crc32(source.name.encode())))
     return np.isin(np.arange(n), rng.permutation(n)[:count])
@@ -64,8 +61,8 @@ def heldout_episodes(source: Source, fraction: float, seed: Sequence[int] = (0,)
 
 def predict(
     value: ValueFunction,
-    episodes: EpisodeSet,
-    frames: Int64[np.ndarray, " k"] | None = None,
+    frames: FrameSet,
+    rows: Int64[np.ndarray, " k"] | None = None,
     peers: Peers = ALONE,
     batch_size: int = 256,
 ) -> Float64[np.ndarray, " k"]:
@@ -74,8 +71,8 @@ def predict(
     Raises:
         StoppedError: A process was asked to stop.
     """
-    windows = frame_windows(episodes, 1)
-    parts = batches(np.arange(len(windows)) if frames is None else frames, batch_size)
+    windows = MixtureWindows([frames], value.features, 1)
+    parts = batches(np.arange(frames.num_frames) if rows is None else rows, batch_size)
     bar = progress_bar(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
     values = [value.values(windows.batch(part)).double().cpu().numpy() for part in until_stopped(bar, peers)]
     leave_if_asked(peers)
@@ -94,12 +91,12 @@ def heldout_calibration(
     for source, chosen in zip(sources, heldout, strict=True):
         if not chosen.any():
             continue
-        frames = np.flatnonzero(np.repeat(chosen, source.episodes.lengths))
-        values.append(predict(value, source.episodes, frames, peers))
-        returns.append(source.returns(reward)[frames])
-        lengths += source.episodes.lengths[chosen].tolist()
-        names = zip(source.episode_tasks(), chosen, strict=True)
-        tasks += [task for task, is_heldout in names if is_heldout]
+        rows = source.frames.rows(chosen)
+        values.append(predict(value, source.frames, rows, peers))
+        returns.append(source.returns(reward)[rows])
+        lengths += source.frames.lengths[chosen].tolist()
+        names = np.array(source.frame_tasks())[source.frames.starts]
+        tasks += names[chosen].tolist()
     if not values:
         raise ValueError("no episode is held out (a source needs two), so the value cannot be judged")
     return calibration(np.concatenate(values), np.concatenate(returns), lengths, tasks)

@@ -18,8 +18,8 @@ def indicators(source: Source, positive: Bool[np.ndarray, " n"]) -> Int64[np.nda
     """Return the indicator of each frame, as the source's mode says."""
     if source.advantage == "use":
         return np.where(positive, int(Indicator.POSITIVE), int(Indicator.NEGATIVE))
-    one = Indicator.POSITIVE if source.advantage == "on" else Indicator.NONE
-    return np.full(source.num_frames, int(one))
+    indicator = Indicator.POSITIVE if source.advantage == "on" else Indicator.NONE
+    return np.full(source.num_frames, int(indicator))
 
 
 def withhold_keyed(

@@ -90,7 +90,7 @@ def label_frames(
     A task of which no frame is ranked has no threshold (infinity): none of its frames is positive.
     """
     advantages = [
-        compute_advantages(of_frames, source.episodes.lengths.tolist(), source.ends, reward)
+        compute_advantages(of_frames, source.frames.lengths.tolist(), source.ends, reward)
         for source, of_frames in zip(sources, values, strict=True)
     ]
     ranked = [_is_ranked(source, settings) for source in sources]
@@ -128,7 +128,7 @@ def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: s
     }
     for directory, source, advantages in zip(directories, labels.sources, labels.advantages, strict=True):
         (directory / "meta").mkdir(parents=True, exist_ok=True)
-        write_advantages(directory, source.episodes, advantages, lineage)
+        write_advantages(directory, source.frames, advantages, lineage)
 
 
 def write_labelled_frames(labels: FrameLabels, directory: Path) -> None:
@@ -141,8 +141,15 @@ def write_labelled_frames(labels: FrameLabels, directory: Path) -> None:
             f"{source.name}/advantages": advantages,
             f"{source.name}/positive": positive,
             f"{source.name}/returns": source.returns(labels.reward),
-            f"{source.name}/lengths": source.episodes.lengths,
-            f"{source.name}/tasks": np.array(source.episode_tasks()),
+            f"{source.name}/lengths": source.frames.lengths,
+            f"{source.name}/tasks": _stored_tasks(source),
         }
     np.savez_compressed(directory / FRAMES_FILE, **arrays)
     write_json(directory / THRESHOLDS_FILE, to_json(labels.epsilon))
+
+
+def _stored_tasks(source: Source) -> np.ndarray:
+    """Return the task of each episode; where one has several, of each frame."""
+    frames, tasks = source.frames, np.array(source.frame_tasks())
+    of_episodes = tasks[frames.starts]
+    return of_episodes if (np.repeat(of_episodes, frames.lengths) == tasks).all() else tasks

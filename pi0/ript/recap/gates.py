@@ -1,7 +1,4 @@
-"""Gates before policy training is paid for: a useless value function or useless labels stop the run.
-
-Axes: none.
-"""
+"""Gates before policy training is paid for: a useless value function or useless labels stop the run."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -42,7 +39,7 @@ class LabelFigures:
 
     coverage: float
     positive_fraction: float | None
-    """Of the frames that were ranked; None: there are none."""
+    """Share of the ranked frames that are positive; None: no frame is ranked."""
     target_fraction: float
 
 
