@@ -282,8 +282,8 @@ def test_under_the_default_recipe_no_frame_of_a_failure_is_positive(sources):
 
 def test_a_task_without_success_has_no_positive_frame_and_the_others_have_their_share(sources, tmp_path):
     (demonstrations, rollouts), values = sources
-    failed = [replace(x, success=x.success and x.task_id != "suite/0") for x in rollouts.episodes.labels]
-    rollouts = replace(rollouts, episodes=replace(rollouts.episodes, labels=tuple(failed)))
+    failed = [replace(x, success=x.success and x.task_id != "suite/0") for x in rollouts.frames.labels]
+    rollouts = replace(rollouts, frames=replace(rollouts.frames, labels=tuple(failed)))
     labels = label_frames([demonstrations, rollouts], values, REWARD, RecapConfig().advantage)
     assert labels.epsilon["suite/0"] == np.inf
     of_task = np.array(rollouts.frame_tasks()) == "suite/1"
@@ -300,8 +300,8 @@ def test_a_task_without_success_has_no_positive_frame_and_the_others_have_their_
 
 def test_a_round_without_any_success_stops_at_the_gate(sources):
     (demonstrations, rollouts), values = sources
-    failed = tuple(replace(labels, success=False) for labels in rollouts.episodes.labels)
-    rollouts = replace(rollouts, episodes=replace(rollouts.episodes, labels=failed))
+    failed = tuple(replace(labels, success=False) for labels in rollouts.frames.labels)
+    rollouts = replace(rollouts, frames=replace(rollouts.frames, labels=failed))
     figures = label_frames([demonstrations, rollouts], values, REWARD, RecapConfig().advantage).figures()
     assert figures["positive_fraction"] is None
     chosen = LabelFigures(**{f.name: figures[f.name] for f in fields(LabelFigures)})

@@ -1,7 +1,6 @@
 """The round to publish, and what the next one builds on, are chosen by validation states alone."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -33,12 +32,14 @@ def choices(tmp_path: Path, validation: list[int], heldout: list[int], **setting
         write_evaluation(place / "evaluation", evaluation(counts[policy.round]))
         return Artefact(name, place, "")
 
-    run = SimpleNamespace(config=config, make=make, world=World())
+    run = object.__new__(rounds.Run)
+    for name, value in {"config": config, "make": make, "world": World()}.items():
+        object.__setattr__(run, name, value)
     policy = best = POLICIES[0]
     found = []
     for improved in POLICIES[1:]:
-        policy, best = rounds.choose(run, policy, best, improved)  # pyright: ignore[reportArgumentType]
-        rounds.judge(run, improved)  # pyright: ignore[reportArgumentType]
+        policy, best = rounds.choose(run, policy, best, improved)
+        rounds.judge(run, improved)
         found.append((policy.round, best.round))
     return found
 

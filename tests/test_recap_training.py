@@ -1,6 +1,6 @@
 """RECAP's two trainings, its gates and its data, on episodes whose value shows in the image."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -287,7 +287,7 @@ def test_calibration_in_closed_form():
     assert (exact.calibration_error, exact.error) == (0.0, 0.0)
     assert exact.order is not None
     assert exact.order.concordance == 1.0
-    assert Calibration.from_dict(exact.to_dict()) == exact
+    assert Calibration.from_dict(asdict(exact)) == exact
     shifted = calibration(returns - 0.05, returns, [3, 2], tasks)
     assert shifted.calibration_error == pytest.approx(0.05)
     # Errors that cancel within a tenth of the range do not make it miscalibrated.
@@ -411,7 +411,7 @@ def test_the_loss_of_ript_imitates_what_is_positive_and_all_a_little_without_ind
     sources, advantages = labelled()
     settings = replace(SHORT, steps=1)
     rows = train_policy(fresh(mode), sources, advantages, EPSILON, settings, SEED, uncond_weight=0.1)
-    policy, mixture = fresh(mode), Mixture(sources, 8)
+    policy, mixture = fresh(mode), Mixture(sources, FEATURES, 8)
     windows = mixture.draw(8, (4, 0))
     noise, time = window_draws(policy, windows.tolist(), (4, 0), 2)
     positive, withheld = (
