@@ -7,7 +7,7 @@ import torch
 from conftest import metaworld_policy
 
 from pi0 import PI0Policy
-from pi0.ript.data import MixtureSettings
+from pi0.ript.data.settings import MixtureSettings
 from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.recap.config import ValueModel

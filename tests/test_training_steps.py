@@ -19,7 +19,7 @@ from test_recap_training import EPSILON, REWARD, chains, labelled
 from pi0.ript import interruption
 from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError, snapshot
 from pi0.ript.checkpoint.files import published
-from pi0.ript.data import DatasetSettings, MixtureSettings
+from pi0.ript.data.settings import DatasetSettings, MixtureSettings
 from pi0.ript.distributed import World
 from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
 from pi0.ript.monitoring import NonFiniteLossError

@@ -45,6 +45,11 @@ def read_versioned_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def path_argument(text: str) -> Path:
+    """Return the path that a word of a command line names; `~` is the home directory. A type for argparse."""
+    return Path(text).expanduser()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; afterwards it is the file at `path`, flushed to the disk.

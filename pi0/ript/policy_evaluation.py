@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,14 +102,18 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     """
     environment = require_usable(config)
     world = setup_distributed(config.device, **asdict(config.distributed))
-    run_dir = world.on_main(_open_output, config)
+    world.on_main(lock_directory, Path(config.output_dir))
     evaluations = []
     with environment.make() as env:
         first, split = config.eval.first_state, cast("Split", config.eval.states)
         indices = range(first, first + config.eval.rollouts_per_task)
         states = [s for task in env.tasks for s in env.initial_states(task, split, indices)]
+        load = partial(world.first, _load, environment, config, world.device(config.device))
+        policy = load(config.policy_path)
+        # Not before: what cannot be evaluated must not move an earlier evaluation aside.
+        run_dir = world.on_main(_open_output, config)
         for name, path in _paths(config).items():
-            policy = world.first(_load, path, environment, config, world.device(config.device))
+            policy = policy if name == "policy" else load(path)
             evaluations.append(_evaluate(name, env, policy, states, config, world))
             file = "evaluation" if name == "policy" else "compared"
             world.on_main(write_evaluation, run_dir / file, evaluations[-1])
@@ -180,7 +185,7 @@ def _open_output(config: EvaluationConfig) -> Path:
     return path
 
 
-def _load(path: str, environment: Environment, config: EvaluationConfig, device: str) -> PI0Policy:
+def _load(environment: Environment, config: EvaluationConfig, device: str, path: str) -> PI0Policy:
     """Return the policy as checkpoint and settings have it; it can read the environment's instructions."""
 
     def toy(**changes: Any) -> PI0Policy:

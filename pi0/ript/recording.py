@@ -5,7 +5,6 @@
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import batched
@@ -15,16 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
+from pi0.ript.data.encoding import default_storage
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.envs import BatchedEnv, InitialState, Task
-from pi0.ript.episodes import (
-    CollectionInfo,
-    Episode,
-    EpisodeDataError,
-    EpisodeLabels,
-    EpisodeSet,
-    EpisodeWriter,
-    default_storage,
-)
 from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
 from pi0.ript.progress import progress_bar
@@ -174,7 +167,7 @@ class DatasetStore:
             task=task,
             initial_state=state,
             seed=seed,
-            success=episode.labels.success,
+            success=episode.labels.is_success,
             states=episode.states,
             actions=episode.actions,
             observed=np.arange(len(episode) if with_images else 0),
@@ -253,20 +246,4 @@ def rollout_episode(rollout: Rollout, source: str) -> Episode:
             source=source,
             seed=rollout.seed,
         ),
-    )
-
-
-def episode_set(episodes: Sequence[Episode], fps: int) -> EpisodeSet:
-    """Return episodes as a set in memory, with the content hash that they would have on disk."""
-    lengths = np.array([len(e) for e in episodes], np.int64)
-    hashes = "\n".join(e.content_hash() for e in episodes)
-    return EpisodeSet(
-        images={c: np.concatenate([e.images[c] for e in episodes]) for c in episodes[0].images},
-        states=np.concatenate([e.states for e in episodes]),
-        actions=np.concatenate([e.actions for e in episodes]),
-        starts=np.cumsum(lengths) - lengths,
-        lengths=lengths,
-        labels=tuple(e.labels for e in episodes),
-        fps=fps,
-        collection={"content_hash": hashlib.sha256(hashes.encode()).hexdigest()},
     )

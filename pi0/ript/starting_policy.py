@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from pi0 import FeatureConfig, PI0Policy
-from pi0.openpi_format import read_statistics
 from pi0.pretrained import WEIGHTS
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
 from pi0.ript.ranges import Count, Dtype
 from pi0.ript.warm_start import warm_start
+from pi0.statistics_file import read_statistics_file
 
 TOY = "toy"
 
@@ -30,7 +30,8 @@ class PolicySettings:
     gradient_checkpointing: bool = False  # less memory, a third more time
     n_action_steps: Count | None = None  # actions of a chunk that are executed; null: as the checkpoint says
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
-    norm_stats_path: str | None = None  # an openpi norm_stats.json that replaces the checkpoint's statistics
+    # in place of the checkpoint's statistics: a file of pi0-stats, or openpi's norm_stats.json
+    statistics_path: str | None = None
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of the policy's own configuration that are to be others."""
@@ -95,8 +96,10 @@ def make_policy(
     if path == TOY:
         policy = toy(**fields)
     else:
-        if settings.norm_stats_path:
-            replaced["statistics"] = read_statistics(Path(settings.norm_stats_path).expanduser())
+        file = None
+        if settings.statistics_path:
+            file = read_statistics_file(Path(settings.statistics_path).expanduser())
+            replaced["statistics"] = file.statistics
         policy = PI0Policy.from_pretrained(
             Path(path).expanduser(),
             config=get_config(settings.config) if settings.config else None,
@@ -106,6 +109,8 @@ def make_policy(
             seed=seed,
             **replaced,
         )
+        if file is not None:
+            file.require_relative_actions(policy.features.relative_actions)
     policy.model.freeze(settings.freeze)
     return policy.to(place)
 

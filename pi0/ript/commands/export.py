@@ -19,6 +19,7 @@ from pi0 import Indicator, Observation, Pi0Model, PI0Policy
 from pi0.lerobot_format import require_lerobot_sizes
 from pi0.ript.commands.arguments import command_parser, complain, whole_number
 from pi0.ript.commands.policy_argument import add_policy_arguments, load_policy
+from pi0.ript.files import path_argument
 
 PROGRAM, DESCRIPTION = "sampler.pt2", "sampler.json"
 _EXAMPLES = """
@@ -190,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser("pi0-export", description, _EXAMPLES)
     add_policy_arguments(parser)
     add, count = parser.add_argument, whole_number("at least 1", 1)
-    add("--output", type=Path, required=True, metavar="DIR", help="must not exist")
+    add("--output", type=path_argument, required=True, metavar="DIR", help="must not exist")
     add("--format", choices=("torch", "lerobot"), default="torch", help="default %(default)s")
     add("--batch-size", type=count, default=1, help="of the program (default %(default)s)")
     add("--num-steps", type=count, help="of the sampler (default: as the checkpoint says)")

@@ -77,7 +77,7 @@ EARLIER: dict[str, Alias] = {
         logging.wandb_mode: logging.mode
         logging.wandb_project: logging.project
         algo.lr: lr optimizer.lr training.optimizer.lr
-        policy.norm_stats_path: norm_stats_path
+        policy.statistics_path: norm_stats_path policy.norm_stats_path
         policy.n_action_steps: policy.replan_steps
         eval.n_video: rollout.n_video
         task.task_names: task.task_names_to_use
@@ -105,6 +105,8 @@ OTHERS: dict[str, Alias] = {
     **_renamed("""
         policy.chunk_size: action_chunk
         dataset_mixture.num_workers: dataloader_num_workers num_workers
+        dataset_mixture.cache_gib: dataset_mixture.in_memory_gib
+        cache_gib: dataset_mixture.cache_gib in_memory_gib
         task.camera_names: env.camera_names
         task.max_episode_length: env.episode_length
         task.image_size: env.image_size

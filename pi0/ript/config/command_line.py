@@ -5,14 +5,15 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from pi0.registry import load_plugins
-from pi0.ript.config.loading import PROFILES, load_config_from_yaml, say
+from pi0.ript.config.loading import PROFILES, load_config_from_yaml, say, switches
 from pi0.ript.config.schema import ConfigError, TrainConfig
+from pi0.ript.config.typed_values import BOOLEANS
 from pi0.ript.config.validation import validate_config
 from pi0.ript.config.yaml_files import CONFIGS, read_yaml
 from pi0.ript.envs.base import did_you_mean
@@ -57,7 +58,7 @@ def parse_config(
             example = list(known.values())[-1].example
             raise ConfigError(f"expected a YAML file, for example: --config_path {example}")
         chosen = _algorithm(arguments.config_path, known)
-        overrides = [*arguments.override, *key_value_pairs(rest)]
+        overrides = [*arguments.override, *key_value_pairs(rest, switches(chosen.schema))]
         if arguments.resume is not None and "=" in arguments.resume:  # `--resume algo.lr=2e-5`
             overrides.append(arguments.resume)
             arguments.resume = "auto"
@@ -152,14 +153,18 @@ def _load_plugins(config: Any) -> None:
         raise ConfigError(str(error)) from error
 
 
-def key_value_pairs(rest: Sequence[str]) -> list[str]:
-    """Return the arguments that argparse does not know as "key=value"."""
-    overrides, waiting = [], iter(rest)
-    for word in waiting:
+def key_value_pairs(rest: Sequence[str], switches: Collection[str] = ()) -> list[str]:
+    """Return the arguments that argparse does not know as "key=value"; a bare --KEY of `switches` is true."""
+    overrides, waiting = [], list(rest)
+    while waiting:
+        word = waiting.pop(0)
         if "=" in word:
             overrides.append(word)
             continue
-        value = next(waiting, None) if word.startswith("--") else None
+        if word.removeprefix("--") in switches and (not waiting or waiting[0].lower() not in BOOLEANS):
+            overrides.append(f"{word}=true")
+            continue
+        value = waiting.pop(0) if word.startswith("--") and waiting else None
         if value is None or value.startswith("--"):
             expected = f"{word} VALUE" if word.startswith("--") else "key=value"
             raise ConfigError(f"expected {expected}, found {word!r}; --help lists the keys")

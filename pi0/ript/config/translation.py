@@ -12,8 +12,6 @@ from pi0.ript.environments import LIBERO_SUITES
 
 _BEFORE_TODAYS = "algo.demo_batch_size"
 """Earlier files have it beside `algo.data_batch_size`, which was the older name of it."""
-_TEXT_ON = ("policy.advantage", "demonstrations.advantage", "demonstrations.sft_advantage")
-"""Keys whose `on` is a text, and not YAML's true."""
 
 
 @dataclass
@@ -45,7 +43,7 @@ def translate(
     for old in sorted(written, key=lambda key: order.get(key, len(order))):
         value = written[old]
         if old in known:
-            meanings[old][old] = "on" if old in _TEXT_ON and value is True else value
+            meanings[old][old] = value
         elif old in aliases:
             new, value, problem = _meaning(old, value, aliases[old])
             result.problems += problem
@@ -57,7 +55,7 @@ def translate(
             result.problems += unknown_key(old, value, known, aliases)
     # A switch that is on says less than a value.
     must_agree = {
-        old for old, alias in OTHERS.items() if aliases.get(old) is alias and given.get(old) is not True
+        old for old, alias in OTHERS.items() if aliases.get(old) is alias and given.get(old) not in (True,)
     }
     for new, values in meanings.items():
         _decide(result, new, values, must_agree)
@@ -102,7 +100,7 @@ def _meaning(old: str, value: Any, alias: Alias) -> tuple[str, Any, list[str]]:
         return alias.key, alias.values[value], []
     if alias.remedy is None:
         return alias.key, value, []
-    is_wrong = value is not None and value is not False
+    is_wrong = value not in (None, False)
     return "", None, [f"{old}: found {value!r}; {alias.remedy}"] * is_wrong
 
 

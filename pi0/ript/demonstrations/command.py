@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pi0.ript.data.encoding import default_storage
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.collect import TaskSummary, TooFewSuccessesError, collect_demonstrations
 from pi0.ript.demonstrations.experts import require_expert, tasks_with_expert
 from pi0.ript.demonstrations.operators import OPERATORS, Operator, get_operator
 from pi0.ript.demonstrations.recorder import DemonstrationPlan
 from pi0.ript.demonstrations.worker import WorkerFailedError
 from pi0.ript.envs import Task, TaskSuite, make_suite
-from pi0.ript.episodes import EpisodeWriter, default_storage
+from pi0.ript.files import path_argument
 
 DEFAULT_TASKS = ("button-press-v3", "drawer-open-v3", "plate-slide-v3")
 """Of Meta-World, which has 50."""
@@ -34,7 +36,7 @@ examples:
   pi0-demos --env libero --suite libero_goal --operator sloppy --episodes 20 --output demos/goal
 
 An interrupted command continues when it is run again. Training on the result:
-lerobot's LeRobotDataset(repo_id, root=DIR), or pi0.ript.episodes.load_episodes(DIR).
+lerobot's LeRobotDataset(repo_id, root=DIR), or pi0.ript.data.reader.open_set.
 
 exit codes: 0 done; 1 failed while recording; 2 unusable arguments; 130 interrupted
 """
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--operator", default="competent", help=f"{operators} (default %(default)s)")
     for name, meaning in _QUALITY.items():
         add(f"--{name}", type=_share, metavar="X", help=f"{meaning}; default: the operator's own")
-    add("--output", type=Path, required=True, help="directory of the data set; must not exist")
+    add("--output", type=path_argument, required=True, help="directory of the data set; must not exist")
     add("--workers", type=int, default=_usable_cores(), help="processes (default %(default)s)")
     add("--seed", type=int, default=0, help="of initial states and operator (default %(default)s)")
     add("--image-size", type=int, help="pixels (default 64 metaworld, 224 libero)")

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeLabels
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.experts import Expert, make_expert
 from pi0.ript.demonstrations.operators import Demonstrator, Operator, get_operator
 from pi0.ript.envs import (
@@ -16,7 +18,6 @@ from pi0.ript.envs import (
     Task,
     make_suite,
 )
-from pi0.ript.episodes import CollectionInfo, Episode, EpisodeLabels, EpisodeWriter
 
 HELDOUT_CHECKED = 50
 """Held-out states per task that a demonstration is compared with by hash."""

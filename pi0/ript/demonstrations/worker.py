@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder
 from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError, serve
-from pi0.ript.episodes import EpisodeWriter
 
 type Attempt = tuple[int, int]
 
@@ -114,6 +114,6 @@ def _prepare(
 
     def record(attempt: Attempt) -> tuple[bool, int]:
         labels, length = recorder.record(*attempt)
-        return labels.success, length
+        return labels.is_success, length
 
     return record, recorder.close

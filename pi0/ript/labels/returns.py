@@ -6,6 +6,7 @@ checks the normaliser, so that its failures leave the bins.
 Axes: t frame of an episode, e episode, n frame of all episodes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -14,7 +15,7 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from pi0.ript.episodes import EpisodeDataError, EpisodeSet
+from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.ranges import Count, Expected, one_of, wrong_values
 
 
@@ -75,41 +76,19 @@ class RewardConfig:
         return self
 
 
-def outcomes(
-    successes: Sequence[bool | None], truncated: Sequence[bool] | None = None
-) -> tuple[Outcome, ...]:
-    """Return how each episode ended.
-
-    Args:
-        successes: True, False, or None where nobody knows.
-        truncated: Which episodes without success only ran out of time; None: none is known to.
-
-    Raises:
-        EpisodeDataError: Nobody knows how an episode ended.
-    """
-    unknown = [i for i, success in enumerate(successes) if success is None]
-    if unknown:
-        raise EpisodeDataError(
-            f"{len(unknown)} of {len(successes)} episodes have no success label (the first is number "
-            f"{unknown[0]}); a failure taken for a success would be imitated. Label them, or, if they are "
-            "curated demonstrations, load it with assume_success=True"
-        )
-    cut = truncated or [False] * len(successes)
-    ends = {True: Outcome.TRUNCATED, False: Outcome.FAILURE}
-    return tuple(Outcome.SUCCESS if ok else ends[c] for ok, c in zip(successes, cut, strict=True))
-
-
-def set_outcomes(episodes: EpisodeSet, deadlines: Mapping[str, int] | None = None) -> tuple[Outcome, ...]:
+def outcomes(frames: FrameSet, deadlines: Mapping[str, int] | None = None) -> tuple[Outcome, ...]:
     """Return how the episodes of a set ended.
 
     `deadlines` (task id -> steps): an episode without success that lasted so long was truncated.
+
+    Raises:
+        EpisodeDataError: Nobody knows how an episode ended; a failure taken for a success would be imitated.
     """
-    limits = [(deadlines or {}).get(labels.task_id) for labels in episodes.labels]
-    truncated = [
-        limit is not None and length >= limit
-        for limit, length in zip(limits, episodes.lengths.tolist(), strict=True)
-    ]
-    return outcomes([labels.success for labels in episodes.labels], truncated)
+    limits = [(deadlines or {}).get(labels.task_id, math.inf) for labels in frames.labels]
+    return tuple(
+        Outcome.SUCCESS if success else Outcome.TRUNCATED if length >= limit else Outcome.FAILURE
+        for success, length, limit in zip(frames.successes(), frames.lengths, limits, strict=True)
+    )
 
 
 def returns(length: int, outcome: Outcome, config: RewardConfig) -> Float64[np.ndarray, " t"]:

@@ -46,7 +46,7 @@ def policy_objective(
     objective = PolicyObjective(
         policy, indicator, settings.indicator_dropout, settings.num_draws, sample_weight=weights
     )
-    return objective, Mixture(sources, policy.config.chunk_size, usable)
+    return objective, Mixture(sources, policy.features, policy.config.chunk_size, usable)
 
 
 def value_objective(
@@ -68,9 +68,9 @@ def value_objective(
             f"number_of_bins: expected the value function's {value.config.num_bins}, found "
             f"{reward.number_of_bins}"
         )
-    usable = [~np.repeat(h, s.episodes.lengths) for h, s in zip(heldout, sources, strict=True)]
+    usable = [~np.repeat(h, s.frames.lengths) for h, s in zip(heldout, sources, strict=True)]
     returns = np.concatenate([source.returns(reward) for source in sources])
-    return ValueObjective(value, returns), Mixture(sources, 1, usable)
+    return ValueObjective(value, returns), Mixture(sources, value.features, 1, usable)
 
 
 def _require_indicator(policy: PI0Policy) -> None:

@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from pi0.ript.data.cache import ImageCache
+from pi0.ript.data.hub import locate
+from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.evaluate import Evaluation, compare
@@ -20,7 +23,7 @@ from pi0.ript.recap.artefacts import (
     RolloutsRecipe,
     guidance_of,
 )
-from pi0.ript.recap.config import RecapConfig, RolloutPlan, ValueModel
+from pi0.ript.recap.config import Demonstrations, RecapConfig, RolloutPlan, ValueModel
 from pi0.ript.recap.data import Reading, identify, resolved_reward, source_name
 from pi0.ript.recap.gates import LabelFigures, check_gates
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
@@ -40,6 +43,8 @@ class Run:
     stages: Stages
     environment: Environment
     workshop: Workshop
+    demonstrations_root: str | None
+    """Where the demonstrations are, if they were made elsewhere."""
 
     @property
     def deadlines(self) -> dict[str, int]:
@@ -53,8 +58,8 @@ class Run:
         """Return how the demonstrations are read."""
         tasks = self.environment.suite().select(self.environment.tasks)
         settings, ids = self.config.demonstrations, {task.instruction: task.id for task in tasks}
-        root = None if settings.root is None else str(Path(settings.root).expanduser())
-        return Reading(root, settings.assume_success, ids)
+        names = dict(settings.data_features_name_mapping)
+        return Reading(self.demonstrations_root, settings.assume_success, ids, names)
 
     @property
     def chunk_size(self) -> int:
@@ -74,7 +79,7 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
     """Return the run of a configuration, whose stages are in a directory and whose models `fit` trains.
 
     Raises:
-        ValueError: A batch has not a sample for each process.
+        ValueError: A batch has not a sample for each process, or the demonstrations are not there.
     """
     sizes = {
         "sft.batch_size": config.sft.batch_size,
@@ -88,9 +93,15 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
                 f"{key}: expected a sample or more for each of {world.size} processes, found {size}"
             )
     plan = SnapshotPlan(None, config.save_minutes, config.max_nonfinite_steps)
-    workshop = Workshop(world, world.device(config.device), run_dir / "images", fit, plan)
+    cache = ImageCache(config.cache_gib, world)
+    workshop = Workshop(world, world.device(config.device), cache, fit, plan)
     stages = Stages(run_dir, world, cast("Any", config.on_stale))
-    return Run(config, world, stages, get_environment(**asdict(config.task)), workshop)
+    environment = get_environment(**asdict(config.task))
+    root = world.on_main(_root_of, config.demonstrations)
+    world.on_main(
+        shutil.rmtree, run_dir / "images", ignore_errors=True
+    )  # version 0.1.0 decoded them to files
+    return Run(config, world, stages, environment, workshop, root)
 
 
 # Before the first round -------------------------------------------------------------------------------------
@@ -99,10 +110,10 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
 def obtain_demonstrations(run: Run) -> Artefact:
     """Return the data that SFT learns from: recorded here, or a reference to a data set that exists."""
     name, settings = StageName(Kind.DEMONSTRATIONS), run.config.demonstrations
-    if settings.root is not None:
+    if run.demonstrations_root is not None:
         recorded = run.stages.recorded_settings(name)
-        identity = run.world.on_main(identify, Path(settings.root).expanduser(), recorded)
-        return run.make(name, ReferenceRecipe(**identity))
+        identity = run.world.on_main(identify, Path(run.demonstrations_root), recorded)
+        return run.make(name, ReferenceRecipe(**identity, reading=run.reading))
     spec = run.environment.warm_start_spec(run.config.seed)
     operator, quality = settings.operator or spec.operator, spec.quality | settings.quality.changes()
     plan = replace(spec.demonstrations(), operator=operator, quality=quality)
@@ -116,7 +127,7 @@ def fit_demonstrations(run: Run, demonstrations: Artefact) -> Artefact:
     recipe = SupervisedRecipe(
         policy_path=config.policy_path,
         checkpoint=on_main(_content, config.policy_path),
-        norm_stats=on_main(_content, config.policy.norm_stats_path),
+        norm_stats=on_main(_content, config.policy.statistics_path),
         policy=config.policy,
         chunk_size=run.chunk_size,
         sft=None if config.skip_sft else config.sft,
@@ -254,6 +265,13 @@ def fit_rivals(run: Run, sft: Artefact, data: Sequence[Artefact]) -> dict[str, A
 
 def _by_name(data: Sequence[Artefact]) -> dict[str, Artefact]:
     return {source_name(artefact): artefact for artefact in data}
+
+
+def _root_of(settings: Demonstrations) -> str | None:
+    """Return where the demonstrations are, those of the hub after they were fetched; None: nowhere yet."""
+    if settings.root is None and settings.repo_id is None:
+        return None
+    return str(locate(DatasetSettings(repo_id=settings.repo_id, root=settings.root)).root)
 
 
 def _content(path: str | None) -> str | None:

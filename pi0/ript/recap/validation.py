@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 from pi0.ript.config.schema import ConfigError
 from pi0.ript.config.validation import attempt, shared_problems
+from pi0.ript.data.hub import locate
+from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.starting_policy import TOY, PolicySettings
 
 _MODEL_KEYS = ("config", "dtype", "gradient_checkpointing", "n_action_steps")
-_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "norm_stats_path")
+_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics_path")
 _RECORDING_ONLY = ("operator", "episodes")
 
 
@@ -42,18 +44,17 @@ def _values(config: RecapConfig) -> Iterator[str]:
 
 def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
     settings = config.demonstrations
-    if settings.root is not None:
-        if not (Path(settings.root).expanduser() / "meta/info.json").exists():
-            yield (
-                f"demonstrations.root: no LeRobotDataset at {settings.root!r} (meta/info.json is missing); "
-                "null records demonstrations of a scripted operator"
-            )
+    if settings.root is not None or settings.repo_id is not None:
+        if settings.root is not None:
+            local = DatasetSettings(repo_id=settings.repo_id, root=settings.root)
+            yield from attempt(partial(locate, local), "demonstrations.root: ")[1]
         keys = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
         for key in [*keys, *(f"quality.{name}" for name in settings.quality.changes())]:
-            yield f"demonstrations.{key}: nothing is recorded, as demonstrations.root is given; leave it out"
+            yield f"demonstrations.{key}: nothing is recorded, as a data set is given; leave it out"
         return
-    if settings.assume_success:
-        yield "demonstrations.assume_success: what is recorded here has labels; use false, or give a root"
+    for key in ("assume_success", "data_features_name_mapping"):
+        if getattr(settings, key):
+            yield f"demonstrations.{key}: what is recorded here needs none; leave it out, or give a root"
     spec = environment.warm_start_spec(0)
     plan = replace(spec.demonstrations(), operator=settings.operator or spec.operator)
     yield from attempt(plan.resolved_operator, "demonstrations: ")[1]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_value_pairs
+from pi0.ript.config.loading import switches
 from pi0.ript.supervised.checks import check_settings, run_name
 from pi0.ript.supervised.settings import SupervisedSettings
 
@@ -38,10 +39,10 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
             raise ConfigError(
                 "expected a file: --config_path=configs/sft_pi0_config.json; --help has examples"
             )
-        settings = read_settings(options.config_path, [*key_value_pairs(rest)])
+        overrides = key_value_pairs(rest, switches(SupervisedSettings))
+        settings = read_settings(options.config_path, overrides)
         settings = replace(
             settings,
-            overwrite=settings.overwrite or options.overwrite,
             plugins=[*settings.plugins, *options.plugins],
         )
         load_plugins(settings.plugins)
@@ -69,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config_path", metavar="FILE", help="JSON or YAML, such as configs/sft_pi0_config.json")
-    add("--overwrite", action="store_true", help="begin again; the earlier run is moved aside")
     plugins = "import a package that adds configurations or environments; may be repeated"
     add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
     return parser

@@ -1,6 +1,5 @@
 """What pi0-train trains: a checkpoint's policy or value function, or a small new one sized by the data."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,13 +14,15 @@ from pi0.normalize import Statistics
 from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
-from pi0.ript.data import MixtureSettings
-from pi0.ript.data.frames import FrameSet, open_frames
-from pi0.ript.data.settings import mixture_weights
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
+from pi0.ript.data.reader import open_set
+from pi0.ript.data.settings import MixtureSettings, mixture_weights
 from pi0.ript.data.statistics import mixture_statistics
-from pi0.ript.data.training_data import split_rows
+from pi0.ript.data.training_data import TrainingData, open_sets, split_rows
 from pi0.ript.starting_policy import TOY, make_policy
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping, SupervisedSettings
+from pi0.ript.training.objectives import Model
 from pi0.ript.training.starting_value import starting_value
 from pi0.ript.warm_start import sized_toy_policy
 from pi0.trainable import frozen_names
@@ -41,7 +42,7 @@ class DataSummary:
     @cached_property
     def sets(self) -> list[FrameSet]:
         """The data sets, without cameras."""
-        return [open_frames(dataset) for dataset in self.mixture.datasets]
+        return open_sets(self.mixture, cameras=())
 
     @property
     def training_rows(self) -> list[Int64[np.ndarray, " _"]]:
@@ -68,22 +69,15 @@ class DataSummary:
     @property
     def instructions(self) -> set[str]:
         """The instructions of all data sets."""
-        return {task for frames in self.sets for task in frames.tasks}
+        return {task for frames in self.sets for task in frames.instructions}
 
-    @property
+    @cached_property
     def cameras(self) -> dict[str, int]:
         """Shorter side of the images by the policy's name of the camera, of the first set."""
-        info = json.loads((Path(self.sets[0].name) / "meta/info.json").read_text())
-        mapping = self.mixture.datasets[0].data_features_name_mapping
-        names: dict[str, str] = {column: name for name, column in mapping.items() if column is not None}
-        sizes = {
-            str(names.get(column, column)): min(sorted(feature["shape"])[1:])
-            for column, feature in info["features"].items()
-            if feature["dtype"] in ("image", "video")
-        }
-        if not sizes:
-            raise ConfigError(f"{self.sets[0].name}: expected a camera among its columns, found none")
-        return sizes
+        frames = open_set(self.mixture.datasets[0])
+        if not frames.images:
+            raise ConfigError(f"{frames.name}: expected a camera among its columns, found none")
+        return {camera: min(frames.image_sizes(camera)[0]) for camera in frames.images}
 
     def toy_policy(self, seed: int, **changes: Any) -> PI0Policy:
         """Return an untrained toy policy for the data; `changes` are fields of its configuration."""
@@ -118,7 +112,7 @@ def policy_to_train(
         chunk_size = settings.chunk_size or checkpoint.config.chunk_size
         if settings.n_action_steps is None:
             changes["n_action_steps"] = min(checkpoint.config.n_action_steps, chunk_size)
-        if settings.statistics == "data" and not settings.norm_stats_path:
+        if settings.statistics == "data" and not settings.statistics_path:
             features = _with_widths_of(data, checkpoint.features)
             statistics = data.statistics(features.relative_actions, chunk_size)
             replaced = {"features": features, "statistics": statistics}
@@ -198,3 +192,42 @@ def require_normalization(mapping: NormalizationMapping, features: FeatureConfig
                 f"policy.normalization_mapping.{name}: expected the model's {actual}, found {setting}; its "
                 "weights mean nothing under another normalisation"
             )
+
+
+def fit_statistics(model: Model, settings: SupervisedSettings, data: TrainingData) -> tuple[str, ...]:
+    """Look at the normalised training data, and widen a policy's statistics if asked to.
+
+    Returns what is to be said of them at the start.
+
+    Raises:
+        ConfigError: Values lie where no model can learn from them; a line for each dimension.
+    """
+    is_policy = isinstance(model, PI0Policy)
+    features, statistics = model.features, model.statistics
+    dimensions = normalised_dimensions(
+        features,
+        statistics,
+        data.sets,
+        data.training_rows,
+        chunk_size=model.config.chunk_size if is_policy else 1,
+        settings=settings.dataset_mixture,
+        has_actions=is_policy,
+    )
+    lines = [] if settings.policy_path == TOY else doubts(dimensions, features, statistics)
+    doubtful = [f"statistics: {line}" for line in lines]  # a toy's are the data's, with a least std
+    wrong = faults(dimensions, features, statistics)
+    if not wrong:
+        return tuple(doubtful)
+    if is_policy and settings.policy.outside_statistics == "widen":
+        wide, changes = widened(statistics, features, dimensions)
+        model.use_statistics(wide)
+        model.to(model.device)
+        return (*doubtful, *changes)
+    remedy = (
+        "are they of another robot, of absolute actions for relative ones, or does a dimension hardly move? "
+        "Take the data's own (policy.statistics=data), a file's (policy.statistics_path), or widen them "
+        "(policy.outside_statistics=widen)"
+        if is_policy
+        else "they are those of its checkpoint or of the policy that it reads; train on data like theirs"
+    )
+    raise ConfigError(*wrong[:-1], f"{wrong[-1]}; {remedy}")

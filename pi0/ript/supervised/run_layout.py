@@ -21,12 +21,12 @@ from pi0.pretrained import WEIGHTS
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.config import ConfigError, save_config
 from pi0.ript.config.loading import present_settings
-from pi0.ript.data.frames import FrameSet
+from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
 from pi0.ript.files import write_json
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.results import lock_directory, new_run_directory
+from pi0.ript.results import lock_directory
 from pi0.ript.starting_policy import TOY
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model
@@ -48,6 +48,8 @@ ADVICE = Advice(
 def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
     """Return the run's directory, from now on this process's own, and the checkpoint to continue from.
 
+    What `overwrite` moves aside is still there.
+
     Raises:
         RunInUseError: A live process has the directory.
         ConfigError: It holds something else than a run.
@@ -56,15 +58,12 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
     """
     path = Path(config.output_dir).expanduser() / str(config.exp_name)
     is_run = (path / "experiment_cfg/config.yaml").exists()
-    if path.exists() and any(file.name != ".lock" for file in path.iterdir()):
-        if not is_run and not config.overwrite:
-            raise ConfigError(
-                f"{path}: expected a run of pi0-train or no such directory, found other files; choose "
-                "another output_dir or exp_name (--overwrite moves what is there aside)"
-            )
-        lock_directory(path)
-        if config.overwrite:
-            new_run_directory(path)
+    is_empty = not path.exists() or all(file.name == ".lock" for file in path.iterdir())
+    if not is_empty and not is_run and not config.overwrite:
+        raise ConfigError(
+            f"{path}: expected a run of pi0-train or no such directory, found other files; choose "
+            "another output_dir or exp_name (--overwrite moves what is there aside)"
+        )
     lock_directory(path)
     if not is_run or config.overwrite:
         return path, None

@@ -17,6 +17,7 @@ from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_sto
 from pi0.ript.monitoring import ProfileWindow, monitor_memory
 from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.report import write_report
+from pi0.ript.results import new_run_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import ADVICE, open_run, publish_model, write_processor, write_settings
@@ -43,19 +44,23 @@ class Training:
         self.batch_size = samples_per_step(settings, self.world)
         self.settings = settings = replace(settings, batch_size=self.batch_size)
         self.run_dir, checkpoint = self.world.on_main(open_run, settings)
-        self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
-        setup_run_logging(self.run_dir, self.world.rank, write_report)
-        init_wandb(settings, self.run_dir, self.world.rank)
         self.parts = self.world.first(make_parts, settings, self.world)
         model, data = self.parts.objective.model, self.parts.data
         limit_threads(model)
+        self.simulation = self._simulation()
+        if settings.overwrite:  # not before: what cannot be trained must not cost the run that is there
+            self.world.on_main(new_run_directory, self.run_dir)
+        self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
+        setup_run_logging(self.run_dir, self.world.rank, write_report)
+        init_wandb(settings, self.run_dir, self.world.rank)
+        for note in self.parts.notes:
+            self.world.print(note)
         self.world.on_main(write_processor, self.run_dir, model, data.sets, settings, self.parts.reward)
         self.learner = self.world.wrap(self.parts.objective.learner())
         self.optimizer = make_optimizer(model, settings.optimizer)
         self.files = ModelFiles(self.run_dir, settings, self.parts, self.world)
         self.steps = self._steps(checkpoint)
         self.best: dict[str, float] = self.steps.kept.setdefault("best", {})
-        self.simulation = self._simulation()
 
     def _steps(self, checkpoint: Path | None) -> Steps:
         settings, model = self.settings, self.parts.objective.model

@@ -88,7 +88,7 @@ def data_hashes(parts: Parts) -> dict[str, str]:
     )
     hashes = {"advantages or returns": _hash([array for array in labels if array is not None])}
     for number, frames in enumerate(parts.data.sets):
-        instructions = "\n".join(frames.tasks[task] for task in frames.task_index.tolist())
+        instructions = "\n".join(frames.frame_instructions())
         text = np.frombuffer(instructions.encode(), np.uint8)
         hashes[f"datasets.{number} ({frames.name})"] = _hash(
             [frames.states, frames.actions, frames.lengths, text]
