@@ -17,13 +17,12 @@ from test_episodes import INFO, make_episode, publish
 
 from pi0 import FeatureConfig
 from pi0.ript.data.augmentation import augment
-from pi0.ript.data.mixture import MixtureOrder
+from pi0.ript.data.mixture import MixtureOrder, validation_episodes
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
-from pi0.ript.data.resampling import action_chunks, chunk_offsets
 from pi0.ript.data.settings import AugmentationSettings, DatasetSettings, MixtureSettings, check_mixture
-from pi0.ript.data.splits import validation_episodes
 from pi0.ript.data.training_data import make_training_data
+from pi0.ript.data.windows import action_chunks, chunk_offsets
 from pi0.ript.windows import episode_windows
 
 CAMERA = "observation.images.front"

@@ -87,14 +87,15 @@ def train_value(value, sources, reward, settings, seed=(0,)) -> tuple[list[dict]
 # Data -------------------------------------------------------------------------------------------------------
 
 
-def test_a_mixture_draws_by_weight_and_only_what_is_usable():
-    sources = [replace(chains(0, 4), weight=3.0), replace(chains(50, 6), weight=1.0)]
+def test_a_mixture_draws_uniformly_and_only_what_is_usable():
+    sources = [chains(0, 4), chains(50, 6)]
     n = sources[0].num_frames
     usable = [np.arange(n) % 2 == 0, np.ones(sources[1].num_frames, bool)]
     mixture = Mixture(sources, FEATURES, 6, usable)
     drawn = mixture.draw(4000, (7, 1))
     first = drawn < n
-    assert first.mean() == pytest.approx(0.75, abs=0.03)
+    share = n / 2 / (n / 2 + sources[1].num_frames)
+    assert first.mean() == pytest.approx(share, abs=0.03)
     assert set(drawn[first]) == set(range(0, n, 2)), "uniform over the usable ones, none left out"
     assert set(drawn[~first]) == set(range(n, n + sources[1].num_frames))
     assert np.array_equal(drawn, mixture.draw(4000, (7, 1)))
@@ -130,10 +131,6 @@ def test_sources_that_cannot_be_drawn_from_are_refused():
     none = np.zeros(source.num_frames, bool)
     with pytest.raises(EpisodeDataError, match="nothing to train on in \\['rollouts-0'\\]"):
         Mixture([source, chains(9, 2)], FEATURES, 6, [none, np.ones(chains(9, 2).num_frames, bool)])
-    with pytest.raises(EpisodeDataError, match="all weights are 0"):
-        Mixture([replace(source, weight=0.0)], FEATURES, 6)
-    with pytest.raises(ValueError, match="weight: expected at least 0"):
-        replace(source, weight=-1.0)
 
 
 def test_recorded_rollouts_are_their_episodes_and_do_not_run_twice(metaworld, tmp_path):

@@ -10,17 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+import pyarrow.parquet as pq
+from jaxtyping import Float64, Int64
 
 from pi0.ript.data.checks import LEAVE_OUT, Tables
-from pi0.ript.data.film_order import Interval, exchanged
 from pi0.ript.data.tables import FETCH_AGAIN, Fault, reason_of
 from pi0.ript.data.video import VIDEO_ERRORS, Header, Video
 
 NOWHERE = -1
 """The file of an episode that cannot be believed."""
 _HALF_A_FRAME = 0.5
+_EPISODES, _FRAMES = 32, 8  # that are looked at, where the order of the videos is strange
+_UNSURE = 0.005  # of the range of colours, all three together: compression and the choice of frames
 _OFF_A_FRAME = 0.1  # of a frame: how far from one an interval may begin
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An episode's part of a video file."""
+
+    path: Path
+    place: int
+    """Of the episode, among all."""
+    episode: int
+    first: int
+    end: int
+    """Frame behind its last."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ def find_footage(root: Path, tables: Tables, column: str, bad: set[int], faults:
     for path, header in headers.items():
         add(_file_faults(root, column, path, header, intervals[path], fps))
     good = [part for parts in intervals.values() for part in parts if part.episode not in bad]
-    add(exchanged(root, column, good, tables.frames.columns["index"][tables.frames.starts].tolist(), fps))
+    add(_exchanged(root, column, good, tables.frames.columns["index"][tables.frames.starts].tolist(), fps))
     files = tuple(intervals)
     file = np.full(len(tables.frames.episodes), NOWHERE, np.int64)
     first = np.zeros(len(file), np.int64)
@@ -151,3 +166,53 @@ def _file_faults(
 
 def _below(root: Path, path: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _exchanged(
+    root: Path, column: str, parts: Sequence[Interval], recorded: Sequence[int], fps: float
+) -> list[Fault]:
+    """Return the episodes that point to each other's videos; `recorded`: by it each would be in order.
+
+    Where two episodes of one length exchange their places, every number still agrees. Recorders write videos
+    in the order of the frames; where it is broken, the pictures are compared with their statistics in
+    meta/episodes, once as the set points to them and once in order.
+    """
+    in_order = sorted(parts, key=lambda part: (part.path, part.first))
+    owners = sorted(parts, key=lambda part: recorded[part.place])
+    moved = [(owner, place) for owner, place in zip(owners, in_order, strict=True) if owner != place]
+    if any(owner.end - owner.first != place.end - place.first for owner, place in moved):
+        return []  # in order they would not fit
+    told = _told(root, column) if moved else {}
+    moved = [(owner, place) for owner, place in moved if owner.episode in told][:_EPISODES]
+    as_pointed = sum(_distance(owner, told[owner.episode], fps) for owner, _ in moved)
+    as_ordered = sum(_distance(place, told[owner.episode], fps) for owner, place in moved)
+    if as_ordered > as_pointed / 2 or as_pointed - as_ordered <= _UNSURE * len(moved):
+        return []
+    where, remedy = f"meta/episodes: videos/{column}/file_index", "let every episode point to its own video"
+    what = "expected pictures in the colours of its statistics, found another's in"
+    return [
+        Fault(where, f"{what} {owner.path.name} from frame {owner.first} on", remedy, (owner.episode,))
+        for owner, _ in moved
+    ]
+
+
+def _told(root: Path, column: str) -> dict[int, Float64[np.ndarray, " 3"]]:
+    """Return the mean colour, from 0 to 1, that meta/episodes tells of the pictures of each episode."""
+    told: dict[int, Float64[np.ndarray, " 3"]] = {}
+    key = f"stats/{column}/mean"
+    for path in sorted(root.glob("meta/episodes/*/*.parquet")):
+        file = pq.ParquetFile(path)
+        if key in file.schema_arrow.names:
+            table = file.read(["episode_index", key])
+            numbers, means = table.column("episode_index").to_pylist(), table.column(key).to_pylist()
+            colours = [np.zeros(0) if mean is None else np.array(mean, np.float64).ravel() for mean in means]
+            told |= {n: colour for n, colour in zip(numbers, colours, strict=True) if colour.shape == (3,)}
+    return told
+
+
+def _distance(part: Interval, colour: Float64[np.ndarray, " 3"], fps: float) -> float:
+    """Return how far the mean colour of the pictures in an interval is from another."""
+    video, count = Video(part.path, fps), min(_FRAMES, part.end - part.first)
+    frames = np.linspace(part.first, part.end - 1, count).round().astype(int).tolist()
+    mean = np.mean([video.image(frame).mean((0, 1)) for frame in frames], axis=0) / 255.0
+    return float(np.abs(mean - colour).sum())

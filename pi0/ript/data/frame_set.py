@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.images import ImageColumn
-from pi0.ript.data.layout import IMAGE_PREFIX
-from pi0.ript.data.records import Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.records import IMAGE_PREFIX, Episode, EpisodeDataError, EpisodeLabels
 
 
 @dataclass(frozen=True)

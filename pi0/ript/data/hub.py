@@ -9,8 +9,7 @@ import httpx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from pi0.ript.data.layout import partial_directory
-from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.records import EpisodeDataError, partial_directory
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.data.tables import Fault, fault_lines, read_episodes, read_info, reason_of
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import av
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +19,7 @@ from jaxtyping import UInt8
 from pi0.preprocess import resize_with_pad
 from pi0.ript.data.cache import KeptImages, Recent
 from pi0.ript.data.checks import LEAVE_OUT
+from pi0.ript.data.encoding import decode_image
 from pi0.ript.data.footage import NOWHERE, Footage
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.tables import FETCH_AGAIN, UNREADABLE, Fault, FrameTable, reason_of
@@ -28,7 +28,6 @@ from pi0.ript.data.video import Video
 type Rows = int | slice | Sequence[int] | np.ndarray
 _OPEN_VIDEOS = Recent[tuple[Path, float], Video](100.0)  # of this process, whatever set they are of
 _ENCODED_BYTES = 2.0**25  # of one camera's images that a process holds as they are in the file
-_READ_COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 class ImageColumn(ABC):
@@ -146,9 +145,8 @@ class StoredImages(ImageColumn):
         group = int(np.searchsorted(ends, place, side="right"))
         first = int(ends[group - 1]) if group else 0
         cells = self._groups.get((number, group), lambda: self._read(number, group, first))
-        return _decoded(
-            cells[place - first], f"{self._frames.files[number].path}: {self._column}: row {place}"
-        )
+        where = f"{self._frames.files[number].path}: {self._column}: row {place}"
+        return decode_image(cells[place - first].as_py(), where)
 
     def _read(self, number: int, group: int, first: int) -> pa.Array:
         """Return the images of a row group as they are in the file; those with room are kept decoded."""
@@ -157,7 +155,7 @@ class StoredImages(ImageColumn):
             for place, row in enumerate(self._frames.rows_at(number, first, first + len(cells)).tolist()):
                 if row >= 0 and self.kept.lacks(row):
                     with suppress(EpisodeDataError):  # told when it is asked for
-                        self.kept.put(row, _decoded(cells[place], ""))
+                        self.kept.put(row, decode_image(cells[place].as_py(), ""))
         return cells
 
 
@@ -183,7 +181,7 @@ def find_sizes(
             )
             first = next((cell for x in cells if (cell := _cells(x.column(column))[0]).is_valid), None)
             if first is not None:
-                image = _decoded(first, where)
+                image = decode_image(first.as_py(), where)
                 sizes[image.shape[0], image.shape[1]] = None
         except UNREADABLE as error:
             faults.append(Fault(where, f"expected images, found {reason_of(error)}", FETCH_AGAIN))
@@ -238,12 +236,3 @@ def _cells(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the bytes of images, alone or beside their paths."""
     cells = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return cells.field("bytes") if isinstance(cells, pa.StructArray) else cells
-
-
-def _decoded(cell: pa.Scalar, where: str) -> UInt8[np.ndarray, "h w 3"]:
-    encoded = cell.as_py()
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _READ_COLOUR) if encoded else None
-    if image is None:
-        found = f"{len(encoded)} bytes of something else" if encoded else "none"
-        raise EpisodeDataError(f"{where}: expected an image, found {found}; {FETCH_AGAIN}")
-    return np.ascontiguousarray(image[..., ::-1])

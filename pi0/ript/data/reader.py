@@ -19,8 +19,7 @@ from pi0.ript.data.footage import find_footage
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.hub import Place, locate
 from pi0.ript.data.images import FilmedImages, ImageColumn, StoredImages, find_sizes
-from pi0.ript.data.layout import COLLECTION_PATH
-from pi0.ript.data.records import EpisodeDataError, EpisodeLabels
+from pi0.ript.data.records import COLLECTION_PATH, EpisodeDataError, EpisodeLabels
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.data.tables import (
     FETCH_AGAIN,

@@ -7,11 +7,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8
 
+COLLECTION_PATH = Path("meta/collection.json")
+IMAGE_PREFIX = "observation.images."
 type Images = Mapping[str, UInt8[np.ndarray, "t h w 3"]]
 
 
@@ -111,3 +115,13 @@ class CollectionInfo:
                 f"fps: lerobot stores whole frames per second, found {self.fps}; choose an action "
                 "repeat that gives a whole control rate"
             )
+
+
+def partial_directory(directory: Path) -> Path:
+    """Return where the unfinished collection of a data set lives."""
+    return directory.with_name(directory.name + ".partial")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return labels, content hash and image shapes of one stored, unpublished episode."""
+    return json.loads(pq.read_schema(path).metadata[b"episode"])

@@ -17,9 +17,9 @@ from torch import Tensor
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics, coinciding_quantiles
 from pi0.ript.data.frame_set import FrameSet
-from pi0.ript.data.resampling import action_chunks, chunk_offsets
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings, check_mixture
 from pi0.ript.data.training_data import open_sets
+from pi0.ript.data.windows import action_chunks, chunk_offsets
 from pi0.ript.files import path_argument, write_json
 from pi0.ript.progress import progress_bar
 

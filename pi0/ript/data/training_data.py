@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader
 from pi0.features import FeatureConfig
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.frame_set import FrameSet
-from pi0.ript.data.mixture import MixtureOrder
+from pi0.ript.data.mixture import MixtureOrder, validation_episodes
 from pi0.ript.data.reader import open_set, require_names
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import MixtureSettings, check_mixture, mixture_weights
-from pi0.ript.data.splits import validation_episodes
 from pi0.ript.data.windows import MixtureWindows
 from pi0.ript.interruption import deaf_children
 from pi0.ript.peers import ALONE, Peers, share
@@ -31,15 +30,8 @@ class TrainingBatches:
     depend on the number of processes or of workers.
     """
 
-    def __init__(
-        self,
-        windows: MixtureWindows,
-        order: MixtureOrder,
-        batch_size: int,
-        peers: Peers,
-        reading: MixtureSettings,
-    ) -> None:
-        self._windows, self._order, self._reading = windows, order, reading
+    def __init__(self, windows: MixtureWindows, order: MixtureOrder, batch_size: int, peers: Peers) -> None:
+        self._windows, self._order = windows, order
         self._batch_size, self._rank = batch_size, peers.rank
         self._global_batch_size = batch_size * peers.size
         self._position = 0
@@ -54,7 +46,7 @@ class TrainingBatches:
         if self._ahead is None:
             first = self._position + self._rank * self._batch_size
             draws = _endless(self._order, first, self._batch_size, self._global_batch_size)
-            self._ahead = _read(self._windows, draws, self._reading)
+            self._ahead = _read(self._windows, draws)
         batch = next(self._ahead)
         self._position += self._global_batch_size
         return batch
@@ -93,15 +85,8 @@ class ValidationBatches:
     Shares can differ by a batch, and the last batch can be short: weigh by samples, then sum over processes.
     """
 
-    def __init__(
-        self,
-        windows: MixtureWindows,
-        order: MixtureOrder,
-        batch_size: int,
-        peers: Peers,
-        reading: MixtureSettings,
-    ) -> None:
-        self._windows, self._reading = windows, reading
+    def __init__(self, windows: MixtureWindows, order: MixtureOrder, batch_size: int, peers: Peers) -> None:
+        self._windows = windows
         draws = order.draws(0, order.epoch_length)
         batches = [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
         self._batches = share(batches, peers)
@@ -114,7 +99,7 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the batches of one pass."""
-        return _read(self._windows, self._batches, self._reading)
+        return _read(self._windows, self._batches)
 
 
 @dataclass(frozen=True)
@@ -199,12 +184,12 @@ def make_training_data(
         )
     windows = MixtureWindows(opened, features, chunk_size, settings, augmentation_seed=seed)
     order = MixtureOrder(training, mixture_weights(settings), seed)
-    train = TrainingBatches(windows, order, batch_size, peers, settings)
+    train = TrainingBatches(windows, order, batch_size, peers)
     held_out = None
     if any(len(rows) for rows in validation):
         plain = MixtureWindows(opened, features, chunk_size, settings)
         held_out_order = MixtureOrder(validation, None, settings.val_split_seed)
-        held_out = ValidationBatches(plain, held_out_order, batch_size, peers, settings)
+        held_out = ValidationBatches(plain, held_out_order, batch_size, peers)
     drawn = [np.union1d(*sides) for sides in zip(training, validation, strict=True)]
     visits = [count / max(len(rows), 1) for count, rows in zip(order.counts.tolist(), training, strict=True)]
     cache = ImageCache(settings.cache_gib, peers)
@@ -249,7 +234,8 @@ def _endless(order: MixtureOrder, first: int, size: int, stride: int) -> Iterato
         yield order.draws(place, place + size)
 
 
-def _read(windows: MixtureWindows, draws: Any, reading: MixtureSettings) -> Iterator[dict[str, Any]]:
+def _read(windows: MixtureWindows, draws: Any) -> Iterator[dict[str, Any]]:
+    reading = windows.settings
     loader = DataLoader(
         windows,
         batch_size=None,  # the draws are those of whole batches

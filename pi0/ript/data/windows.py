@@ -1,6 +1,6 @@
-"""Batches of training windows from several data sets.
+"""Batches of training windows from several data sets, their actions resampled by OpenTau's rules.
 
-Axes: b window of the batch, h action horizon.
+Axes: n frame of a set, b window of the batch, h action horizon, a action dim.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from torch.utils.data import Dataset
 
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.images import letterbox
 from pi0.ript.data.records import EpisodeDataError
-from pi0.ript.data.resampling import action_chunks, chunk_offsets
 from pi0.ript.data.settings import MixtureSettings
 
 
@@ -36,7 +35,7 @@ class MixtureWindows(Dataset[dict[str, Any]]):
             EpisodeDataError: States, actions or images of a set do not fit the policy or the other sets.
         """
         settings = settings or MixtureSettings()
-        self._sets, self._settings, self._features = list(sets), settings, features
+        self._sets, self.settings, self._features = list(sets), settings, features
         self._seed = augmentation_seed if settings.augmentation.enable else None
         self._offsets = [chunk_offsets(chunk_size, s.fps, settings.action_freq) for s in sets]
         self._ends = [s.ends for s in sets]
@@ -74,14 +73,14 @@ class MixtureWindows(Dataset[dict[str, Any]]):
             self._ends[number],
             np.array([row]),
             self._offsets[number],
-            self._settings.vector_resample_strategy,
+            self.settings.vector_resample_strategy,
         )
         window = int(self._firsts[number]) + row
         images = {camera: self._image(frames, camera, row) for camera in self._sizes}
         if self._seed is not None:
             from pi0.ript.data.augmentation import augment  # torchvision takes seconds to import
 
-            images = augment(images, self._settings.augmentation, (self._seed, window, visit))
+            images = augment(images, self.settings.augmentation, (self._seed, window, visit))
         return {
             **images,
             **{f"{camera}_is_pad": camera not in frames.images for camera in sorted(self._lacking)},
@@ -136,3 +135,36 @@ def _image_sizes(
             "image_size to the policy's"
         )
     return {camera: next(iter(found)) for camera, found in sizes.items()}
+
+
+def chunk_offsets(chunk_size: int, fps: float, action_freq: float | None) -> Float64[np.ndarray, " h"]:
+    """Return where the actions of a chunk lie after its first frame, in frames of the data set."""
+    steps = np.arange(chunk_size, dtype=np.float64)
+    return steps if action_freq is None else steps / action_freq * fps
+
+
+def action_chunks(
+    actions: Float32[np.ndarray, "n a"],
+    ends: Int64[np.ndarray, " n"],
+    rows: Int64[np.ndarray, " b"],
+    offsets: Float64[np.ndarray, " h"],
+    strategy: str,
+) -> tuple[Float32[np.ndarray, "b h a"], Bool[np.ndarray, "b h"]]:
+    """Return the actions from some frames on, and where they lie beyond the episode (its last is repeated).
+
+    Args:
+        actions: Of all frames.
+        ends: The frame behind the episode of each frame.
+        rows: Where the chunks begin.
+        offsets: See `chunk_offsets`.
+        strategy: "nearest": the action at the rounded place, halves to the even frame; "linear": between the
+            actions before and behind it.
+    """
+    places = rows[:, None] + offsets
+    inside = np.minimum(places, ends[rows][:, None] - 1)
+    if strategy == "nearest":
+        return actions[np.round(inside).astype(np.int64)], places >= ends[rows][:, None]
+    before = np.floor(inside).astype(np.int64)
+    share = (inside - before).astype(np.float32)[..., None]
+    behind = np.ceil(inside).astype(np.int64)
+    return (1 - share) * actions[before] + share * actions[behind], places >= ends[rows][:, None]

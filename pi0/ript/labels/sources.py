@@ -1,4 +1,4 @@
-"""Sources of training data: sets of episodes, how often each is drawn, and batches of windows from them.
+"""Sources of training data: sets of episodes, and batches of windows that are drawn from them.
 
 A window starts at every frame. Axes: n frame (window) of a set, b drawn window.
 """
@@ -37,21 +37,10 @@ class Source:
     advantage: AdvantageMode = "use"
     role: Role | None = None
     """None: nobody knows."""
-    weight: float | None = None
-    """Relative frequency of its windows; None: as many as it has frames."""
     deadlines: Mapping[str, int] | None = None
     """Task id -> steps after which an episode without success counts as truncated; None: none does."""
     task_ids: Mapping[str, str] | None = None
     """By instruction, for episodes that do not say theirs."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if self.advantage not in ("on", "use", "ignore"):
-            raise ValueError(
-                f"{self.name}: advantage: expected 'on', 'use' or 'ignore', found {self.advantage!r}"
-            )
-        if self.weight is not None and not self.weight >= 0:
-            raise ValueError(f"{self.name}: weight: expected at least 0, found {self.weight}")
 
     @property
     def num_frames(self) -> int:
@@ -73,7 +62,7 @@ class Source:
 
 
 class Mixture:
-    """Draws windows of several sources: first the source by its weight, then one of its windows, uniformly.
+    """Draws windows of several sources uniformly: first the source, then one of its windows.
 
     Windows are numbered through all sources, one source after the other.
     """
@@ -94,7 +83,7 @@ class Mixture:
             usable: Which windows of each source may be drawn; None: all.
 
         Raises:
-            EpisodeDataError: A source does not fit the model, or has weight and no usable window.
+            EpisodeDataError: A source does not fit the model, or has no usable window.
         """
         if not sources:
             raise EpisodeDataError("sources: expected at least one set of episodes, found none")
@@ -102,18 +91,11 @@ class Mixture:
         self._windows = MixtureWindows([source.frames for source in sources], features, chunk_size)
         firsts = np.cumsum([0, *(source.num_frames for source in sources[:-1])])
         self._usable = [np.flatnonzero(m) + i for m, i in zip(masks, firsts, strict=True)]
-        weights = [
-            len(windows) if source.weight is None else source.weight
-            for source, windows in zip(sources, self._usable, strict=True)
-        ]
-        found = zip(sources, self._usable, strict=True)
-        empty = [source.name for source, windows in found if source.weight != 0 and not len(windows)]
-        if empty or not sum(weights):
-            raise EpisodeDataError(
-                f"nothing to train on in {empty or 'any source: all weights are 0'}; give it labels or "
-                "weight, or leave it out"
-            )
-        self._shares = np.array(weights, float) / sum(weights)
+        empty = [source.name for source, rows in zip(sources, self._usable, strict=True) if not len(rows)]
+        if empty:
+            raise EpisodeDataError(f"nothing to train on in {empty}; give it labels, or leave it out")
+        lengths = np.array([len(rows) for rows in self._usable], float)
+        self._shares = lengths / lengths.sum()
 
     def draw(self, count: int, seed: Sequence[int]) -> Int64[np.ndarray, " b"]:
         """Return the numbers of windows drawn with replacement, in order: a function of the seed alone."""

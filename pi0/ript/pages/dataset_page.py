@@ -14,8 +14,7 @@ import numpy as np
 
 from pi0.ript import page
 from pi0.ript.data.frame_set import FrameSet
-from pi0.ript.data.layout import IMAGE_PREFIX
-from pi0.ript.data.records import EpisodeLabels
+from pi0.ript.data.records import IMAGE_PREFIX, EpisodeLabels
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, positive_text, value_limits

@@ -23,6 +23,7 @@ from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.ranges import SAME
 from pi0.ript.recap.config import RolloutPlan
 from pi0.ript.recap.data import (
     Reading,
@@ -50,7 +51,7 @@ class ReferenceRecipe:
     meta: str | None = None
     """A hash as version 0.1.0 had it, and so had `data`."""
     data: str | None = None
-    reading: Reading = field(kw_only=True, metadata={"result": "same"})
+    reading: Reading = field(kw_only=True, metadata=SAME)
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write where they are."""
@@ -64,7 +65,7 @@ class RecordingRecipe:
 
     plan: DemonstrationPlan
     episodes: int
-    num_workers: int = field(metadata={"result": "same"})
+    num_workers: int = field(metadata=SAME)
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Record a data set."""

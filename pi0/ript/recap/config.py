@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, get_args
 
 from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging
+from pi0.ript.data.settings import Mode
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.ranges import Count, Indicator, NotNegative, Positive, ValueForm, Whole, one_of
@@ -16,7 +17,6 @@ from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 
 SftAdvantage = Annotated[str, one_of("on", "ignore")]
-AdvantageUse = Annotated[str, one_of("use", "on", "ignore")]
 ValueStart = Annotated[str, one_of("pretrained", "previous")]
 PolicyStart = Annotated[str, one_of("sft", "previous")]
 
@@ -57,7 +57,7 @@ class Demonstrations:
     episodes: Count | None = None  # per task
     num_workers: Whole = 2  # processes that record
     sft_advantage: SftAdvantage = "on"  # the indicator in SFT: on (always positive) or ignore (none)
-    advantage: AdvantageUse = "use"  # and in fine-tuning: use (by the value function), on or ignore
+    advantage: Mode = "use"  # and in fine-tuning: use (by the value function), on or ignore
 
 
 @dataclass

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from pi0.ript.data.frame_set import FrameSet
-from pi0.ript.data.layout import partial_directory
 from pi0.ript.data.reader import open_set
+from pi0.ript.data.records import partial_directory
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.distributed import World
@@ -21,6 +21,7 @@ from pi0.ript.files import hash_file, hash_files, write_json
 from pi0.ript.interruption import leave_if_asked
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import AdvantageMode, Role, Source
+from pi0.ript.ranges import SAME
 from pi0.ript.recap.stages import DATASET, Artefact, Inputs, Kind
 from pi0.ript.recap.workshop import Workshop
 
@@ -86,7 +87,7 @@ def _figures(frames: FrameSet) -> Mapping[str, Any]:
 class Reading:
     """How demonstrations are read that do not say everything themselves."""
 
-    root: str | None = field(metadata={"result": "same"})  # the demonstrations' hash says what is there
+    root: str | None = field(metadata=SAME)  # the demonstrations' hash says what is there
     """Where they are, if they were made elsewhere."""
     assume_success: bool
     """An episode without label is a success."""

@@ -22,6 +22,7 @@ from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
 from pi0.ript.labels.frames import THRESHOLDS_FILE, read_thresholds
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Mixture
+from pi0.ript.ranges import SAME
 from pi0.ript.recap.config import RecapPolicy, ValueModel
 from pi0.ript.recap.data import Reading, is_success, open_sources, resolved_reward
 from pi0.ript.recap.objectives import policy_objective, value_objective
@@ -51,7 +52,7 @@ class SupervisedRecipe:
     advantage: str
     seed: int
     reading: Reading
-    environment: Environment = field(metadata={"result": "same"})  # the policy must fit it, no more
+    environment: Environment = field(metadata=SAME)  # the policy must fit it, no more
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the policy."""

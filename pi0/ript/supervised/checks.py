@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pi0.ript.config import ConfigError
 from pi0.ript.config.validation import attempt, simulated, wrong_places, wrong_policy
-from pi0.ript.data.settings import check_mixture
+from pi0.ript.data.settings import mixture_problems
 from pi0.ript.ranges import wrong_values
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
@@ -19,9 +19,9 @@ def check_settings(settings: SupervisedSettings) -> None:
         *_batches(settings),
         *_models(settings),
         *_measurements(settings),
+        *mixture_problems(settings.dataset_mixture),
     ]
     problems += attempt(lambda: require_device(settings.device))[1]
-    problems += attempt(lambda: check_mixture(settings.dataset_mixture))[1]
     if problems:
         raise ConfigError(*problems)
 
