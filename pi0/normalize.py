@@ -164,8 +164,7 @@ def _statistic(feature: str, name: str, dim: int, mode: str, statistics: Statist
     if value.numel() != value.shape[-1]:
         raise ValueError(
             f"statistics of {feature!r}: expected one vector as {name}, found shape {tuple(value.shape)} "
-            f"(several "
-            "data sets?); pass those of one data set"
+            "(several data sets?); pass those of one data set"
         )
     value = value.flatten()
     if len(value) < dim:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
     found = read(tmp_path / "eval/comparison.json")
     assert found["before"] == {"policy": chosen.policy_path, **before.to_dict()}
     assert found["after"] == {"policy": chosen.compare, **after.to_dict()}
-    assert found["comparison"] == json.loads(json.dumps(compare(before, after).to_dict()))
+    assert found["comparison"] == json.loads(json.dumps(asdict(compare(before, after))))
     assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
     assert Evaluation.from_dict(read(tmp_path / "eval/compared.json")) == after
     assert not list(tmp_path.rglob("*.mp4"))

@@ -32,8 +32,8 @@ from pi0.ript.recap import trainings
 from pi0.ript.recap.config import RecapPolicy
 from pi0.ript.recap.data import Reading
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
-from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective, value_objective
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.trainings import SupervisedRecipe
 from pi0.ript.recap.workshop import Workshop
 from pi0.ript.recording import DatasetStore, record_rollouts, rollout_episode
@@ -75,12 +75,12 @@ REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
 
 def train_policy(policy, sources, advantages, epsilon, settings, seed=(0,)) -> list[dict]:
     parts = policy_objective(policy, sources, advantages, epsilon, settings)
-    return fit(*parts, settings, seed, Keeping(), World())
+    return fit(*parts, settings, seed, SnapshotPlan(), World())
 
 
 def train_value(value, sources, reward, settings, seed=(0,)) -> tuple[list[dict], Calibration]:
     heldout = [heldout_episodes(source, settings.validation_fraction, seed) for source in sources]
-    rows = fit(*value_objective(value, sources, reward, heldout), settings, seed, Keeping(), World())
+    rows = fit(*value_objective(value, sources, reward, heldout), settings, seed, SnapshotPlan(), World())
     return rows, heldout_calibration(value, sources, reward, heldout)
 
 
@@ -89,15 +89,14 @@ def train_value(value, sources, reward, settings, seed=(0,)) -> tuple[list[dict]
 
 def test_a_mixture_draws_uniformly_and_only_what_is_usable():
     sources = [chains(0, 4), chains(50, 6)]
-    n = sources[0].num_frames
-    usable = [np.arange(n) % 2 == 0, np.ones(sources[1].num_frames, bool)]
+    n, m = (source.num_frames for source in sources)
+    usable = [np.arange(n) % 2 == 0, np.ones(m, bool)]
     mixture = Mixture(sources, FEATURES, 6, usable)
     drawn = mixture.draw(4000, (7, 1))
     first = drawn < n
-    share = n / 2 / (n / 2 + sources[1].num_frames)
-    assert first.mean() == pytest.approx(share, abs=0.03)
+    assert first.mean() == pytest.approx(n / (n + 2 * m), abs=0.03)
     assert set(drawn[first]) == set(range(0, n, 2)), "uniform over the usable ones, none left out"
-    assert set(drawn[~first]) == set(range(n, n + sources[1].num_frames))
+    assert set(drawn[~first]) == set(range(n, n + m))
     assert np.array_equal(drawn, mixture.draw(4000, (7, 1)))
     assert not np.array_equal(drawn, mixture.draw(4000, (7, 2)))
 
@@ -421,7 +420,10 @@ def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monk
     source, environment = chains(0, 3), get_environment("metaworld")
     monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
     monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
-    workshop, reading = Workshop(World(), "cpu", ImageCache(0.0), fit, Keeping()), Reading(None, True, {})
+    workshop, reading = (
+        Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan()),
+        Reading(None, True, {}),
+    )
     policy = toy_policy(indicator="embedding")
 
     def make_from(statistics: dict):

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,5 +146,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "", *, into_lists: bool = F
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Return a dataclass of settings as it looks when it is read back from JSON."""
-    return json.loads(json.dumps(asdict(settings)))
+    """Return settings, a dataclass or a mapping, as they look when they are read back from JSON."""
+    values = asdict(settings) if is_dataclass(settings) else dict(settings)  # pyright: ignore[reportArgumentType]
+    return json.loads(json.dumps(values))

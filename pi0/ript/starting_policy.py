@@ -47,9 +47,9 @@ def starting_policy(
 
     Args:
         path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
-        environment: Whose demonstrations the toy imitates.
+        environment: The environment whose demonstrations the toy imitates.
         cache: Directory of demonstrations and toy policies, which are made once.
-        seed: Of demonstrations and toy policy.
+        seed: The seed of demonstrations and toy policy.
         device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         settings: Fields of `PolicySettings`.
 
@@ -82,8 +82,8 @@ def make_policy(
         path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
         settings: What changes in it.
         toy: Returns the toy, given fields of its configuration.
-        seed: Of the weights that a checkpoint lacks.
-        device: As of `starting_policy`.
+        seed: The seed of the weights that a checkpoint lacks.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         changes: More fields of its configuration, such as how the advantage enters.
         replaced: `features` and `statistics` in place of a checkpoint's, as in `pi0.pretrained.load`.
 
@@ -125,22 +125,25 @@ def task_features(task: Task) -> dict[str, dict[str, Any]]:
     }
 
 
-def require_fits(
-    features: FeatureConfig, environment: Environment, names_key: str = "task.camera_names"
-) -> None:
-    """Raise ValueError unless the environment shows and takes what a policy of these features does.
-
-    `names_key` is the setting of the cameras' names, as the caller's users know it.
-    """
+def require_fits(features: FeatureConfig, environment: Environment) -> None:
+    """Raise ValueError unless the environment shows and takes what a policy of these features does."""
     expected = [key.removeprefix("observation.images.") for key in features.present_cameras]
     task = environment.suite().tasks()[0]
     if not set(expected) <= set(task.cameras):
         raise ValueError(
             f"camera_names: the policy takes {expected}, the environment shows {list(task.cameras)}; "
-            f"rename the environment's with {names_key}, third-person view first"
+            "rename the environment's with task.camera_names, third-person view first"
         )
     for task in environment.suite().select(environment.tasks):
         features.require_inputs(task_features(task), f"environment {task.id}")
+
+
+def require_acts(policy: PI0Policy, environment: Environment) -> None:
+    """Raise ValueError unless the policy fits the environment and can read the instructions of its tasks."""
+    require_fits(policy.features, environment)
+    instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
+    config = policy.config
+    policy.tokenizer.encode(instructions, config.tokenizer_max_length, config.vocab_size)
 
 
 def require_policy_path(path: str, field: str = "policy_path") -> None:

@@ -4,7 +4,7 @@ A recipe is all that its artefact depends on, besides the artefacts that it read
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class SupervisedRecipe:
     norm_stats: str | None
     policy: RecapPolicy
     chunk_size: int
-    """Of a toy."""
+    """Actions that a toy predicts at once."""
     sft: PolicyTraining | None
     """None: the checkpoint needs none."""
     advantage: str
@@ -63,9 +63,9 @@ class SupervisedRecipe:
         if self.sft is None:
             workshop.world.on_main(policy.save_pretrained, work)
             return {"steps": 0}
-        nothing = [np.full(source.num_frames, np.nan) for source in sources]
-        parts = policy_objective(policy, sources, nothing, {}, self.sft)
-        return _train_policy(*parts, self.sft, (self.seed, 0), work, workshop)
+        no_advantages = [np.full(source.num_frames, np.nan) for source in sources]
+        objective = policy_objective(policy, sources, no_advantages, {}, self.sft)
+        return _train_policy(*objective, self.sft, (self.seed, 0), work, workshop)
 
     def _new_policy(self, frames: FrameSet, device: str) -> PI0Policy:
         toy = partial(toy_policy, frames, self.chunk_size, self.seed)
@@ -94,9 +94,9 @@ class ValueRecipe:
         reward = resolved_reward(self.reward, inputs["demonstrations"], self.deadlines)
         # The same episodes in each round, so that none is judged on what it has seen.
         heldout = [heldout_episodes(s, self.training.validation_fraction, (self.seed,)) for s in sources]
-        parts = value_objective(value, sources, reward, heldout)
-        rows = workshop.train(*parts, self.training, (self.seed, self.round), work)
-        calibration = heldout_calibration(value, sources, reward, heldout, world).to_dict()
+        objective = value_objective(value, sources, reward, heldout)
+        rows = workshop.train(*objective, self.training, (self.seed, self.round), work)
+        calibration = asdict(heldout_calibration(value, sources, reward, heldout, world))
         world.on_main(write_json, work / "calibration.json", calibration)
         world.on_main(write_json, work / "reward.json", plain(reward))
         return {"calibration": calibration, "loss": rows[-1]["loss"]}
@@ -115,7 +115,7 @@ class FineTuningRecipe:
     training: PolicyTraining
     freeze: str | None
     mode: str
-    """Of demonstrations."""
+    """How the advantage of demonstrations is used, see `AdvantageMode`."""
     seed: int
     round: int
     reading: Reading
@@ -130,8 +130,8 @@ class FineTuningRecipe:
         epsilon = read_thresholds(labels / THRESHOLDS_FILE)
         policy = workshop.load_policy(inputs["start"])
         policy.model.freeze(self.freeze)
-        parts = policy_objective(policy, sources, advantages, epsilon, self.training)
-        return _train_policy(*parts, self.training, (self.seed, self.round), work, workshop)
+        objective = policy_objective(policy, sources, advantages, epsilon, self.training)
+        return _train_policy(*objective, self.training, (self.seed, self.round), work, workshop)
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class RivalRecipe:
         epsilon = dict.fromkeys({task for source in sources for task in source.frame_tasks()}, 0.0)
         policy = workshop.load_policy(inputs["sft"])
         policy.model.freeze(self.freeze)
-        parts = policy_objective(policy, sources, advantages, epsilon, self.training)
-        return _train_policy(*parts, self.training, (self.seed, 0), work, workshop)
+        objective = policy_objective(policy, sources, advantages, epsilon, self.training)
+        return _train_policy(*objective, self.training, (self.seed, 0), work, workshop)
 
 
 def _look_at_statistics(policy: PI0Policy, sets: Sequence[FrameSet], workshop: Workshop) -> None:

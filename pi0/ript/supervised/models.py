@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from pi0 import FeatureConfig, PI0Policy
 from pi0.normalize import Statistics
-from pi0.pretrained import Checkpoint, describe, resolve
+from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
 from pi0.ript.data.frame_set import FrameSet
@@ -68,7 +68,7 @@ class DataSummary:
 
     @property
     def instructions(self) -> set[str]:
-        """Those of all sets."""
+        """The instructions of all data sets."""
         return {task for frames in self.sets for task in frames.instructions}
 
     @cached_property
@@ -101,13 +101,14 @@ def policy_to_train(
     With `takes_indicator` it has an indicator of the advantage, which changes nothing before it is trained.
     """
     settings, path = config.policy, config.policy_path
-    own, changes, replaced = "none", {}, {}
+    mode, changes, replaced = "none", {}, {}
     if path != TOY:
         directory = resolve(Path(path).expanduser())
-        checkpoint = _describe(directory, settings)
+        named = get_config(settings.config) if settings.config else None
+        checkpoint = describe(directory, named, None, None, settings.extra_delta_transform)
         for name in ("max_state_dim", "max_action_dim"):
             _require_equal(name, getattr(settings, name), getattr(checkpoint.config, name))
-        own, path = checkpoint.config.indicator, str(directory)
+        mode, path = checkpoint.config.indicator, str(directory)
         chunk_size = settings.chunk_size or checkpoint.config.chunk_size
         if settings.n_action_steps is None:
             changes["n_action_steps"] = min(checkpoint.config.n_action_steps, chunk_size)
@@ -116,7 +117,7 @@ def policy_to_train(
             statistics = data.statistics(features.relative_actions, chunk_size)
             replaced = {"features": features, "statistics": statistics}
     if takes_indicator:
-        changes["indicator"] = settings.indicator or ("embedding" if own == "none" else own)
+        changes["indicator"] = settings.indicator or ("embedding" if mode == "none" else mode)
     toy = partial(data.toy_policy, config.seed)
     policy = make_policy(path, settings, toy, config.seed, device, changes=changes, **replaced)
     require_normalization(settings.normalization_mapping, policy.features)
@@ -141,11 +142,6 @@ def value_to_train(config: SupervisedSettings, data: DataSummary, device: str) -
     for name, parameter in value.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return value.to(device)
-
-
-def _describe(directory: Path, settings: ModelSettings) -> Checkpoint:
-    config = get_config(settings.config) if settings.config else None
-    return describe(directory, config, None, None, settings.extra_delta_transform)
 
 
 def _with_widths_of(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
@@ -190,10 +186,10 @@ def _require_equal(name: str, setting: Any, size: Any) -> None:
 def require_normalization(mapping: NormalizationMapping, features: FeatureConfig) -> None:
     """Raise ConfigError if the settings expect another normalisation than the model's."""
     for name, feature in (("STATE", "state"), ("ACTION", "action")):
-        asked, there = getattr(mapping, name), getattr(features, f"{feature}_normalization").upper()
-        if asked is not None and asked != there:
+        setting, actual = getattr(mapping, name), getattr(features, f"{feature}_normalization").upper()
+        if setting is not None and setting != actual:
             raise ConfigError(
-                f"policy.normalization_mapping.{name}: expected the model's {there}, found {asked}; its "
+                f"policy.normalization_mapping.{name}: expected the model's {actual}, found {setting}; its "
                 "weights mean nothing under another normalisation"
             )
 

@@ -83,16 +83,14 @@ def samples_per_step(settings: SupervisedSettings, world: World) -> int:
     """
     batch_size, loaded = settings.batch_size, settings.dataloader_batch_size
     passes = world.size * settings.gradient_accumulation_steps
-    of_what = (
-        f"{world.size} processes times gradient_accumulation_steps={settings.gradient_accumulation_steps}"
-    )
+    product = f"{world.size} processes x gradient_accumulation_steps={settings.gradient_accumulation_steps}"
     if batch_size is None:
         batch_size = BATCH_SIZE if loaded is None else loaded * passes
     if batch_size % passes:
-        raise ConfigError(f"batch_size: expected a multiple of {passes} ({of_what}), found {batch_size}")
+        raise ConfigError(f"batch_size: expected a multiple of {passes} ({product}), found {batch_size}")
     if loaded not in (None, batch_size // passes):
         raise ConfigError(
             f"dataloader_batch_size: expected {batch_size // passes}, which is batch_size={batch_size} by "
-            f"{passes} ({of_what}), found {loaded}; leave one of the two out"
+            f"{passes} ({product}), found {loaded}; leave one of the two out"
         )
     return batch_size

@@ -34,8 +34,8 @@ from pi0.ript.training.objectives import Model
 REWARD_FILE = "reward.json"
 """Beside a value function: the reward whose returns it foretells; `pi0-advantage` reads it."""
 
-COPIED = ("experiment_cfg", "processor", "wandb_config.json", REWARD_FILE)
-"""What a checkpoint has a copy of."""
+DESCRIPTIONS = ("experiment_cfg", "processor", "wandb_config.json", REWARD_FILE)
+"""Files and directories of a run that each of its checkpoints has a copy of."""
 
 _WANDB_FILE = "wandb_config.json"
 ADVICE = Advice(
@@ -124,7 +124,7 @@ def write_processor(
 
 def copy_descriptions(run_dir: Path, target: Path) -> None:
     """Copy what a checkpoint keeps of its run."""
-    for name in COPIED:
+    for name in DESCRIPTIONS:
         source = run_dir / name
         if source.is_dir():
             shutil.copytree(source, target / name)
