@@ -1,8 +1,8 @@
 """RECAP: one supervised fit, three times, and a relabelling; a configuration of RIPT trains as rung 13 does.
 
 Parent: 13_train_production_ready.py
-Introduces: recap, training, labels, pages, kept_evaluation, scripts, pi0.value, pi0.value_config, data.mixture,
-    data.normalised, data.statistics, data.training_data
+Introduces: recap, training, labels, pages, kept_evaluation, scripts, pi0.value, pi0.value_config,
+    data.mixture, data.normalised, data.statistics, data.training_data
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 
 `fit` trains the policy on demonstrations (SFT), the value function, and in every round both again, the policy
