@@ -228,10 +228,10 @@ def _keys(frames: FrameSet) -> list[tuple[int, float]]:
     Times of a clock are so large that frames would share one; those stay as the set stores them.
     """
     numbers = np.repeat(frames.episodes, frames.lengths).tolist()
-    keys = list(zip(numbers, frames.timestamps.astype(np.float32).tolist(), strict=True))
+    keys = list(zip(numbers, map(float, frames.timestamps.astype(np.float32)), strict=True))
     if len(set(keys)) == len(keys):
         return keys
-    return list(zip(numbers, frames.timestamps.tolist(), strict=True))
+    return list(zip(numbers, map(float, frames.timestamps), strict=True))
 
 
 def _parsed(path: Path, key: str, known: Set[tuple[int, float]]) -> tuple[int, float]:
