@@ -9,7 +9,8 @@ import pytest
 from conftest import opened
 from test_episodes import lerobot_dataset, make_episode, publish
 
-from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import EpisodeDataError, EpisodeLabels
 from pi0.ript.labels.advantages import (
     compute_advantages,
     coverage,
@@ -26,7 +27,8 @@ from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import read_labelled_frames, read_thresholds
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns
-from pi0.ript.labels.sources import Role
+from pi0.ript.labels.sources import Role, Source
+from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
 
@@ -334,3 +336,28 @@ def test_labels_are_written_beside_what_they_were_made_from(sources, tmp_path):
         assert (lineage["value"], lineage["epsilon"]) == ("abc", labels.epsilon)
         np.testing.assert_array_equal(frames[source.name].positive(labels.epsilon), positive)
         np.testing.assert_array_equal(frames[source.name].returns, source.returns(REWARD))
+
+
+def test_an_episode_of_two_instructions_has_two_thresholds(tmp_path):
+    episodes = [
+        replace(make_episode(i, length=6), labels=EpisodeLabels("open", success=True)) for i in range(2)
+    ]
+    frames = replace(
+        FrameSet.in_memory(episodes, 20),
+        instructions=("open", "close"),
+        instruction_of=np.array([0, 0, 0, 1, 1, 1, *[0] * 6]),
+    )
+    source = Source("made elsewhere", frames, task_ids={"close": "suite/close"})
+    values = np.random.default_rng(0).uniform(-1, 0, 12)
+    labels = label_frames([source], [values], REWARD, Advantage(0.5, "per_task", "all"))
+    assert list(labels.epsilon) == ["open", "suite/close"]
+    (positive,) = labels.positive()
+    assert positive[3:6].sum() in (1, 2), "a half of three frames"
+    write_labelled_frames(labels, tmp_path)
+    read = read_labelled_frames(tmp_path / "frames.npz")["made elsewhere"]
+    assert read.tasks == (*["open"] * 3, *["suite/close"] * 3, *["open"] * 6)
+    np.testing.assert_array_equal(read.positive(labels.epsilon), positive)
+    figure = draw_episode(frames.episode(0), read.episode(0), labels.epsilon)
+    (line,) = [line for line in figure.axes[-1].get_lines() if "epsilon" in str(line.get_label())]
+    limits = [labels.epsilon[task] for task in read.tasks[:6]]
+    assert line.get_ydata().tolist() == [*limits, limits[-1]]

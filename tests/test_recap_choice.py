@@ -8,6 +8,7 @@ from pi0.ript.distributed import World
 from pi0.ript.evaluate import EpisodeResult, Evaluation
 from pi0.ript.recap import rounds
 from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recap.judging import choose, judge
 from pi0.ript.recap.stages import Artefact, Kind, StageName
 from pi0.ript.results import write_evaluation
 
@@ -38,8 +39,8 @@ def choices(tmp_path: Path, validation: list[int], heldout: list[int], **setting
     policy = best = POLICIES[0]
     found = []
     for improved in POLICIES[1:]:
-        policy, best = rounds.choose(run, policy, best, improved)
-        rounds.judge(run, improved)
+        policy, best = choose(run, policy, best, improved)
+        judge(run, improved)
         found.append((policy.round, best.round))
     return found
 

@@ -104,6 +104,10 @@ class FrameSet:
         """Return the rows of all frames of some episodes."""
         return np.flatnonzero(np.repeat(chosen, self.lengths))
 
+    def instruction(self, row: int) -> str:
+        """Return the instruction of a frame."""
+        return self.instructions[self.instruction_of[row]]
+
     def frame_instructions(self) -> list[str]:
         """Return the instruction of each frame."""
         return [self.instructions[i] for i in self.instruction_of.tolist()]
