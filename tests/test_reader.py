@@ -176,7 +176,7 @@ def check_labels(root: Path, frames: FrameSet, seen: list[Seen]) -> None:
     path = write_advantages(root, frames, advantages, {})
     assert np.allclose(read_advantages(root, frames), advantages, atol=1e-6)
     keys = list(json.loads(path.read_text()))
-    if all(x.timestamp == np.float32(x.timestamp) for x in seen):
+    if all(x.timestamp == float(np.float32(x.timestamp)) for x in seen):
         assert keys == [f"{x.episode},{float(x.timestamp)}" for x in seen]
     assert len(set(keys)) == len(seen)
 
