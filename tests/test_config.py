@@ -200,7 +200,6 @@ def test_a_wrong_command_line_ends_with_code_2_and_one_message(words, said, caps
         ("task.warm_start.operator=hesitate", "unknown operator 'hesitate'; did you mean 'hesitating'"),
         ("task.warm_start.steps=0", "task.warm_start.steps: expected at least 1, found 0"),
         ("distributed.backend=mpi", "distributed.backend: expected one of auto, gloo, nccl, found 'mpi'"),
-        ("distributed.backend=nccl", "nccl needs device=cuda, found device=cpu"),
         ("logging.wandb_mode='off'", "expected one of online, offline, disabled, found 'off'"),
         ("exp_name=a/b", "exp_name: expected a name for a directory"),
         ("output_dir=README.md/runs", "output_dir: expected a directory, found 'README.md'"),
@@ -231,6 +230,31 @@ def test_libero_has_an_end_of_held_out_states():
     validate(load_config_from_yaml(MINIMAL, [*LIBERO, "eval.first_state=43"]))
     with pytest.raises(ConfigError, match="libero has 50 held-out states per task"):
         validate(load_config_from_yaml(MINIMAL, [*LIBERO, "eval.first_state=44"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "gpus", "said"),
+    [
+        ("device=auto", 0, "device: cpu (auto: no CUDA device was found)\n"),
+        ("device=auto", 1, "device: cuda (auto: a GPU is there)\n"),
+        ("device=cpu", 1, "device: cpu (as the settings ask)\n"),
+    ],
+)
+def test_which_device_is_used_and_why_is_told(override, gpus, said, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    parse_config(["--config_path", str(MINIMAL), override])
+    assert capsys.readouterr().out.endswith(said)
+
+
+def test_files_that_ask_for_nccl_run_on_a_cpu_with_a_notice(tmp_path, capsys):
+    """Earlier files name nccl and no device: the device is then whatever the machine has."""
+    file = write(tmp_path, "distributed: {backend: nccl}\ntask: {task_name: null}\n")
+    config = parse_config(["--config_path", str(file)])
+    assert config.device == "auto"
+    said = capsys.readouterr().out
+    assert said.endswith("distributed.backend: gloo in place of nccl, which is for GPUs\n")
+    assert "device: cpu (auto" in said
 
 
 def test_a_toy_needs_tasks_that_somebody_demonstrates():

@@ -85,7 +85,8 @@ def test_one_policy(policies, tmp_path, metaworld, capsys):
     assert not (output / "comparison.json").exists()
     table = success_text({"policy": expected})
     legend = f"policy: {policies / 'first'}; held-out states"
-    assert capsys.readouterr().out == f"{legend}\n{table}\nresults: {output}\n"
+    device = "device: cpu (as the settings ask)"
+    assert capsys.readouterr().out == f"{device}\n{legend}\n{table}\nresults: {output}\n"
     assert "[0.0, 49.0]" in table, "Wilson's interval of 0 of 4"
     page = (output / "report.html").read_text()
     assert legend in page

@@ -12,6 +12,7 @@ from pi0 import PI0Policy
 from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
 from pi0.ript.checkpoint.journal import EpisodeJournal
+from pi0.ript.config.loading import say_device
 from pi0.ript.config.schema import (
     NO_ENVIRONMENT,
     ConfigError,
@@ -94,6 +95,7 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     """
     environment = require_usable(config)
     distributed = config.distributed
+    say_device(config.device, distributed.backend)
     world = setup_distributed(config.device, distributed.backend, distributed.timeout_seconds)
     run_dir = world.on_main(_open_output, config)
     judged = config.eval

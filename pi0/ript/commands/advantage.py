@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from pi0 import PI0Policy
 from pi0.ript.config import ConfigError
+from pi0.ript.config.loading import say_device
 from pi0.ript.config.yaml_files import include
 from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.files import hash_files
@@ -113,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
+        say_device(options.device)
         labels = label_datasets(
             options.value,
             options.policy,

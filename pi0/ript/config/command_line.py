@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pi0.registry import load_plugins
-from pi0.ript.config.loading import PROFILES, load_config_from_yaml, say
+from pi0.ript.config.loading import PROFILES, load_config_from_yaml, say, say_device
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.validation import validate_config
 from pi0.ript.config.yaml_files import CONFIGS, read_yaml
@@ -74,6 +74,7 @@ def parse_config(
         _load_plugins(config)
         chosen.validate(config)
         say("✓ 配置验证通过 / configuration valid")
+        say_device(config.device, config.distributed.backend)
     except ConfigError as error:
         sys.stderr.write(f"{parser.prog}: error: {error}\n")
         sys.exit(2)

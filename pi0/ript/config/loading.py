@@ -16,6 +16,7 @@ from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.translation import translate
 from pi0.ript.config.yaml_files import CONFIGS, parse_yaml, read_yaml
 from pi0.ript.files import flatten
+from pi0.ript.starting_policy import require_device
 
 PROFILES = CONFIGS / "profiles"
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -121,6 +122,17 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"expected key=value, such as algo.lr=2e-5, found {text!r}")
         flat |= flatten({key: parse_yaml(value, f"command line, {key}")})
     return flat
+
+
+def say_device(device: str, backend: str = "auto") -> None:
+    """Print which device a run computes on and why, and what becomes of nccl where there is no GPU."""
+    chosen = require_device(device)
+    why = "as the settings ask"
+    if device == "auto":
+        why = "auto: " + ("a GPU is there" if chosen.type == "cuda" else "no CUDA device was found")
+    say(f"device: {chosen} ({why})")
+    if backend == "nccl" and chosen.type != "cuda":
+        say("distributed.backend: gloo in place of nccl, which is for GPUs")
 
 
 def say(line: str) -> None:

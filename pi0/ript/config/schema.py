@@ -155,7 +155,7 @@ class TrainConfig:
 
     exp_name: str = field(default="ript", metadata=SAME)  # the run is written to output_dir/exp_name
     policy_path: str = "toy"  # trained here on demonstrations; or a pi0 checkpoint
-    device: str = field(default="cpu", metadata=ROUNDING)  # cpu, cuda, cuda:1, ..., or auto
+    device: str = field(default="auto", metadata=ROUNDING)  # auto: a GPU if there is one; cpu, cuda, ...
     output_dir: str = field(default="pi0/ript/output", metadata=SAME)
     warm_start_dir: str = field(default="pi0/ript/output/warm_start", metadata=SAME)  # cache of toy policies
     resume: str | None = field(default=None, metadata=SAME)  # auto: the newest checkpoint; or one's path

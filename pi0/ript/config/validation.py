@@ -39,7 +39,8 @@ def shared_problems(config: Any) -> tuple[Environment | None, list[str]]:
     These are exp_name, directories, device, distributed, logging, policy_path, policy, task and eval; and
     each value where its field says what is expected.
     """
-    problems = [*wrong_values(config), *wrong_places(config), *_distribution(config)]
+    problems = [*wrong_values(config), *wrong_places(config)]
+    problems += attempt(lambda: require_device(config.device))[1]
     problems += wrong_policy(config)
     environment, wrong = simulated(config)
     problems += wrong
@@ -80,13 +81,6 @@ def wrong_places(config: Any) -> Iterator[str]:
 def _resume(config: TrainConfig) -> Iterator[str]:
     if config.resume not in (None, "auto") and not Path(config.resume).exists():
         yield f"resume: nothing at {config.resume!r}; expected a checkpoint's path, auto, or null"
-
-
-def _distribution(config: Any) -> Iterator[str]:
-    device, wrong = attempt(lambda: require_device(config.device))
-    yield from wrong
-    if config.distributed.backend == "nccl" and device is not None and device.type != "cuda":
-        yield f"distributed.backend: nccl needs device=cuda, found device={config.device}; use auto or gloo"
 
 
 def simulated(config: Any) -> tuple[Environment | None, list[str]]:

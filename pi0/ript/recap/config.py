@@ -107,7 +107,7 @@ class RecapConfig:
     algorithm: str = "recap"  # what tells this file from one of RIPT
     exp_name: str = "recap"  # the run is written to output_dir/exp_name; started again, it goes on there
     policy_path: str = "toy"  # trained here on the demonstrations; or a pi0 checkpoint
-    device: str = "cpu"  # cpu, cuda, cuda:1, ..., or auto
+    device: str = "auto"  # auto: a GPU if there is one; cpu, cuda, cuda:1, ...
     output_dir: str = "pi0/ript/output"
     seed: Whole = 0
     rounds: Count = 2  # of rollouts, value, advantages, policy

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_value_pairs
+from pi0.ript.config.loading import say_device
 from pi0.ript.supervised.checks import check_settings, run_name
 from pi0.ript.supervised.settings import SupervisedSettings
 
@@ -46,6 +47,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
         )
         load_plugins(settings.plugins)
         check_settings(settings)
+        say_device(settings.device, settings.distributed.backend)
     except ValueError as error:
         sys.stderr.write(f"{parser.prog}: error: {error}\n")
         sys.exit(2)
