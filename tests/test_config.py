@@ -76,10 +76,15 @@ def test_every_setting_reaches_its_key_and_a_saved_configuration_is_the_same(tmp
             "task.task_names=[3,button-press-v3]",
             "training.seed=7",
         ),
-        *("exp_name=run_${training.seed}", "logging.wandb_entity=2024-01-01", "task.warm_start.steps=5"),
+        *(
+            "exp_name=2025-11-29/run_${training.seed}",
+            "logging.wandb_entity=2024-01-01",
+            "task.warm_start.steps=5",
+        ),
     ]
     config = load_config_from_yaml(MINIMAL, overrides)
-    assert (config.algo.lr, config.algo.grad_norm_clip, config.exp_name) == (1e-4, 0.2, "run_7")
+    validate(replace(config, task=replace(config.task, task_names=[3])))
+    assert (config.algo.lr, config.algo.grad_norm_clip, config.exp_name) == (1e-4, 0.2, "2025-11-29/run_7")
     assert config.task.task_names == [3, "button-press-v3"]
     assert config.logging.wandb_entity == "2024-01-01"
     saved = save_config(config, tmp_path)
@@ -201,7 +206,8 @@ def test_a_wrong_command_line_ends_with_code_2_and_one_message(words, said, caps
         ("task.warm_start.steps=0", "task.warm_start.steps: expected at least 1, found 0"),
         ("distributed.backend=mpi", "distributed.backend: expected one of auto, gloo, nccl, found 'mpi'"),
         ("logging.wandb_mode='off'", "expected one of online, offline, disabled, found 'off'"),
-        ("exp_name=a/b", "exp_name: expected a name for a directory"),
+        ("exp_name=a/../b", "exp_name: expected a name for a directory"),
+        ("exp_name=/b", "exp_name: expected a name for a directory"),
         ("output_dir=README.md/runs", "output_dir: expected a directory, found 'README.md'"),
         ("resume=nothing", "resume: nothing at 'nothing'"),
     ],

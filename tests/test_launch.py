@@ -105,7 +105,8 @@ def test_command_lines(tmp_path):
     assert launch_arguments("eval", rest) == [python, SCRIPT, *rest]
     assert launch_arguments("eval", ["--nproc-per-node", "1", *rest]) == [python, SCRIPT, *rest]
     assert launch_arguments("eval", [*rest[:3], f"--accelerate-config={config}", *rest[3:]]) == [
-        *(python, "-m", "accelerate.commands.launch", "--config_file", str(config), SCRIPT),
+        *(python, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config)),
+        SCRIPT,
         *rest,
     ]
     assert launch_arguments("eval", [*rest, "--nproc_per_node=2"]) == [

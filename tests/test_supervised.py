@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Mapping
@@ -333,6 +334,42 @@ def test_overwrite_moves_the_earlier_run_aside(root, tmp_path):
     run(settings(root, tmp_path, steps=3, overwrite=True))
     assert (tmp_path / "pi0.1/checkpoint-2").exists()
     assert (tmp_path / "pi0/checkpoint-3").exists()
+
+
+def test_a_run_without_a_name_is_a_new_one_that_is_found_by_time_and_type(root, tmp_path):
+    """Requirement 004 looks for outputs/train/TIME_TYPE/checkpoints/STEP, the newest of each."""
+    unnamed = settings(root, tmp_path, exp_name=None, steps=4, save_total_limit=1)
+    interrupt_after(first := Training(unnamed, World()), 3)
+    other = Training(replace(unnamed, policy=replace(unnamed.policy, type="value")), World())
+    other.run()
+    names = [path.name for path in sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)]
+    assert [name.rpartition("_")[2] for name in names] == ["pi0", "value"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[a-z0-9]+", name) for name in names)
+    assert [path.name for path in (first.run_dir / "checkpoints").iterdir()] == ["3"]
+    assert run(replace(unnamed, resume=True)) == first.run_dir
+    assert [path.name for path in (first.run_dir / "checkpoints").iterdir()] == ["4"]
+    assert PI0Policy.from_pretrained(first.run_dir / "checkpoints/4").config.chunk_size == 4
+    assert "exp_name: " + first.run_dir.name in (first.run_dir / "experiment_cfg/config.yaml").read_text()
+    assert run(unnamed) != first.run_dir, "without --resume another run"
+    with pytest.raises(ConfigError, match=r"resume: expected a run TIME_pi0 in .*, found none"):
+        run(replace(unnamed, resume=True, output_dir=str(tmp_path / "empty")))
+
+
+def test_a_name_may_be_a_path_below_the_output(root, tmp_path):
+    assert (
+        run(settings(root, tmp_path, exp_name="2025-11-29/00-38-59_pi0", steps=1)).parent.name == "2025-11-29"
+    )
+
+
+def test_rollouts_from_held_out_states_are_not_trained_on_unasked(root, tmp_path):
+    recorded = shutil.copytree(root, tmp_path / "recorded")
+    file = recorded / "meta/collection.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "states_of": "heldout"}))
+    config = settings(str(recorded), tmp_path / "out", steps=1)
+    with pytest.raises(EpisodeDataError, match=r"recorded: .* held-out states.*datasets\[0\].allow_held"):
+        run(config)
+    config.dataset_mixture.datasets[0].allow_heldout = True
+    run(config)
 
 
 def test_other_files_are_not_touched_and_a_directory_has_one_writer(root, tmp_path):

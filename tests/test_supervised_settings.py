@@ -8,14 +8,15 @@ import pytest
 
 from pi0.ript.commands import evaluate as evaluate_command
 from pi0.ript.commands.advantage import read_mixture
-from pi0.ript.config import ConfigError
-from pi0.ript.policy_evaluation import EvaluationConfig
+from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
+from pi0.ript.policy_evaluation import EvaluationConfig, require_usable
 from pi0.ript.scripts import train as train_script
 from pi0.ript.supervised import read_settings
 from pi0.ript.supervised.checks import check_settings
 from pi0.ript.supervised.command_line import parse_settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+MINIMAL = CONFIGS.parent / "pi0/ript/config/minimal_test.yaml"
 MIXTURE = {
     "datasets": [
         {"repo_id": "physical-intelligence/libero", "episodes": [0, 1, 2]},
@@ -218,6 +219,52 @@ def test_wrong_settings_are_named(written, override, message):
         check_settings(settings)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "split"),
+    [
+        ([], "train"),
+        (["eval.save_rollouts=false"], "heldout"),
+        (["eval.states=heldout"], "heldout"),
+        (["eval.save_rollouts=false", "eval.states=train"], "train"),
+    ],
+)
+def test_rollouts_that_are_kept_begin_from_training_states(written, overrides, split):
+    assert evaluation(written(**GUIDE_ROLLOUT), *overrides).eval.split == split
+
+
+def test_the_guides_300_rollouts_of_a_task_of_any_suite_can_be_recorded(written, tmp_path):
+    """The document names the suite "libero"; its 50 held-out states do not limit what is recorded."""
+    moka = {**GUIDE_ROLLOUT["env"], "task": "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove"}
+    del moka["task_ids"]
+    path = written(**{**GUIDE_ROLLOUT, "env": moka})
+    config = evaluation(path, "--policy.pretrained_path=toy", f"--output_dir={tmp_path}")
+    environment = require_usable(config)
+    assert config.eval.rollouts_per_task == 300
+    assert environment.options["suite"] == "libero_10"
+    assert environment.suite().select(environment.tasks)[0].max_steps == 520
+    with pytest.raises(ConfigError, match=r"50 held-out states per task.*; eval\.states=train has as many"):
+        require_usable(evaluation(path, "--policy.pretrained_path=toy", "--eval.states=heldout"))
+
+
+def test_what_a_command_reads_is_not_moved_aside_by_it(written, tmp_path):
+    run = tmp_path / "runs/base"
+    (run / "checkpoints/5").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (run / "checkpoints/5" / name).write_text("")
+    base, places = str(run / "checkpoints/5"), [f"output_dir={tmp_path / 'runs'}", "exp_name=base"]
+    path = written(dataset_mixture=MIXTURE, policy={"pretrained_path": base})
+    training = read_settings(path, places)
+    check_settings(training)
+    rung = load_config_from_yaml(MINIMAL, [f"policy_path={base}", *places])
+    judged = evaluation(written(**GUIDE_ROLLOUT), f"--policy_path={base}", f"--output_dir={run}")
+    said = r"policy_path: .*checkpoints/5 is in .*runs/base, which this command would move aside"
+    with pytest.raises(ConfigError, match=said):
+        check_settings(replace(training, overwrite=True))
+    for validate, config in ((validate_config, rung), (require_usable, judged)):
+        with pytest.raises(ConfigError, match=said):
+            validate(config)
+
+
 def test_a_value_function_does_not_act(written):
     path = written(dataset_mixture=MIXTURE, policy=GUIDE_VALUE)
     with pytest.raises(ConfigError, match="eval_freq: a value function does not act"):
@@ -240,7 +287,7 @@ def test_the_command_line(written, capsys):
         [f"--config_path={path}", "--policy.advantage=on", "--steps", "3", "--overwrite", "optimizer.lr=1e-4"]
     )
     assert (settings.policy.advantage, settings.steps, settings.overwrite) == ("on", 3, True)
-    assert (settings.optimizer.learning_rate, settings.exp_name) == (1e-4, "pi0")
+    assert (settings.optimizer.learning_rate, settings.exp_name) == (1e-4, None)
     with pytest.raises(SystemExit) as left:
         parse_settings([f"--config_path={path}", "--stepz=3", "--log_freq=0"])
     assert left.value.code == 2
@@ -266,7 +313,7 @@ def test_pi0_eval_takes_a_file_or_options_but_not_both(written, capsys, monkeypa
     path = written(**GUIDE_ROLLOUT)
     assert evaluate_command.main([f"--config_path={path}", "--eval.num_episodes=7"]) == 0
     assert evaluate_command.main(["--policy", "toy", "--env", "metaworld", "--states", "train"]) == 0
-    assert [(c.eval.rollouts_per_task, c.eval.states) for c in seen] == [(7, "heldout"), (20, "train")]
+    assert [(c.eval.rollouts_per_task, c.eval.split) for c in seen] == [(7, "train"), (20, "train")]
     assert evaluate_command.main([f"--config_path={path}", "--episodes", "7"]) == 2
     assert "options are keys of the file" in capsys.readouterr().err
     assert evaluate_command.main([f"--config_path={path}", "--eval.n_episode=7"]) == 2

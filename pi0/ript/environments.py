@@ -88,6 +88,8 @@ def get_environment(
         "num_workers": num_workers,
     }
     if task_names is not None:
+        if benchmark_name == "libero" and (suite := _other_suite(options, task_names)):
+            chosen, options = replace(chosen, max_steps=None), {**options, "suite": suite}
         changes["tasks"] = _task_names(make_suite(chosen.name, **options).tasks(), task_names)
     warm_start = {**chosen.warm_start, **_given(warm_start or {})}
     return replace(chosen, options=options, warm_start=warm_start, **_given(changes))
@@ -95,6 +97,14 @@ def get_environment(
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
+
+
+def _other_suite(options: Mapping[str, Any], task_names: Sequence[str | int]) -> str | None:
+    """Return the LIBERO suite that has all the tasks, if the one of the options does not."""
+    for suite in (options["suite"], *LIBERO_SUITES):
+        if set(task_names) <= {task.name for task in make_suite("libero", suite=suite).tasks()}:
+            return None if suite == options["suite"] else suite
+    return None
 
 
 def _task_names(tasks: Sequence[Task], chosen: Sequence[str | int]) -> tuple[str, ...]:

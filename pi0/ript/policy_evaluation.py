@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pi0 import PI0Policy
 from pi0.pretrained import describe, resolve
@@ -21,11 +21,10 @@ from pi0.ript.config.schema import (
     EvalSettings,
     TrainConfig,
 )
-from pi0.ript.config.validation import attempt, shared_problems
+from pi0.ript.config.validation import attempt, moved_aside, shared_problems
 from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.envs.base import Split
 from pi0.ript.evaluate import Evaluation, compare, episode_seed
 from pi0.ript.files import flatten, plain, write_json
 from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
@@ -69,6 +68,7 @@ def require_usable(config: EvaluationConfig) -> Environment:
         ConfigError: Something is missing or does not fit.
     """
     environment, problems = shared_problems(config)
+    problems += moved_aside(config, Path(config.output_dir))
     if config.compare is not None:
         problems += attempt(lambda: require_policy_path(str(config.compare), "compare"))[1]
     if environment is None or problems:
@@ -102,8 +102,7 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     evaluations = []
     with environment.make() as env:
         indices = range(judged.first_state, judged.first_state + judged.rollouts_per_task)
-        split = cast("Split", judged.states)
-        states = [s for task in env.tasks for s in env.initial_states(task, split, indices)]
+        states = [s for task in env.tasks for s in env.initial_states(task, judged.split, indices)]
         for name, path in _paths(config).items():
             policy = world.first(_load, path, environment, config, world.device(config.device))
             evaluations.append(_evaluate(name, env, policy, states, config, world))
@@ -211,7 +210,7 @@ def _evaluate(
         **{"env": config.task.benchmark_name, "env_options": {**options, **config.options}},
         **{"policy": config.policy_path, "source": f"policy:{world.on_main(policy_hash, policy)}"},
         **{"guidance": config.eval.cfg_guidance_scale, "seed": seed},
-        "states": [state.hash for state in states],
+        **{"states": [state.hash for state in states], "states_of": config.eval.split},
     }
     with _as_config_error():
         writer = world.first(rollouts_writer, Path(root).expanduser(), env, origin)
@@ -237,7 +236,7 @@ def _report(run_dir: Path, config: EvaluationConfig, evaluations: Sequence[Evalu
     """Write the page of what is in the directory, and return the table with what its names mean."""
     names = ("policy",) if len(evaluations) == 1 else ("before", "after")
     meaning = [f"{name}: {path}" for name, path in zip(names, _paths(config).values(), strict=True)]
-    states = "held-out states" if config.eval.states == "heldout" else "training states"
+    states = "held-out states" if config.eval.split == "heldout" else "training states"
     legend = "; ".join([*meaning, states])
     write_report(run_dir, dict(zip(names, ("evaluation", "compared"), strict=False)), legend)
     return f"{legend}\n{success_text(dict(zip(names, evaluations, strict=True)))}"

@@ -27,6 +27,7 @@ from pi0.ript.episodes import (
     EpisodeSet,
     EpisodeWriter,
     default_storage,
+    read_collection,
 )
 from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
@@ -203,6 +204,18 @@ def rollouts_writer(directory: Path, env: BatchedEnv, origin: Mapping[str, Any])
     task = next(iter(env.tasks.values()))
     info = CollectionInfo(task.hz, task.robot, default_storage(task.image_size), dict(origin))
     return EpisodeWriter(directory, info)
+
+
+def require_training_states(directory: str | Path, allowed: str) -> None:
+    """Raise EpisodeDataError if a data set says that its rollouts begin from held-out states.
+
+    `allowed` is the setting that allows it, for the message.
+    """
+    if read_collection(directory).get("states_of") == "heldout":
+        raise EpisodeDataError(
+            f"{directory}: its rollouts begin from held-out states, on which policies are judged; record "
+            f"training states (pi0-eval, eval.states=train), or set {allowed}"
+        )
 
 
 def record_rollouts(

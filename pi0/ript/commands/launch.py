@@ -103,7 +103,7 @@ def launch_arguments(name: str, argv: Sequence[str]) -> list[str]:
         raise LaunchError("runs in one process; leave out --accelerate-config and --nproc-per-node")
     if config is not None:
         _require_accelerate_config(config)
-        return [python, "-m", "accelerate.commands.launch", "--config_file", config, *script]
+        return [python, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config, *script]
     if count > 1:
         return [python, "-m", "torch.distributed.run", *_torchrun_options(count), *script]
     return [python, *script]

@@ -96,7 +96,7 @@ OTHERS: dict[str, Alias] = {
     "policy.type": Alias("", {"pi0": None}, "expected pi0, which can act"),
     "enable_profiling": Alias("profile_steps", {True: 10, False: 0}, f"{_SWITCH}, or profile_steps"),
     "eval.save_rollouts": Alias(
-        "eval.recording_root", {True: DEFAULT_RECORDING}, f"{_SWITCH}, or a directory"
+        "eval.recording_root", {True: DEFAULT_RECORDING, False: None}, f"{_SWITCH}, or a directory"
     ),
     "eval.save_videos": Alias("eval.n_video", {True: 16, False: 0}, f"{_SWITCH}, or eval.n_video"),
     "last_checkpoint_only": Alias("save_total_limit", {True: 1}, f"{_SWITCH}, or save_total_limit"),

@@ -5,8 +5,9 @@ with another value, see `pi0.ript.checkpoint.resuming`; without any it cannot go
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, cast
 
+from pi0.ript.envs.base import Split
 from pi0.ript.ranges import Count, NotNegative, Positive, Whole, one_of
 from pi0.ript.starting_policy import PolicySettings
 
@@ -135,8 +136,13 @@ class EvalSettings(Eval):
     rollouts_per_task: Count = 16  # held-out states, an episode from each; LIBERO has 50
     cfg_guidance_scale: NotNegative = 1.0  # towards a positive advantage; 1: given, 0: withheld
     n_video: Whole = field(default=1, metadata=SAME)  # episodes per task in the video
-    states: StatesOf = "heldout"  # heldout, or for pi0-eval train: their rollouts may be trained on
+    states: StatesOf | None = None  # heldout or train; null: train where pi0-eval records, else heldout
     recording_root: str | None = None  # pi0-eval: keep the rollouts here as a LeRobotDataset v3 with labels
+
+    @property
+    def split(self) -> Split:
+        """Return which states the episodes begin from."""
+        return cast("Split", self.states or ("train" if self.recording_root else "heldout"))
 
 
 @dataclass

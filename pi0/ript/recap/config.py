@@ -49,6 +49,7 @@ class Demonstrations:
     """What SFT learns from: a data set, or what a scripted operator does in the simulator."""
 
     root: str | None = None  # an existing LeRobotDataset v3; null: recorded in the run
+    allow_heldout: bool = False  # take a root with rollouts from held-out states, on which success is judged
     assume_success: bool = False  # take every episode of a data set without labels for a success
     operator: str | None = None  # who demonstrates: see pi0/ript/demonstrations/operators.py
     quality: Quality = field(default_factory=Quality)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from pi0.ript.config.schema import ConfigError
@@ -10,6 +11,7 @@ from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
 from pi0.ript.files import flatten
 from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recording import require_training_states
 from pi0.ript.starting_policy import TOY
 
 _CHECKPOINTS_ONLY = (  # with the values that ask for nothing
@@ -51,6 +53,9 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
                 f"demonstrations.root: no LeRobotDataset at {settings.root!r} (meta/info.json is missing); "
                 "null records demonstrations of a scripted operator"
             )
+        elif not settings.allow_heldout:
+            check = partial(require_training_states, settings.root, "demonstrations.allow_heldout=true")
+            yield from attempt(check, "demonstrations.root: ")[1]
         given = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
         for key in [*given, *(f"quality.{name}" for name in settings.quality.given())]:
             yield f"demonstrations.{key}: nothing is recorded, as demonstrations.root is given; leave it out"

@@ -9,7 +9,7 @@ from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_value_pairs
 from pi0.ript.config.loading import say_device
-from pi0.ript.supervised.checks import check_settings, run_name
+from pi0.ript.supervised.checks import check_settings
 from pi0.ript.supervised.settings import SupervisedSettings
 
 _EXAMPLES = """
@@ -19,9 +19,9 @@ examples:
   pi0-train --config_path=configs/value_pretrain_config.json --exp_name=value --val_freq=500
   pi0-train --nproc-per-node 2 --config_path=configs/pi0_finetune_config.json --policy.advantage_threshold=0.1
 
-Started again with the same settings, a run goes on where it stopped. Keys are those below; OpenTau's and
-GR00T's names for them (policy.pretrained_path, env.type, eval.n_episodes, max_steps, ...) are taken with a
-notice.
+A run is a directory of outputs/train: exp_name, or its time and policy.type. The same command with --resume,
+or with the same exp_name, goes on where it stopped. Keys are those below; OpenTau's and GR00T's names for
+them (policy.pretrained_path, env.type, eval.n_episodes, max_steps, ...) are taken with a notice.
 
 exit codes: 0 done; 1 failed; 2 unusable settings or data; 128 + n stopped by signal n, with a checkpoint
 """
@@ -43,6 +43,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
         settings = replace(
             settings,
             overwrite=settings.overwrite or options.overwrite,
+            resume=settings.resume or options.resume,
             plugins=[*settings.plugins, *options.plugins],
         )
         load_plugins(settings.plugins)
@@ -51,7 +52,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
     except ValueError as error:
         sys.stderr.write(f"{parser.prog}: error: {error}\n")
         sys.exit(2)
-    return replace(settings, exp_name=run_name(settings))
+    return settings
 
 
 def read_settings(path: str, overrides: Sequence[str] = ()) -> SupervisedSettings:
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="pi0-train",
         description="Train a pi0 policy or a value function on data sets: SFT, advantage-conditioned "
         "fine-tuning, value training.",
-        usage="%(prog)s --config_path=FILE [--overwrite] [--key=value ...]",
+        usage="%(prog)s --config_path=FILE [--resume] [--overwrite] [--key=value ...]",
         epilog=f"{_EXAMPLES}\nkeys, with their defaults:\n{describe_keys(SupervisedSettings)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config_path", metavar="FILE", help="JSON or YAML, such as configs/sft_pi0_config.json")
     add("--overwrite", action="store_true", help="begin again; the earlier run is moved aside")
+    add("--resume", action="store_true", help="without exp_name: go on with the newest run of its type")
     plugins = "import a package that adds configurations or environments; may be repeated"
     add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
     return parser

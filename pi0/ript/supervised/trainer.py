@@ -1,6 +1,7 @@
 """Supervised training: optimizer steps, validation, evaluation, checkpoints, the final model."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.report import write_report
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
-from pi0.ript.supervised.run_layout import ADVICE, open_run, publish_model, write_processor, write_settings
+from pi0.ript.supervised.run_layout import (
+    ADVICE,
+    link_checkpoints,
+    open_run,
+    publish_model,
+    write_processor,
+    write_settings,
+)
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.supervised.simulation import RepeatedEvaluation, require_acts
 from pi0.ript.supervised.training_state import ModelFiles, data_hashes
@@ -42,8 +50,10 @@ class Training:
         """
         self.world = world or setup_distributed(settings.device, **asdict(settings.distributed))
         self.batch_size = samples_per_step(settings, self.world)
-        self.settings = settings = replace(settings, batch_size=self.batch_size)
+        settings = replace(settings, batch_size=self.batch_size)
         self.run_dir, found = self.world.on_main(open_run, settings)
+        name = str(self.run_dir.relative_to(Path(settings.output_dir).expanduser()))
+        self.settings = settings = replace(settings, exp_name=name)
         self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
         setup_run_logging(self.run_dir, self.world.rank, write_report)
         init_wandb(settings, self.run_dir, self.world.rank)
@@ -82,6 +92,7 @@ class Training:
             data=data_hashes(self.parts),
             reads=model.reads if isinstance(model, ValueFunction) else None,
             extra=self.files,
+            after_write=partial(link_checkpoints, self.run_dir),
         )
         return Steps(
             settings.steps,
