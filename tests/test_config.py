@@ -158,7 +158,11 @@ def test_command_lines_are_written_in_several_ways(capsys, monkeypatch):
         (["algo.lr=${algo.nothing}"], "algo.lr: '${algo.nothing}' stands for nothing that fits"),
         (["algo.lr=${exp_name}"], "could not be converted to Float"),
         (["algo.lr=[1"], "command line, algo.lr, line 1: this is not YAML"),
-        (["--algo.lr"], "expected --algo.lr VALUE, found '--algo.lr'"),
+        (["--algo.lr"], "algo.lr: expected a number, found True"),
+        (
+            ["--algo.lr", "1e-4", "2", "3"],
+            "expected --algo.lr VALUE, or names and values, found ['1e-4', '2',",
+        ),
         (["stray"], "expected key=value, found 'stray'"),
         (["--profile", "develop"], "unknown profile 'develop'; did you mean 'dev'?"),
         (["distributed.fp16=true"], "use policy.dtype=bfloat16"),
@@ -261,6 +265,20 @@ def test_files_that_ask_for_nccl_run_on_a_cpu_with_a_notice(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.endswith("distributed.backend: gloo in place of nccl, which is for GPUs\n")
     assert "device: cpu (auto" in said
+
+
+def test_accelerates_mixed_precision_is_the_dtype_or_an_error(monkeypatch, capsys):
+    words = ["--config_path", str(MINIMAL)]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parse_config(words).policy.dtype == "bfloat16"
+    assert "policy.dtype: bfloat16, as accelerate's mixed_precision asks" in capsys.readouterr().out
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert parse_config(words).policy.dtype is None
+    for asked, dtype in (("fp16", "null"), ("bf16", "float32")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+        with pytest.raises(SystemExit):
+            parse_config([*words, f"policy.dtype={dtype}"])
+        assert "error: accelerate's mixed_precision" in capsys.readouterr().err
 
 
 def test_a_toy_needs_tasks_that_somebody_demonstrates():

@@ -9,6 +9,7 @@ import pytest
 from pi0.ript.commands import evaluate as evaluate_command
 from pi0.ript.commands.advantage import read_mixture
 from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
+from pi0.ript.data.settings import AugmentationSettings
 from pi0.ript.policy_evaluation import EvaluationConfig, require_usable
 from pi0.ript.scripts import train as train_script
 from pi0.ript.supervised import read_settings
@@ -295,6 +296,49 @@ def test_the_command_line(written, capsys):
     with pytest.raises(SystemExit):
         parse_settings(["--help"])
     assert "reward_config.N_steps_look_ahead=50" in capsys.readouterr().out
+
+
+def test_groots_command_is_taken_as_it_is(tmp_path, capsys):
+    """Requirement 002's command, word for word behind the name of its script."""
+    (tmp_path / "base").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "base" / name).write_text("")
+    words = f"""--base-model-path {tmp_path}/base --dataset-path data/mine --embodiment-tag NEW_EMBODIMENT
+        --modality-config-path mine.py --num-gpus 1 --output-dir {tmp_path}/out --save-total-limit 5
+        --save-steps 2000 --max-steps 2000 --use-wandb --global-batch-size 32 --color-jitter-params
+        brightness 0.3 contrast 0.4 saturation 0.5 hue 0.08 --dataloader-num-workers 4"""
+    made = parse_settings(words.split())
+    assert (made.policy_path, made.output_dir) == (f"{tmp_path}/base", f"{tmp_path}/out")
+    assert [dataset.root for dataset in made.dataset_mixture.datasets] == ["data/mine"]
+    assert (made.save_total_limit, made.save_freq, made.steps, made.batch_size) == (5, 2000, 2000, 32)
+    assert (made.logging.use_wandb, made.dataset_mixture.num_workers) == (True, 4)
+    assert made.dataset_mixture.augmentation == AugmentationSettings(
+        *(True, 1.0, 0.0), brightness=0.3, contrast=0.4, saturation=0.5, hue=0.08
+    )
+    assert "embodiment_tag, modality_config_path (a data set says what" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse_settings(words.replace("--num-gpus 1", "--num-gpus 2").split())
+    assert "num_gpus: found 2; each GPU has a process: pi0-train --nproc-p" in capsys.readouterr().err
+
+
+def test_opentaus_example_of_a_value_function_is_taken(written, capsys):
+    """Keys of its configs/examples/value_config.json, which requirement 004 names, besides the guide's."""
+    values = {
+        "dataset_mixture": {**MIXTURE, "datasets": [{"repo_id": "someones/set"}, {"vqa": "clevr"}]},
+        "policy": {**GUIDE_VALUE, "response_max_length": 52},
+        "wandb": {
+            **{"enable": True, "entity": "me", "project": "value-function", "mode": None, "tags": []},
+            **dict.fromkeys(("run_id", "name", "group", "job_type", "notes")),
+            **{"on_resume": "fork", "disable_artifact": False},
+        },
+        "optimizer": {"type": "adamw", "lr": 2.5e-5, "grad_clip_norm": 10.0, "betas": [0.9, 0.95]},
+        **{"resume": False, "resolution": [224, 224], "num_cams": 2, "max_state_dim": 32},
+    }
+    settings = read_settings(written(**values))
+    check_settings(settings)
+    assert [dataset.repo_id for dataset in settings.dataset_mixture.datasets] == ["someones/set"]
+    assert (settings.dataset_mixture.weights, settings.dataset_mixture.image_size) == ([1.0], 224)
+    assert "sets with 'vqa' are left out" in capsys.readouterr().out
 
 
 def test_missing_data_and_accelerates_other_engines_are_one_line(written, tmp_path, monkeypatch, capsys):

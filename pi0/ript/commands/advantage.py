@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pi0 import PI0Policy
+from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError
 from pi0.ript.config.loading import say_device
 from pi0.ript.config.yaml_files import include
@@ -114,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
+        load_plugins(options.plugins)
         say_device(options.device)
         labels = label_datasets(
             options.value,
@@ -151,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--scope", choices=("global", "per_task"), default="global", help="one epsilon, or one per task")
     add("--assume-success", action="store_true", help="unlabelled episodes are successes (curated data only)")
     add("--device", default="auto", help="cpu, cuda, ..., or auto")
+    plugins = "import a package that adds configurations; may be repeated"
+    add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
     add(
         "--batch_size", "--dataloader_batch_size", type=int, default=256, help="frames per forward pass (256)"
     )

@@ -38,6 +38,9 @@ COMMANDS = {
     "recap": Command("train_ript_pi0_final", is_parallel=True),
     "eval": Command("pi0.ript.commands.evaluate", is_parallel=True),
     "doctor": Command("pi0.ript.commands.doctor", is_parallel=False),
+    "advantage": Command("pi0.ript.commands.advantage", is_parallel=False),
+    "dataset-viz": Command("pi0.ript.commands.dataset_viz", is_parallel=False),
+    "export": Command("pi0.ript.commands.export", is_parallel=False),
 }
 """A new command takes a line here and one in pyproject.toml."""
 
@@ -135,6 +138,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     add(
         "--nproc-per-node",
         "--nproc_per_node",
+        *("--num-gpus", "--num_gpus"),  # GR00T's name
         type=_positive,
         default=1,
         metavar="N",

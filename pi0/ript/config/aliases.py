@@ -22,6 +22,8 @@ class Alias:
     """What to do about other values than these, null and false, which ask for nothing. None: they stay."""
     is_listed: bool = False
     """A single value here is a list there."""
+    entry: str | None = None
+    """Of a list of sections: the key of the one section that a single value here is there."""
 
 
 _SWITCH = "use true or false"
@@ -93,6 +95,8 @@ OTHERS: dict[str, Alias] = {
     "env.type": Alias("task.benchmark_name", {None: NO_ENVIRONMENT}),
     "env.suite": Alias("task.benchmark_name", {None: NO_ENVIRONMENT}),
     "env.task": Alias("task.task_names", is_listed=True),
+    "dataset_path": Alias("dataset_mixture.datasets", is_listed=True, entry="root"),
+    "num_gpus": Alias("", {1: None}, "each GPU has a process: pi0-train --nproc-per-node N"),
     "policy.type": Alias("", {"pi0": None}, "expected pi0, which can act"),
     "enable_profiling": Alias("profile_steps", {True: 10, False: 0}, f"{_SWITCH}, or profile_steps"),
     "eval.save_rollouts": Alias(
@@ -214,6 +218,13 @@ WITHOUT_EFFECT: dict[str, Sequence[str]] = {
         *("so100_monitoring", "so100_monitoring.*"),
     ],
     "exp_name names the run": ["job_name"],
+    "a data set says what its columns are; data_features_name_mapping renames them": [
+        *("embodiment_tag", "modality_config_path", "num_cams"),
+    ],
+    "a run is one in W&B, by exp_name": [
+        *("wandb.disable_artifact", "wandb.group", "wandb.job_type", "wandb.name", "wandb.notes"),
+        *("wandb.on_resume", "wandb.run_id", "wandb.tags"),
+    ],
     "a value function answers no questions": ["policy.response_max_length"],
     "steps that are not finite are skipped and counted": ["trace_nans"],
     "optimizer and scheduler have defaults": ["use_policy_training_preset"],

@@ -7,11 +7,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import batched, takewhile
 from pathlib import Path
 from typing import Any
 
 from pi0.registry import load_plugins
-from pi0.ript.config.loading import PROFILES, load_config_from_yaml, say, say_device
+from pi0.ript.config.loading import PROFILES, load_config_from_yaml, mixed_precision, say, say_device
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.validation import validate_config
 from pi0.ript.config.yaml_files import CONFIGS, read_yaml
@@ -72,6 +73,7 @@ def parse_config(
         if getattr(config, "resume", None) is not None and not resumes:
             raise ConfigError(_no_checkpoints(parser.prog))
         _load_plugins(config)
+        config.policy.dtype = mixed_precision(config.policy.dtype)
         chosen.validate(config)
         say("✓ 配置验证通过 / configuration valid")
         say_device(config.device, config.distributed.backend)
@@ -154,17 +156,27 @@ def _load_plugins(config: Any) -> None:
 
 
 def key_value_pairs(rest: Sequence[str]) -> list[str]:
-    """Return the arguments that argparse does not know as "key=value"."""
-    overrides, waiting = [], iter(rest)
-    for word in waiting:
+    """Return the arguments that argparse does not know as "key=value".
+
+    A flag alone is true. Several words behind one are names and values of a section, as GR00T writes them
+    (`--color-jitter-params brightness 0.3 contrast 0.4`).
+    """
+    overrides, waiting = [], list(rest)
+    while waiting:
+        word = waiting.pop(0)
         if "=" in word:
             overrides.append(word)
             continue
-        value = next(waiting, None) if word.startswith("--") else None
-        if value is None or value.startswith("--"):
-            expected = f"{word} VALUE" if word.startswith("--") else "key=value"
-            raise ConfigError(f"expected {expected}, found {word!r}; --help lists the keys")
-        overrides.append(f"{word}={value}")
+        if not word.startswith("--"):
+            raise ConfigError(f"expected key=value, found {word!r}; --help lists the keys")
+        values = list(takewhile(lambda text: not text.startswith("--") and "=" not in text, waiting))
+        del waiting[: len(values)]
+        if len(values) < 2:
+            overrides.append(f"{word}={values[0] if values else 'true'}")
+        elif len(values) % 2:
+            raise ConfigError(f"expected {word} VALUE, or names and values, found {values}")
+        else:
+            overrides += [f"{word}.{key}={value}" for key, value in batched(values, 2)]
     return overrides
 
 

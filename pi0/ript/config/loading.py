@@ -117,7 +117,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        key = key.lstrip("-").strip()
+        key = key.lstrip("-").strip().replace("-", "_")
         if not equals or not key:
             raise ConfigError(f"expected key=value, such as algo.lr=2e-5, found {text!r}")
         flat |= flatten({key: parse_yaml(value, f"command line, {key}")})
@@ -133,6 +133,25 @@ def say_device(device: str, backend: str = "auto") -> None:
     say(f"device: {chosen} ({why})")
     if backend == "nccl" and chosen.type != "cuda":
         say("distributed.backend: gloo in place of nccl, which is for GPUs")
+
+
+def mixed_precision(dtype: str | None) -> str | None:
+    """Return policy.dtype, which accelerate's mixed_precision decides where the settings do not.
+
+    Raises:
+        ConfigError: accelerate asks for another type, or for one that is not offered.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked == "no":
+        return dtype
+    if asked != "bf16":
+        raise ConfigError(f"accelerate's mixed_precision: expected no or bf16, found {asked}")
+    if dtype == "float32":
+        raise ConfigError(
+            "accelerate's mixed_precision=bf16 contradicts policy.dtype=float32; keep one of them"
+        )
+    say("policy.dtype: bfloat16, as accelerate's mixed_precision asks")
+    return "bfloat16"
 
 
 def say(line: str) -> None:

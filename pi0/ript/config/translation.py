@@ -37,7 +37,8 @@ def translate(
         known: Today's keys with their defaults.
         without_effect: More keys that are accepted with a notice, by the reason.
     """
-    result, written, aliases = Translation(), _with_suite(given), _aliases(known)
+    result, aliases = Translation(), _aliases(known)
+    written = _rewritten(given, result.notices)
     meanings: dict[str, dict[str, Any]] = defaultdict(dict)  # today's key -> values, by the keys that mean it
     ignored: dict[str, list[str]] = defaultdict(list)
     unused = {**WITHOUT_EFFECT, **(without_effect or {})}
@@ -83,19 +84,37 @@ def _aliases(known: Collection[str]) -> dict[str, Alias]:
     return {old: alias for old, alias in tables if alias.key in ("", *known) and old not in known}
 
 
-def _with_suite(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys, with `env.task` as `env.suite` where it names one of LIBERO's: OpenTau takes both."""
+def _rewritten(given: Mapping[str, Any], notices: list[str]) -> dict[str, Any]:
+    """Return the keys, with those that no single key stands for in today's form; tell what is left out."""
     written = dict(given)
-    if written.get("env.task") in LIBERO_SUITES:
+    if written.get("env.task") in LIBERO_SUITES:  # OpenTau takes a suite here, too
         written.pop("env.type", None)
         written["env.suite"] = written.pop("env.task")
+    # GR00T changes colours alone.
+    if jitter := {key: written.pop(key) for key in given if key.startswith("color_jitter_params.")}:
+        colours = dict.fromkeys(("brightness", "contrast", "saturation", "hue", "rotation_degrees"), 0.0)
+        named = {
+            key.rpartition(".")[2]: value for key, value in jitter.items()
+        }  # GR00T changes colours alone
+        changes = {"enable": True, "crop_scale": 1.0, **colours, **named}
+        written |= {f"dataset_mixture.augmentation.{key}": value for key, value in changes.items()}
+    size = written.get("resolution")
+    if isinstance(size, list) and len(set(size)) == 1:
+        written["dataset_mixture.image_size"] = written.pop("resolution")[0]
+    datasets, weights = written.get("dataset_mixture.datasets"), written.get("dataset_mixture.weights")
+    if isinstance(datasets, list) and any(isinstance(x, Mapping) and "vqa" in x for x in datasets):
+        kept = [number for number, entry in enumerate(datasets) if "vqa" not in entry]
+        notices.append("dataset_mixture.datasets: sets with 'vqa' are left out; questions are not trained on")
+        written["dataset_mixture.datasets"] = [datasets[number] for number in kept]
+        if isinstance(weights, list) and len(weights) == len(datasets):
+            written["dataset_mixture.weights"] = [weights[number] for number in kept]
     return written
 
 
 def _meaning(old: str, value: Any, alias: Alias) -> tuple[str, Any, list[str]]:
     """Return today's key with its value, and what is wrong; no key if the old one asks for nothing."""
     if alias.is_listed and value is not None:
-        return alias.key, [value], []
+        return alias.key, [value if alias.entry is None else {alias.entry: value}], []
     if alias.values is not None and isinstance(value, Hashable) and value in alias.values:
         return alias.key, alias.values[value], []
     if alias.remedy is None:

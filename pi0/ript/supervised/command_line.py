@@ -8,7 +8,7 @@ from dataclasses import replace
 from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_value_pairs
-from pi0.ript.config.loading import say_device
+from pi0.ript.config.loading import load_config, mixed_precision, parse_overrides, say_device
 from pi0.ript.supervised.checks import check_settings
 from pi0.ript.supervised.settings import SupervisedSettings
 
@@ -35,11 +35,11 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     try:
-        if options.config_path is None:
+        if options.config_path is None and not rest:
             raise ConfigError(
                 "expected a file: --config_path=configs/sft_pi0_config.json; --help has examples"
             )
-        settings = read_settings(options.config_path, [*key_value_pairs(rest)])
+        settings = read_settings(options.config_path, key_value_pairs(rest))
         settings = replace(
             settings,
             overwrite=settings.overwrite or options.overwrite,
@@ -47,6 +47,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
             plugins=[*settings.plugins, *options.plugins],
         )
         load_plugins(settings.plugins)
+        settings.policy.dtype = mixed_precision(settings.policy.dtype)
         check_settings(settings)
         say_device(settings.device, settings.distributed.backend)
     except ValueError as error:
@@ -55,8 +56,10 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
     return settings
 
 
-def read_settings(path: str, overrides: Sequence[str] = ()) -> SupervisedSettings:
-    """Return the settings of a file, with new values for some keys; not checked further."""
+def read_settings(path: str | None, overrides: Sequence[str] = ()) -> SupervisedSettings:
+    """Return the settings of a file (None: defaults), with new values for some keys; not checked further."""
+    if path is None:
+        return load_config([("command line", parse_overrides(overrides))], SupervisedSettings)
     return load_config_from_yaml(path, overrides, schema=SupervisedSettings)
 
 
