@@ -364,7 +364,7 @@ def test_a_name_may_be_a_path_below_the_output(root, tmp_path):
 def test_rollouts_from_held_out_states_are_not_trained_on_unasked(root, tmp_path):
     recorded = shutil.copytree(root, tmp_path / "recorded")
     file = recorded / "meta/collection.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "states_of": "heldout"}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "origin": {"states_of": "heldout"}}))
     config = settings(str(recorded), tmp_path / "out", steps=1)
     with pytest.raises(EpisodeDataError, match=r"recorded: .* held-out states.*datasets\[0\].allow_held"):
         run(config)

@@ -211,7 +211,7 @@ def require_training_states(directory: str | Path, allowed: str) -> None:
 
     `allowed` is the setting that allows it, for the message.
     """
-    if read_collection(directory).get("states_of") == "heldout":
+    if read_collection(directory).get("origin", {}).get("states_of") == "heldout":
         raise EpisodeDataError(
             f"{directory}: its rollouts begin from held-out states, on which policies are judged; record "
             f"training states (pi0-eval, eval.states=train), or set {allowed}"
