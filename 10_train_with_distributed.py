@@ -43,7 +43,8 @@ def main(config: TrainConfig) -> None:
     }
     policy = world.first(starting_policy, config.policy_path, environment, **options)
     learner = world.wrap(make_learner(policy, algo))
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    adam = {"lr": algo.lr, "betas": (algo.beta1, algo.beta2), "weight_decay": algo.weight_decay}
+    optimizer = torch.optim.AdamW(learner.parameters(), **adam)
     states = InitialStateDataset(simulators, config.dataset.num_init_states)
     drawn_states = world.shard(states.shuffled(seed))
     heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
@@ -68,7 +69,7 @@ def main(config: TrainConfig) -> None:
             render_every=config.dataset.window_stride,
             peers=world,
         )
-        windows = collection.windows(policy.config.chunk_size)
+        windows = collection.windows(policy.config.chunk_size, config.dataset.max_windows_per_episode)
         # Improve
         policy.train()
         losses = []

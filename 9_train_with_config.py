@@ -41,7 +41,8 @@ def main(config: TrainConfig) -> None:
     }
     policy = starting_policy(config.policy_path, environment, **options)
     learner = make_learner(policy, algo)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    adam = {"lr": algo.lr, "betas": (algo.beta1, algo.beta2), "weight_decay": algo.weight_decay}
+    optimizer = torch.optim.AdamW(learner.parameters(), **adam)
     states = InitialStateDataset(simulators, config.dataset.num_init_states)
     drawn_states = states.shuffled(seed)
     heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
@@ -65,7 +66,7 @@ def main(config: TrainConfig) -> None:
             seed=(seed, iteration),
             render_every=config.dataset.window_stride,
         )
-        windows = collection.windows(policy.config.chunk_size)
+        windows = collection.windows(policy.config.chunk_size, config.dataset.max_windows_per_episode)
         # Improve
         policy.train()
         losses = []

@@ -1,6 +1,7 @@
 """Configuration: what files and command lines may say, and what is said about what they may not."""
 
 import json
+import re
 import runpy
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
@@ -349,7 +350,7 @@ def test_files_of_earlier_versions_load(capsys):
     assert (debug.algo.rloo_batch_size, debug.algo.lr, debug.task.task_names) == (1, 1e-5, None)
     assert debug.policy.norm_stats_path == "./norm_stats/norm_stats.json"
     assert "norm_stats_path -> policy.norm_stats_path" in said
-    assert "algo.enable_dynamic_sampling" in said.split("keys without effect: ")[1]
+    assert "algo.{enable_dynamic_sampling" in said.split("keys without effect:\n")[1]
     train, said = load_legacy("train_cfg_rl", capsys)
     assert train.task.task_names == ["put_the_wine_bottle_on_top_of_the_cabinet"]
     assert (train.policy.dtype, train.eval.rollouts_per_task) == ("bfloat16", 10)
@@ -362,8 +363,42 @@ def test_files_of_earlier_versions_load(capsys):
     assert (spread.task.task_names, spread.resume, spread.training.keep_last) == ([9], "auto", 5)
     assert (spread.policy.freeze, spread.policy.dtype) == ("expert_only", "bfloat16")
     assert (spread.policy.gradient_checkpointing, spread.eval.cfg_guidance_scale) == (True, 3.0)
+    assert spread.algo.weight_decay == 0.01
     assert (spread.algo.lr, spread.algo.num_epochs) == (2e-5, 4), "present names win over duplicates"
     assert "optimizer.lr=0.0001 gives way to algo.lr=2e-05" in said
+
+
+def test_keys_that_change_a_result_are_honoured_or_refused(tmp_path):
+    optimizer = "training: {optimizer: {type: %s, weight_decay: %s, beta1: 0.8, beta2: 0.999, momentum: 0.9}}"
+    algo = load_config_from_yaml(write(tmp_path, optimizer % ("AdamW", 0.01))).algo
+    assert (algo.weight_decay, algo.beta1, algo.beta2) == (0.01, 0.8, 0.999)
+    assert load_config_from_yaml(write(tmp_path, optimizer % ("Adam", 0.0))).algo.weight_decay == 0
+    windows = "dataset: {windowing_mode: %s, window_stride: 50, max_windows_per_episode: 2, %s}"
+    for mode, more, expected in (
+        ("slide", "", (50, 2)),
+        ("last", "", (50, 1)),
+        ("last", "use_so100_processing: true, max_samples_per_trajectory: 100", (1, 100)),
+    ):
+        dataset = load_config_from_yaml(write(tmp_path, windows % (mode, more))).dataset
+        assert (dataset.window_stride, dataset.max_windows_per_episode) == expected
+    for text, said in (
+        (optimizer % ("Adam", 0.01), "optimizer.type=0.0 contradicts training.optimizer.weight_decay=0.01"),
+        (optimizer % ("SGD", 0.0), "found 'SGD'; use AdamW, or Adam, which is AdamW without weight decay"),
+        (windows % ("random", ""), "dataset.windowing_mode: found 'random'; use last or slide"),
+        ("optimizer: {lr_schedule: cosine}", "found 'cosine'; algo.lr falls linearly"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            load_config_from_yaml(write(tmp_path, text))
+
+
+def test_keys_without_effect_are_a_short_table(tmp_path, capsys):
+    text = "features: {a: 1, b: {c: 2}}\nalgo: {ppo_clip_range: 0.2, deterministic: true, temperature: 1}\n"
+    load_config_from_yaml(write(tmp_path, text))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  algo.ppo_clip_*: of PPO, and RIPT makes one update per mini-batch",
+        "  algo.{deterministic, temperature}: actions are always sampled",
+        "  features.*: belongs to another program",
+    ]
 
 
 def test_an_old_key_on_the_command_line_wins_over_the_file():

@@ -129,8 +129,8 @@ def test_the_guides_rollout_file_becomes_an_evaluation_with_a_notice_of_its_keys
         "eval.save_rollouts": "eval.recording_root",
     }.items():
         assert f"{old} -> {new}" in said
-    assert "keys without effect: policy.n_obs_steps (of training)" in said
-    assert said.count("\n") == 3, "two lines for the file, and one for the command line"
+    assert "keys without effect:\n  policy.n_obs_steps: of training\n" in said
+    assert said.count("\n") == 4, "three lines for the file, and one for the command line"
 
 
 @pytest.mark.parametrize("name", ["sft_pi0", "value_pretrain", "value_finetune", "pi0_finetune"])
@@ -315,7 +315,7 @@ def test_groots_command_is_taken_as_it_is(tmp_path, capsys):
     assert made.dataset_mixture.augmentation == AugmentationSettings(
         *(True, 1.0, 0.0), brightness=0.3, contrast=0.4, saturation=0.5, hue=0.08
     )
-    assert "embodiment_tag, modality_config_path (a data set says what" in capsys.readouterr().out
+    assert "{embodiment_tag, modality_config_path}: a data set says what" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         parse_settings(words.replace("--num-gpus 1", "--num-gpus 2").split())
     assert "num_gpus: found 2; each GPU has a process: pi0-train --nproc-p" in capsys.readouterr().err

@@ -104,14 +104,23 @@ class Collection:
             "rollout/steps": float(np.mean([len(r) for group in self.tried for r in group.rollouts])),
         }
 
-    def windows(self, horizon: int) -> Windows:
-        """Return the training windows of the kept groups with leave-one-out advantages; can be empty."""
+    def windows(self, horizon: int, max_per_episode: int | None = None) -> Windows:
+        """Return the training windows of the kept groups with leave-one-out advantages; can be empty.
+
+        `max_per_episode` of them at most, spread evenly back from the end of the episode; None: all.
+        """
         groups = self.kept or self.tried[:1]
         advantages = leave_one_out(np.stack([group.rewards for group in groups])).ravel()
-        windows = rollout_windows(
-            [r for group in groups for r in group.rollouts], advantages.tolist(), horizon
-        )
-        return windows if self.kept else windows.select(np.arange(0))
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        windows = rollout_windows(rollouts, advantages.tolist(), horizon)
+        if not self.kept:
+            return windows.select(np.arange(0))
+        if max_per_episode is None:
+            return windows
+        counts = [len(rollout.observed) for rollout in rollouts]
+        ends = zip(np.cumsum(counts) - 1, counts, strict=True)
+        kept = [np.linspace(end, end - n + 1, min(n, max_per_episode)).round()[::-1] for end, n in ends]
+        return windows.select(np.concatenate(kept).astype(np.int64))
 
 
 def collect_groups(

@@ -29,6 +29,7 @@ class Alias:
 _SWITCH = "use true or false"
 _NO_FP16 = "float16 is not offered, its range is too small for the loss; use policy.dtype=bfloat16"
 _FIXED = "leave the key out"
+_ADAM = "use AdamW, or Adam, which is AdamW without weight decay"
 _BF16 = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32", "float32": "float32"}
 DEFAULT_RECORDING = "data/rollouts"
 """Where rollouts are kept that a file asks to be kept, and does not say where."""
@@ -50,6 +51,12 @@ EARLIER: dict[str, Alias] = {
     "distributed.use_fsdp": Alias("", {}, f"every process holds the whole model (DDP): {_FIXED}"),
     "task.task_name": Alias("task.task_names", is_listed=True),
     **{
+        f"{section}.windowing_mode": Alias(
+            "dataset.max_windows_per_episode", {"last": 1, "slide": None}, "use last or slide"
+        )
+        for section in ("dataset", "data_processing")
+    },
+    **{
         old: Alias(new)
         for old, new in {
             "algo.demo_batch_size": "algo.data_batch_size",
@@ -61,6 +68,8 @@ EARLIER: dict[str, Alias] = {
             "data_parallel.enable_gradient_checkpointing": "policy.gradient_checkpointing",
             "data_processing.num_init_states": "dataset.num_init_states",
             "data_processing.window_stride": "dataset.window_stride",
+            "data_processing.max_windows_per_episode": "dataset.max_windows_per_episode",
+            "dataset.max_samples_per_trajectory": "dataset.max_windows_per_episode",
             "distributed.gradient_checkpointing": "policy.gradient_checkpointing",
             "enhanced_sampling.max_sampling_attempts": "algo.max_sampling_attempts",
             "env": "task.benchmark_name",
@@ -80,6 +89,8 @@ EARLIER: dict[str, Alias] = {
             "task.task_names_to_use": "task.task_names",
             "training.gradient_checkpointing": "policy.gradient_checkpointing",
             "training.optimizer.lr": "algo.lr",
+            "training.optimizer.beta1": "algo.beta1",
+            "training.optimizer.beta2": "algo.beta2",
             "training_iterations": "training.num_train_steps",
             "unified_pool_batch_size": "algo.micro_batch_size",
         }.items()
@@ -97,6 +108,14 @@ OTHERS: dict[str, Alias] = {
     "env.task": Alias("task.task_names", is_listed=True),
     "dataset_path": Alias("dataset_mixture.datasets", is_listed=True, entry="root"),
     "num_gpus": Alias("", {1: None}, "each GPU has a process: pi0-train --nproc-per-node N"),
+    "optimizer.weight_decay": Alias("algo.weight_decay"),
+    "training.optimizer.weight_decay": Alias("algo.weight_decay"),
+    **{
+        key: Alias("algo.weight_decay", {"AdamW": None, "adamw": None, "Adam": 0.0}, _ADAM)
+        for key in ("optimizer.name", "training.optimizer.type")
+    },
+    "optimizer.lr_schedule": Alias("", {"linear": None}, f"algo.lr falls linearly in an iteration: {_FIXED}"),
+    "training.optimizer.eps": Alias("", {1e-8: None}, f"AdamW's epsilon is 1e-8: {_FIXED}"),
     "policy.type": Alias("", {"pi0": None}, "expected pi0, which can act"),
     "enable_profiling": Alias("profile_steps", {True: 10, False: 0}, f"{_SWITCH}, or profile_steps"),
     "eval.save_rollouts": Alias(
@@ -150,10 +169,7 @@ OTHERS: dict[str, Alias] = {
 }
 
 WITHOUT_EFFECT: dict[str, Sequence[str]] = {
-    "only RIPT's objective is offered, with one update per mini-batch": [
-        "algo.ppo_clip_*",
-        "algo.early_stop_percentage",
-    ],
+    "of PPO, and RIPT makes one update per mini-batch": ["algo.ppo_clip_*", "algo.early_stop_percentage"],
     "states and groups are drawn in one fixed order": [
         *("algo.enable_dynamic_sampling", "algo.rollout_stats_path", "algo.skip_failed_states"),
         *("algo.state_history_window", "enhanced_sampling.debug_sampling", "debug_sampling"),
@@ -162,13 +178,7 @@ WITHOUT_EFFECT: dict[str, Sequence[str]] = {
     "actions are always sampled": ["algo.deterministic", "algo.temperature"],
     "the indicator is withheld by algo.cfg_uncond_weight": ["algo.cfg_dropout", "policy.cfg_enabled"],
     "guidance is constant": ["adaptive_cfg", "adaptive_cfg.*", "cfg_sweep", "cfg_sweep.*"],
-    "AdamW has one setting here, algo.lr": [
-        *("optimizer.lr_schedule", "optimizer.name", "optimizer.weight_decay"),
-        *(
-            f"training.optimizer.{key}"
-            for key in ("beta1", "beta2", "eps", "momentum", "type", "weight_decay")
-        ),
-    ],
+    "of SGD, and the optimizer is AdamW": ["training.optimizer.momentum"],
     "task and eval say what is simulated": [
         *("algo.eval_only", "algo.rollouts_per_env", "env.use_libero", "task.env_seed", "task.local_tasks"),
         *("task.num_steps_wait", "task.rollouts_per_env", "task.use_test", "training.rollout_steps"),
@@ -186,10 +196,10 @@ WITHOUT_EFFECT: dict[str, Sequence[str]] = {
         *(
             f"{section}.{key}"
             for section in ("data_processing", "dataset")
-            for key in ("max_windows_per_episode", "state_dim", "use_so100_processing", "windowing_mode")
+            for key in ("state_dim", "use_so100_processing")
         ),
         *("dataset._target_", "dataset.frame_stack", "dataset.get_pad_mask", "dataset.load_*"),
-        *("dataset.max_samples_per_trajectory", "dataset.obs_seq_len", "dataset.seq_len"),
+        *("dataset.obs_seq_len", "dataset.seq_len"),
         *("training.load_obs", "training.n_steps", "train_dataloader", "train_dataloader.*"),
         *("data_prefix", "libero_data_prefix", "use_libero_demos"),
     ],

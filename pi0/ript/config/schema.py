@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from pi0.ript.envs.base import Split
-from pi0.ript.ranges import Count, NotNegative, Positive, Whole, one_of
+from pi0.ript.ranges import Count, NotNegative, Positive, ProperShare, Whole, one_of
 from pi0.ript.starting_policy import PolicySettings
 
 RenderQuality = Annotated[str, one_of("stock", "fast")]
@@ -81,6 +81,9 @@ class Algo:
     micro_batch_size: Count = 32  # windows per forward pass
     gradient_accumulation_steps: Count = 2  # micro-batches per optimizer step
     lr: Positive = 1e-3  # at the start of an iteration, falling linearly to 0 at its end
+    beta1: ProperShare = 0.9  # of AdamW, and so are the next two
+    beta2: ProperShare = 0.95
+    weight_decay: NotNegative = 1e-4
     grad_norm_clip: Positive = 1.0
     cfg_uncond_weight: NotNegative = 0.1  # alpha: weight of the loss with the indicator withheld
     num_draws: Count = 2  # noise draws per window
@@ -95,6 +98,7 @@ class Dataset:
 
     num_init_states: Count = 200  # training states per task
     window_stride: Count = 5  # steps between training windows, besides those where the policy acted
+    max_windows_per_episode: Count | None = None  # spread evenly back from its end; 1: the last; null: all
 
 
 @dataclass

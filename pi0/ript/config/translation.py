@@ -1,6 +1,7 @@
 """From the keys of a file to today's: which are renamed, without effect, contradictory or unknown."""
 
 import difflib
+import textwrap
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pi0.ript.environments import LIBERO_SUITES
 
 _BEFORE_TODAYS = "algo.demo_batch_size"
 """Earlier files have it beside `algo.data_batch_size`, which was the older name of it."""
+_ROW: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "    ", "break_on_hyphens": False}
 _TEXT_ON = ("policy.advantage", "demonstrations.advantage", "demonstrations.sft_advantage")
 """Keys whose `on` is a text, and not YAML's true."""
 
@@ -40,7 +42,7 @@ def translate(
     result, aliases = Translation(), _aliases(known)
     written = _rewritten(given, result.notices)
     meanings: dict[str, dict[str, Any]] = defaultdict(dict)  # today's key -> values, by the keys that mean it
-    ignored: dict[str, list[str]] = defaultdict(list)
+    ignored: dict[str, dict[str, None]] = defaultdict(dict)  # reason -> keys, or the pattern that they match
     unused = {**WITHOUT_EFFECT, **(without_effect or {})}
     order = {key: rank for rank, key in enumerate(dict.fromkeys([_BEFORE_TODAYS, *known, *aliases]))}
     for old in sorted(written, key=lambda key: order.get(key, len(order))):
@@ -53,7 +55,8 @@ def translate(
             if new and (value is not None or known[new] is None):
                 meanings[new][old] = value
         elif reason := _reason(old, unused):
-            ignored[reason].append(old)
+            why, pattern = reason
+            ignored[why][pattern if "*" in pattern else old] = None
         else:
             result.problems += unknown_key(old, value, known, aliases)
     # A switch that is on says less than a value.
@@ -66,16 +69,26 @@ def translate(
     if renamed:
         result.notices.append(f"keys under their present names: {', '.join(renamed)}")
     if ignored:
-        reasons = [f"{', '.join(sorted(keys))} ({reason})" for reason, keys in ignored.items()]
-        result.notices.append(f"keys without effect: {'; '.join(reasons)}")
+        rows = (textwrap.fill(f"{_grouped(keys)}: {why}", 110, **_ROW) for why, keys in ignored.items())
+        result.notices.append("\n".join(["keys without effect:", *sorted(rows)]))
     return result
 
 
-def _reason(old: str, unused: Mapping[str, Sequence[str]]) -> str | None:
-    """Return why a key, or what it is called now, has no effect; None: it is unknown."""
+def _reason(old: str, unused: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
+    """Return why a key, or what it is called now, has no effect, and the entry; None: it is unknown."""
     names = {old, OTHERS[old].key if old in OTHERS else old}
-    found = (why for why, patterns in unused.items() if any(fnmatch(n, p) for n in names for p in patterns))
-    return next(found, None)
+    entries = ((why, pattern) for why, patterns in unused.items() for pattern in patterns)
+    return next((entry for entry in entries if any(fnmatch(name, entry[1]) for name in names)), None)
+
+
+def _grouped(keys: Iterable[str]) -> str:
+    """Return keys in one line, those of a section as `section.{a, b}`."""
+    sections: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(keys):
+        section, dot, name = key.rpartition(".")
+        sections[section + dot].append(name)
+    parts = (names[0] if len(names) == 1 else f"{{{', '.join(names)}}}" for names in sections.values())
+    return ", ".join(section + part for section, part in zip(sections, parts, strict=True))
 
 
 def _aliases(known: Collection[str]) -> dict[str, Alias]:
@@ -98,6 +111,14 @@ def _rewritten(given: Mapping[str, Any], notices: list[str]) -> dict[str, Any]:
         }  # GR00T changes colours alone
         changes = {"enable": True, "crop_scale": 1.0, **colours, **named}
         written |= {f"dataset_mixture.augmentation.{key}": value for key, value in changes.items()}
+    if any(written.get(f"{section}.use_so100_processing") for section in ("dataset", "data_processing")):
+        names = ("windowing_mode", "max_windows_per_episode", "window_stride")
+        written = {key: value for key, value in written.items() if key.rpartition(".")[2] not in names}
+        written["dataset.window_stride"] = 1
+        notices.append("use_so100_processing: a window at every step; other keys of windows say nothing then")
+    for section in ("dataset", "data_processing"):
+        if written.get(f"{section}.windowing_mode") == "last":
+            written.pop(f"{section}.max_windows_per_episode", None)
     size = written.get("resolution")
     if isinstance(size, list) and len(set(size)) == 1:
         written["dataset_mixture.image_size"] = written.pop("resolution")[0]

@@ -52,7 +52,8 @@ def main(config: TrainConfig) -> None:
     }
     policy = world.first(starting_policy, config.policy_path, environment, **options)
     learner = world.wrap(make_learner(policy, algo))
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    adam = {"lr": algo.lr, "betas": (algo.beta1, algo.beta2), "weight_decay": algo.weight_decay}
+    optimizer = torch.optim.AdamW(learner.parameters(), **adam)
     states = world.first(
         LiberoInitStateDataset,
         config.task.benchmark_name,
@@ -96,7 +97,7 @@ def main(config: TrainConfig) -> None:
             peers=world,
             run=checkpoints.rollout(f"iteration-{iteration}"),
         )
-        windows = collection.windows(policy.config.chunk_size)
+        windows = collection.windows(policy.config.chunk_size, config.dataset.max_windows_per_episode)
         timer.split("collect")
         # Improve
         policy.train()
