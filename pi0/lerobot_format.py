@@ -46,6 +46,11 @@ _SHARED = (
 )
 
 
+def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a file's keys but those that are null: other projects write it where they mean the default."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def read_config(values: Mapping[str, Any], directory: Path) -> Pi0Config:
     """Return the model configuration; a setting that this library cannot honour is an error."""
     file = f"{directory}/config.json"
@@ -68,6 +73,8 @@ def read_config(values: Mapping[str, Any], directory: Path) -> Pi0Config:
     if height != width:
         raise CheckpointError(f"{file}: image_resolution: expected a square, found {[height, width]}")
     base = Pi0Config(pi05=values["type"] == "pi05")
+    chunk_size = values.get("chunk_size", base.chunk_size)
+    values = {"n_action_steps": min(base.n_action_steps, chunk_size), **values}
     return replace(
         base,
         **{name: VARIANTS[variant] for name, variant in variants.items()},
@@ -87,7 +94,7 @@ def read_features(values: Mapping[str, Any], directory: Path) -> FeatureConfig:
             f"found {sorted(inputs)} and {sorted(outputs)}; pass features=FeatureConfig(...)"
         )
     cameras = tuple(key for key, feature in inputs.items() if feature["type"] == "VISUAL")
-    modes = values.get("normalization_mapping") or {}
+    modes = without_nulls(values.get("normalization_mapping", {}))
     unknown = {mode for mode in modes.values() if mode not in _MODES}
     if unknown or modes.get("VISUAL", "IDENTITY") != "IDENTITY":
         raise CheckpointError(
@@ -119,7 +126,7 @@ def _relative_actions(values: Mapping[str, Any], action_dim: int) -> tuple[bool,
 def read_statistics(directory: Path) -> Statistics:
     """Return the statistics of the preprocessor's normaliser; none if the directory has no preprocessor."""
     step = _step(directory, "normalizer_processor")
-    if step is None or "state_file" not in step:  # lerobot leaves it out where there are no statistics
+    if step is None or step.get("state_file") is None:  # lerobot leaves it out where there are no statistics
         return {}
     file = directory / step["state_file"]
     if not file.is_file():
@@ -136,7 +143,8 @@ def read_statistics(directory: Path) -> Statistics:
 def read_tokenizer_name(directory: Path) -> str:
     """Return the name of the tokenizer that the preprocessor uses."""
     step = _step(directory, "tokenizer_processor")
-    return PALIGEMMA_TOKENIZER if step is None else step["config"].get("tokenizer_name", PALIGEMMA_TOKENIZER)
+    settings = {} if step is None else without_nulls(step["config"])
+    return settings.get("tokenizer_name", PALIGEMMA_TOKENIZER)
 
 
 def split_embedded_statistics(tensors: Mapping[str, Tensor]) -> tuple[Statistics, dict[str, Tensor]]:

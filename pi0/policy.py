@@ -7,6 +7,7 @@ units.
 Axis legend: k noise draws, b batch, h action horizon, a action dim, s state dim.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pi0.action_queue import ActionQueue, asker
+from pi0.asker import Asker
 from pi0.config import Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.model import Pi0Model, Prefix
@@ -47,24 +48,12 @@ class PI0Policy(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if features.state_dim > config.max_state_dim:
-            raise ValueError(
-                f"state_dim: expected at most max_state_dim={config.max_state_dim}, found "
-                f"{features.state_dim}"
-            )
-        if features.action_dim > config.max_action_dim:
-            raise ValueError(
-                f"action_dim: expected at most max_action_dim={config.max_action_dim}, found "
-                f"{features.action_dim}"
-            )
+        for name in ("state_dim", "action_dim"):
+            width, widest = getattr(features, name), getattr(config, f"max_{name}")
+            if width > widest:
+                raise ValueError(f"{name}: expected at most max_{name}={widest}, found {width}")
         self.config, self.features, self.tokenizer = config, features, tokenizer
-        self.statistics = {key: dict(value) for key, value in (statistics or {}).items()}
-        self.state_normalizer = Normalizer(
-            STATE, features.state_dim, features.state_normalization, statistics, features.epsilon
-        )
-        self.action_normalizer = Normalizer(
-            ACTION, features.action_dim, features.action_normalization, statistics, features.epsilon
-        )
+        self.use_statistics(statistics)
         self.model = model if model is not None else config.create(seed)
         self.source: Path | None = None  # weights file it came from; see pretrained.save
         self.reset()
@@ -81,6 +70,14 @@ class PI0Policy(nn.Module):
         from pi0.pretrained import save
 
         save(self, Path(directory))
+
+    def use_statistics(self, statistics: Statistics | None) -> None:
+        """Normalise by these statistics from now on; move the policy to its device again."""
+        says = self.features
+        self.statistics = {key: dict(value) for key, value in (statistics or {}).items()}
+        state, action = (STATE, says.state_dim), (ACTION, says.action_dim)
+        self.state_normalizer = Normalizer(*state, says.state_normalization, statistics, says.epsilon)
+        self.action_normalizer = Normalizer(*action, says.action_normalization, statistics, says.epsilon)
 
     @property
     def device(self) -> torch.device:
@@ -289,7 +286,9 @@ class PI0Policy(nn.Module):
             prefix=prefix,
             unconditional=unconditional,
         )
-        return self.decode_actions(chunk, checked_vector(batch, STATE, self.features.state_dim, self.device))
+        state = checked_vector(batch, STATE, self.features.state_dim, self.device)
+        self.state_normalizer.tell_far_outside(state)  # after the sampling: on a GPU it waits for that
+        return self.decode_actions(chunk, state)
 
     def _default(self, indicator: Indicator | None) -> Indicator | None:
         if indicator is None and self.config.indicator != "none":
@@ -298,7 +297,8 @@ class PI0Policy(nn.Module):
 
     def reset(self) -> None:
         """Forget the queued actions; call it at the start of an episode."""
-        self._queue = ActionQueue()
+        self._queue: deque[Tensor] = deque()
+        self._queued_for: Asker | None = None
 
     @torch.no_grad()
     def select_action(self, batch: Batch, **options: Any) -> Float[Tensor, "b a"]:
@@ -309,7 +309,10 @@ class PI0Policy(nn.Module):
         Raises:
             ValueError: The actions that are queued are for a batch of another size, task or `episode_index`.
         """
-        who = asker(batch, self.features, self.device)
+        asker = Asker.of(batch, self.features, self.device)
         if not self._queue:
-            self._queue.fill(who, self.sample_actions(batch, **options)[:, : self.config.n_action_steps])
-        return self._queue.next(who)
+            chunk = self.sample_actions(batch, **options)[:, : self.config.n_action_steps]
+            self._queue.extend(chunk.unbind(1))
+            self._queued_for = asker
+        asker.require_same(self._queued_for, len(self._queue))
+        return self._queue.popleft()

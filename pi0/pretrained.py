@@ -168,7 +168,7 @@ def save(policy: PI0Policy, directory: Path) -> None:
 
 def resolve(path: str | Path) -> Path:
     """Return the local directory of a checkpoint; a hub repository is downloaded."""
-    directory = Path(path)
+    directory = Path(path).expanduser()
     if not directory.is_dir():
         try:
             directory = Path(snapshot_download(str(path), allow_patterns=_FILES))
@@ -200,7 +200,7 @@ def describe(
         is_value = (directory / "value_config.json").exists()
         found = "a value function" if is_value else "no config.json, so its format is unknown"
         raise CheckpointError(f"{directory}: expected a policy, found {found}")
-    values = read_json(directory / "config.json")
+    values = lerobot_format.without_nulls(read_json(directory / "config.json"))
     is_openpi = "action_horizon" in values and not (directory / OWN_CONFIG).exists()
     if extra_delta_transform is not None and (features is not None or not is_openpi):
         raise ValueError(

@@ -1,6 +1,7 @@
-"""Small policies that the tests share."""
+"""Small policies that the tests share, and how they open data sets."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,14 @@ torch.set_num_threads(1)
 
 TASKS = ["press the button", "open the drawer slowly"]
 CAMERA = "observation.images.front"
+
+
+def opened(root: Path | str, **settings):
+    """A data set of the disk."""
+    from pi0.ript.data.reader import open_set
+    from pi0.ript.data.settings import DatasetSettings
+
+    return open_set(DatasetSettings(root=str(root), **settings))
 
 
 def toy_policy(features: dict | None = None, **config) -> PI0Policy:

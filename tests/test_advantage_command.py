@@ -6,16 +6,17 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from conftest import toy_policy
+from conftest import opened, toy_policy
 from test_recap_training import REWARD, chain
 
 from pi0 import PI0Policy
 from pi0.ript.commands.advantage import main, read_mixture
 from pi0.ript.config import ConfigError
-from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_episodes
+from pi0.ript.data.records import CollectionInfo
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.labels.advantages import compute_advantages, read_advantages, read_lineage
 from pi0.ript.labels.calibration import predict
-from pi0.ript.labels.returns import set_outcomes
+from pi0.ript.labels.returns import outcomes
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config
 
@@ -49,8 +50,8 @@ def test_every_frame_of_every_set_gets_the_advantage_of_its_value(place, capsys)
     value = ValueFunction.from_pretrained(place / "value", policy)
     everything = []
     for name in ("one", "two"):
-        episodes = load_episodes(place / name)
-        ends = set_outcomes(episodes)
+        episodes = opened(place / name)
+        ends = outcomes(episodes)
         expected = compute_advantages(predict(value, episodes), episodes.lengths.tolist(), ends, REWARD)
         found = read_advantages(place / name, episodes)
         np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -66,10 +67,11 @@ def test_data_sets_come_from_a_mixture_too(place, tmp_path, capsys):
     file = tmp_path / "mixture.json"
     described = {"datasets": [{"repo_id": str(place / "one"), "episodes": [0]}, {"root": str(place / "two")}]}
     file.write_text(json.dumps(described))
-    assert read_mixture(file) == [place / "one", place / "two"]
+    expected = [{"repo_id": str(place / "one")}, {"root": str(place / "two")}]
+    assert read_mixture(file) == expected
     assert "all episodes are labelled" in capsys.readouterr().out
     (tmp_path / "including.json").write_text('{"dataset_mixture": {"$ref": "mixture.json"}}')
-    assert read_mixture(tmp_path / "including.json") == [place / "one", place / "two"]
+    assert read_mixture(tmp_path / "including.json") == expected
     assert main([*arguments(place), f"--dataset_mixture={file}"]) == 0
 
 
@@ -77,7 +79,7 @@ def test_data_sets_come_from_a_mixture_too(place, tmp_path, capsys):
     ("datasets", "changes", "said"),
     [
         ((), [], "expected data sets, or --dataset_mixture"),
-        (("three",), [], "three is not a LeRobotDataset"),
+        (("three",), [], "no LeRobotDataset: expected meta/info.json in"),
         (("one",), ["--policy=/nowhere/at/all"], "/nowhere/at/all"),
         (("one",), ["--value=/nowhere"], "/nowhere/reward.json is missing"),
         (("one",), ["--positive-fraction=2"], "positive_fraction: expected a share"),

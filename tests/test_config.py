@@ -94,6 +94,48 @@ def test_every_setting_reaches_its_key_and_a_saved_configuration_is_the_same(tmp
     json.dumps(asdict(config))
 
 
+@pytest.mark.parametrize(
+    "text", ["012", "1e5", "1:30", "2026_11_28", "12e4567", "0x10", ".5", ".nan", "1_000", "on", "no", "true"]
+)
+def test_text_keys_keep_their_text_and_a_saved_configuration_too(tmp_path, text):
+    config = load_config_from_yaml(write(tmp_path, f"exp_name: {text}\n"), [f"logging.wandb_entity={text}"])
+    assert (config.exp_name, config.logging.wandb_entity) == (text, text)
+    assert load_config_from_yaml(save_config(config, tmp_path)) == config
+
+
+def test_numbers_are_what_they_look_like_and_words_are_switches(tmp_path):
+    config = load_config_from_yaml(
+        write(
+            tmp_path,
+            "training: {num_train_steps: 1e5, seed: 012}\nalgo: {enable_rollout_stats_tracking: on}\n",
+        ),
+        ["algo.lr=1", "training.save_freq=1_000", "task.task_names=[3, a, '4']"],
+    )
+    assert (config.training.num_train_steps, config.training.seed, config.training.save_freq) == (
+        100000,
+        12,
+        1000,
+    )
+    assert config.algo.enable_rollout_stats_tracking is True
+    assert repr(config.algo.lr) == "1.0"
+    assert config.task.task_names == [3, "a", "4"]
+
+
+def test_bare_flags_are_true_and_home_is_expanded_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, MINIMAL.read_text())
+    for words, expected in {
+        "--logging.use_wandb": True,
+        "--logging.use_wandb algo.lr=1e-5": True,
+        "--logging.use_wandb false": False,
+        "--logging.use_wandb=off": False,
+        "--logging.use_wandb --algo.lr 1e-5": True,
+    }.items():
+        config = parse_config(["--config_path", "~/config.yaml", *words.split(), "--output_dir=~/runs"])
+        assert config.logging.use_wandb is expected, words
+        assert config.output_dir == str(tmp_path / "runs")
+
+
 def test_sections_are_arguments_of_what_they_configure():
     task = load_config_from_yaml(MINIMAL, ["task.benchmark_name=libero_goal", "task.camera_names=[a,b]"]).task
     environment = get_environment(**asdict(task))
@@ -151,15 +193,17 @@ def test_command_lines_are_written_in_several_ways(capsys, monkeypatch):
         (["algo.lr=fast"], "command line: algo.lr: expected a number, found 'fast'"),
         (["algo.lr=null"], "algo.lr: expected a number, found null"),
         (["algo.num_epochs=1.5"], "algo.num_epochs: expected a whole number, found 1.5"),
-        (["algo.num_epochs=true"], "algo.num_epochs: expected a whole number, found True"),
-        (["exp_name=off"], "exp_name: expected text, found False (in YAML, on, off"),
+        (["algo.num_epochs=true"], "algo.num_epochs: expected a whole number, found true"),
+        (["algo.lr=.nan"], "algo.lr: expected a number, found .nan"),
+        (["algo.num_epochs=1:30"], "algo.num_epochs: expected a whole number, found 1:30"),
+        (["exp_name=[a]"], "exp_name: expected text, found ['a']"),
         (["task.task_names=3"], "expected a list of text or a whole number, such as [a,b], or null, found 3"),
         (["algo=3"], "algo: expected a section with keys such as rloo_batch_size, found 3"),
         (["algo.lr={a: 1}"], "algo.lr: expected a value, found the section {a: ...}"),
         (["algo.lr=${algo.nothing}"], "algo.lr: '${algo.nothing}' stands for nothing that fits"),
         (["algo.lr=${exp_name}"], "could not be converted to Float"),
         (["algo.lr=[1"], "command line, algo.lr, line 1: this is not YAML"),
-        (["--algo.lr"], "algo.lr: expected a number, found True"),
+        (["--algo.lr"], "algo.lr: expected a number, found true"),
         (
             ["--algo.lr", "1e-4", "2", "3"],
             "expected --algo.lr VALUE, or names and values, found ['1e-4', '2',",
@@ -189,7 +233,6 @@ def test_a_wrong_command_line_ends_with_code_2_and_one_message(words, said, caps
     ("override", "said"),
     [
         ("algo.lr=0", "algo.lr: expected a number above 0, found 0"),
-        ("algo.lr=.nan", "algo.lr: expected a number above 0, found nan"),
         ("algo.data_batch_size=0", "algo.data_batch_size: expected at least 1, found 0"),
         ("eval.n_video=-1", "eval.n_video: expected 0 or more, found -1"),
         ("training.memory_limit_gb=0", "training.memory_limit_gb: expected a number above 0"),
@@ -198,7 +241,7 @@ def test_a_wrong_command_line_ends_with_code_2_and_one_message(words, said, caps
         ("policy.freeze='a('", "policy.freeze: 'a(' is no regular expression"),
         ("policy.n_action_steps=9", "expected at most the toy's 8 actions"),
         ("policy.extra_delta_transform=true", "use policy.extra_delta_transform=null"),
-        ("policy.norm_stats_path=nothing.json", "policy.norm_stats_path: no file at 'nothing.json'"),
+        ("policy.statistics_path=nothing.json", "policy.statistics_path: no file at 'nothing.json'"),
         ("policy_path='{pi0_model_path}'", "nobody filled in the placeholder '{pi0_model_path}'"),
         ("policy_path=./nothing", "policy_path: nothing at './nothing'"),
         ("policy_path=tests", "policy_path: 'tests' has no config.json and no model.safetensors"),
@@ -348,8 +391,8 @@ def load_legacy(name: str, capsys) -> tuple[TrainConfig, str]:
 def test_files_of_earlier_versions_load(capsys):
     debug, said = load_legacy("debug", capsys)
     assert (debug.algo.rloo_batch_size, debug.algo.lr, debug.task.task_names) == (1, 1e-5, None)
-    assert debug.policy.norm_stats_path == "./norm_stats/norm_stats.json"
-    assert "norm_stats_path -> policy.norm_stats_path" in said
+    assert debug.policy.statistics_path == "./norm_stats/norm_stats.json"
+    assert "norm_stats_path -> policy.statistics_path" in said
     assert "algo.{enable_dynamic_sampling" in said.split("keys without effect:\n")[1]
     train, said = load_legacy("train_cfg_rl", capsys)
     assert train.task.task_names == ["put_the_wine_bottle_on_top_of_the_cabinet"]
@@ -382,7 +425,7 @@ def test_keys_that_change_a_result_are_honoured_or_refused(tmp_path):
         dataset = load_config_from_yaml(write(tmp_path, windows % (mode, more))).dataset
         assert (dataset.window_stride, dataset.max_windows_per_episode) == expected
     for text, said in (
-        (optimizer % ("Adam", 0.01), "optimizer.type=0.0 contradicts training.optimizer.weight_decay=0.01"),
+        (optimizer % ("Adam", 0.01), "weight_decay=0.01 contradicts training.optimizer.type=0.0; keep one"),
         (optimizer % ("SGD", 0.0), "found 'SGD'; use AdamW, or Adam, which is AdamW without weight decay"),
         (windows % ("random", ""), "dataset.windowing_mode: found 'random'; use last or slide"),
         ("optimizer: {lr_schedule: cosine}", "found 'cosine'; algo.lr falls linearly"),
@@ -404,7 +447,7 @@ def test_keys_without_effect_are_a_short_table(tmp_path, capsys):
 def test_an_old_key_on_the_command_line_wins_over_the_file():
     assert load_config_from_yaml(MINIMAL, ["algo.demo_batch_size=5"]).algo.data_batch_size == 5
     assert (
-        load_config_from_yaml(LEGACY / "debug.yaml", ["norm_stats_path=null"]).policy.norm_stats_path is None
+        load_config_from_yaml(LEGACY / "debug.yaml", ["norm_stats_path=null"]).policy.statistics_path is None
     )
 
 

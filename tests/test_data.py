@@ -9,25 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reader_oracle
 import torch
+from conftest import opened
 from omegaconf import OmegaConf
 from test_episodes import INFO, make_episode, publish
 
 from pi0 import FeatureConfig
-from pi0.ript.data import AugmentationSettings, DatasetSettings, MixtureSettings, make_training_data
 from pi0.ript.data.augmentation import augment
-from pi0.ript.data.frames import open_frames
-from pi0.ript.data.mixture import MixtureOrder
-from pi0.ript.data.resampling import action_chunks, chunk_offsets
-from pi0.ript.data.settings import check_mixture
-from pi0.ript.data.splits import validation_episodes
-from pi0.ript.episodes import EpisodeDataError, load_episodes
+from pi0.ript.data.mixture import MixtureOrder, validation_episodes
+from pi0.ript.data.reader import open_set
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.settings import AugmentationSettings, DatasetSettings, MixtureSettings, check_mixture
+from pi0.ript.data.training_data import make_training_data
+from pi0.ript.data.windows import action_chunks, chunk_offsets
 from pi0.ript.windows import episode_windows
 
 CAMERA = "observation.images.front"
 FEATURES = FeatureConfig(image_keys=(CAMERA,), state_dim=4, action_dim=3)
-
-OPENED: dict = {}
 
 
 class Process:
@@ -76,19 +75,6 @@ def write_with_lerobot(root: Path) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets are opened once for all tests, which takes lerobot most of a second each."""
-
-    def open_once(settings: DatasetSettings, cameras: tuple[str, ...], gib: float):
-        key = repr((settings, cameras, gib))
-        if key not in OPENED:
-            OPENED[key] = open_frames(settings, cameras, gib)
-        return OPENED[key]
-
-    monkeypatch.setattr("pi0.ript.data.training_data.open_frames", open_once)
-
-
 def mixture(*names: str, **changes) -> MixtureSettings:
     datasets = [DatasetSettings(repo_id=name) for name in names]
     return MixtureSettings(**{"datasets": datasets, "num_workers": 0, "val_split_ratio": 0.0, **changes})
@@ -105,15 +91,15 @@ def equal(a: dict, b: dict) -> bool:
 # Reading ----------------------------------------------------------------------------------------------------
 
 
-def test_batches_have_the_frames_of_the_episodes_from_memory_and_from_disk(roots):
+def test_batches_have_the_frames_of_the_episodes_with_and_without_a_cache(roots):
     expected = [
         episode_windows(e.images, e.states, e.actions, np.arange(len(e)), e.labels.instruction, 4)
-        for e in load_episodes(roots["a"])
+        for e in opened(roots["a"])
     ]
     firsts = np.cumsum([0, *(len(w) for w in expected)])
     for gib in (0.0, 1.0):
-        data = make_training_data(mixture(roots["a"], in_memory_gib=gib), FEATURES, 4, 5)
-        assert type(data.sets[0].read_images).__name__ == ("_InMemory" if gib else "_OnDisk")
+        data = make_training_data(mixture(roots["a"], cache_gib=gib), FEATURES, 4, 5)
+        assert data.num_kept == (25 if gib else 0)
         for batch in islice(data.train, 5):
             for i, window in enumerate(batch["window"].tolist()):
                 episode = int(np.searchsorted(firsts, window, side="right")) - 1
@@ -123,14 +109,29 @@ def test_batches_have_the_frames_of_the_episodes_from_memory_and_from_disk(roots
                 assert batch["task"][i] == own["task"][0]
 
 
-def test_video_is_read_within_its_compression(roots):
-    batches = {}
-    for gib in (0.0, 1.0):
-        data = make_training_data(mixture(roots["video"], in_memory_gib=gib), FEATURES, 4, 25)
-        batches[gib] = next(data.train)
-    assert batches[0.0][CAMERA].dtype == torch.uint8
-    assert batches[0.0][CAMERA].shape == (25, 64, 64, 3)
-    assert (batches[0.0][CAMERA].int() - batches[1.0][CAMERA].int()).abs().max() <= 1
+@pytest.mark.parametrize("workers", [0, 2])
+def test_video_is_what_the_file_holds_to_the_bit_with_and_without_a_cache(roots, workers):
+    true = [frame.images[CAMERA] for frame in reader_oracle.read(Path(roots["video"]))]
+    for gib in (0.0, 1e-4, 1.0):  # none, eight frames, all
+        settings = mixture(roots["video"], cache_gib=gib, num_workers=workers)
+        data = make_training_data(settings, FEATURES, 4, 25)
+        assert data.num_kept == {0.0: 0, 1e-4: 8, 1.0: 25}[gib]
+        for batch in islice(data.train, 2):
+            for image, window in zip(batch[CAMERA].numpy(), batch["window"].tolist(), strict=True):
+                assert np.array_equal(image, true[window])
+
+
+def test_the_cache_is_for_frames_that_are_drawn_often_and_is_shared_by_ranks(roots, monkeypatch):
+    settings = mixture(roots["a"], roots["b"], weights=[1.0, 9.0], image_size=16, cache_gib=30 * 1729 / 2**30)
+    settings.datasets[1].excluded_episodes = [0]
+    for ranks in (1, 2):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        data = make_training_data(settings, FEATURES, 4, 5)
+        columns = [frames.images[CAMERA] for frames in data.sets]
+        kept = [0 if column.kept is None else column.kept.num_kept for column in columns]
+        assert kept == [{1: 25, 2: (15 - 6) * 1729 // 769}[ranks], 6]
+        assert [columns[1].kept.lacks(row) for row in range(12)] == [False] * 6 + [True] * 6
+        assert data.num_kept == sum(kept)
 
 
 def test_a_set_of_lerobots_own_writer_is_read_under_its_own_names(roots):
@@ -349,7 +350,7 @@ def test_validation_covers_each_frame_once_over_the_ranks_in_every_pass(roots):
     assert sorted(found) == sorted(windows_of(whole)) == sorted(set(found))
     assert len(found) == whole.num_frames
     assert [windows_of(whole), sum(len(part or []) for part in parts)] == [windows_of(whole), len(whole)]
-    images = load_episodes(roots["a"]).images["front"]
+    images = opened(roots["a"]).images[CAMERA]
     for batch in whole:  # not augmented
         assert np.array_equal(batch[CAMERA], images[batch["window"].numpy()])
 
@@ -472,13 +473,13 @@ def test_a_hub_name_without_network_is_one_clear_error(monkeypatch):
     with pytest.raises(
         EpisodeDataError, match=r"nobody/nothing: cannot be loaded.*give its directory as root"
     ):
-        open_frames(DatasetSettings(repo_id="nobody/nothing"))
+        open_set(DatasetSettings(repo_id="nobody/nothing"))
 
 
 def test_an_unfinished_or_repeated_set_is_refused(roots, tmp_path):
     (tmp_path / "set.partial").mkdir()
     with pytest.raises(EpisodeDataError, match="not finished"):
-        open_frames(DatasetSettings(repo_id=str(tmp_path / "set")))
+        open_set(DatasetSettings(repo_id=str(tmp_path / "set")))
     with pytest.raises(EpisodeDataError, match=r"datasets\[0\] and datasets\[1\] both hold episode 0"):
         make_training_data(mixture(roots["a"], roots["a"]), FEATURES, 2, 4)
 
@@ -487,17 +488,19 @@ def test_an_incomplete_copy_or_another_format_is_refused_without_asking_the_hub(
     whole = Path(shutil.copytree(roots["video"], tmp_path / "set"))
     frames, video = next(whole.glob("data/*/*.parquet")), next(whole.glob("videos/*/*/*.mp4"))
     shutil.move(video, tmp_path / "aside")
-    with pytest.raises(EpisodeDataError, match=r"file-000.mp4, found no file \(1 videos.*make it again"):
-        open_frames(DatasetSettings(repo_id=str(whole)))
+    with pytest.raises(
+        EpisodeDataError, match=r"file-00\d.mp4: .*expected a video, found no file; .*make it again"
+    ):
+        open_set(DatasetSettings(repo_id=str(whole)))
     frames.unlink()
-    with pytest.raises(EpisodeDataError, match=r"expected 25 frames in data/, found 0"):
-        open_frames(DatasetSettings(repo_id=str(whole)))
+    with pytest.raises(EpisodeDataError, match=r"data: expected frames in .*, found none"):
+        open_set(DatasetSettings(repo_id=str(whole)))
     info = json.loads((whole / "meta/info.json").read_text())
     (whole / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
     with pytest.raises(EpisodeDataError, match=r"found v2\.1; convert it"):
-        open_frames(DatasetSettings(repo_id=str(whole)))
+        open_set(DatasetSettings(repo_id=str(whole)))
 
 
 def test_a_set_below_its_root_is_found(roots):
-    frames = open_frames(DatasetSettings(repo_id="a", root=str(Path(roots["a"]).parent)))
-    assert (frames.name, len(frames.index), frames.image_sizes) == (roots["a"], 25, {})
+    frames = open_set(DatasetSettings(repo_id="a", root=str(Path(roots["a"]).parent)), cameras=())
+    assert (frames.name, frames.num_frames, frames.images) == (roots["a"], 25, {})

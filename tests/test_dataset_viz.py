@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import opened
 from test_recap_training import chain
 
 from pi0.ript.commands.dataset_viz import main
-from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_episodes
+from pi0.ript.data.records import CollectionInfo
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.pages import dataset_page
 
@@ -56,7 +58,7 @@ def plain(page: Path) -> str:
 def labels_of(dataset: Path) -> np.ndarray:
     """Advantages of the 30 frames, the last one missing, written as the data set's own."""
     advantages = np.round(np.append(np.random.default_rng(0).normal(size=29), np.nan), 6)
-    write_advantages(dataset, load_episodes(dataset), advantages, {"epsilon": EPSILON})
+    write_advantages(dataset, opened(dataset), advantages, {"epsilon": EPSILON})
     return advantages
 
 
@@ -78,9 +80,9 @@ def test_facts_and_episodes_are_those_of_the_data_set(dataset, drawn, capsys):
     )
     assert '"operator": "<b>x</b>"' in text
     assert "Advantages" not in text
-    episodes = load_episodes(dataset)
+    episodes = opened(dataset)
     assert [len(episode) for episode, _, _ in drawn] == [7, 5]
-    assert np.array_equal(drawn[0][0].actions, episodes[3].actions)
+    assert np.array_equal(drawn[0][0].actions, episodes.episode(3).actions)
     raw = page.read_text()
     assert "<h1>se&amp;t</h1>" in raw
     assert "<b>x" not in raw
@@ -95,7 +97,7 @@ def test_advantages_are_read_from_the_data_set(dataset, drawn, tmp_path):
     text = plain(page)
     assert f"with advantage {29 / 30:.1%}" in text
     assert f"{positive_share(advantages)}; epsilon of suite/0 0.25, epsilon of suite/1 -0.5" in text
-    assert [epsilon for _, _, epsilon in drawn] == [0.25, -0.5]
+    assert [labels.limits(epsilon)[0] for _, labels, epsilon in drawn] == [0.25, -0.5]
     np.testing.assert_allclose(drawn[1][1].advantages, advantages[4:9])
 
 
@@ -110,7 +112,7 @@ def test_values_are_read_from_a_run(dataset, drawn, tmp_path):
     (tmp_path / "thresholds.json").write_text('{"suite/0": -0.5, "suite/1": -0.25}')
     assert main([str(dataset), "--values", str(tmp_path), "--episodes", "4"]) == 0
     (_, labels, epsilon), *_ = drawn
-    assert epsilon == -0.5
+    assert set(labels.limits(epsilon)) == {-0.5}
     for kind in ("values", "returns", "advantages"):
         np.testing.assert_array_equal(getattr(labels, kind), arrays[f"rollouts-1/{kind}"][22:])
 
@@ -120,7 +122,8 @@ def test_a_set_without_success_labels_is_shown_on_request(dataset, capsys):
         pq.write_table(pq.read_table(path).drop_columns("success"), path)
     assert main([str(dataset)]) == 2
     assert re.search(
-        r"^pi0-dataset-viz: error: .*no success labels.*--assume-success\n$", capsys.readouterr().err
+        r"^pi0-dataset-viz: error: .*expected success labels.*pass --assume-success\n$",
+        capsys.readouterr().err,
     )
     assert main([str(dataset), "--assume-success", "--max-episodes", "1"]) == 0
     text = plain(dataset.with_name("se&t.html"))
@@ -131,9 +134,13 @@ def test_a_set_without_success_labels_is_shown_on_request(dataset, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{tmp}/none"], "DATASET_DIR: expected a directory, found none at {tmp}/none"),
-        (["{tmp}"], "{tmp} is not a LeRobotDataset: {tmp}/meta/info.json is missing"),
-        (["{set}", "--episodes", "0", "5", "-1"], "--episodes: expected numbers from 0 to 4, found [5, -1]"),
+        (["{tmp}/none"], "no LeRobotDataset: expected meta/info.json in {tmp}/none"),
+        (["{set}", "--columns", "action"], "--columns: expected KEY=NAME, found ['action']"),
+        (
+            ["{set}", "--columns", "action=moves"],
+            "called with --columns observation.state=",
+        ),
+        (["{set}", "--episodes", "0", "5", "-1"], "numbers of its 5 episodes, 0 to 4, found [5, -1]"),
         (["{set}", "--max-episodes", "0"], "--max-episodes: expected at least 1, found 0"),
         (["{set}", "--output", "{tmp}"], "--output: expected a file name, found the directory {tmp}"),
         (["{set}", "--values", "{tmp}"], "--values: expected a frames.npz, found none at {tmp}/frames.npz"),

@@ -9,25 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import opened
 
-from pi0.ript.demonstrations import (
-    OPERATORS,
-    DemonstrationPlan,
-    Demonstrator,
-    Expert,
-    Operator,
-    collect_demonstrations,
-    demonstrate,
-    get_operator,
-    make_expert,
-    worker,
-)
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.writer import EpisodeWriter
+from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations, worker
 from pi0.ript.demonstrations.collect import Schedule, TooFewSuccessesError
 from pi0.ript.demonstrations.command import DEFAULT_TASKS, main
-from pi0.ript.demonstrations.recorder import Recorder, attempt_seed, initial_state_index
+from pi0.ript.demonstrations.experts import Expert, make_expert
+from pi0.ript.demonstrations.operators import OPERATORS, Demonstrator, Operator, get_operator
+from pi0.ript.demonstrations.recorder import Recorder, attempt_seed, demonstrate, initial_state_index
 from pi0.ript.demonstrations.worker import WorkerFailedError, WorkerPool
 from pi0.ript.envs import InitialStateError, make_suite, process
-from pi0.ript.episodes import EpisodeDataError, EpisodeWriter, load_episodes
 
 STEPS = 4000
 
@@ -199,8 +192,8 @@ def published(plan: DemonstrationPlan, tmp_path_factory: pytest.TempPathFactory)
 def test_replaying_the_recorded_actions_gives_the_recorded_episode(plan: DemonstrationPlan, published: Path):
     suite = make_suite("metaworld")
     tasks = {task.id: task for task in suite.tasks()}
-    episodes = load_episodes(published)
-    assert len(episodes) == 8
+    episodes = opened(published)
+    assert episodes.num_episodes == 8
     for number, episode in enumerate(episodes):
         simulation = suite.make(tasks[episode.labels.task_id])
         state = simulation.initial_state("train", initial_state_index(plan.seed, number % 4))
@@ -220,8 +213,8 @@ def test_the_data_set_does_not_depend_on_the_number_of_workers(
     plan: DemonstrationPlan, published: Path, tmp_path: Path
 ):
     collect_demonstrations(plan, tmp_path / "set", 4, num_workers=2)
-    found = load_episodes(tmp_path / "set").collection
-    assert found == load_episodes(published).collection
+    found = opened(tmp_path / "set").collection
+    assert found == opened(published).collection
 
 
 @pytest.mark.sim
@@ -237,8 +230,8 @@ def test_an_interrupted_collection_continues_to_the_same_data_set(
     done = []
     collect_demonstrations(plan, tmp_path / "set", 4, progress=lambda s: done.append(s.outcomes))
     assert len(done) == 1 + 5, "finished attempts were repeated"
-    found = load_episodes(tmp_path / "set").collection
-    assert found == load_episodes(published).collection
+    found = opened(tmp_path / "set").collection
+    assert found == opened(published).collection
     with pytest.raises(EpisodeDataError, match="exists already"):
         collect_demonstrations(plan, tmp_path / "set", 4)
 
@@ -248,7 +241,7 @@ def test_demonstrations_never_start_from_a_heldout_state(
     plan: DemonstrationPlan, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     suite = make_suite("metaworld")
-    labels = load_episodes(published).labels
+    labels = opened(published).labels
     for task in suite.select(plan.tasks):
         simulation = suite.make(task)
         heldout = {simulation.initial_state("heldout", i).hash for i in range(50)}
@@ -294,7 +287,7 @@ def test_a_worker_that_hangs_or_dies_is_replaced_and_its_attempt_repeated(
 
     monkeypatch.setattr(WorkerPool, "start", strike_once)
     collect_demonstrations(plan, tmp_path / "set", 4, num_workers=1)
-    assert load_episodes(tmp_path / "set").collection == load_episodes(published).collection
+    assert opened(tmp_path / "set").collection == opened(published).collection
     assert started[1] == started[2], "the attempt under way was repeated"
     assert len(started) == 8 + 1
     assert "attempt (0, 1) is repeated" in capsys.readouterr().err
@@ -320,7 +313,7 @@ def run_command(*arguments: str) -> int:
         ("--env metaword", "did you mean 'metaworld'"),
         ("--env metaworld --task drawer-opn-v3", "did you mean 'drawer-open-v3'"),
         ("--env metaworld --operator slopy", "did you mean 'sloppy'"),
-        ("--env metaworld --task 50", "expected a number below 50"),
+        ("--env metaworld --task 50", "expected a number from 0 to 49, found 50"),
         ("--env metaworld --task 1 --task 1", "named twice"),
         ("--env metaworld --suite libero_goal", "--suite belongs to --env libero"),
         ("--env metaworld --episodes 0", "--episodes >= 1"),
@@ -360,7 +353,7 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureF
     arguments += ["--episodes", "5", "--image-size", "32", "--output", str(output)]
     assert run_command(*arguments) == 0
     text = capsys.readouterr().out
-    labels = load_episodes(output).labels
+    labels = opened(output).labels
     assert text.index("budget: about") < text.index("metaworld/plate-slide-v3")
     assert f"{sum(label.success for label in labels)}/5" in text
     assert str(output) in text

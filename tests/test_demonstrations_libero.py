@@ -6,17 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import opened
 from scipy.spatial.transform import Rotation
 
-from pi0.ript.demonstrations import (
-    DemonstrationPlan,
-    collect_demonstrations,
-    make_expert,
-)
+from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
+from pi0.ript.demonstrations.experts import make_expert
 from pi0.ript.demonstrations.libero_scene import Scene
 from pi0.ript.demonstrations.libero_tasks import PICK_AND_PLACE
 from pi0.ript.envs import make_suite
-from pi0.ript.episodes import load_episodes
 
 needs_libero = pytest.mark.skipif(
     "LIBERO_ASSETS" not in os.environ, reason="set LIBERO_ASSETS to LIBERO's assets"
@@ -108,16 +105,16 @@ def test_a_libero_demonstration_succeeds_and_is_read_by_lerobot(tmp_path: Path):
     (summary,) = collect_demonstrations(plan, tmp_path / "set", 1, keep="all")
     assert (summary.successes, summary.attempts) == (1, 1)
     assert 60 < summary.mean_length < 160
-    episodes = load_episodes(tmp_path / "set")
+    episodes = opened(tmp_path / "set")
     assert (episodes.states.shape[1], episodes.actions.shape[1], episodes.fps) == (8, 7, 20)
-    assert set(episodes.images) == {"agentview", "wrist"}
+    assert set(episodes.images) == {"observation.images.agentview", "observation.images.wrist"}
     assert np.abs(episodes.actions).max() <= 1.0
 
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     item = LeRobotDataset("local/test", root=tmp_path / "set")[7]
     for camera, frames in episodes.images.items():
-        image = (item[f"observation.images.{camera}"] * 255).round().byte().permute(1, 2, 0)
+        image = (item[camera] * 255).round().byte().permute(1, 2, 0)
         assert np.array_equal(image.numpy(), frames[7])
     assert item["task"] == "pick up the milk and place it in the basket"
 

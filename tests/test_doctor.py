@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import metaworld_policy
 from safetensors.torch import load_file, save_file
+from small_sets import draft, write
 
 from pi0.ript import environments
 from pi0.ript.commands import doctor, machine_checks, trial_checks
@@ -277,3 +278,59 @@ def test_a_real_run(tmp_path):
     assert any(line.startswith("ok    rendering metaworld with MUJOCO_GL=") for line in lines)
     assert "ok    process group: two processes exchanged a number (gloo)" in lines
     assert json.dumps(lines).count("FAIL") == 0
+
+
+# Data sets --------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_is_described_and_everything_wrong_with_it_told(tmp_path, capsys):
+    good = write(draft([3, 5, 4], "video"), tmp_path / "good")
+    made = draft([3, 5, 4, 4])
+    for row in made.rows:
+        row["observation.state"] = np.array([row["code"], 7.0, 0.0, 1.0])
+    made.meta(1)["length"] = 4
+    made.of(3)[2]["action"] = np.full(3, np.nan)
+    bad = write(made, tmp_path / "bad")
+    assert doctor.main(["--dataset", str(good)]) == 0
+    told = capsys.readouterr().out
+    for line in (
+        "ok    3 episodes, 12 frames at 20 fps (0.0002 h); lengths 3 to 5, median 4",
+        "ok    success: 2 yes, 1 no, 0 unknown",
+        "ok    task 'do thing 0': 2 episodes, 7 frames",
+        "ok    camera observation.images.front: 32x32, stored as video, 0 GB decoded",
+    ):
+        assert line in told
+    assert doctor.main(["--dataset", str(good), str(bad), "--json"]) == 1
+    first, second = json.loads(capsys.readouterr().out)["datasets"]
+    assert (first["can_be_trained_on"], second["can_be_trained_on"]) == (True, False)
+    failed = [finding["text"] for finding in second["findings"] if finding["level"] == "FAIL"]
+    assert [text.split(": ")[:3] for text in failed] == [
+        ["meta/episodes", "length", "episode 1"],
+        ["data", "action", "episode 3"],
+    ]
+    assert second["figures"]["dimensions_that_hardly_move"]["observation.state"] == [1, 2, 3]
+    assert second["figures"]["episodes"] == 4
+    assert doctor.main(["--dataset", str(tmp_path / "nowhere")]) == 1
+    assert "FAIL  no LeRobotDataset: expected meta/info.json in" in capsys.readouterr().out
+
+
+def test_episodes_that_two_data_sets_share_are_told(tmp_path, capsys):
+    one, other = draft([3, 5, 4]), draft([4, 3, 6])
+    for there, here in zip(other.of(0), one.of(2), strict=True):
+        there["code"] = here["code"]
+    roots = [str(write(made, tmp_path / str(i))) for i, made in enumerate((one, other))]
+    assert doctor.main(["--dataset", *roots]) == 0
+    assert (
+        f"warn  {roots[0]} and {roots[1]} share 1 episodes, by their numbers: [(2, 0)]"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_data_set_with_other_column_names_is_described_with_the_mapping_it_needs(tmp_path, capsys):
+    made = draft([3, 5])
+    made.names |= {"observation.state": "state", "action": "actions"}
+    assert doctor.main(["--dataset", str(write(made, tmp_path / "set"))]) == 0
+    told = capsys.readouterr().out
+    assert "warn  columns have other names" in told
+    assert "data_features_name_mapping: {'observation.state': 'state', 'action': 'actions'}" in told
+    assert "2 episodes, 8 frames" in told

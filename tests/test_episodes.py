@@ -7,19 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from conftest import opened
 
-from pi0.ript.episodes import (
-    CollectionInfo,
-    Episode,
-    EpisodeDataError,
-    EpisodeLabels,
-    EpisodeWriter,
-    default_storage,
-    image_arrays,
-    load_episodes,
-)
+from pi0.ript.data.encoding import default_storage
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.writer import EpisodeWriter
 
 INFO = CollectionInfo(fps=20, robot_type="test", storage="image", origin={"made": "here"})
 
@@ -108,19 +101,19 @@ def test_statistics_are_those_of_all_frames(tmp_path: Path):
 def test_video_storage_is_read_by_lerobot_within_its_compression(tmp_path: Path):
     episodes = [make_episode(i, length=6, size=64) for i in range(2)]
     root = publish(tmp_path / "set", dict(enumerate(episodes)), replace(INFO, storage="video"))
-    dataset, arrays = lerobot_dataset(root), load_episodes(root)
+    dataset, arrays = lerobot_dataset(root), opened(root)
     for number, episode in enumerate(episodes):
         for t in range(6):
             image = dataset[6 * number + t]["observation.images.front"].permute(1, 2, 0) * 255
             error = np.abs(image.numpy() - episode.images["front"][t])
             assert error.mean() < 4, "mean absolute error in grey levels"
-            assert np.abs(image.numpy() - arrays[number].images["front"][t]).max() <= 1
+            assert np.abs(image.numpy() - arrays.episode(number).images["front"][t]).max() <= 1
     assert np.array_equal(arrays.actions, np.concatenate([e.actions for e in episodes]))
 
 
 def test_load_episodes_returns_the_same_arrays_and_labels(tmp_path: Path):
     episodes = [make_episode(i, length=3 + i) for i in range(4)]
-    loaded = load_episodes(publish(tmp_path / "set", dict(enumerate(episodes))))
+    loaded = opened(publish(tmp_path / "set", dict(enumerate(episodes))))
     assert loaded.lengths.tolist() == [3, 4, 5, 6]
     for episode, back in zip(episodes, loaded, strict=True):
         assert back.labels == episode.labels
@@ -130,10 +123,10 @@ def test_load_episodes_returns_the_same_arrays_and_labels(tmp_path: Path):
 def test_order_of_writing_does_not_matter_and_gaps_close(tmp_path: Path):
     forward = publish(tmp_path / "a", {i: make_episode(i) for i in (2, 5, 9)})
     backward = publish(tmp_path / "b", {i: make_episode(i) for i in (9, 5, 2)})
-    a, b = load_episodes(forward), load_episodes(backward)
+    a, b = opened(forward), opened(backward)
     assert [labels.seed for labels in a.labels] == [2, 5, 9]
     assert a.collection["content_hash"] == b.collection["content_hash"]
-    other = load_episodes(publish(tmp_path / "c", {i: make_episode(i) for i in (2, 5, 8)}))
+    other = opened(publish(tmp_path / "c", {i: make_episode(i) for i in (2, 5, 8)}))
     assert other.collection["content_hash"] != a.collection["content_hash"]
 
 
@@ -142,7 +135,7 @@ def test_only_the_kept_episodes_are_published(tmp_path: Path):
     for i in range(4):
         writer.add(i, make_episode(i))
     keep = [i for i, (labels, _) in writer.finished().items() if labels.success]
-    assert [labels.seed for labels in load_episodes(writer.finalize(keep)).labels] == [1, 2]
+    assert [labels.seed for labels in opened(writer.finalize(keep)).labels] == [1, 2]
 
 
 def test_many_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -152,14 +145,14 @@ def test_many_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(list((root / "data").rglob("*.parquet"))) == 3
     dataset = lerobot_dataset(root)
     assert np.array_equal(dataset[14]["action"].numpy(), make_episode(2).actions[4])
-    assert len(load_episodes(root)) == 3
+    assert opened(root).num_episodes == 3
 
 
 KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from test_episodes import INFO, make_episode
-from pi0.ript.episodes import EpisodeWriter
+from pi0.ript.data.writer import EpisodeWriter
 writer = EpisodeWriter(sys.argv[1], INFO)
 for number in range(1000):
     writer.add(number, make_episode(number))
@@ -181,13 +174,13 @@ def test_finished_episodes_survive_a_kill(tmp_path: Path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     with pytest.raises(EpisodeDataError, match="not finished"):
-        load_episodes(root)
+        opened(root)
     writer = EpisodeWriter(root, INFO)
     finished = writer.finished()
     assert len(finished) >= 6
     assert list(finished) == list(range(len(finished)))
     writer.add(len(finished), make_episode(len(finished)))
-    loaded = load_episodes(writer.finalize())
+    loaded = opened(writer.finalize())
     hashes = [episode.content_hash() for episode in loaded]
     assert hashes == [make_episode(i).content_hash() for i in range(len(finished) + 1)]
     assert len(lerobot_dataset(root)) == 5 * len(hashes)
@@ -203,11 +196,11 @@ def test_a_kill_while_publishing_loses_nothing(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pi0.ript.episodes.publishing._DataFiles.close", interrupt)
+        patch.setattr("pi0.ript.data.publishing._DataFiles.close", interrupt)
         with pytest.raises(KeyboardInterrupt):
             writer.finalize()
     assert not (tmp_path / "set").exists()
-    assert len(load_episodes(EpisodeWriter(tmp_path / "set", INFO).finalize())) == 2
+    assert opened(EpisodeWriter(tmp_path / "set", INFO).finalize()).num_episodes == 2
 
 
 def test_errors_name_the_remedy(tmp_path: Path):
@@ -221,8 +214,8 @@ def test_errors_name_the_remedy(tmp_path: Path):
         EpisodeWriter(tmp_path / "other", INFO).finalize()
     with pytest.raises(EpisodeDataError, match="fps"):
         replace(INFO, fps=12.5)
-    with pytest.raises(EpisodeDataError, match="is not a LeRobotDataset"):
-        load_episodes(tmp_path / "nothing")
+    with pytest.raises(EpisodeDataError, match="no LeRobotDataset: expected"):
+        opened(tmp_path / "nothing")
     with pytest.raises(EpisodeDataError, match=r"actions.*frame 1 is not finite"):
         replace(make_episode(0), actions=np.array([[0], [np.nan], [0], [0], [0]], np.float32))
     writer = EpisodeWriter(tmp_path / "mixed", INFO)
@@ -232,34 +225,11 @@ def test_errors_name_the_remedy(tmp_path: Path):
         writer.finalize()
 
 
-def test_missing_success_labels_are_an_error_unless_assumed(tmp_path: Path):
-    root = publish(tmp_path / "set", {i: make_episode(i) for i in range(2)})
-    for path in [*(root / "data").rglob("*.parquet"), *(root / "meta/episodes").rglob("*.parquet")]:
-        pq.write_table(pq.read_table(path).drop_columns("success"), path)
-    with pytest.raises(EpisodeDataError, match=r"no success labels.*assume_success"):
-        load_episodes(root)
-    assert [labels.success for labels in load_episodes(root, assume_success=True).labels] == [
-        True,
-        True,
-    ]
-
-
-def test_a_set_with_other_columns_is_an_error(tmp_path: Path):
-    root = publish(tmp_path / "set", {0: make_episode(0)})
-    for path in root.glob("data/*/*.parquet"):
-        table = pq.read_table(path)
-        pq.write_table(
-            table.rename_columns([n.replace("action", "command") for n in table.column_names]), path
-        )
-    with pytest.raises(EpisodeDataError, match=r"no column 'action' in its frames, there are .*command"):
-        load_episodes(root)
-
-
 def test_a_robot_of_one_dimension(tmp_path: Path):
     one = make_episode(0)
     one = replace(one, states=one.states[:, :1], actions=one.actions[:, :1])
     root = publish(tmp_path / "set", {0: one})
-    loaded, item = load_episodes(root)[0], lerobot_dataset(root)[2]
+    loaded, item = opened(root).episode(0), lerobot_dataset(root)[2]
     assert loaded.content_hash() == one.content_hash()
     assert item["action"].item() == one.actions[2, 0]
 
@@ -267,42 +237,3 @@ def test_a_robot_of_one_dimension(tmp_path: Path):
 def test_small_images_are_stored_without_loss_by_default():
     assert default_storage(64) == "image"
     assert default_storage(256) == "video"
-
-
-# Decoded images ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("storage", ["image", "video"])
-def test_images_in_files_are_those_in_memory_and_written_once(tmp_path: Path, storage: str):
-    episodes = {i: make_episode(i, length=4 + i, size=32) for i in range(3)}
-    root = publish(tmp_path / "set", episodes, replace(INFO, storage=storage))
-    in_memory, files = load_episodes(root), tmp_path / "images"
-    mapped = load_episodes(root, image_files=files)
-    assert isinstance(mapped.images["front"], np.memmap)
-    assert np.array_equal(mapped.images["front"], in_memory.images["front"])
-    assert [file.name for file in files.iterdir()] == ["front.npy"]
-    written = (files / "front.npy").stat().st_mtime_ns
-    load_episodes(root, image_files=files)
-    assert (files / "front.npy").stat().st_mtime_ns == written
-
-
-@pytest.mark.parametrize("storage", ["image", "video"])
-def test_some_episodes_are_loaded_alone(tmp_path: Path, storage: str):
-    episodes = {i: make_episode(i, length=4 + i, size=32) for i in range(4)}
-    root = publish(tmp_path / "set", episodes, replace(INFO, storage=storage))
-    whole, some = load_episodes(root), load_episodes(root, only=[3, 1])
-    assert [labels.seed for labels in some.labels] == [1, 3]
-    for found, expected in zip(some, (whole[1], whole[3]), strict=True):
-        assert found.content_hash() == expected.content_hash()
-    with pytest.raises(EpisodeDataError, match=r"expected episodes 0 to 3, found \{4\}"):
-        load_episodes(root, only=[4])
-
-
-def test_missing_images_are_an_error_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    root = publish(tmp_path / "set", {0: make_episode(0), 1: make_episode(1)})
-    decode = image_arrays.decode_png
-    monkeypatch.setattr(image_arrays, "decode_png", lambda encoded: decode(encoded)[:-1])
-    with pytest.raises(EpisodeDataError, match="expected 10 images, found 9"):
-        load_episodes(root, image_files=tmp_path / "images")
-    monkeypatch.undo()
-    assert load_episodes(root, image_files=tmp_path / "images").images["front"].shape == (10, 16, 16, 3)

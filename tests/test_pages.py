@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Tab, headless_tab
-from conftest import METAWORLD, metaworld_policy
+from conftest import METAWORLD, metaworld_policy, opened
 from test_episodes import make_episode, publish
 from test_recap_report import EPSILON, whole_run
 from test_recap_training import chain
@@ -23,8 +23,9 @@ from pi0.ript import interruption
 from pi0.ript.commands.dataset_viz import main as dataset_viz
 from pi0.ript.config import TrainConfig, save_config
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
+from pi0.ript.data.records import CollectionInfo
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.distributed import World
-from pi0.ript.episodes import CollectionInfo, EpisodeWriter, load_episodes
 from pi0.ript.evaluate import EpisodeResult, Evaluation
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
@@ -161,7 +162,7 @@ def pi0_dataset_viz(directory: Path) -> Path:
     writer = EpisodeWriter(directory / "set", CollectionInfo(20, "test", "image", {"operator": "a person"}))
     for i in range(5):
         writer.add(i, chain(i, 4 + i, success=i % 3 > 0))
-    episodes = load_episodes(writer.finalize())
+    episodes = opened(writer.finalize())
     advantages = np.linspace(-0.4, 0.6, int(episodes.lengths.sum()))
     write_advantages(directory / "set", episodes, advantages, {"epsilon": EPSILON})
     assert dataset_viz([str(directory / "set")]) == 0

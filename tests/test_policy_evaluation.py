@@ -7,21 +7,21 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import METAWORLD, metaworld_policy
+from conftest import METAWORLD, metaworld_policy, opened
 
 from pi0 import PI0Policy
 from pi0.ript import policy_evaluation, results
 from pi0.ript.commands.evaluate import main
 from pi0.ript.config import validation
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.envs import BatchedEnv, make_suite
-from pi0.ript.episodes import EpisodeDataError, load_episodes
 from pi0.ript.evaluate import Evaluation, compare, evaluate
 from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
 from pi0.ript.recording import require_training_states
@@ -109,7 +109,7 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
     found = read(tmp_path / "eval/comparison.json")
     assert found["before"] == {"policy": chosen.policy_path, **before.to_dict()}
     assert found["after"] == {"policy": chosen.compare, **after.to_dict()}
-    assert found["comparison"] == json.loads(json.dumps(compare(before, after).to_dict()))
+    assert found["comparison"] == json.loads(json.dumps(asdict(compare(before, after))))
     assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
     assert Evaluation.from_dict(read(tmp_path / "eval/compared.json")) == after
     assert not list(tmp_path.rglob("*.mp4"))
@@ -127,7 +127,7 @@ def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path)
     kept = evaluate_policy(settings(policies, tmp_path, task=ONE_TASK, eval=judged))[0]
     assert kept == plain
     assert [r.initial_state.index for r in kept.recorded] == [3]
-    episodes = load_episodes(root)
+    episodes = opened(root)
     assert [labels.initial_state_hash for labels in episodes.labels] == [e.state for e in plain.episodes]
     assert [labels.success for labels in episodes.labels] == [e.success for e in plain.episodes]
     assert list(episodes.lengths) == [e.num_steps for e in plain.episodes]
@@ -203,7 +203,7 @@ def test_after_a_kill_the_same_command_goes_on_and_runs_no_episode_twice(
     assert (tmp_path / "whole/evaluation.mp4").stat().st_size > 0
     assert not (tmp_path / "whole/episodes").exists()
     if store == "dataset":
-        assert list(load_episodes(tmp_path / "dataset").lengths) == [e.num_steps for e in expected.episodes]
+        assert list(opened(tmp_path / "dataset").lengths) == [e.num_steps for e in expected.episodes]
 
 
 def test_more_episodes_go_on_from_those_that_are_there(policies, tmp_path, begun):
@@ -240,7 +240,7 @@ def test_pictures_and_recording_are_of_one_run(policies, tmp_path, begun):
         settings(policies, tmp_path, eval={"recording_root": str(root), "n_video": 2})
     )
     assert sorted(begun) == sorted(e.state for e in evaluation.episodes), "each is simulated once"
-    for shown, episode in zip(evaluation.recorded, load_episodes(root), strict=True):
+    for shown, episode in zip(evaluation.recorded, opened(root), strict=True):
         assert shown.images.keys() == episode.images.keys()
         for camera, frames in episode.images.items():
             np.testing.assert_array_equal(shown.images[camera], frames)
@@ -376,9 +376,12 @@ def test_guidance_needs_an_indicator(tmp_path, capsys):
 
 
 def test_an_instruction_that_the_policy_cannot_read(policies, tmp_path, capsys):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/evaluation.json").write_text("an earlier one")
     argv = arguments(policies, "--tasks", "drawer-open-v3", "--output", tmp_path / "eval")
     assert main(argv) == 2
     assert "pi0-eval: error: " in capsys.readouterr().err
+    assert (tmp_path / "eval/evaluation.json").read_text() == "an earlier one", "nothing is moved aside"
 
 
 def test_a_benchmark_has_so_many_states(monkeypatch, policies, tmp_path, capsys):

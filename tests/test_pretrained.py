@@ -14,6 +14,7 @@ from sizes import SIZES
 
 from pi0 import CheckpointError, FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics
 from pi0.normalize import MissingStatisticsError
+from pi0.pretrained import OWN_CONFIG, describe
 
 TINY = SIZES["tiny"]
 CAMERAS = tuple(f"observation.images.cam{i}" for i in range(2))
@@ -265,6 +266,22 @@ def test_statistics_among_the_weights_of_early_releases(tmp_path):
     loaded = PI0Policy.from_pretrained(tmp_path, config=config, tokenizer=TOKENIZER)
     expected = tiny_policy().sample_actions(raw_batch(), noise=raw_noise())
     assert torch.equal(loaded.sample_actions(raw_batch(), noise=raw_noise()), expected)
+
+
+def test_null_in_a_configuration_of_another_project_is_its_default(tmp_path):
+    toy_policy().save_pretrained(tmp_path)
+    (tmp_path / OWN_CONFIG).unlink()
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text()) | {"image_resolution": [224, 224]}
+    optional = sorted(values.keys() - {"type", "input_features", "output_features"})
+    for key in optional:
+        described = []
+        for changed in ({k: v for k, v in values.items() if k != key}, values | {key: None}):
+            file.write_text(json.dumps(changed))
+            described.append(describe(tmp_path, None, None, None, None))
+        without, null = described
+        assert (null.config, null.features) == (without.config, without.features), key
+    assert {"chunk_size", "dtype", "normalization_mapping", "n_obs_steps"} <= set(optional)
 
 
 def test_missing_statistics_are_an_error_never_an_identity(tmp_path):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import opened
 from test_episodes import lerobot_dataset, make_episode, publish
 
-from pi0.ript.episodes import EpisodeDataError, load_episodes
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.labels.advantages import (
     compute_advantages,
     coverage,
@@ -131,7 +132,7 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture
 def labelled(dataset):
     """Directory, episodes and advantages of a data set, whose file is written."""
-    episodes = load_episodes(dataset)
+    episodes = opened(dataset)
     advantages = np.round(np.random.default_rng(1).normal(size=12), 6)
     write_advantages(dataset, episodes, advantages, {"value": "abc", "epsilon": {"task": 0.25}})
     return dataset, episodes, advantages
@@ -175,7 +176,7 @@ def test_the_bytes_are_those_of_opentaus_script_and_its_file_is_read(labelled):
 
 
 def test_their_file_is_read_and_a_missing_frame_is_an_error_unless_a_choice_is_made(dataset):
-    episodes = load_episodes(dataset)
+    episodes = opened(dataset)
     entries = {f"{e},{float(np.float32(t / 20))}": "0.5" for e in range(3) for t in range(3 + e)}
     del entries["1,0.0"]
     (dataset / "meta/advantages_lineage.json").unlink(missing_ok=True)
@@ -202,7 +203,7 @@ def test_a_file_of_other_episodes_is_refused(labelled):
     with pytest.raises(EpisodeDataError, match=r"stale.*file_hash"):
         read_advantages(directory, episodes)
     write_advantages(directory, episodes, advantages, {})
-    other = load_episodes(directory)
+    other = opened(directory)
     other.collection["content_hash"] = "0" * 64
     with pytest.raises(EpisodeDataError, match=r"stale.*content_hash"):
         read_advantages(directory, other)
@@ -286,7 +287,7 @@ def test_labels_are_written_beside_what_they_were_made_from(sources, tmp_path):
     assert read_thresholds(tmp_path / "thresholds.json") == labels.epsilon
     parts = zip(places, labels.sources, labels.advantages, labels.positive(), strict=True)
     for place, source, advantages, positive in parts:
-        np.testing.assert_array_equal(read_advantages(place, source.episodes), advantages)
+        np.testing.assert_array_equal(read_advantages(place, source.frames), advantages)
         lineage = read_lineage(place)
         assert (lineage["value"], lineage["epsilon"]) == ("abc", labels.epsilon)
         np.testing.assert_array_equal(frames[source.name].positive(labels.epsilon), positive)

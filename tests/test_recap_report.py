@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import opened
 from matplotlib.colors import to_rgba
 from test_recap_training import chain, chains
 
-from pi0.ript.episodes import CollectionInfo, EpisodeDataError, EpisodeSet, EpisodeWriter, load_episodes
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import CollectionInfo, EpisodeDataError
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.evaluate import EpisodeResult, Evaluation, compare
 from pi0.ript.labels.frames import LabelledFrames, read_labelled_frames
 from pi0.ript.pages import frame_figures, success_figures
 from pi0.ript.pages.episode_figures import GREEN, draw_episode, shown_frames
 from pi0.ript.recap.report import typical_episodes, write_recap_report
 from pi0.ript.recap.run_record import read_recap_run
-from pi0.ript.recording import episode_set
 
 HOSTILE = "<script>alert('$x$')</script>"
 TASKS = ("suite/0", f"suite/{HOSTILE}")
@@ -41,7 +43,7 @@ def put_evaluation(directory: Path, found: Evaluation) -> None:
     (directory / "evaluation.mp4").touch()
 
 
-def put_labels(round_dir: Path, sources: dict[str, EpisodeSet], epsilon: dict[str, float] | None) -> None:
+def put_labels(round_dir: Path, sources: dict[str, FrameSet], epsilon: dict[str, float] | None) -> None:
     """Advantages of a few steps of noise; the last frame of each source has none."""
     rng = np.random.default_rng(len(sources))
     arrays = {}
@@ -89,9 +91,9 @@ def whole_run(directory: Path) -> Path:
     for i in range(9):
         writer.add(i, chain(i, 8 + i, success=i % 3 > 0))
     writer.finalize()
-    demonstrations = chains(50, 5).episodes
+    demonstrations = chains(50, 5).frames
     put_labels(directory / "round-1", {"demonstrations": demonstrations}, dict.fromkeys(EPSILON, 0.05))
-    rollouts = load_episodes(directory / "round-2/rollouts/dataset")
+    rollouts = opened(directory / "round-2/rollouts/dataset")
     put_labels(directory / "round-2", {"demonstrations": demonstrations, "rollouts-2": rollouts}, EPSILON)
     stages = {
         "sft": {"seconds": 61.5, "figures": {"loss": 0.3125}, "output": {}, "inputs": {}},
@@ -175,14 +177,14 @@ def test_the_page_is_whole_and_escaped(page, run_dir):
 
 
 def test_the_episodes_shown_are_of_median_length(page, run_dir):
-    rollouts = load_episodes(run_dir / "round-2/rollouts/dataset")
+    rollouts = opened(run_dir / "round-2/rollouts/dataset")
     # Task 0 has episodes 0, 2, 4, 6, 8 of lengths 8, 10, 12, 14, 16; 0 and 6 failed.
     assert typical_episodes(rollouts) == [4, 0]
     assert "success: episode 4 of the rollouts of round 2, suite/0, 12 steps" in page
     assert "failure: episode 0 of the rollouts of round 2, suite/0, 8 steps" in page
-    one_way = episode_set([chain(i, 5 + i, success=True) for i in range(5)], fps=20)
+    one_way = FrameSet.in_memory([chain(i, 5 + i, success=True) for i in range(5)], fps=20)
     assert typical_episodes(one_way) == [2], "no failure is invented"
-    apart = episode_set([chain(0, 5, success=True), chain(1, 6, success=False)], fps=20)
+    apart = FrameSet.in_memory([chain(0, 5, success=True), chain(1, 6, success=False)], fps=20)
     assert typical_episodes(apart) == [0, 1]
 
 
@@ -193,7 +195,7 @@ def test_frames_stand_over_their_steps_and_positive_ones_are_marked(length):
     values, advantages = rng.uniform(-1, 0, length), rng.normal(size=length)
     labels = LabelledFrames(advantages, np.array([length]), values, values - 0.1)
     epsilon = float(np.median(advantages))  # of an odd number: one frame is just at it, not positive
-    strip, curve, bars = draw_episode(episode, labels, epsilon).axes
+    strip, curve, bars = draw_episode(episode, labels, {"suite/1": epsilon}).axes
     shown = shown_frames(length)
     assert (shown[0], shown[-1], len(shown)) == (0, length - 1, min(8, length))
     for image, frame in zip(strip.get_images(), shown, strict=True):
@@ -261,7 +263,7 @@ def test_a_run_that_has_just_begun(tmp_path):
 def test_a_run_that_was_stopped_within_a_round(tmp_path):
     put_evaluation(tmp_path / "round-2/evaluation", evaluation(9, 30))
     put_evaluation(tmp_path / "round-10/evaluation", evaluation(13, 20))
-    put_labels(tmp_path / "round-10", {"rollouts-10": chains(0, 3).episodes}, None)
+    put_labels(tmp_path / "round-10", {"rollouts-10": chains(0, 3).frames}, None)
     (tmp_path / "round-11.partial").mkdir()
     run = read_recap_run(tmp_path)
     assert list(run.evaluations) == ["round 2", "round 10"], "in order of their numbers"
@@ -277,7 +279,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, run_dir):
     cases = {
         r"expected arrays \['a/lengths'\]": good,
         r"a/values: expected one number for each of the 6 frames": good | {"a/lengths": np.array([2, 4])},
-        r"a/tasks: expected one for each of 2 episodes": good
+        r"a/tasks: expected one for each of 2 episodes or each of their frames, found \(1,\)": good
         | {"a/lengths": np.array([2, 3]), "a/tasks": np.array(["t"])},
     }
     for message, arrays in cases.items():
@@ -289,7 +291,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, run_dir):
         read_labelled_frames(path)
     (tmp_path / "round-2/rollouts").mkdir(parents=True)
     (tmp_path / "round-2/rollouts/dataset").symlink_to(run_dir / "round-2/rollouts/dataset")
-    put_labels(tmp_path / "round-2", {"rollouts-2": chains(0, 3).episodes}, EPSILON)
+    put_labels(tmp_path / "round-2", {"rollouts-2": chains(0, 3).frames}, EPSILON)
     with pytest.raises(EpisodeDataError, match="round 2: labels of other episodes than the 9 in"):
         write_recap_report(tmp_path)
 

@@ -1,9 +1,13 @@
 """Returns in closed form, on a chain and on the upstream project's own vectors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from test_episodes import make_episode
 
-from pi0.ript.episodes import EpisodeDataError
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import EpisodeDataError, EpisodeLabels
 from pi0.ript.labels.returns import (
     Outcome,
     RewardConfig,
@@ -78,9 +82,17 @@ def test_returns_are_clamped():
 
 
 def test_unlabelled_episodes_are_an_error_and_a_late_failure_is_truncated():
-    with pytest.raises(EpisodeDataError, match="1 of 3 episodes have no success label"):
-        outcomes([True, None, False])
-    assert outcomes([True, False, False], [True, True, False]) == (SUCCESS, TRUNCATED, FAILURE)
+    def ended(*successes: bool | None) -> FrameSet:
+        one = make_episode(1, length=4)
+        labels = [EpisodeLabels("push", success, task_id="suite/push") for success in successes]
+        made = [replace(one, labels=x) for x in labels]
+        made[-1] = replace(make_episode(1, length=3), labels=labels[-1])
+        return FrameSet.in_memory(made, 20)
+
+    with pytest.raises(EpisodeDataError, match="found none for 1 of 3 episodes, the first is 1"):
+        outcomes(ended(True, None, False))
+    assert outcomes(ended(True, False, False), {"suite/push": 4}) == (SUCCESS, TRUNCATED, FAILURE)
+    assert outcomes(ended(True, False, False)) == (SUCCESS, FAILURE, FAILURE)
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,23 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import reader_oracle
 import recap_runs
+from conftest import CAMERA, opened
 from recap_runs import DEMO, SHRUNK, hashes
+from small_sets import ACTION, SIDE, STATE, draft, write
 
-from pi0 import PI0Policy
+from pi0 import FeatureConfig, PI0Policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, parse_config
 from pi0.ript.distributed import World
-from pi0.ript.episodes import load_episodes, load_labels
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import read_advantages, read_lineage
+from pi0.ript.labels.sources import Mixture
 from pi0.ript.recap import RECAP, RecapConfig, rounds
 from pi0.ript.recap.budget import BudgetError, budget, print_budget
+from pi0.ript.recap.data import open_sources
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.run_logging import close_run_logging
 from train_ript_pi0_final import fit
@@ -95,11 +100,11 @@ def test_the_run_has_every_stage_and_names_what_each_was_made_from(whole):
 def test_rollouts_are_a_data_set_with_lineage_and_labels(whole):
     directory, stages = whole
     root = directory / "demo"
-    episodes = load_episodes(root / "round-2/rollouts/dataset")
-    assert len(episodes) == 4
+    episodes = opened(root / "round-2/rollouts/dataset")
+    assert episodes.num_episodes == 4
     assert len({(one.initial_state_hash, one.seed) for one in episodes.labels}) == 4
     assert len({one.initial_state_hash for one in episodes.labels}) == 2
-    first = load_episodes(root / "round-1/rollouts/dataset")
+    first = opened(root / "round-1/rollouts/dataset")
     seen = [{one.initial_state_hash for one in each.labels} for each in (first, episodes)]
     assert not seen[0] & seen[1], "every round has states of its own"
     policy = stages["round-1/policy"]["output"]["hash"]
@@ -167,7 +172,7 @@ def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(whol
     data = [rounds.obtain_demonstrations(run)]
     sft = rounds.fit_demonstrations(run, data[0])
     start = rounds.fit_value(run, sft, data)
-    demonstrations = range(int(load_labels(data[0].path / "dataset").lengths.sum()))
+    demonstrations = range(opened(data[0].path / "dataset").num_frames)
     data.append(rounds.collect(run, 1, sft))
     held = []
     for stage, arguments in (("round-1/value", (data, start, 1)), ("value", (data[:1],))):
@@ -179,6 +184,41 @@ def test_what_is_held_out_stays_so_when_a_value_function_is_trained_further(whol
     assert held[0] == held[1]
     assert 0 < len(held[0]) < len(demonstrations)
     run.close()
+
+
+def test_demonstrations_made_elsewhere_stream_and_stay_open_from_stage_to_stage(tmp_path, capsys):
+    made = draft([5, 4, 6], fps=29.97)
+    made.names = {STATE: "state", ACTION: "actions", CAMERA: "image"}
+    made.rows[2]["task_index"] = 1  # two instructions in an episode
+    made.meta(0)["tasks"].append("do thing 1")
+    root = write(made, tmp_path / "set")
+    names = "{" + ",".join(f"{key}: {name}" for key, name in made.names.items()) + "}"
+    recording = ("demonstrations.episodes=null", "demonstrations.operator=null")
+    size = 3 * SIDE * SIDE + 1
+    overrides = [f"demonstrations.root={root}", f"demonstrations.data_features_name_mapping={names}",
+                 *recording, "demonstrations.quality.hesitation=null", "demonstrations.num_workers=0",
+                 f"dataset_mixture.cache_gib={7 * size / 2**30}", f"output_dir={tmp_path}"]  # fmt: skip
+    config = config_of(*overrides)
+    validate_recap(config)
+    run = rounds.start_run(config, tmp_path / "run", World(), caught)
+    demonstrations = rounds.obtain_demonstrations(run)
+    assert dict(demonstrations.figures) == {"episodes": 3, "longest": 6, "mean_length": 5.0}
+    assert budget(run).images_gb == pytest.approx((15 + 8 * 30) * 3 * SIDE * SIDE / 1e9)
+    inputs = {"demonstrations": demonstrations}
+    (source,) = open_sources(inputs, run.reading, run.workshop)
+    (again,) = open_sources(inputs, run.reading, run.workshop, mode="on")
+    assert again.frames is source.frames
+    assert source.frames.images[CAMERA].kept.num_kept == 7, "as many as the budget has room for"
+    features = FeatureConfig(image_keys=(CAMERA,), state_dim=4, action_dim=3)
+    mixture = Mixture([source], features, 2)
+    for _ in range(2):
+        batch, seen = mixture.batch(np.arange(15)), reader_oracle.read(root, made.mapping())
+        assert batch["task"] == [x.instruction for x in seen]
+        assert batch["task"][1:4] == ["do thing 0", "do thing 1", "do thing 0"]
+        for i, frame in enumerate(seen):
+            assert np.array_equal(batch[CAMERA][i], frame.images[CAMERA])
+    run.workshop.open_sets([])
+    assert run.workshop.cache.reserve([(SIDE, SIDE)], 15, np.arange(15))[0].num_kept == 7, "given back"
 
 
 def test_the_records_of_the_stages_have_every_setting_that_changes_a_result(whole):
@@ -217,7 +257,7 @@ def test_the_budget_counts_what_the_run_does(tmp_path, monkeypatch, capsys):
     assert (needs.recorded, needs.judged, needs.steps) == (2 + 2 * 4, 2 * 5, 30)
     assert (needs.policy_updates, needs.value_updates) == (6 + 3 * 8, 3 + 6)
     assert needs.images_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
-    assert needs.disk_gb == pytest.approx(2 * 10 * 30 * 3 * 32 * 32 / 1e9)
+    assert needs.disk_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
     print_budget(run)
     run.close()
     assert "minutes, at the speed" in capsys.readouterr().out
@@ -245,12 +285,15 @@ def test_the_configurations_of_the_repository_are_valid(file, tmp_path):
         ("advantage.positive_fraction=1.5", "expected a share between 0 and 1, found 1.5"),
         ("sft.learning_rate=0", "sft.learning_rate: expected a number above 0, found 0"),
         ("value.pretraining.learning_rate=-1", "value.pretraining.learning_rate: expected a number above 0"),
-        ("finetuning.training.grad_norm_clip=.nan", "grad_norm_clip: expected a number above 0, found nan"),
+        ("finetuning.training.grad_norm_clip=.nan", "grad_norm_clip: expected a number, found .nan"),
         ("finetuning.training.decay_fraction=1.5", "decay_fraction: expected a share from 0 to 1, found 1.5"),
         ("finetuning.training.indicator_dropout=2", "indicator_dropout: expected a share from 0 to 1"),
         ("value.finetuning.validation_fraction=0", "validation_fraction: expected a share between 0 and 1"),
         ("rollouts.pool_size=3", "2 rounds of 2 states need 4 different ones, there are 3"),
-        ("demonstrations.root=/nowhere", "no LeRobotDataset at '/nowhere'"),
+        (
+            "demonstrations.root=/nowhere",
+            "no LeRobotDataset: expected meta/info.json in /nowhere",
+        ),
         ("demonstrations.operator=hesitant", "demonstrations: "),
         ("task.benchmark_name=libero_10 task.task_names=[8]", "nobody can demonstrate"),
         ("skip_sft=true", "a toy policy is made by SFT"),
@@ -262,7 +305,7 @@ def test_the_configurations_of_the_repository_are_valid(file, tmp_path):
         ("task.max_episode_length=0", "task.max_episode_length: expected at least 1, found 0"),
         ("task.render_quality=best", "task.render_quality: expected one of stock, fast"),
         ("distributed.backend=mpi", "distributed.backend: expected one of auto, gloo, nccl"),
-        ("demonstrations.assume_success=true", "what is recorded here has labels"),
+        ("demonstrations.assume_success=true", "assume_success: what is recorded here needs none"),
         ("demonstrations.root=/nowhere", "demonstrations.episodes: nothing is recorded"),
         ("demonstrations.root=/nowhere", "demonstrations.quality.hesitation: nothing is recorded"),
     ],

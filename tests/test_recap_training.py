@@ -5,20 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, toy_policy
+from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, opened, toy_policy
 from plugin_example.line import LineSuite
 
-from pi0 import Indicator
+from pi0 import FeatureConfig, Indicator
+from pi0.ript.data.cache import ImageCache
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.statistics import mixture_statistics
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.distributed import World
+from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.episodes import (
-    CollectionInfo,
-    Episode,
-    EpisodeDataError,
-    EpisodeLabels,
-    EpisodeWriter,
-    load_episodes,
-)
 from pi0.ript.labels.advantages import thresholds
 from pi0.ript.labels.calibration import (
     Calibration,
@@ -29,18 +27,23 @@ from pi0.ript.labels.calibration import (
 )
 from pi0.ript.labels.indicators import awr_weights, indicators, withhold_keyed
 from pi0.ript.labels.returns import Outcome, RewardConfig
-from pi0.ript.labels.sources import Mixture, Source, frame_windows
+from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.recap import trainings
+from pi0.ript.recap.config import RecapPolicy
+from pi0.ript.recap.data import Reading
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
-from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective, value_objective
-from pi0.ript.recording import DatasetStore, episode_set, record_rollouts, rollout_episode
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
+from pi0.ript.recap.trainings import SupervisedRecipe
+from pi0.ript.recap.workshop import Workshop
+from pi0.ript.recording import DatasetStore, record_rollouts, rollout_episode
 from pi0.ript.rollout import GuidedPolicy, rollout
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
-from pi0.ript.warm_start import demonstration_windows
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config
 from train_ript_pi0_final import fit
 
+FEATURES = FeatureConfig(image_keys=(CAMERA,), state_dim=4, action_dim=3)
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
 GOOD = Calibration(
     num_episodes=9, num_frames=90, correlation=0.8, calibration_error=0.1, error=0.1, separation=0.9
@@ -64,7 +67,7 @@ def chain(number: int, length: int, success: bool) -> Episode:
 
 def chains(first: int, count: int) -> Source:
     made = [chain(first + i, 8 + i % 4, success=i % 3 > 0) for i in range(count)]
-    return Source(f"rollouts-{first}", episode_set(made, fps=20))
+    return Source(f"rollouts-{first}", FrameSet.in_memory(made, fps=20))
 
 
 REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
@@ -72,55 +75,53 @@ REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
 
 def train_policy(policy, sources, advantages, epsilon, settings, seed=(0,)) -> list[dict]:
     parts = policy_objective(policy, sources, advantages, epsilon, settings)
-    return fit(*parts, settings, seed, Keeping(), World())
+    return fit(*parts, settings, seed, SnapshotPlan(), World())
 
 
 def train_value(value, sources, reward, settings, seed=(0,)) -> tuple[list[dict], Calibration]:
     heldout = [heldout_episodes(source, settings.validation_fraction, seed) for source in sources]
-    rows = fit(*value_objective(value, sources, reward, heldout), settings, seed, Keeping(), World())
+    rows = fit(*value_objective(value, sources, reward, heldout), settings, seed, SnapshotPlan(), World())
     return rows, heldout_calibration(value, sources, reward, heldout)
 
 
 # Data -------------------------------------------------------------------------------------------------------
 
 
-def test_windows_of_a_set_are_those_of_its_episodes():
-    episodes = chains(0, 5).episodes
-    ours, theirs = frame_windows(episodes, 6), demonstration_windows(episodes, 6)
-    assert np.shares_memory(ours.images["front"], episodes.images["front"])
-    for name in ("states", "actions", "is_pad"):
-        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
-    np.testing.assert_array_equal(ours.images["front"], theirs.images["front"])
-    assert ours.instructions == theirs.instructions
-
-
-def test_a_mixture_draws_by_weight_and_only_what_is_usable():
-    sources = [replace(chains(0, 4), weight=3.0), replace(chains(50, 6), weight=1.0)]
-    n = sources[0].num_frames
-    usable = [np.arange(n) % 2 == 0, np.ones(sources[1].num_frames, bool)]
-    mixture = Mixture(sources, 6, usable)
+def test_a_mixture_draws_uniformly_and_only_what_is_usable():
+    sources = [chains(0, 4), chains(50, 6)]
+    n, m = (source.num_frames for source in sources)
+    usable = [np.arange(n) % 2 == 0, np.ones(m, bool)]
+    mixture = Mixture(sources, FEATURES, 6, usable)
     drawn = mixture.draw(4000, (7, 1))
     first = drawn < n
-    assert first.mean() == pytest.approx(0.75, abs=0.03)
+    assert first.mean() == pytest.approx(n / (n + 2 * m), abs=0.03)
     assert set(drawn[first]) == set(range(0, n, 2)), "uniform over the usable ones, none left out"
-    assert set(drawn[~first]) == set(range(n, n + sources[1].num_frames))
+    assert set(drawn[~first]) == set(range(n, n + m))
     assert np.array_equal(drawn, mixture.draw(4000, (7, 1)))
     assert not np.array_equal(drawn, mixture.draw(4000, (7, 2)))
 
 
 def test_a_batch_has_the_windows_of_their_numbers():
     sources = [chains(0, 2), chains(50, 3)]
-    mixture = Mixture(sources, 6)
+    mixture = Mixture(sources, FEATURES, 6)
     n = sources[0].num_frames
     windows = np.array([0, 3, 3, n, n + 11])
     batch = mixture.batch(windows)
     assert batch["window"].tolist() == windows.tolist()
     for row, window in enumerate(windows.tolist()):
         source, frame = (sources[0], window) if window < n else (sources[1], window - n)
-        one = frame_windows(source.episodes, 6).batch(np.array([frame]))
-        for key in (CAMERA, "observation.state", "action", "action_is_pad"):
-            assert torch.equal(batch[key][row], one[key][0])
-        assert batch["task"][row] == one["task"][0]
+        number, t = next(
+            (i, frame - first)
+            for i, first in reversed(list(enumerate(source.frames.starts)))
+            if first <= frame
+        )
+        episode = source.frames.episode(number)
+        steps = np.minimum(np.arange(t, t + 6), len(episode) - 1)
+        assert np.array_equal(batch[CAMERA][row], episode.images["front"][t])
+        assert np.array_equal(batch["observation.state"][row], episode.states[t])
+        assert np.array_equal(batch["action"][row], episode.actions[steps])
+        assert batch["action_is_pad"][row].tolist() == [t + i >= len(episode) for i in range(6)]
+        assert batch["task"][row] == episode.labels.instruction
     assert mixture.batch(np.array([n + 1]))["observation.state"].shape == (1, 4)
 
 
@@ -128,11 +129,7 @@ def test_sources_that_cannot_be_drawn_from_are_refused():
     source = chains(0, 2)
     none = np.zeros(source.num_frames, bool)
     with pytest.raises(EpisodeDataError, match="nothing to train on in \\['rollouts-0'\\]"):
-        Mixture([source, chains(9, 2)], 6, [none, np.ones(chains(9, 2).num_frames, bool)])
-    with pytest.raises(EpisodeDataError, match="all weights are 0"):
-        Mixture([replace(source, weight=0.0)], 6)
-    with pytest.raises(ValueError, match="weight: expected at least 0"):
-        replace(source, weight=-1.0)
+        Mixture([source, chains(9, 2)], FEATURES, 6, [none, np.ones(chains(9, 2).num_frames, bool)])
 
 
 def test_recorded_rollouts_are_their_episodes_and_do_not_run_twice(metaworld, tmp_path):
@@ -147,11 +144,11 @@ def test_recorded_rollouts_are_their_episodes_and_do_not_run_twice(metaworld, tm
     assert len(files) == 2
     record_rollouts(metaworld, policy, states, seeds, store)
     assert all(p.stat().st_mtime_ns == t for p, t in files.items())
-    loaded = load_episodes(writer.finalize())
+    loaded = opened(writer.finalize())
     run = rollout(metaworld, policy, states, seeds, render_every=1)
     expected = [rollout_episode(r, "policy:abc") for r in run]
     assert [e.content_hash() for e in loaded] == [e.content_hash() for e in expected]
-    in_memory = episode_set(expected, 40)
+    in_memory = FrameSet.in_memory(expected, 40)
     assert in_memory.collection["content_hash"] == loaded.collection["content_hash"]
     assert np.array_equal(in_memory.starts, loaded.starts)
     with pytest.raises(EpisodeDataError, match="render_every=1"):
@@ -198,8 +195,8 @@ def test_labels_belong_to_their_episodes_when_slots_are_left_over(tmp_path, num_
         info = CollectionInfo(fps=10, robot_type="line", storage="image", origin={})
         writer = EpisodeWriter(tmp_path / "rollouts", info)
         record_rollouts(env, Push(), states, seeds, DatasetStore(writer, states, seeds, "policy:push"))
-    loaded = load_episodes(writer.finalize())
-    assert len(loaded) == num_episodes
+    loaded = opened(writer.finalize())
+    assert loaded.num_episodes == num_episodes
     for episode, state, seed in zip(loaded, states, seeds, strict=True):
         success, expected = played(suite, state, seed)
         np.testing.assert_allclose(episode.states, expected, atol=1e-6)
@@ -247,10 +244,10 @@ def test_a_value_function_learns_what_the_image_shows(trained):
     assert found.calibration_error <= found.error < 0.15
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert set(rows[0]) == {"step", "loss", "train_accuracy", "error"}
-    values = predict(value, sources[0].episodes)
+    values = predict(value, sources[0].frames)
     assert values.shape == (sources[0].num_frames,)
     some = np.array([3, 40])
-    np.testing.assert_allclose(predict(value, sources[0].episodes, some), values[some], atol=1e-5)
+    np.testing.assert_allclose(predict(value, sources[0].frames, some), values[some], atol=1e-5)
     assert check_gates(found, LABELS, Gates())[0].startswith("value correlation: 0.9")
 
 
@@ -382,7 +379,7 @@ def test_the_loss_is_that_of_the_policy_at_the_keyed_noise():
     settings = replace(SHORT, steps=1, indicator_dropout=0.0, use_awr=True, awr_beta=0.5)
     rows = train_policy(fresh(), sources, advantages, EPSILON, settings, SEED)
     policy = fresh()
-    mixture = Mixture(sources, 8)
+    mixture = Mixture(sources, FEATURES, 8)
     windows = mixture.draw(8, (4, 0))
     a = np.concatenate(advantages)[windows]
     noise, time = window_draws(policy, windows.tolist(), (4, 0), 2)
@@ -419,6 +416,34 @@ def test_frozen_parameters_stay():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
 
 
+def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monkeypatch, capsys):
+    source, environment = chains(0, 3), get_environment("metaworld")
+    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
+    monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
+    workshop, reading = (
+        Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan()),
+        Reading(None, True, {}),
+    )
+    policy = toy_policy(indicator="embedding")
+
+    def make_from(statistics: dict):
+        policy.use_statistics(statistics)
+        policy.save_pretrained(tmp_path / "checkpoint")
+        path, settings = str(tmp_path / "checkpoint"), RecapPolicy()
+        recipe = SupervisedRecipe(path, None, None, settings, 8, None, "on", 0, reading, environment)
+        return recipe.make({}, tmp_path / "work", workshop)
+
+    own = mixture_statistics([source.frames], [np.arange(source.num_frames)])
+    assert make_from(own) == {"steps": 0}
+    assert "statistics: " not in capsys.readouterr().out
+    other = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + torch.tensor([0, 4000.0, 0])}}
+    with pytest.raises(EpisodeDataError, match=r"action\[1\]: expected.*policy.statistics_path=FILE"):
+        make_from(other)
+    doubtful = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + 50}}
+    assert make_from(doubtful) == {"steps": 0}
+    assert "are they those of such values?" in capsys.readouterr().out
+
+
 def test_policies_that_cannot_take_the_label_are_refused():
     sources, advantages = labelled()
     with pytest.raises(ValueError, match="this policy takes none"):
@@ -438,7 +463,7 @@ def test_the_policy_learns_to_tell_positive_from_negative():
         episode.images["front"][:] = 100
         actions = np.full((10, 3), 1.0 if number % 2 else -1.0, np.float32)
         made.append(replace(episode, states=np.zeros((10, 4), np.float32), actions=actions))
-    source = Source("both", episode_set(made, 20))
+    source = Source("both", FrameSet.in_memory(made, 20))
     advantages = np.repeat(np.arange(8) % 2, 10).astype(float)
     policy = fresh()
     policy.action_normalizer.low.zero_()
@@ -447,7 +472,7 @@ def test_the_policy_learns_to_tell_positive_from_negative():
     settings = PolicyTraining(steps=50, batch_size=12, learning_rate=4e-3, num_draws=1)
     epsilon = thresholds(advantages, source.frame_tasks(), 0.5)
     train_policy(policy, [source], [advantages], epsilon, settings)
-    batch = Mixture([source], 8).batch(np.arange(16))
+    batch = Mixture([source], FEATURES, 8).batch(np.arange(16))
     observed = {k: batch[k] for k in (CAMERA, "observation.state", "task")}
     means = {}
     for indicator in (Indicator.POSITIVE, Indicator.NEGATIVE):

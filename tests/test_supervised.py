@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import opened
 from safetensors.torch import load_file
 from test_episodes import make_episode, publish
 
@@ -24,11 +25,11 @@ from pi0.ript.checkpoint import ChangedSettingsError, snapshot
 from pi0.ript.checkpoint.files import published
 from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
-from pi0.ript.data import DatasetSettings, MixtureSettings
-from pi0.ript.data.frames import open_frames
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.settings import DatasetSettings, MixtureSettings
+from pi0.ript.data.statistics import main as make_statistics
 from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv
-from pi0.ript.episodes import EpisodeDataError, load_episodes, load_labels
 from pi0.ript.labels.advantages import write_advantages
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
@@ -44,7 +45,6 @@ from pi0.ript.training.optimization import WeightAverage, cosine_schedule
 from pi0.ript.training.settings import Optimizer, Scheduler
 from pi0.value import ValueFunction, bin_of
 
-OPENED: dict = {}
 PARTS = ("vlm", "expert")
 
 
@@ -56,17 +56,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def once(monkeypatch: pytest.MonkeyPatch):
-    """Data sets are opened once; signal handlers are put back, and nobody has asked to stop."""
+def once():
+    """Signal handlers are put back, and nobody has asked to stop."""
 
-    def open_once(settings: DatasetSettings, cameras: tuple[str, ...] = (), gib: float = 0.0):
-        key = repr((settings, cameras, gib))
-        if key not in OPENED:
-            OPENED[key] = open_frames(settings, cameras, gib)
-        return OPENED[key]
-
-    monkeypatch.setattr("pi0.ript.data.training_data.open_frames", open_once)
-    monkeypatch.setattr("pi0.ript.supervised.models.open_frames", open_once)
     before = {number: signal.getsignal(number) for number in interruption._SIGNALS}
     yield
     for number, handler in before.items():
@@ -334,6 +326,29 @@ def test_overwrite_moves_the_earlier_run_aside(root, tmp_path):
     run(settings(root, tmp_path, steps=3, overwrite=True))
     assert (tmp_path / "pi0.1/checkpoint-2").exists()
     assert (tmp_path / "pi0/checkpoint-3").exists()
+    log = (tmp_path / "pi0/train_rank0.log").read_text()
+    assert "indicator of the advantage: positive in" in log, "what the data say is in the log as well"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixture": {"weights": [1.0, 1.0]}}, "expected one per data set"),
+        ({"policy": {"advantage": "use"}}, "advantages.json"),
+        ({"policy": {"normalization_mapping": NormalizationMapping(STATE="QUANTILES")}}, "STATE: expected"),
+        ({"eval_freq": 1, "task": EnvironmentSettings("metaworld")}, "does not offer"),
+        ({"root": "nowhere"}, "no LeRobotDataset"),
+    ],
+)
+def test_what_cannot_be_trained_costs_nothing_of_the_run_that_is_there(root, tmp_path, change, message):
+    (tmp_path / "pi0/experiment_cfg").mkdir(parents=True)
+    file = tmp_path / "pi0/experiment_cfg/config.yaml"
+    file.write_text("an earlier run")
+    change = {"root": root, "overwrite": True, **change}
+    with pytest.raises(ValueError, match=message):
+        Training(settings(output=tmp_path, **change), World())
+    assert file.read_text() == "an earlier run"
+    assert [path.name for path in tmp_path.iterdir()] == ["pi0"]
 
 
 def test_a_run_without_a_name_is_a_new_one_that_is_found_by_time_and_type(root, tmp_path):
@@ -578,6 +593,49 @@ def test_a_base_model_takes_statistics_and_widths_of_the_data(root, tmp_path):
     assert len(policy.statistics["action"]["mean"]) == 6
 
 
+def test_statistics_of_a_file_are_taken_and_refused_or_widened_where_they_do_not_fit(root, whole, tmp_path):
+    path = tmp_path / "statistics.json"
+    assert make_statistics([root, "--output", str(path)]) == 0
+    content = json.loads(path.read_text())
+    content["statistics"]["action"]["mean"][0] += 0.5
+    path.write_text(json.dumps(content))
+
+    def parts(**policy):
+        taken = {"statistics_path": str(path), **policy}
+        return trainer.make_parts(settings(root, tmp_path, policy_path=str(whole), policy=taken), World())
+
+    model = parts().objective.model
+    for feature, numbers in content["statistics"].items():
+        for name, values in numbers.items():
+            np.testing.assert_allclose(model.statistics[feature][name], values, rtol=1e-6)
+    content["statistics"]["action"]["mean"][1] += 500
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigError, match=r"action\[1\]: expected normalised.*policy\.outside_statistics=widen"
+    ):
+        parts()
+    bounded = parts(outside_statistics="widen")
+    assert any(re.match(r"action\[1\]: mean .* widened to mean", note) for note in bounded.notes)
+    bounded.objective.model.save_pretrained(tmp_path / "policy")
+    policy, batch = PI0Policy.from_pretrained(tmp_path / "policy"), next(bounded.data.train)
+    target = policy.encode_actions(batch["action"], batch["observation.state"])
+    assert 9 < target.abs().max() < 10.01
+    content["made_from"]["relative_actions"] = [True]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"relative_actions=\[\], found \[True\]"):
+        parts()
+
+
+def test_a_value_function_does_not_learn_from_states_that_its_policy_blows_up(root, whole, tmp_path):
+    policy = PI0Policy.from_pretrained(whole)
+    other = policy.statistics["observation.state"]
+    policy.use_statistics({**policy.statistics, "observation.state": {**other, "std": other["std"] / 1000}})
+    policy.save_pretrained(tmp_path / "policy")
+    config = settings(root, tmp_path, "value", policy={"reads": str(tmp_path / "policy"), "width": 16})
+    with pytest.raises(ConfigError, match=r"observation.state\[0\]: expected(.|\n)*policy that it reads"):
+        trainer.make_parts(config, World())
+
+
 # Value functions --------------------------------------------------------------------------------------------
 
 
@@ -601,7 +659,9 @@ def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_fro
     reward = json.loads((run_dir / "reward.json").read_text())
     assert reward["reward_normalizer"] == 16.0  # 7 frames, less one, plus 10
     copied = Path(shutil.copytree(root, tmp_path / "copied"))
-    labels = label_datasets(run_dir, None, [copied], Advantage(0.4, "global", "all"))
+    labels = label_datasets(
+        run_dir, None, [DatasetSettings(root=str(copied))], Advantage(0.4, "global", "all")
+    )
     assert labels.figures()["positive_share"][str(copied)] == pytest.approx(0.4, abs=0.02)
     again = replace(config, exp_name="finetune", steps=2)
     tuned = run(replace(again, policy_path=str(run_dir)))
@@ -647,29 +707,21 @@ def test_values_are_not_learned_from_episodes_without_a_label_unless_assumed(roo
         pq.write_table(pq.read_table(file).drop_columns("success"), file)
     mixture = settings(str(path), tmp_path).dataset_mixture
     sets, reward = DataSummary(mixture).sets, RewardConfig(C_neg=-10.0)
-    with pytest.raises(EpisodeDataError, match="no success labels"):
-        window_returns(sets, mixture.datasets, reward)
+    with pytest.raises(EpisodeDataError, match="expected success labels"):
+        window_returns(sets, reward)
     mixture.datasets[0].assume_success = True
-    returns, _ = window_returns(sets, mixture.datasets, reward)
+    returns, _ = window_returns(DataSummary(mixture).sets, reward)
     np.testing.assert_allclose(returns[:3] * 16, [-2, -1, 0])
 
 
 def test_returns_are_numbered_as_windows_are(root, tmp_path):
     mixture = settings(root, tmp_path).dataset_mixture
     sets = DataSummary(mixture).sets
-    returns, reward = window_returns(sets, mixture.datasets, RewardConfig(C_neg=-10.0))
+    returns, reward = window_returns(sets, RewardConfig(C_neg=-10.0))
     assert reward.normalizer == 16.0
     failed = np.arange(-2, 1) - 10.0  # episode 0, of 3 frames
     np.testing.assert_allclose(returns[:3] * 16, failed)
     np.testing.assert_allclose(returns[3:7] * 16, np.arange(-3, 1))
-
-
-def test_labels_are_read_without_content(root):
-    whole, labels = load_episodes(root), load_labels(root)
-    assert labels.labels == whole.labels
-    assert np.array_equal(labels.starts, whole.starts)
-    assert (labels.fps, labels.collection) == (whole.fps, whole.collection)
-    assert labels.images == {}
 
 
 # Advantages -------------------------------------------------------------------------------------------------
@@ -682,7 +734,7 @@ def labelled(root, tmp_path) -> tuple[MixtureSettings, np.ndarray]:
     path = publish(tmp_path / "labelled", episodes)
     advantages = np.round(np.random.default_rng(0).normal(size=25), 6)
     lineage = {"epsilon": {"suite/thing-0": 0.5, "suite/thing-1": -0.5}}
-    write_advantages(path, load_episodes(path), advantages, lineage)
+    write_advantages(path, opened(path), advantages, lineage)
     datasets = [DatasetSettings(root=root, advantage="on"), DatasetSettings(root=str(path))]
     return MixtureSettings(datasets=datasets, num_workers=0, val_split_ratio=0.0), advantages
 
@@ -752,20 +804,20 @@ def test_what_has_no_advantage_is_an_error_or_what_was_chosen(root, labelled, tm
     policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
 
 
-def test_frames_without_advantage_can_be_left_out(labelled, tmp_path, capsys):
+def test_frames_without_advantage_can_be_left_out(labelled, tmp_path):
     path = Path(str(labelled[0].datasets[1].root))
     advantages = np.where(np.arange(25) % 3 == 0, np.nan, labelled[1])
-    write_advantages(path, load_episodes(path), advantages, {})
+    write_advantages(path, opened(path), advantages, {})
     policy = {"advantage": "use", "advantage_threshold": 0.0, "missing_advantage": "drop"}
     config = settings(str(path), tmp_path, policy=policy, val_freq=2, batch_size=8)
     parts = trainer.make_parts(config, World())
-    assert "9 frames have none and are left out" in capsys.readouterr().out
+    assert "advantages: 9 frames have none and are left out" in parts.notes
     assert parts.data.validation is not None
     held_out = [w for batch in parts.data.validation for w in batch["window"].tolist()]
     drawn = {w for batch in islice(parts.data.train, 12) for w in batch["window"].tolist()}
     assert drawn.isdisjoint(held_out)
     assert drawn | set(held_out) == {w for w in range(25) if w % 3}
-    write_advantages(path, load_episodes(path), np.full(25, np.nan), {})
+    write_advantages(path, opened(path), np.full(25, np.nan), {})
     with pytest.raises(EpisodeDataError, match="none of 25 frames has an advantage"):
         trainer.make_parts(config, World())
 

@@ -145,10 +145,8 @@ def test_our_training_files_are_usable(name, monkeypatch):
 def test_our_other_files_are_usable():
     config = evaluation(CONFIGS / "rollout_config.json")
     assert (config.eval.states, config.eval.recording_root) == ("train", "data/rollouts")
-    assert read_mixture(CONFIGS / "advantage_calc_config.json") == [
-        Path("data/demonstrations"),
-        Path("data/rollouts"),
-    ]
+    described = read_mixture(CONFIGS / "advantage_calc_config.json")
+    assert [x["root"] for x in described] == ["data/demonstrations", "data/rollouts"]
 
 
 def test_other_trainers_keys(written):
@@ -174,7 +172,10 @@ def test_other_trainers_keys(written):
         ({"polcy": {"type": "pi0"}}, "unknown key 'polcy.type'; did you mean 'policy.type'"),
         ({"policy": {"advantage_treshold": 1}}, "did you mean 'policy.advantage_threshold'"),
         ({"dataset_mixture": {"datasets": [{"repo": "x"}]}}, r"datasets\[0\]: unknown key 'repo'.*'repo_id'"),
-        ({"dataset_mixture": {"datasets": [{"repo_id": [1]}]}}, "dataset_mixture.datasets: "),
+        (
+            {"dataset_mixture": {"datasets": [{"repo_id": [1]}]}},
+            r"dataset_mixture.datasets\[0\].repo_id: expected text",
+        ),
         ({"steps": "many"}, "steps: expected a whole number, found 'many'"),
         ({"policy": {"reward_config": {"C_neg": 5}}}, "C_neg: expected at most 0, found 5"),
         ({"steps": 3, "max_steps": 4}, "max_steps=4 contradicts steps=3"),

@@ -30,6 +30,8 @@ NotNegative = Annotated[float, Expected("0 or more", lambda value: 0 <= value < 
 Share = Annotated[float, Expected("a share from 0 to 1", lambda value: 0 <= value <= 1)]
 ProperShare = Annotated[float, Expected("a share between 0 and 1", lambda value: 0 < value < 1)]
 
+SAME, ROUNDING, LONGER = ({"result": kind} for kind in ("same", "rounding", "longer"))
+"""Metadata of a field: which result a run has that goes on with another value."""
 Dtype = Annotated[str, one_of("float32", "bfloat16")]
 Indicator = Annotated[str, one_of("embedding", "text")]
 ValueForm = Annotated[str, one_of("expert", "separate")]
@@ -41,6 +43,9 @@ def wrong_values(config: Any, section: str = "") -> Iterator[str]:
         key, value = f"{section}{name}", getattr(config, name)
         if is_dataclass(value):
             yield from wrong_values(value, f"{key}.")
+        elif isinstance(value, list) and value and all(map(is_dataclass, value)):
+            for number, entry in enumerate(value):
+                yield from wrong_values(entry, f"{key}[{number}].")
         elif value is not None:
             wrong = [expected for expected in _expectations(hint) if not expected.is_right(value)]
             yield from (f"{key}: expected {expected.text}, found {value!r}" for expected in wrong)

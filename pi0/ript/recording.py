@@ -2,45 +2,36 @@
 
 `remembering` puts a memory around `rollout`. What it remembers is in a store: the journal of a run
 (`pi0.ript.checkpoint.journal`), or a data set that is being made (`DatasetStore`).
-
-Axes: none.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import batched
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
+from pi0.ript.data.encoding import default_storage
+from pi0.ript.data.records import COLLECTION_PATH, CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.envs import BatchedEnv, InitialState, Task
-from pi0.ript.episodes import (
-    CollectionInfo,
-    Episode,
-    EpisodeDataError,
-    EpisodeLabels,
-    EpisodeSet,
-    EpisodeWriter,
-    default_storage,
-    read_collection,
-)
+from pi0.ript.files import read_versioned_json
 from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
 from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import (
     ChunkPolicy,
+    FunctionPolicy,
     Rollout,
     RolloutFunction,
     rollout,
     without_images,
 )
 
-_ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are let go
+_ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are dropped
 
 
 @runtime_checkable
@@ -71,10 +62,10 @@ def remembering(
     """Return `run` with a memory: what the store has does not run again, what is finished is added to it.
 
     Args:
-        store: Of episodes of one policy.
+        store: The episodes of one policy.
         stop_if_asked: Called at the end, on every process; raises if one of them was asked to stop. Episodes
             under way are left at their next chunk then.
-        run: Runs the episodes that are not there.
+        run: The function that runs the episodes that are not there.
     """
 
     def run_the_others(
@@ -100,11 +91,11 @@ def remembering(
             report(episode)
 
         missing = [number for number in range(len(states)) if number not in episodes]
-        lets_images_go = store.needs_images and not keep_images
-        part_size = _ROUNDS_IN_MEMORY * env.num_slots if lets_images_go else max(len(missing), 1)
-        with contextlib.suppress(_EpisodesLeftError):  # then `stop_if_asked` raises
+        drops_images = store.needs_images and not keep_images
+        part_size = _ROUNDS_IN_MEMORY * env.num_slots if drops_images else max(len(missing), 1)
+        with contextlib.suppress(_StoppedEarlyError):  # then `stop_if_asked` raises
             for part in batched(missing, part_size):
-                made = run(
+                finished = run(
                     env,
                     _until_asked_to_stop(policy),
                     [states[number] for number in part],
@@ -113,7 +104,7 @@ def remembering(
                     keep_images=keep_images or store.needs_images,
                     on_finished=keep,
                 )
-                kept = (without_images(episode) if lets_images_go else episode for episode in made)
+                kept = (without_images(episode) if drops_images else episode for episode in finished)
                 episodes |= dict(zip(part, kept, strict=True))
         stop_if_asked()
         return [episodes[number] for number in range(len(states))]
@@ -121,19 +112,19 @@ def remembering(
     return run_the_others
 
 
-class _EpisodesLeftError(Exception):
-    """Episodes were left because this process was asked to stop."""
+class _StoppedEarlyError(Exception):
+    """Episodes were not finished because this process was asked to stop."""
 
 
 def _until_asked_to_stop(policy: ChunkPolicy) -> ChunkPolicy:
-    """Return the policy, which raises _EpisodesLeftError when it is to act and the process is to stop."""
+    """Return the policy, which raises _StoppedEarlyError when it is to act and the process is to stop."""
 
     def chunks(*arguments: Any) -> Float32[np.ndarray, "b h a"]:
         if stop_requested():
-            raise _EpisodesLeftError
+            raise _StoppedEarlyError
         return policy.chunks(*arguments)
 
-    return cast("ChunkPolicy", SimpleNamespace(chunks=chunks))
+    return FunctionPolicy(chunks)
 
 
 # Data sets ----------------------------------------------------------------------------------------------
@@ -150,9 +141,9 @@ class DatasetStore:
         """Give each episode the number of its place in a list.
 
         Args:
-            writer: Of the data set.
+            writer: The writer of the data set.
             states: Where the episodes begin.
-            seeds: Of their noise.
+            seeds: The seeds of their noise.
             source: Who acts, as `EpisodeLabels.source`.
 
         Raises:
@@ -177,7 +168,7 @@ class DatasetStore:
             task=task,
             initial_state=state,
             seed=seed,
-            success=episode.labels.success,
+            success=episode.labels.is_success,
             states=episode.states,
             actions=episode.actions,
             observed=np.arange(len(episode) if with_images else 0),
@@ -194,8 +185,8 @@ def rollouts_writer(directory: Path, env: BatchedEnv, origin: Mapping[str, Any])
     """Return the writer of a data set of rollouts, named and stored as demonstrations of its tasks are.
 
     Args:
-        directory: Of the data set; must not exist.
-        env: Runs the episodes.
+        directory: The directory of the data set; must not exist.
+        env: The environment that runs the episodes.
         origin: What the data set says about its making, as plain JSON values.
 
     Raises:
@@ -206,14 +197,16 @@ def rollouts_writer(directory: Path, env: BatchedEnv, origin: Mapping[str, Any])
     return EpisodeWriter(directory, info)
 
 
-def require_training_states(directory: str | Path, allowed: str) -> None:
+def require_training_states(root: Path, allowed: str) -> None:
     """Raise EpisodeDataError if a data set says that its rollouts begin from held-out states.
 
     `allowed` is the setting that allows it, for the message.
     """
-    if read_collection(directory).get("origin", {}).get("states_of") == "heldout":
+    file = root / COLLECTION_PATH
+    made = read_versioned_json(file) if file.exists() else {}
+    if made.get("origin", {}).get("states_of") == "heldout":
         raise EpisodeDataError(
-            f"{directory}: its rollouts begin from held-out states, on which policies are judged; record "
+            f"{root}: its rollouts begin from held-out states, on which policies are judged; record "
             f"training states (pi0-eval, eval.states=train), or set {allowed}"
         )
 
@@ -268,20 +261,4 @@ def rollout_episode(rollout: Rollout, source: str) -> Episode:
             source=source,
             seed=rollout.seed,
         ),
-    )
-
-
-def episode_set(episodes: Sequence[Episode], fps: int) -> EpisodeSet:
-    """Return episodes as a set in memory, with the content hash that they would have on disk."""
-    lengths = np.array([len(e) for e in episodes], np.int64)
-    hashes = "\n".join(e.content_hash() for e in episodes)
-    return EpisodeSet(
-        images={c: np.concatenate([e.images[c] for e in episodes]) for c in episodes[0].images},
-        states=np.concatenate([e.states for e in episodes]),
-        actions=np.concatenate([e.actions for e in episodes]),
-        starts=np.cumsum(lengths) - lengths,
-        lengths=lengths,
-        labels=tuple(e.labels for e in episodes),
-        fps=fps,
-        collection={"content_hash": hashlib.sha256(hashes.encode()).hexdigest()},
     )

@@ -7,7 +7,7 @@ changed setting never meets an old result.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,18 @@ import pi0
 from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, toy_config
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
+from pi0.ript.data.cache import ImageCache
+from pi0.ript.data.encoding import default_storage
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.reader import open_set
+from pi0.ript.data.settings import DatasetSettings
+from pi0.ript.data.windows import MixtureWindows
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.envs import make_suite
-from pi0.ript.episodes import EpisodeSet, default_storage, load_episodes, read_collection
 from pi0.ript.files import hash_values
 from pi0.ript.progress import print_above, progress_bar
-from pi0.ript.windows import Windows, concatenate, episode_windows
+
+_CACHE_GIB = 1.0  # of decoded demonstrations
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,13 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
     data = cache / f"demonstrations-{hash_values([asdict(spec.demonstrations()), spec.episodes])}"
     if not data.exists():
         collect_demonstrations(spec.demonstrations(), data, spec.episodes, num_workers=spec.num_workers)
+    frames = open_set(DatasetSettings(root=str(data)))
     settings = {k: v for k, v in asdict(spec).items() if k != "num_workers"}
-    directory = (
-        cache / f"policy-{hash_values([settings, read_collection(data)['content_hash'], _code_hash()])}"
-    )
+    made_from = [settings, frames.collection["content_hash"], _code_hash()]
+    directory = cache / f"policy-{hash_values(made_from)}"
     if not directory.exists():
-        episodes = load_episodes(data)
-        policy = train(toy_policy(episodes, spec.chunk_size, spec.seed), episodes, spec)
+        frames.keep_images(ImageCache(_CACHE_GIB))
+        policy = train(toy_policy(frames, spec.chunk_size, spec.seed), frames, spec)
         partial = directory.with_suffix(f".{os.getpid()}.partial")
         policy.save_pretrained(partial)
         if directory.exists():  # another run was faster
@@ -84,13 +90,13 @@ def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:
     return PI0Policy.from_pretrained(directory, changes=changes)
 
 
-def toy_policy(episodes: EpisodeSet, chunk_size: int, seed: int, **changes: Any) -> PI0Policy:
-    """Return an untrained toy policy for these episodes; `changes` are fields of its configuration."""
+def toy_policy(frames: FrameSet, chunk_size: int, seed: int, **changes: Any) -> PI0Policy:
+    """Return an untrained toy policy for a data set; `changes` are fields of its configuration."""
     return sized_toy_policy(
-        {labels.instruction for labels in episodes.labels},
-        tuple(f"observation.images.{camera}" for camera in episodes.images),
-        next(iter(episodes.images.values())).shape[1],
-        {STATE: compute_statistics(episodes.states), ACTION: compute_statistics(episodes.actions)},
+        frames.instructions,
+        tuple(frames.images),
+        next(iter(frames.images.values())).shape[1],
+        {STATE: compute_statistics(frames.states), ACTION: compute_statistics(frames.actions)},
         seed,
         **{"chunk_size": chunk_size, "n_action_steps": chunk_size, "indicator": "embedding", **changes},
     )
@@ -110,8 +116,8 @@ def sized_toy_policy(
         instructions: All that it will be given.
         image_keys: Batch keys of the cameras.
         image_size: Pixels of the square that it sees; a multiple of 4.
-        statistics: Of states and actions, whose widths are the policy's.
-        seed: Of the weights.
+        statistics: Statistics of states and actions, whose widths are the policy's.
+        seed: The seed of the weights.
         changes: Other values of its configuration.
     """
     tokenizer = PromptTokenizer.from_texts(set(instructions))
@@ -128,19 +134,23 @@ def sized_toy_policy(
     return PI0Policy(replace(config, vision=vision), features, tokenizer, floored, seed=seed)
 
 
-def train(policy: PI0Policy, episodes: EpisodeSet, spec: WarmStart) -> PI0Policy:
+def train(policy: PI0Policy, frames: FrameSet, spec: WarmStart) -> PI0Policy:
     """Minimise the flow-matching loss on windows at every step of the demonstrations; return the policy."""
-    windows = demonstration_windows(episodes, policy.config.chunk_size)
+    windows = MixtureWindows([frames], policy.features, policy.config.chunk_size)
     sampler = np.random.default_rng(spec.seed)
     generator = torch.Generator(policy.device).manual_seed(spec.seed)
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_and_decay(spec.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        # Up over 50 steps, then level, down over the last 70%.
+        lambda step: min(1.0, (step + 1) / 50, (spec.steps - step) / (0.7 * spec.steps)),
+    )
     policy.train()
     with progress_bar(range(spec.steps), unit="step", desc="supervised fine-tuning") as bar:
         for _step in bar:
-            batch = windows.batch(sampler.integers(len(windows), size=spec.batch_size))
+            batch = windows.batch(sampler.integers(frames.num_frames, size=spec.batch_size))
             loss = policy.loss(batch, num_draws=spec.num_draws, generator=generator)
             optimizer.zero_grad()
             loss.backward()
@@ -149,21 +159,6 @@ def train(policy: PI0Policy, episodes: EpisodeSet, spec: WarmStart) -> PI0Policy
             schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3f}")
     return policy.eval()
-
-
-def demonstration_windows(episodes: EpisodeSet, horizon: int) -> Windows:
-    """Return a window at every step of every episode."""
-    return concatenate(
-        [
-            episode_windows(e.images, e.states, e.actions, np.arange(len(e)), e.labels.instruction, horizon)
-            for e in episodes
-        ]
-    )
-
-
-def _warmup_and_decay(steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate: up over 50 steps, then level, down over the last 70%."""
-    return lambda step: min(1.0, (step + 1) / 50, (steps - step) / (0.7 * steps))
 
 
 def _with_floor(statistics: Mapping[str, Any], floor: float) -> dict[str, Any]:

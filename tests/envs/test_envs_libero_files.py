@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -140,3 +141,47 @@ print(libero.libero.get_assets_path(), "torch" in sys.modules)
         env={"HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)},
     )
     assert done.stdout.split() == [str(tmp_path), "False"]
+
+
+def test_an_edited_instruction_reaches_the_policy(tmp_path, monkeypatch):
+    suite, (task, other, *_) = "libero_goal", files.task_names("libero_goal")
+    stock = {name: files.bddl_file(suite, name).read_text() for name in (task, other)}
+    monkeypatch.setattr(files, "package_root", lambda: tmp_path)
+    files.bddl_file(suite, task).parent.mkdir(parents=True)
+    for name, text in stock.items():
+        files.bddl_file(suite, name).write_text(text)
+    assert files.instruction(suite, task) == task.replace("_", " ")
+    edited = re.sub(r"\(:language [^)]*\)", "(:language Pull the \n middle drawer)", stock[task])
+    files.bddl_file(suite, task).write_text(edited)
+    assert files.instruction(suite, task) == "Pull the middle drawer"
+    assert files.instruction(suite, other) == other.replace("_", " ")
+    files.bddl_file(suite, task).unlink()
+    assert files.instruction(suite, task) == task.replace("_", " ")
+
+
+def test_a_configuration_of_another_install_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("LIBERO_ASSETS", raising=False)
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    old = tmp_path / "old"
+    for folder in files._ASSET_FOLDERS:
+        (old / folder).mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(f"assets: {old}\n")
+    suite = make_suite("libero", suite="libero_goal")
+    with pytest.raises(
+        FileNotFoundError, match=rf"{old} \(as {tmp_path}/config.yaml says\) lacks, the first"
+    ):
+        suite.check(suite.tasks())
+    for text in ("assets: [", "just text", "\x00"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=rf"{tmp_path}/config.yaml: expected LIBERO's paths as YAML"):
+            suite.check(suite.tasks())
+
+
+def test_a_wrong_egl_device_is_named_before_any_work(monkeypatch):
+    for value in ("77", "-1", "first"):
+        monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", value)
+        for suite in (make_suite("libero", suite="libero_goal"), make_suite("metaworld")):
+            with pytest.raises(ValueError, match=rf"MUJOCO_EGL_DEVICE_ID: expected .*, found '{value}'"):
+                suite.check(suite.tasks()[:1])
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")
+    make_suite("metaworld").check([])

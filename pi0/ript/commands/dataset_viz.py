@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pi0.ript.episodes import EpisodeDataError, EpisodeSet, load_episodes
+from pi0.ript.commands.dataset_arguments import (
+    add_reading_arguments,
+    dataset_settings,
+    in_words_of_options,
+)
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.reader import open_set
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.files import path_argument
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, read_advantages, read_lineage
 from pi0.ript.labels.frames import (
     FRAMES_FILE,
@@ -33,20 +41,22 @@ exit codes: 0 done; 2 unusable arguments or data; 130 interrupted
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(argv)
-    directory: Path = options.dataset_dir
-    output = options.output or directory.resolve().with_name(f"{directory.resolve().name}.html")
+    directory = Path(options.dataset).expanduser().resolve()
+    beside = directory.with_name(f"{directory.name}.html")
+    output = options.output or (beside if directory.is_dir() else Path(beside.name))
     try:
         _require_usable(options, output)
-        episodes = load_episodes(directory, assume_success=options.assume_success)
-        shown = _shown(options, len(episodes))
-        labels = _labels(options, episodes)
+        frames = open_set(dataset_settings(options.dataset, options))
+        frames.successes()  # an error comes before anything long
+        shown = _shown(options, frames)
+        labels = _labels(options, frames)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_dataset_page(
-            output, directory, episodes, shown, labels, unlabelled_succeed=options.assume_success
+            output, directory.name, frames, shown, labels, unlabelled_succeed=options.assume_success
         )
     except (ValueError, OSError) as error:
-        message = str(error).replace("load it with assume_success=True", "pass --assume-success")
-        print(f"pi0-dataset-viz: error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+        message = " ".join(in_words_of_options(error).split())
+        print(f"pi0-dataset-viz: error: {message}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("pi0-dataset-viz: interrupted", file=sys.stderr)  # noqa: T201
@@ -66,23 +76,21 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("dataset_dir", type=Path, metavar="DATASET_DIR", help="root of the data set")
-    add("--output", type=Path, metavar="PAGE", help="the page (default: DATASET_DIR.html)")
+    add("dataset", metavar="DATASET", help="directory of the data set, or its name on the hub")
+    add("--output", type=path_argument, metavar="PAGE", help="the page (default: DATASET.html)")
     add("--episodes", type=int, nargs="+", metavar="N", help="episodes to show (default: the first ones)")
     add("--max-episodes", type=int, default=12, metavar="N", help="how many without --episodes (default 12)")
     values = f"{FRAMES_FILE} of a RECAP run, or its directory; instead of the data set's {ADVANTAGES_PATH}"
-    add("--values", type=Path, metavar="DIR", help=values)
+    add("--values", type=path_argument, metavar="DIR", help=values)
     source = (
         f"source in {FRAMES_FILE} that is this data set (default: the one with episodes of these lengths)"
     )
     add("--source", metavar="NAME", help=source)
-    add("--assume-success", action="store_true", help="take episodes without success labels for successes")
+    add_reading_arguments(parser)
     return parser
 
 
 def _require_usable(options: argparse.Namespace, output: Path) -> None:
-    if not options.dataset_dir.is_dir():
-        raise ValueError(f"DATASET_DIR: expected a directory, found none at {options.dataset_dir}")
     if options.max_episodes < 1:
         raise ValueError(f"--max-episodes: expected at least 1, found {options.max_episodes}")
     if output.is_dir():
@@ -93,30 +101,34 @@ def _require_usable(options: argparse.Namespace, output: Path) -> None:
         raise ValueError(f"--source: names a source in --values, found {options.source!r} without --values")
 
 
-def _shown(options: argparse.Namespace, count: int) -> list[int]:
+def _shown(options: argparse.Namespace, frames: FrameSet) -> list[int]:
+    numbers = frames.episodes.tolist()
     if options.episodes is None:
-        return list(range(min(count, options.max_episodes)))
-    outside = [number for number in options.episodes if not 0 <= number < count]
-    if outside:
-        raise ValueError(f"--episodes: expected numbers from 0 to {count - 1}, found {outside}")
+        return numbers[: options.max_episodes]
+    unknown = [number for number in options.episodes if number not in numbers]
+    if unknown:
+        raise ValueError(
+            f"--episodes: expected numbers of its {len(numbers)} episodes, {numbers[0]} to {numbers[-1]}, "
+            f"found {unknown}"
+        )
     return list(dict.fromkeys(options.episodes))
 
 
-def _labels(options: argparse.Namespace, episodes: EpisodeSet) -> Labels | None:
+def _labels(options: argparse.Namespace, frames: FrameSet) -> Labels | None:
     """Return what is known of the frames' values and advantages, None if nothing is."""
-    tasks = tuple(labels.task_id or labels.instruction for labels in episodes.labels)
+    tasks = tuple(frames.frame_tasks())
     if options.values is not None:
         path = _frames_file(options.values)
-        frames = _matching(path, read_labelled_frames(path), episodes, options.source)
+        labelled = _matching(path, read_labelled_frames(path), frames, options.source)
         epsilon = read_thresholds(path.with_name(THRESHOLDS_FILE))
-        return Labels(replace(frames, tasks=tasks), epsilon)
-    if not (options.dataset_dir / ADVANTAGES_PATH).exists():
+        return Labels(replace(labelled, tasks=tasks), epsilon)
+    if not (Path(frames.name) / ADVANTAGES_PATH).exists():
         return None
-    advantages = read_advantages(options.dataset_dir, episodes)
-    epsilon = read_lineage(options.dataset_dir).get("epsilon", {})
+    advantages = read_advantages(frames.name, frames)
+    epsilon = read_lineage(frames.name).get("epsilon", {})
     if not isinstance(epsilon, Mapping):
         epsilon = dict.fromkeys(tasks, float(epsilon))
-    return Labels(LabelledFrames(advantages, episodes.lengths, tasks=tasks), dict(epsilon))
+    return Labels(LabelledFrames(advantages, frames.lengths, tasks=tasks), dict(epsilon))
 
 
 def _frames_file(path: Path) -> Path:
@@ -124,16 +136,16 @@ def _frames_file(path: Path) -> Path:
 
 
 def _matching(
-    path: Path, sources: Mapping[str, LabelledFrames], episodes: EpisodeSet, name: str | None
+    path: Path, sources: Mapping[str, LabelledFrames], frames: FrameSet, name: str | None
 ) -> LabelledFrames:
     """Return the source that is this data set, by name or by the lengths of its episodes."""
-    lengths = episodes.lengths.tolist()
+    lengths = frames.lengths.tolist()
     fitting = [key for key, source in sources.items() if source.lengths.tolist() == lengths]
     chosen = fitting if name is None else [key for key in fitting if key == name]
     if len(chosen) != 1:
         raise EpisodeDataError(
             f"{path}: expected {'one source' if name is None else repr(name)} with the lengths of the "
-            f"{len(episodes)} episodes of the data set; found {fitting or 'none'} among {list(sources)}; "
+            f"{len(lengths)} episodes of the data set; found {fitting or 'none'} among {list(sources)}; "
             "choose with --source, or give the data set that the values were computed for"
         )
     return sources[chosen[0]]

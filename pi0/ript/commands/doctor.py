@@ -20,9 +20,10 @@ examples:
   pi0-doctor
   pi0-doctor --env libero_object --checkpoint checkpoints/pi0_libero
   MUJOCO_GL=osmesa pi0-doctor --env libero
+  pi0-doctor --dataset data/demonstrations data/rollouts
 
 Lines are "ok", "warn" (works, but not for everything) and "FAIL", each of the latter with its remedy.
-exit codes: 0 nothing failed; 1 something failed; 2 unusable arguments
+exit codes: 0 nothing failed; 1 something failed, a data set cannot be trained on; 2 unusable arguments
 """
 
 
@@ -57,15 +58,37 @@ CHECKS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
+    if options.dataset is not None:
+        return _show_datasets(options.dataset, options.json)
     request = Request(options.env, options.checkpoint, options.output_dir)
     if options.only is not None:
         return _answer(options.only, request)
-    failed = 0
+    failed, told = 0, []
     for name in CHECKS:
         for finding in findings(name, request):
-            print(finding, flush=True)  # noqa: T201
+            told.append(dataclasses.asdict(finding))
+            if not options.json:
+                print(finding, flush=True)  # noqa: T201
             failed += finding.level == "FAIL"
-    print(f"{failed} checks failed" if failed else "nothing failed")  # noqa: T201
+    summary = f"{failed} checks failed" if failed else "nothing failed"
+    print(json.dumps({"findings": told}, indent=2) if options.json else summary)  # noqa: T201
+    return 1 if failed else 0
+
+
+def _show_datasets(names: Sequence[str], as_json: bool) -> int:
+    from pi0.ript.commands.dataset_checks import (  # lerobot takes seconds to import
+        dataset_reports,
+        print_report,
+    )
+
+    reports = dataset_reports(names)
+    failed = [report.name for report in reports if not report.can_be_trained_on]
+    if as_json:
+        print(json.dumps({"datasets": [report.to_dict() for report in reports]}, indent=2))  # noqa: T201
+        return 1 if failed else 0
+    for report in reports:
+        print_report(report)
+    print(f"cannot be trained on: {', '.join(failed)}" if failed else "nothing failed")  # noqa: T201
     return 1 if failed else 0
 
 
@@ -123,6 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     environments = ["metaworld", "libero", *SUITES]
     add("--env", default=default.env, choices=environments, metavar="ENV", help=", ".join(environments))
     add("--checkpoint", metavar="DIR", help="a policy that is to be used")
+    add("--dataset", nargs="+", metavar="ROOT", help="check data sets instead of the machine: directories of "
+        "LeRobotDatasets v3, or names on the hub")  # fmt: skip
+    add("--json", action="store_true", help="print what is found as JSON")
     add("--output-dir", default=default.output_dir, metavar="DIR", help="where runs are written")
     add("--only", choices=CHECKS, metavar="CHECK", help=argparse.SUPPRESS)  # how a check runs by itself
     return parser

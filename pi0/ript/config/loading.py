@@ -5,7 +5,6 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,12 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pi0.registry import did_you_mean
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.translation import translate
+from pi0.ript.config.typed_values import MisfitError, fitted
 from pi0.ript.config.yaml_files import CONFIGS, parse_yaml, read_yaml
 from pi0.ript.files import flatten
 from pi0.ript.starting_policy import require_device
 
 PROFILES = CONFIGS / "profiles"
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def load_config_from_yaml[C](
@@ -35,7 +34,7 @@ def load_config_from_yaml[C](
     Notices about keys of earlier versions are printed.
 
     Args:
-        path: Of the file.
+        path: The file.
         overrides: "algo.lr=2e-5", "task.task_names=[3,4]", "eval.first_state=null", ...
         profile: Name of one of the files in `PROFILES`.
         schema: A dataclass whose fields have defaults; sections are dataclasses too.
@@ -65,7 +64,7 @@ def load_config[C](
     problems: list[str] = []
     notices: list[str] = []
     for source, settings in layers:
-        translation = translate(settings, known, without_effect or {})
+        translation = translate(_with_tables(settings, types), known, without_effect or {})
         wrong = translation.problems
         for key, value in translation.values.items():
             wrong += _set(config, key, value, types[key])
@@ -81,9 +80,6 @@ def load_config[C](
         made: Any = OmegaConf.to_object(config)
     except ValueError as error:  # of a section's own checks
         raise ConfigError(f"{layers[0][0]}: {error}") from error
-    for key in ("output_dir", "warm_start_dir"):
-        if key in known:
-            setattr(made, key, str(Path(getattr(made, key)).expanduser()))
     return made
 
 
@@ -97,7 +93,8 @@ def save_config(config: Any, run_dir: str | Path) -> Path:
 
 def default_values(schema: Any = TrainConfig) -> dict[str, Any]:
     """Return every dotted key with its default."""
-    return flatten(asdict(schema()))
+    tables = {key: {} for key, hint in _types(schema) if typing.get_origin(hint) is dict}
+    return {**flatten(asdict(schema())), **tables}
 
 
 def present_settings(saved: Mapping[str, Any], schema: Any) -> dict[str, Any]:
@@ -178,21 +175,27 @@ def _types(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", hint
 
 
+def _with_tables(settings: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys and values in which a table, whose names are not settings, is one value again."""
+    whole = dict(settings)
+    for key in (key for key, hint in types.items() if typing.get_origin(hint) is dict):
+        names = [name for name in whole if name.startswith(f"{key}.")]
+        if names:
+            whole[key] = {name.removeprefix(f"{key}."): whole.pop(name) for name in names}
+    return whole
+
+
 def _set(config: DictConfig, key: str, value: Any, hint: Any) -> list[str]:
     """Set a key; return what is wrong with the value."""
-    if isinstance(value, bool) and bool not in (hint, *typing.get_args(hint)):
-        return [
-            f"{_expected(key, value, hint)} (in YAML, on, off, yes and no are true and false: quote them)"
-        ]
     entry = typing.get_args(hint)[0] if typing.get_origin(hint) is list else None
     if is_dataclass(entry) and (problems := _entry_problems(key, value, [f.name for f in fields(entry)])):
         return problems
     try:
-        OmegaConf.update(config, key, value)
+        OmegaConf.update(config, key, fitted(value, hint, key))
+    except MisfitError as error:
+        return [str(error)]
     except OmegaConfBaseException as error:
-        return [
-            f"{key}: {str(error).splitlines()[0]}" if is_dataclass(entry) else _expected(key, value, hint)
-        ]
+        return [f"{key}: {str(error).splitlines()[0]}"]
     return []
 
 
@@ -218,16 +221,3 @@ def _unresolved(config: DictConfig, key: str) -> list[str]:
         written = flatten(typing.cast(dict[str, Any], OmegaConf.to_container(config)))[key]
         return [f"{key}: {written!r} stands for nothing that fits: {str(error).splitlines()[0]}"]
     return []
-
-
-def _expected(key: str, value: Any, hint: Any) -> str:
-    kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not NoneType]
-    if typing.get_origin(kinds[0]) is list:
-        inner = typing.get_args(kinds[0])[0]
-        members = " or ".join(_NAMES[kind] for kind in typing.get_args(inner) or (inner,))
-        names = f"a list of {members}, such as [a,b],"
-    else:
-        names = _NAMES[kinds[0]]
-    optional = " or null" if NoneType in typing.get_args(hint) else ""
-    found = "null" if value is None else repr(value)
-    return f"{key}: expected {names}{optional}, found {found}"

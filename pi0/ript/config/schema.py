@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from pi0.ript.envs.base import Split
-from pi0.ript.ranges import Count, NotNegative, Positive, ProperShare, Whole, one_of
+from pi0.ript.ranges import LONGER, ROUNDING, SAME, Count, NotNegative, Positive, ProperShare, Whole, one_of
 from pi0.ript.starting_policy import PolicySettings
 
 RenderQuality = Annotated[str, one_of("stock", "fast")]
 Backend = Annotated[str, one_of("auto", "gloo", "nccl")]
-SAME = {"result": "same"}
-ROUNDING = {"result": "rounding"}
-LONGER = {"result": "longer"}
 
 StatesOf = Annotated[str, one_of("heldout", "train")]
 WandbMode = Annotated[str, one_of("online", "offline", "disabled")]

@@ -14,8 +14,6 @@ from pi0.ript.environments import LIBERO_SUITES
 _BEFORE_TODAYS = "algo.demo_batch_size"
 """Earlier files have it beside `algo.data_batch_size`, which was the older name of it."""
 _ROW: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "    ", "break_on_hyphens": False}
-_TEXT_ON = ("policy.advantage", "demonstrations.advantage", "demonstrations.sft_advantage")
-"""Keys whose `on` is a text, and not YAML's true."""
 
 
 @dataclass
@@ -48,7 +46,7 @@ def translate(
     for old in sorted(written, key=lambda key: order.get(key, len(order))):
         value = written[old]
         if old in known:
-            meanings[old][old] = "on" if old in _TEXT_ON and value is True else value
+            meanings[old][old] = value
         elif old in aliases:
             new, value, problem = _meaning(old, value, aliases[old])
             result.problems += problem
@@ -61,7 +59,7 @@ def translate(
             result.problems += unknown_key(old, value, known, aliases)
     # A switch that is on says less than a value.
     must_agree = {
-        old for old, alias in OTHERS.items() if aliases.get(old) is alias and given.get(old) is not True
+        old for old, alias in OTHERS.items() if aliases.get(old) is alias and given.get(old) not in (True,)
     }
     for new, values in meanings.items():
         _decide(result, new, values, must_agree)
@@ -106,9 +104,7 @@ def _rewritten(given: Mapping[str, Any], notices: list[str]) -> dict[str, Any]:
     # GR00T changes colours alone.
     if jitter := {key: written.pop(key) for key in given if key.startswith("color_jitter_params.")}:
         colours = dict.fromkeys(("brightness", "contrast", "saturation", "hue", "rotation_degrees"), 0.0)
-        named = {
-            key.rpartition(".")[2]: value for key, value in jitter.items()
-        }  # GR00T changes colours alone
+        named = {key.rpartition(".")[2]: value for key, value in jitter.items()}
         changes = {"enable": True, "crop_scale": 1.0, **colours, **named}
         written |= {f"dataset_mixture.augmentation.{key}": value for key, value in changes.items()}
     if any(written.get(f"{section}.use_so100_processing") for section in ("dataset", "data_processing")):
@@ -140,7 +136,7 @@ def _meaning(old: str, value: Any, alias: Alias) -> tuple[str, Any, list[str]]:
         return alias.key, alias.values[value], []
     if alias.remedy is None:
         return alias.key, value, []
-    is_wrong = value is not None and value is not False
+    is_wrong = value not in (None, False)
     return "", None, [f"{old}: found {value!r}; {alias.remedy}"] * is_wrong
 
 

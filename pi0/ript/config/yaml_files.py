@@ -1,4 +1,7 @@
-"""Reads YAML as it is meant: 1e-4 is a number, a date is text, a key that is there twice is an error."""
+"""Reads YAML as it is meant: 1e-4 is a number, a date is text, a key that is there twice is an error.
+
+Numbers, yes and no keep how they were typed, for settings that are text.
+"""
 
 import difflib
 import re
@@ -8,6 +11,7 @@ from typing import Any
 import yaml
 
 from pi0.ript.config.schema import ConfigError
+from pi0.ript.config.typed_values import WrittenBool, WrittenFloat, WrittenInt
 
 CONFIGS = Path(__file__).parent
 """The configurations that come with the package."""
@@ -34,18 +38,35 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     lines: dict[str, int] = {}
     loader.flatten_mapping(node)
     for key_node, _ in node.value:
-        key, line = str(loader.construct_object(key_node, deep=True)), key_node.start_mark.line + 1
+        key, line = _key(loader, key_node), key_node.start_mark.line + 1
         if key in lines:
             where = f"{key_node.start_mark.name}: the key {key!r}"
             raise ConfigError(f"{where} is there twice, in lines {lines[key]} and {line}; remove one")
         lines[key] = line
-    return {
-        str(loader.construct_object(key, deep=True)): loader.construct_object(value, deep=True)
-        for key, value in node.value
-    }
+    return {_key(loader, key): loader.construct_object(value, deep=True) for key, value in node.value}
+
+
+def _key(loader: _Loader, node: yaml.Node) -> str:
+    return node.value if isinstance(node, yaml.ScalarNode) else str(loader.construct_object(node, deep=True))
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _keeping_text(kind: type[WrittenInt | WrittenFloat | WrittenBool], name: str) -> None:
+    """Let plain numbers or words of a kind remember their text; one in quotes is text anyway."""
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        value = kind(getattr(yaml.SafeLoader, f"construct_yaml_{name}")(loader, node))
+        value.written = node.value
+        return value
+
+    _Loader.add_constructor(f"tag:yaml.org,2002:{name}", construct)
+
+
+_keeping_text(WrittenInt, "int")
+_keeping_text(WrittenFloat, "float")
+_keeping_text(WrittenBool, "bool")
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -73,6 +94,7 @@ def read_yaml(path: Path, key: str = "config_path", including: tuple[Path, ...] 
     Raises:
         ConfigError: There is no such file, or it is no mapping of keys.
     """
+    path = path.expanduser()
     if not path.is_file():
         raise ConfigError(f"{key}: {str(path)!r} {_nothing_there(path)}")
     values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -100,7 +122,7 @@ def include(values: Any, path: Path, including: tuple[Path, ...] = ()) -> Any:
     name, chain = values[_REFERENCE], (*including, path.resolve())
     if not isinstance(name, str):
         raise ConfigError(f"{path}: {_REFERENCE}: expected the name of a file, found {name!r}")
-    target = path.parent / Path(name).expanduser()
+    target = path.expanduser().parent / Path(name).expanduser()
     if target.resolve() in chain:
         names = " -> ".join(one.name for one in (*chain, target))
         raise ConfigError(f"{path}: {_REFERENCE}: {name} includes itself ({names}); remove one of these")

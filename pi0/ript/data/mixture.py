@@ -1,18 +1,34 @@
-"""The order in which a mixture's frames are drawn: a function of seed and position alone.
+"""Which episodes are for validation, and the order in which a mixture's frames are drawn.
+
+The order is a function of seed and position alone.
 
 An epoch has as many draws as there are frames. Each data set has its exact share of them, and goes through
-all its frames before one comes again. Axis: b draw.
+all its frames before one comes again. Axes: b draw, e selected episode of a data set.
 """
 
 import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
-from pi0.ript.episodes import EpisodeDataError
+from pi0.ript.data.records import EpisodeDataError
 
-_FRAMES, _SETS = 13, 14  # keep these draws apart from others of the same seed
+_SPLIT, _FRAMES, _SETS = 11, 13, 14  # keep these draws apart from others of the same seed
+
+
+def validation_episodes(episodes: Int64[np.ndarray, " e"], ratio: float, seed: int) -> Bool[np.ndarray, " e"]:
+    """Return which episodes, given by their numbers in the data set, are for validation.
+
+    Every episode has a random rank of its own that depends on seed and number alone; those of lowest rank are
+    taken: `ratio` of them, at least one unless the ratio is 0, never all. So other data sets change nothing,
+    and episodes added to this one move few.
+    """
+    count = 0 if ratio == 0 else min(max(1, round(ratio * len(episodes))), len(episodes) - 1)
+    ranks = [np.random.default_rng((seed, _SPLIT, number)).random() for number in episodes.tolist()]
+    chosen = np.zeros(len(episodes), bool)
+    chosen[np.argsort(ranks)[:count]] = True
+    return chosen
 
 
 class MixtureOrder:

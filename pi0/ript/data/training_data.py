@@ -11,14 +11,16 @@ from jaxtyping import Bool, Int64
 from torch.utils.data import DataLoader
 
 from pi0.features import FeatureConfig
-from pi0.ript.data.frames import FrameSet, open_frames
-from pi0.ript.data.mixture import MixtureOrder
+from pi0.ript.data.cache import ImageCache
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.mixture import MixtureOrder, validation_episodes
+from pi0.ript.data.reader import open_set, require_names
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import MixtureSettings, check_mixture, mixture_weights
-from pi0.ript.data.splits import validation_episodes
 from pi0.ript.data.windows import MixtureWindows
-from pi0.ript.episodes import EpisodeDataError
 from pi0.ript.interruption import deaf_children
 from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.progress import progress_bar
 
 
 class TrainingBatches:
@@ -28,15 +30,8 @@ class TrainingBatches:
     depend on the number of processes or of workers.
     """
 
-    def __init__(
-        self,
-        windows: MixtureWindows,
-        order: MixtureOrder,
-        batch_size: int,
-        peers: Peers,
-        reading: MixtureSettings,
-    ) -> None:
-        self._windows, self._order, self._reading = windows, order, reading
+    def __init__(self, windows: MixtureWindows, order: MixtureOrder, batch_size: int, peers: Peers) -> None:
+        self._windows, self._order = windows, order
         self._batch_size, self._rank = batch_size, peers.rank
         self._global_batch_size = batch_size * peers.size
         self._position = 0
@@ -51,7 +46,7 @@ class TrainingBatches:
         if self._ahead is None:
             first = self._position + self._rank * self._batch_size
             draws = _endless(self._order, first, self._batch_size, self._global_batch_size)
-            self._ahead = _read(self._windows, draws, self._reading)
+            self._ahead = _read(self._windows, draws)
         batch = next(self._ahead)
         self._position += self._global_batch_size
         return batch
@@ -90,15 +85,8 @@ class ValidationBatches:
     Shares can differ by a batch, and the last batch can be short: weigh by samples, then sum over processes.
     """
 
-    def __init__(
-        self,
-        windows: MixtureWindows,
-        order: MixtureOrder,
-        batch_size: int,
-        peers: Peers,
-        reading: MixtureSettings,
-    ) -> None:
-        self._windows, self._reading = windows, reading
+    def __init__(self, windows: MixtureWindows, order: MixtureOrder, batch_size: int, peers: Peers) -> None:
+        self._windows = windows
         draws = order.draws(0, order.epoch_length)
         batches = [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
         self._batches = share(batches, peers)
@@ -111,7 +99,7 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the batches of one pass."""
-        return _read(self._windows, self._batches, self._reading)
+        return _read(self._windows, self._batches)
 
 
 @dataclass(frozen=True)
@@ -125,6 +113,39 @@ class TrainingData:
     """None without validation episodes."""
     training_rows: list[Int64[np.ndarray, " _"]]
     """Frames of each set that are trained on, for statistics."""
+    num_kept: int
+    """Frames whose images stay in memory once they are decoded."""
+
+    def __str__(self) -> str:
+        """Return what is read, in one line."""
+        count, held_out = (
+            sum(map(len, self.training_rows)),
+            0 if self.validation is None else self.validation.num_frames,
+        )
+        return (
+            f"data: {count} frames of {len(self.sets)} data sets to train on, {held_out} to validate on; "
+            f"images of {self.num_kept} stay in memory once they are decoded (dataset_mixture.cache_gib)"
+        )
+
+
+def open_sets(settings: MixtureSettings, cameras: Sequence[str] | None = None) -> list[FrameSet]:
+    """Return the data sets of a mixture; `cameras` as in `open_set`.
+
+    Raises:
+        ValueError: A setting is wrong; or sets are not there, or cannot be believed (`EpisodeDataError`, with
+            the faults of all of them).
+    """
+    check_mixture(settings)
+    sets, faults = [], []
+    for dataset in progress_bar(settings.datasets, unit="data set", desc="open", leave=False, delay=5):
+        try:
+            sets.append(open_set(dataset, cameras))
+        except EpisodeDataError as error:
+            faults.append(str(error))
+    if faults:
+        raise EpisodeDataError("\n".join(faults))
+    _require_disjoint(sets)
+    return sets
 
 
 def make_training_data(
@@ -135,6 +156,7 @@ def make_training_data(
     peers: Peers = ALONE,
     seed: int = 0,
     usable: Sequence[Bool[np.ndarray, " _"]] | None = None,
+    sets: Sequence[FrameSet] | None = None,
 ) -> TrainingData:
     """Return what a policy is trained and validated on.
 
@@ -145,29 +167,35 @@ def make_training_data(
         batch_size: Of this process.
         peers: The processes that train together.
         seed: Of order and augmentation.
-        usable: Which frames of each set, as numbered on disk, may be drawn; None: all.
+        usable: Which frames of each set, by row, may be drawn; None: all.
+        sets: What `open_sets` returned for the settings; None: they are opened now.
 
     Raises:
         ValueError: A setting is wrong, or a data set is not there or does not fit (`EpisodeDataError`).
     """
-    check_mixture(settings)
-    sets = [open_frames(x, features.present_cameras, settings.in_memory_gib) for x in settings.datasets]
-    _require_disjoint(sets)
-    training, validation = split_rows(settings, sets)
+    opened = list(sets) if sets is not None else open_sets(settings, features.present_cameras)
+    for dataset, frames in zip(settings.datasets, opened, strict=True):
+        require_names(dataset, features.present_cameras, frames.name)
+    training, validation = split_rows(settings, opened)
     if usable is not None:
         training, validation = (
-            [rows[mask[x.index[rows]]] for rows, mask, x in zip(side, usable, sets, strict=True)]
+            [rows[mask[rows]] for rows, mask in zip(side, usable, strict=True)]
             for side in (training, validation)
         )
-    windows = MixtureWindows(sets, settings, features, chunk_size, augmentation_seed=seed)
+    windows = MixtureWindows(opened, features, chunk_size, settings, augmentation_seed=seed)
     order = MixtureOrder(training, mixture_weights(settings), seed)
-    train = TrainingBatches(windows, order, batch_size, peers, settings)
+    train = TrainingBatches(windows, order, batch_size, peers)
     held_out = None
     if any(len(rows) for rows in validation):
-        plain = MixtureWindows(sets, settings, features, chunk_size)
+        plain = MixtureWindows(opened, features, chunk_size, settings)
         held_out_order = MixtureOrder(validation, None, settings.val_split_seed)
-        held_out = ValidationBatches(plain, held_out_order, batch_size, peers, settings)
-    return TrainingData(sets, train, held_out, training)
+        held_out = ValidationBatches(plain, held_out_order, batch_size, peers)
+    drawn = [np.union1d(*sides) for sides in zip(training, validation, strict=True)]
+    visits = [count / max(len(rows), 1) for count, rows in zip(order.counts.tolist(), training, strict=True)]
+    cache = ImageCache(settings.cache_gib, peers)
+    often_first = sorted(range(len(opened)), key=lambda number: -visits[number])
+    num_kept = sum(opened[number].keep_images(cache, drawn[number]) for number in often_first)
+    return TrainingData(opened, train, held_out, training, num_kept)
 
 
 def split_rows(
@@ -206,7 +234,8 @@ def _endless(order: MixtureOrder, first: int, size: int, stride: int) -> Iterato
         yield order.draws(place, place + size)
 
 
-def _read(windows: MixtureWindows, draws: Any, reading: MixtureSettings) -> Iterator[dict[str, Any]]:
+def _read(windows: MixtureWindows, draws: Any) -> Iterator[dict[str, Any]]:
+    reading = windows.settings
     loader = DataLoader(
         windows,
         batch_size=None,  # the draws are those of whole batches

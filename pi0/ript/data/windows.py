@@ -1,6 +1,6 @@
-"""Batches of training windows from several data sets.
+"""Batches of training windows from several data sets, their actions resampled by OpenTau's rules.
 
-Axes: b window of the batch, h action horizon.
+Axes: n frame of a set, b window of the batch, h action horizon, a action dim.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from torch.utils.data import Dataset
 
 from pi0.features import ACTION, STATE, FeatureConfig
-from pi0.preprocess import resize_with_pad
-from pi0.ript.data.augmentation import augment
-from pi0.ript.data.frames import FrameSet
-from pi0.ript.data.resampling import action_chunks, chunk_offsets
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.images import letterbox
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import MixtureSettings
-from pi0.ript.episodes import EpisodeDataError
 
 
 class MixtureWindows(Dataset[dict[str, Any]]):
@@ -26,22 +24,23 @@ class MixtureWindows(Dataset[dict[str, Any]]):
     def __init__(
         self,
         sets: Sequence[FrameSet],
-        settings: MixtureSettings,
         features: FeatureConfig,
         chunk_size: int,
+        settings: MixtureSettings | None = None,
         augmentation_seed: int | None = None,
     ) -> None:
-        """Prepare; without `augmentation_seed` images stay as they are.
+        """Prepare; without `augmentation_seed` images stay as they are, without settings everything does.
 
         Raises:
             EpisodeDataError: States, actions or images of a set do not fit the policy or the other sets.
         """
-        self._sets, self._settings, self._features = list(sets), settings, features
+        settings = settings or MixtureSettings()
+        self._sets, self.settings, self._features = list(sets), settings, features
         self._seed = augmentation_seed if settings.augmentation.enable else None
         self._offsets = [chunk_offsets(chunk_size, s.fps, settings.action_freq) for s in sets]
         self._ends = [s.ends for s in sets]
-        self._firsts = np.cumsum([0, *(s.total_frames for s in sets)])
-        self._lacking = {c for c in features.present_cameras if any(c not in s.image_sizes for s in sets)}
+        self._firsts = np.cumsum([0, *(s.num_frames for s in sets)])
+        self._lacking = {c for c in features.present_cameras if any(c not in s.images for s in sets)}
         for frames in sets:
             _require_widths(frames, features)
         self._sizes = _image_sizes(sets, features, settings.image_size)
@@ -49,16 +48,23 @@ class MixtureWindows(Dataset[dict[str, Any]]):
     def __getitem__(self, draws: Int64[np.ndarray, "b 3"]) -> dict[str, Any]:
         """Return the batch of some draws (data set, frame, visit), with the keys of `PI0Policy.loss`.
 
-        Also `window`: the number of the frame among all frames on disk of all sets, one set after the other;
+        Also `window`: the number of the frame among all frames of all sets, one set after the other;
         `dataset_index`; and `{camera}_is_pad` of every camera that some set lacks.
         """
-        samples = [self._sample(*draw) for draw in draws.tolist()]
+        samples: list[dict[str, Any]] = [{}] * len(draws)
+        for place in np.lexsort((draws[:, 1], draws[:, 0])).tolist():  # neighbours are read one by one
+            samples[place] = self._sample(*draws[place].tolist())
         batch: dict[str, Any] = {
             key: torch.from_numpy(np.stack([np.asarray(sample[key]) for sample in samples]))
             for key in samples[0]
             if key != "task"
         }
         return {**batch, "task": [sample["task"] for sample in samples]}
+
+    def batch(self, windows: Int64[np.ndarray, " b"]) -> dict[str, Any]:
+        """Return the batch of some windows, by their numbers."""
+        sets = np.searchsorted(self._firsts, windows, side="right") - 1
+        return self[np.stack([sets, windows - self._firsts[sets], np.zeros_like(windows)], axis=1)]
 
     def _sample(self, number: int, row: int, visit: int) -> dict[str, Any]:
         frames = self._sets[number]
@@ -67,33 +73,32 @@ class MixtureWindows(Dataset[dict[str, Any]]):
             self._ends[number],
             np.array([row]),
             self._offsets[number],
-            self._settings.vector_resample_strategy,
+            self.settings.vector_resample_strategy,
         )
-        window = int(self._firsts[number] + frames.index[row])
-        found = frames.read_images(row)
-        images = {camera: self._fitted(camera, found.get(camera)) for camera in self._sizes}
+        window = int(self._firsts[number]) + row
+        images = {camera: self._image(frames, camera, row) for camera in self._sizes}
         if self._seed is not None:
-            images = augment(images, self._settings.augmentation, (self._seed, window, visit))
+            from pi0.ript.data.augmentation import augment  # torchvision takes seconds to import
+
+            images = augment(images, self.settings.augmentation, (self._seed, window, visit))
         return {
             **images,
-            **{f"{camera}_is_pad": camera not in found for camera in sorted(self._lacking)},
+            **{f"{camera}_is_pad": camera not in frames.images for camera in sorted(self._lacking)},
             STATE: frames.states[row],
             ACTION: actions[0],
             f"{ACTION}_is_pad": is_pad[0],
-            "task": frames.tasks[frames.task_index[row]],
+            "task": frames.instructions[frames.instruction_of[row]],
             "window": window,
             "dataset_index": number,
         }
 
-    def _fitted(self, camera: str, image: UInt8[np.ndarray, "_ _ 3"] | None) -> UInt8[np.ndarray, "_ _ 3"]:
-        """Return the image at the size that all have in a batch; black where there is none."""
-        if image is None:
-            return np.zeros((*self._sizes[camera], 3), np.uint8)
-        if image.shape[:2] == self._sizes[camera]:
-            return image
-        x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255.0
-        x = resize_with_pad(x, self._sizes[camera][0], self._features.resize)
-        return (x[0] * 255.0).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    def _image(self, frames: FrameSet, camera: str, row: int) -> UInt8[np.ndarray, "_ _ 3"]:
+        """Return the image at the size that all have in a batch; black where the set lacks the camera."""
+        size = self._sizes[camera]
+        if camera not in frames.images:
+            return np.zeros((*size, 3), np.uint8)
+        image = frames.images[camera][row]
+        return image if image.shape[:2] == size else letterbox(image, size[0], self._features.resize)
 
 
 def _require_widths(frames: FrameSet, features: FeatureConfig) -> None:
@@ -106,19 +111,16 @@ def _require_widths(frames: FrameSet, features: FeatureConfig) -> None:
                 f"{frames.name}: {key}: expected the policy's {dim} numbers, found {values.shape[1]}; name "
                 "another column in data_features_name_mapping"
             )
-        if not np.isfinite(values).all():
-            bad = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise EpisodeDataError(
-                f"{frames.name}: {key}: expected finite numbers, found others in frame {frames.index[bad]}; "
-                "leave its episode out (excluded_episodes)"
-            )
 
 
 def _image_sizes(
     sets: Sequence[FrameSet], features: FeatureConfig, image_size: int | None
 ) -> Mapping[str, tuple[int, int]]:
     """Return height and width of each camera's images in a batch."""
-    sizes = {c: {s.image_sizes[c] for s in sets if c in s.image_sizes} for c in features.present_cameras}
+    sizes = {
+        camera: {size for frames in sets for size in frames.image_sizes(camera)}
+        for camera in features.present_cameras
+    }
     nowhere = [camera for camera, found in sizes.items() if not found]
     if nowhere:
         raise EpisodeDataError(
@@ -133,3 +135,36 @@ def _image_sizes(
             "image_size to the policy's"
         )
     return {camera: next(iter(found)) for camera, found in sizes.items()}
+
+
+def chunk_offsets(chunk_size: int, fps: float, action_freq: float | None) -> Float64[np.ndarray, " h"]:
+    """Return where the actions of a chunk lie after its first frame, in frames of the data set."""
+    steps = np.arange(chunk_size, dtype=np.float64)
+    return steps if action_freq is None else steps / action_freq * fps
+
+
+def action_chunks(
+    actions: Float32[np.ndarray, "n a"],
+    ends: Int64[np.ndarray, " n"],
+    rows: Int64[np.ndarray, " b"],
+    offsets: Float64[np.ndarray, " h"],
+    strategy: str,
+) -> tuple[Float32[np.ndarray, "b h a"], Bool[np.ndarray, "b h"]]:
+    """Return the actions from some frames on, and where they lie beyond the episode (its last is repeated).
+
+    Args:
+        actions: Of all frames.
+        ends: The frame behind the episode of each frame.
+        rows: Where the chunks begin.
+        offsets: See `chunk_offsets`.
+        strategy: "nearest": the action at the rounded place, halves to the even frame; "linear": between the
+            actions before and behind it.
+    """
+    places = rows[:, None] + offsets
+    inside = np.minimum(places, ends[rows][:, None] - 1)
+    if strategy == "nearest":
+        return actions[np.round(inside).astype(np.int64)], places >= ends[rows][:, None]
+    before = np.floor(inside).astype(np.int64)
+    share = (inside - before).astype(np.float32)[..., None]
+    behind = np.ceil(inside).astype(np.int64)
+    return (1 - share) * actions[before] + share * actions[behind], places >= ends[rows][:, None]

@@ -8,16 +8,11 @@ from threading import Thread
 
 import numpy as np
 
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.experts import require_expert
 from pi0.ript.demonstrations.operators import Keep
-from pi0.ript.demonstrations.recorder import (
-    DemonstrationPlan,
-    Recorder,
-    attempt_of,
-    episode_number,
-)
+from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder, attempt_of, episode_number
 from pi0.ript.demonstrations.worker import Attempt, WorkerPool
-from pi0.ript.episodes import EpisodeWriter
 from pi0.ript.progress import progress_bar
 
 
@@ -34,7 +29,7 @@ class TaskSummary:
     attempts: int
     kept: int
     mean_length: float
-    """Of the kept episodes, in policy steps."""
+    """Mean length of the kept episodes, in policy steps."""
 
 
 class Schedule:
@@ -132,7 +127,7 @@ def collect_demonstrations(
     writer = EpisodeWriter(output, plan.info())
     schedule = Schedule(len(tasks), episodes, keep or plan.resolved_operator().keep)
     for number, (labels, length) in writer.finished().items():
-        schedule.done(attempt_of(number), labels.success, length)
+        schedule.done(attempt_of(number), labels.is_success, length)
     options = {"initial": schedule.num_kept, "unit": "episode", "desc": "demonstrations"}
     with progress_bar(total=episodes * len(tasks), **options) as bar:
 
@@ -144,14 +139,14 @@ def collect_demonstrations(
         report(schedule)
         if num_workers and not schedule.complete:
             # Publishing imports lerobot, which takes many seconds; this process is idle meanwhile.
-            Thread(target=import_module, args=("pi0.ript.episodes.publishing",), daemon=True).start()
+            Thread(target=import_module, args=("pi0.ript.data.publishing",), daemon=True).start()
             with WorkerPool(plan, output, writer.partial, num_workers) as pool:
                 _run_in_pool(schedule, pool, report)
         else:
             recorder = Recorder(plan, writer)
             while (attempt := schedule.next()) is not None:
                 labels, length = recorder.record(*attempt)
-                schedule.done(attempt, labels.success, length)
+                schedule.done(attempt, labels.is_success, length)
                 report(schedule)
             recorder.close()
         kept = [schedule.kept(number) for number in range(len(tasks))]

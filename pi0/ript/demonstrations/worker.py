@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder
 from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError, serve
-from pi0.ript.episodes import EpisodeWriter
 
 type Attempt = tuple[int, int]
 
@@ -71,12 +71,12 @@ class WorkerPool:
             except WorkerError as error:
                 raise WorkerFailedError(f"recording attempt {self._running[w]} failed:\n{error}") from None
             except WorkerLostError as error:
-                self._again(w, error)
+                self._replace(w, error)
             else:
                 self._losses_in_a_row = 0
                 yield self._running.pop(w), success, length
 
-    def _again(self, w: int, lost: WorkerLostError) -> None:
+    def _replace(self, w: int, lost: WorkerLostError) -> None:
         """Replace a worker and let the new one repeat its attempt."""
         self._losses_in_a_row += 1
         if self._losses_in_a_row >= _MAX_LOSSES_IN_A_ROW:
@@ -114,6 +114,6 @@ def _prepare(
 
     def record(attempt: Attempt) -> tuple[bool, int]:
         labels, length = recorder.record(*attempt)
-        return labels.success, length
+        return labels.is_success, length
 
     return record, recorder.close

@@ -26,6 +26,7 @@ from pi0.ript.envs.libero_meshes import simplified_meshes
 from pi0.ript.envs.mujoco_render import (
     OffscreenRenderer,
     fixed_camera,
+    require_egl_device,
     require_render_quality,
     shared_renderer,
 )
@@ -91,7 +92,7 @@ class LiberoSuite(TaskSuite):
             Task(
                 suite=self.suite,
                 name=name,
-                instruction=libero_files.instruction(name),
+                instruction=libero_files.instruction(self.suite, name),
                 max_steps=libero_files.SUITES[self.suite],
                 hz=_HZ,
                 action_dim=7,
@@ -104,14 +105,20 @@ class LiberoSuite(TaskSuite):
         )
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Raise FileNotFoundError when assets that these tasks need are missing."""
+        """Raise FileNotFoundError when assets that these tasks need are missing.
+
+        A ValueError says that no image can be rendered on the device that is named, or that LIBERO's
+        configuration is none.
+        """
+        require_egl_device()
         assets = libero_files.assets_folder()
         for task in tasks:
             missing = libero_files.missing_assets(assets, self.suite, task.name)
             if missing:
                 raise FileNotFoundError(
-                    f"task {task.id!r} needs {len(missing)} asset files that {assets} lacks, the "
-                    f"first: {missing[0]}; fetch them with: {libero_files.FETCH_ASSETS}"
+                    f"task {task.id!r} needs {len(missing)} asset files that {assets}"
+                    f"{libero_files.naming(assets)} lacks, the first: {missing[0]}; fetch them with: "
+                    f"{libero_files.FETCH_ASSETS}"
                 )
 
     def make(self, task: Task) -> "LiberoSimulation":

@@ -26,6 +26,21 @@ SUITES: dict[str, int] = {
 
 FETCH_ASSETS = "hf download lerobot/libero-assets --repo-type dataset --local-dir ~/.cache/libero/assets"
 
+_WORDS_OF_NAMES = {
+    "pick the ": "pick up the ",
+    "akita ": "",
+    "cookies ": "cookie ",
+    "top layer of the wooden cabinet": "top drawer of the wooden cabinet",
+    "middle layer of the drawer": "middle drawer of the cabinet",
+    "top layer of the drawer": "top drawer",
+    "on the top of the drawer": "on top of the cabinet",
+    "cream cheese on the bowl": "cream cheese in the bowl",
+    "put the black bowl in the middle": "put the middle black bowl",
+    "stack the black bowl in the middle on the black bowl at the front": "stack the middle black bowl on the "
+    "back black bowl",
+    "right compartment of the caddy": "right of the caddy",
+}
+"""Where LIBERO's files say the same as the names of their tasks in other words: what the names say."""
 _ASSET_FOLDERS = (
     "articulated_objects",
     "stable_hope_objects",
@@ -72,9 +87,20 @@ def task_names(suite: str) -> tuple[str, ...]:
     return tuple(module.libero_task_map[suite])
 
 
-def instruction(task: str) -> str:
-    """Return what the robot is told, which LIBERO encodes in the task's name."""
-    return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ")
+def instruction(suite: str, task: str) -> str:
+    """Return what the robot is told: the task's name, as in the benchmark, or what its edited file says."""
+    name = re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ")
+    file = bddl_file(suite, task)
+    written = re.search(r"\(:language\s+([^)]*)\)", file.read_text()) if file.is_file() else None
+    text = name if written is None else " ".join(written[1].split())
+    return name if _in_words_of_names(text) == _in_words_of_names(name) else text
+
+
+def _in_words_of_names(text: str) -> str:
+    text = text.lower()
+    for words, named in _WORDS_OF_NAMES.items():
+        text = text.replace(words, named)
+    return text
 
 
 def bddl_file(suite: str, task: str) -> Path:
@@ -141,10 +167,8 @@ def assets_folder() -> Path:
             )
         return Path(named).resolve()
     places = [package_root() / "assets", Path.home() / ".cache" / "libero" / "assets"]
-    config = _config_folder() / "config.yaml"
-    if config.is_file():
-        configured = (yaml.safe_load(config.read_text()) or {}).get("assets")
-        places[:0] = [Path(configured)] if configured else []
+    configured = _configured_assets()
+    places[:0] = [configured] if configured else []
     for place in places:
         if _has_assets(place):
             return place.resolve()
@@ -152,6 +176,29 @@ def assets_folder() -> Path:
         f"LIBERO's assets are in none of {', '.join(map(str, places))}. Fetch them (about 0.5 GB) "
         f"with: {FETCH_ASSETS}; or name their folder in the environment variable LIBERO_ASSETS"
     )
+
+
+def naming(assets: Path) -> str:
+    """Return which file names a folder of assets, in brackets, for a message; nothing if none does."""
+    configured = _configured_assets()
+    is_named = configured is not None and configured.resolve() == assets
+    return f" (as {_config_folder() / 'config.yaml'} says)" if is_named else ""
+
+
+def _configured_assets() -> Path | None:
+    """Return the folder of assets that LIBERO's configuration names, which another install may have made."""
+    file = _config_folder() / "config.yaml"
+    if not file.is_file():
+        return None
+    try:
+        entries = yaml.safe_load(file.read_text()) or {}
+        named = entries.get("assets")
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: expected LIBERO's paths as YAML, found something else "
+            f"({' '.join(str(error).split())[:100]}); remove it, or name another folder in LIBERO_CONFIG_PATH"
+        ) from error
+    return None if named is None else Path(str(named)).expanduser()
 
 
 def _has_assets(folder: Path) -> bool:

@@ -5,6 +5,7 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -19,6 +20,7 @@ from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.metaworld_tasks import DEADLINES, GOAL_DRAWN, INSTRUCTIONS
 from pi0.ript.envs.mujoco_render import (
     OffscreenRenderer,
+    require_egl_device,
     require_render_quality,
     shared_renderer,
 )
@@ -83,6 +85,10 @@ class MetaWorldSuite(TaskSuite):
             )
             for name, instruction in INSTRUCTIONS.items()
         )
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raise ValueError if images cannot be rendered on the device that is named."""
+        require_egl_device()
 
     def make(self, task: Task) -> "MetaWorldSimulation":
         """Return a new simulation of the task."""

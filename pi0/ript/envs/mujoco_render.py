@@ -8,6 +8,7 @@ the graphics context once, everything that moves is in MuJoCo's data.
 # pyright: reportAttributeAccessIssue=false, reportInvalidTypeForm=false
 
 import atexit
+import os
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
@@ -24,6 +25,22 @@ def require_render_quality(value: str) -> None:
     """Raise ValueError unless the value is one of `RENDER_QUALITIES`."""
     if value not in RENDER_QUALITIES:
         raise ValueError(f"render_quality must be 'stock' or 'fast', found {value!r}")
+
+
+def require_egl_device() -> None:
+    """Raise ValueError if MUJOCO_EGL_DEVICE_ID names a device that this machine does not have."""
+    named = os.environ.get("MUJOCO_EGL_DEVICE_ID")
+    if named is None or os.environ.get("MUJOCO_GL") != "egl":
+        return
+    from mujoco.egl import egl_ext
+
+    count = len(egl_ext.eglQueryDevicesEXT())
+    if not named.isdecimal() or int(named) >= count:
+        known = f"a number from 0 to {count - 1}" if count else "no number, as there is none"
+        raise ValueError(
+            f"MUJOCO_EGL_DEVICE_ID: expected {known}, of the machine's {count} EGL devices, found {named!r}; "
+            "correct the environment variable, or unset it to take the first that works"
+        )
 
 
 class OffscreenRenderer:
@@ -50,6 +67,7 @@ class OffscreenRenderer:
             during_upload: Entered while meshes are uploaded, for instance to simplify them.
         """
         self._context: mujoco.MjrContext | None = None
+        require_egl_device()
         self._gl = mujoco.GLContext(size, size)
         self._gl.make_current()
         self._rect = mujoco.MjrRect(0, 0, size, size)

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from pi0.ript.episodes import EpisodeDataError, EpisodeSet
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.files import FORMAT, read_versioned_json, write_json, write_text
 from pi0.ript.labels.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
 
@@ -104,10 +105,15 @@ def is_positive(
     advantages: Float64[np.ndarray, " n"], tasks: Sequence[str], epsilon: Mapping[str, float]
 ) -> Bool[np.ndarray, " n"]:
     """Return which frames are better than their task's epsilon; False where there is no advantage."""
+    return advantages > frame_limits(tasks, epsilon)
+
+
+def frame_limits(tasks: Sequence[str], epsilon: Mapping[str, float]) -> Float64[np.ndarray, " n"]:
+    """Return the epsilon of each frame's task."""
     unknown = sorted(set(tasks) - epsilon.keys())
     if unknown:
         raise ValueError(f"epsilon: expected a threshold for {unknown}, found those of {sorted(epsilon)}")
-    return advantages > np.array([epsilon[task] for task in tasks])
+    return np.array([epsilon[task] for task in tasks])
 
 
 def coverage(advantages: Float64[np.ndarray, " n"]) -> float:
@@ -117,8 +123,9 @@ def coverage(advantages: Float64[np.ndarray, " n"]) -> float:
 
 def percentiles(advantages: Float64[np.ndarray, " n"]) -> str:
     """Return the percentiles as OpenTau's script prints them (requirement 004, sub-stage 3)."""
-    found = np.percentile(advantages[np.isfinite(advantages)], range(0, 101, 5))
-    lines = [f"  {p:03d}th percentile: {v:.6f}" for p, v in zip(range(0, 101, 5), found, strict=True)]
+    ranks = range(0, 101, 5)
+    values = np.percentile(advantages[np.isfinite(advantages)], ranks)
+    lines = [f"  {rank:03d}th percentile: {value:.6f}" for rank, value in zip(ranks, values, strict=True)]
     return "\n".join(["Advantage percentiles for deciding epsilon threshold:", *lines])
 
 
@@ -127,7 +134,7 @@ def percentiles(advantages: Float64[np.ndarray, " n"]) -> str:
 
 def write_advantages(
     directory: str | Path,
-    episodes: EpisodeSet,
+    frames: FrameSet,
     advantages: Float64[np.ndarray, " n"],
     lineage: Mapping[str, Any],
 ) -> Path:
@@ -137,14 +144,14 @@ def write_advantages(
     hashes of the episodes and of the file are added to it.
     """
     directory = Path(directory)
-    keys = _keys(episodes)
+    keys = _keys(frames)
     if len(keys) != len(advantages):
         raise ValueError(f"advantages: expected one for each of {len(keys)} frames, found {len(advantages)}")
     if np.isinf(advantages).any():
         raise ValueError("advantages: expected finite numbers, or NaN for a missing one, found infinite ones")
     labelled = zip(keys, advantages.tolist(), strict=True)
     text = json.dumps({k: f"{a:.{_DECIMALS}f}" for k, a in labelled if a == a}, indent=4)
-    hashes = {"content_hash": _content_hash(episodes), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
+    hashes = {"content_hash": _content_hash(frames), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
     path = directory / ADVANTAGES_PATH
     # The lineage first: a file without its lineage would pass for one made elsewhere.
     write_json(directory / LINEAGE_PATH, {"format": FORMAT, **lineage, **hashes})
@@ -152,7 +159,7 @@ def write_advantages(
     return path
 
 
-def read_advantages(directory: str | Path, episodes: EpisodeSet) -> Float64[np.ndarray, " n"]:
+def read_advantages(directory: str | Path, frames: FrameSet) -> Float64[np.ndarray, " n"]:
     """Return the advantage of every frame of a data set, from a file of ours or of OpenTau; NaN: it has none.
 
     Raises:
@@ -162,9 +169,9 @@ def read_advantages(directory: str | Path, episodes: EpisodeSet) -> Float64[np.n
     if not path.exists():
         raise EpisodeDataError(f"{path} is missing; compute the advantages of this data set first")
     text = path.read_text()
-    _require_lineage(path, text, episodes)
+    _require_lineage(path, text, frames)
     entries = {_parsed(path, key): float(value) for key, value in json.loads(text).items()}
-    keys = [_parsed(path, key) for key in _keys(episodes)]
+    keys = [_parsed(path, key) for key in _keys(frames)]
     strange = entries.keys() - set(keys)
     if strange:
         raise EpisodeDataError(
@@ -183,9 +190,9 @@ def fill_missing(
     """Return advantages in which the missing ones (NaN) are what was chosen for them.
 
     Args:
-        advantages: Of all frames of a data set.
+        advantages: The advantages of all frames of a data set.
         choice: What a frame without advantage is: an error, always positive or negative, or dropped (NaN).
-        name: Of the data set, for the message.
+        name: The name of the data set, for the message.
         used: The frames that count.
 
     Raises:
@@ -213,12 +220,12 @@ def read_lineage(directory: str | Path) -> dict[str, Any]:
     return read_versioned_json(path) if path.exists() else {}
 
 
-def _keys(episodes: EpisodeSet) -> list[str]:
+def _keys(frames: FrameSet) -> list[str]:
     """Return OpenTau's key of each frame: the episode, and its float32 timestamp with all its digits."""
+    numbers = np.repeat(frames.episodes, frames.lengths)
     return [
-        f"{number},{float(np.float32(t / episodes.fps))}"
-        for number, length in enumerate(episodes.lengths.tolist())
-        for t in range(length)
+        f"{number},{float(time)}"
+        for number, time in zip(numbers, frames.timestamps.astype(np.float32), strict=True)
     ]
 
 
@@ -230,16 +237,16 @@ def _parsed(path: Path, key: str) -> tuple[int, float]:
         raise EpisodeDataError(f"{path}: expected keys 'episode,timestamp', found {key!r}") from error
 
 
-def _content_hash(episodes: EpisodeSet) -> str | None:
-    return episodes.collection.get("content_hash")
+def _content_hash(frames: FrameSet) -> str | None:
+    return frames.collection.get("content_hash")
 
 
-def _require_lineage(path: Path, text: str, episodes: EpisodeSet) -> None:
+def _require_lineage(path: Path, text: str, frames: FrameSet) -> None:
     lineage = read_lineage(path.parent.parent)
-    checks = {"content_hash": _content_hash(episodes), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
-    for name, found in checks.items():
-        if lineage and lineage[name] != found:
+    checks = {"content_hash": _content_hash(frames), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
+    for name, value in checks.items():
+        if lineage and lineage[name] != value:
             raise EpisodeDataError(
-                f"{path} is stale: {LINEAGE_PATH.name} says {name} {lineage[name]}, found {found}; compute "
+                f"{path} is stale: {LINEAGE_PATH.name} says {name} {lineage[name]}, found {value}; compute "
                 "the advantages again"
             )

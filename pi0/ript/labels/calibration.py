@@ -5,16 +5,16 @@ Axes: n frame of a set, e episode.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from pi0.ript.episodes import EpisodeSet
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.windows import MixtureWindows
 from pi0.ript.interruption import leave_if_asked, until_stopped
 from pi0.ript.labels.returns import Outcome, RewardConfig
-from pi0.ript.labels.sources import Source, frame_windows
+from pi0.ript.labels.sources import Source
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
 from pi0.ript.progress import progress_bar
 from pi0.ript.windows import batches
@@ -30,7 +30,7 @@ class Calibration:
     num_episodes: int
     num_frames: int
     correlation: float | None
-    """Of value and return over frames; None if either is constant."""
+    """Correlation of value and return over all frames; None if one of them is constant."""
     calibration_error: float
     """Mean distance of value and mean return, over tenths of the range of values, weighted by frames."""
     error: float
@@ -39,17 +39,13 @@ class Calibration:
     """Chance that a success is valued above a failure, both in the middle of their episode (AUC); None if all
     episodes ended alike."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values for JSON."""
-        return asdict(self)
-
 
 def heldout_episodes(source: Source, fraction: float, seed: Sequence[int] = (0,)) -> Bool[np.ndarray, " e"]:
     """Return which episodes of a source are kept from training: the same ones whatever the other sources.
 
     Every source keeps at least one to train on, and one to judge by if it has two.
     """
-    n = len(source.episodes)
+    n = source.frames.num_episodes
     count = min(max(1, round(fraction * n)), n - 1)
     rng = np.random.default_rng((*seed, zlib.crc32(source.name.encode())))
     return np.isin(np.arange(n), rng.permutation(n)[:count])
@@ -57,8 +53,8 @@ def heldout_episodes(source: Source, fraction: float, seed: Sequence[int] = (0,)
 
 def predict(
     value: ValueFunction,
-    episodes: EpisodeSet,
-    frames: Int64[np.ndarray, " k"] | None = None,
+    frames: FrameSet,
+    rows: Int64[np.ndarray, " k"] | None = None,
     peers: Peers = ALONE,
     batch_size: int = 256,
 ) -> Float64[np.ndarray, " k"]:
@@ -67,8 +63,8 @@ def predict(
     Raises:
         StoppedError: A process was asked to stop.
     """
-    windows = frame_windows(episodes, 1)
-    parts = batches(np.arange(len(windows)) if frames is None else frames, batch_size)
+    windows = MixtureWindows([frames], value.features, 1)
+    parts = batches(np.arange(frames.num_frames) if rows is None else rows, batch_size)
     bar = progress_bar(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
     values = [value.values(windows.batch(part)).double().cpu().numpy() for part in until_stopped(bar, peers)]
     leave_if_asked(peers)
@@ -87,10 +83,10 @@ def heldout_calibration(
     for source, chosen in zip(sources, heldout, strict=True):
         if not chosen.any():
             continue
-        frames = np.flatnonzero(np.repeat(chosen, source.episodes.lengths))
-        values.append(predict(value, source.episodes, frames, peers))
-        returns.append(source.returns(reward)[frames])
-        lengths += source.episodes.lengths[chosen].tolist()
+        rows = source.frames.rows(chosen)
+        values.append(predict(value, source.frames, rows, peers))
+        returns.append(source.returns(reward)[rows])
+        lengths += source.frames.lengths[chosen].tolist()
         ends += [end for end, is_heldout in zip(source.ends, chosen, strict=True) if is_heldout]
     if not values:
         raise ValueError("no episode is held out (a source needs two), so the value cannot be judged")

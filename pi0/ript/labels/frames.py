@@ -4,16 +4,16 @@ Axes: n frame of a source, one episode after the other; e episode.
 """
 
 import json
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from pi0.ript.episodes import EpisodeDataError
-from pi0.ript.labels.advantages import is_positive
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.envs.initial_state import UNREADABLE
+from pi0.ript.labels.advantages import frame_limits
 
 FRAMES_FILE = "frames.npz"
 THRESHOLDS_FILE = "thresholds.json"
@@ -29,20 +29,20 @@ class LabelledFrames:
     values: Float64[np.ndarray, " n"] | None = None
     returns: Float64[np.ndarray, " n"] | None = None
     tasks: tuple[str, ...] | None = None
-    """Task id of each episode; None where nobody wrote it down."""
+    """Task of each frame; None where nobody wrote it down."""
+
+    def limits(self, epsilon: Mapping[str, float]) -> Float64[np.ndarray, " n"] | None:
+        """Return the threshold of each frame; None if there is none, or it cannot be told without tasks."""
+        if not epsilon or (self.tasks is None and len(set(epsilon.values())) > 1):
+            return None
+        if self.tasks is None:
+            return np.full(len(self.advantages), next(iter(epsilon.values())))
+        return frame_limits(self.tasks, epsilon)
 
     def positive(self, epsilon: Mapping[str, float]) -> Bool[np.ndarray, " n"] | None:
-        """Return which frames are above their task's threshold; None if that cannot be told without tasks."""
-        if self.tasks is not None:
-            return is_positive(self.advantages, self.frame_tasks(self.tasks), epsilon)
-        limits = set(epsilon.values())
-        return self.advantages > limits.pop() if len(limits) == 1 else None
-
-    def frame_tasks(self, tasks: Sequence[str]) -> list[str]:
-        """Return the task of each frame, given that of each episode."""
-        return [
-            task for task, length in zip(tasks, self.lengths.tolist(), strict=True) for _ in range(length)
-        ]
+        """Return which frames are above their threshold; None where `limits` is."""
+        limits = self.limits(epsilon)
+        return None if limits is None else self.advantages > limits
 
     def episode(self, index: int) -> "LabelledFrames":
         """Return one episode."""
@@ -53,7 +53,7 @@ class LabelledFrames:
             self.lengths[index : index + 1],
             None if self.values is None else self.values[rows],
             None if self.returns is None else self.returns[rows],
-            None if self.tasks is None else self.tasks[index : index + 1],
+            None if self.tasks is None else self.tasks[rows],
         )
 
 
@@ -61,7 +61,7 @@ def read_labelled_frames(path: Path) -> dict[str, LabelledFrames]:
     """Return the frames of each source of a `frames.npz`, in the file's order.
 
     The file holds the arrays `SOURCE/values`, `SOURCE/returns`, `SOURCE/advantages`, `SOURCE/lengths` and
-    perhaps `SOURCE/tasks`.
+    perhaps `SOURCE/tasks`, of each episode or, where one has several, of each frame.
 
     Raises:
         EpisodeDataError: An array is missing, has another length than its episodes, or is no array.
@@ -69,7 +69,7 @@ def read_labelled_frames(path: Path) -> dict[str, LabelledFrames]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file.items())
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise EpisodeDataError(f"{path}: expected arrays in NumPy's npz format, found {error}") from error
     names = dict.fromkeys(key.rpartition("/")[0] for key in arrays)
     return {name: _source(path, name, arrays) for name in names}
@@ -96,9 +96,12 @@ def _source(path: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Labelled
                 f"{path}: {name}/{kind}: expected one number for each of the {lengths.sum()} frames of "
                 f"{name}/lengths, found shape {column.shape}; compute the advantages again"
             )
-    if tasks is not None and tasks.shape != lengths.shape:
+    if tasks is not None and tasks.shape == lengths.shape:
+        tasks = np.repeat(tasks, lengths)
+    if tasks is not None and tasks.shape != (lengths.sum(),):
         raise EpisodeDataError(
-            f"{path}: {name}/tasks: expected one for each of {len(lengths)} episodes, found {tasks.shape}"
+            f"{path}: {name}/tasks: expected one for each of {len(lengths)} episodes or each of their "
+            f"frames, found {tasks.shape}"
         )
     return LabelledFrames(
         **columns, lengths=lengths, tasks=None if tasks is None else tuple(map(str, tasks.tolist()))

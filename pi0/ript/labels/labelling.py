@@ -88,7 +88,7 @@ def label_frames(
         ValueError: No ranked frame is of the task of another frame.
     """
     advantages = [
-        compute_advantages(of_frames, source.episodes.lengths.tolist(), source.ends, reward)
+        compute_advantages(of_frames, source.frames.lengths.tolist(), source.ends, reward)
         for source, of_frames in zip(sources, values, strict=True)
     ]
     ranked = [i for i, source in enumerate(sources) if _is_ranked(source, settings)]
@@ -116,7 +116,7 @@ def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: s
     }
     for directory, source, advantages in zip(directories, labels.sources, labels.advantages, strict=True):
         (directory / "meta").mkdir(parents=True, exist_ok=True)
-        write_advantages(directory, source.episodes, advantages, lineage)
+        write_advantages(directory, source.frames, advantages, lineage)
 
 
 def write_labelled_frames(labels: FrameLabels, directory: Path) -> None:
@@ -127,8 +127,15 @@ def write_labelled_frames(labels: FrameLabels, directory: Path) -> None:
             f"{source.name}/values": values,
             f"{source.name}/advantages": advantages,
             f"{source.name}/returns": source.returns(labels.reward),
-            f"{source.name}/lengths": source.episodes.lengths,
-            f"{source.name}/tasks": np.array(source.episode_tasks()),
+            f"{source.name}/lengths": source.frames.lengths,
+            f"{source.name}/tasks": _stored_tasks(source),
         }
     np.savez_compressed(directory / FRAMES_FILE, **arrays)
     write_json(directory / THRESHOLDS_FILE, labels.epsilon)
+
+
+def _stored_tasks(source: Source) -> np.ndarray:
+    """Return the task of each episode; where one has several, of each frame."""
+    frames, tasks = source.frames, np.array(source.frame_tasks())
+    of_episodes = tasks[frames.starts]
+    return of_episodes if (np.repeat(of_episodes, frames.lengths) == tasks).all() else tasks

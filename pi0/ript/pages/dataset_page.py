@@ -1,7 +1,4 @@
-"""The page of a data set: its facts, and some of its episodes over time.
-
-Axes: none.
-"""
+"""The page of a data set: its facts, and some of its episodes over time."""
 
 import html
 import json
@@ -13,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from pi0.ript import page
-from pi0.ript.episodes import EpisodeLabels, EpisodeSet
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import IMAGE_PREFIX, EpisodeLabels
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, positive_text, value_limits
@@ -31,8 +29,8 @@ class Labels:
 
 def write_dataset_page(
     path: Path,
-    directory: Path,
-    episodes: EpisodeSet,
+    name: str,
+    frames: FrameSet,
     shown: Sequence[int],
     labels: Labels | None,
     *,
@@ -42,35 +40,36 @@ def write_dataset_page(
 
     Args:
         path: The page.
-        directory: The data set's root, which is named on the page.
-        episodes: The data set.
-        shown: Numbers of the episodes that are drawn.
+        name: What the data set is called.
+        frames: The data set.
+        shown: Numbers of the episodes that are drawn, as the set's files have them.
         labels: Values and advantages of all its frames; None where there are none.
         unlabelled_succeed: Say that episodes without a label count as successes.
     """
-    count = f"{len(shown)} of {len(episodes)}"
+    count = f"{len(shown)} of {frames.num_episodes}"
     note = "Episodes without a success label count as successes here." if unlabelled_succeed else ""
     sections = [
-        ("", page.cards(_facts(episodes, labels)) + page.paragraph(note)),
-        ("Tasks", _groups(episodes, "task", lambda label: label.task_id or label.instruction)),
-        ("Who acted", _groups(episodes, "source", lambda label: label.source or "unknown")),
-        ("Lengths", page.image(_length_figure(episodes), "lengths")),
+        ("", page.cards(_facts(frames, labels)) + page.paragraph(note)),
+        ("Tasks", _groups(frames, "task", lambda label: label.task_id or label.instruction)),
+        ("Who acted", _groups(frames, "source", lambda label: label.source or "unknown")),
+        ("Lengths", page.image(_length_figure(frames), "lengths")),
         ("Advantages", _advantages(labels)),
-        (f"Episodes ({count})", _episodes(episodes, shown, labels)),
-        ("How it was made", _origin(episodes)),
+        (f"Episodes ({count})", _episodes(frames, shown, labels)),
+        ("How it was made", _origin(frames)),
     ]
-    return page.write_page(path, directory.resolve().name, sections)
+    return page.write_page(path, name, sections)
 
 
-def _facts(episodes: EpisodeSet, labels: Labels | None) -> list[tuple[str, str, str]]:
-    frames, successes = int(episodes.lengths.sum()), _successes(episodes.labels)
-    shapes = {name: f"{x.shape[2]}x{x.shape[1]}" for name, x in episodes.images.items()}
+def _facts(frames: FrameSet, labels: Labels | None) -> list[tuple[str, str, str]]:
+    count, successes = frames.num_episodes, int(frames.successes().sum())
+    shapes = {key.removeprefix(IMAGE_PREFIX): x.shape for key, x in frames.images.items()}
+    sizes = [f"{name} {width}x{height}" for name, (_, height, width, _) in shapes.items()]
     facts = [
-        ("episodes", str(len(episodes)), f"{_tasks(episodes)} task(s)"),
-        ("success", f"{successes / len(episodes):.1%}", f"{successes}/{len(episodes)}"),
-        ("frames", str(frames), f"{frames / episodes.fps:.1f} s at {episodes.fps} fps"),
-        ("cameras", str(len(shapes)), ", ".join(f"{name} {size}" for name, size in shapes.items())),
-        ("state, action", f"{episodes.states.shape[1]}, {episodes.actions.shape[1]}", "dimensions"),
+        ("episodes", str(count), f"{len(set(frames.frame_tasks()))} task(s)"),
+        ("success", f"{successes / count:.1%}", f"{successes}/{count}"),
+        ("frames", str(frames.num_frames), f"{frames.num_frames / frames.fps:.1f} s at {frames.fps:g} fps"),
+        ("cameras", str(len(sizes)), ", ".join(sizes)),
+        ("state, action", f"{frames.states.shape[1]}, {frames.actions.shape[1]}", "dimensions"),
     ]
     if labels is not None:
         advantages = labels.frames.advantages
@@ -78,35 +77,29 @@ def _facts(episodes: EpisodeSet, labels: Labels | None) -> list[tuple[str, str, 
     return facts
 
 
-def _tasks(episodes: EpisodeSet) -> int:
-    return len({label.task_id or label.instruction for label in episodes.labels})
-
-
-def _successes(labels: Sequence[EpisodeLabels]) -> int:
-    return sum(label.success for label in labels)
-
-
-def _groups(episodes: EpisodeSet, name: str, key: Callable[[EpisodeLabels], str]) -> str:
+def _groups(frames: FrameSet, name: str, key: Callable[[EpisodeLabels], str]) -> str:
     """Return a table with a row for each value of a label."""
     rows = []
-    for value in dict.fromkeys(map(key, episodes.labels)):
-        chosen = [i for i, label in enumerate(episodes.labels) if key(label) == value]
-        labels = [episodes.labels[i] for i in chosen]
-        instructions = " / ".join(dict.fromkeys(label.instruction for label in labels))
-        success = f"{_successes(labels)}/{len(labels)} {_successes(labels) / len(labels):.1%}"
-        length = f"{episodes.lengths[chosen].mean():.1f}"
-        rows.append([value, len(labels), success, length, *([instructions] if name == "task" else [])])
+    for value in dict.fromkeys(map(key, frames.labels)):
+        chosen = [i for i, label in enumerate(frames.labels) if key(label) == value]
+        instructions = " / ".join(dict.fromkeys(frames.labels[i].instruction for i in chosen))
+        ends = frames.successes()[chosen]
+        success, length = (
+            f"{ends.sum()}/{len(ends)} {ends.mean():.1%}",
+            f"{frames.lengths[chosen].mean():.1f}",
+        )
+        rows.append([value, len(chosen), success, length, *([instructions] if name == "task" else [])])
     header = [name, "episodes", "success", "mean length", *(["instruction"] if name == "task" else [])]
     return page.table(header, rows, wraps=True)
 
 
-def _length_figure(episodes: EpisodeSet) -> Any:
+def _length_figure(frames: FrameSet) -> Any:
     figure, (axes,) = page.new_axes()
-    ends = np.array([label.success for label in episodes.labels])
-    low, high = int(episodes.lengths.min()), int(episodes.lengths.max())
+    ends = frames.successes()
+    low, high = int(frames.lengths.min()), int(frames.lengths.max())
     width = -(-(high - low + 1) // 40)  # whole steps, so that no bar covers more of them than another
     edges = np.arange(low, high + width + 1, width) - 0.5
-    parts = [episodes.lengths[ends], episodes.lengths[~ends]]
+    parts = [frames.lengths[ends], frames.lengths[~ends]]
     axes.hist(
         parts, edges.tolist(), stacked=True, color=[page.GREEN, page.PALE], label=["success", "failure"]
     )
@@ -128,15 +121,15 @@ def _advantages(labels: Labels | None) -> str:
     return page.image(figure, "advantages", text)
 
 
-def _episodes(episodes: EpisodeSet, shown: Sequence[int], labels: Labels | None) -> str:
+def _episodes(frames: FrameSet, shown: Sequence[int], labels: Labels | None) -> str:
     limits = None if labels is None else value_limits([labels.frames])
     parts = []
     for number in progress_bar(shown, unit="episode", desc="drawing", disable=len(shown) < 2):
-        label = episodes.labels[number]
-        epsilon = None if labels is None else labels.epsilon.get(label.task_id or label.instruction)
-        frames = None if labels is None else labels.frames.episode(number)
-        figure = draw_episode(episodes[number], frames, epsilon, value_limits=limits, with_motion=True)
-        parts.append(f"<h3>{html.escape(_title(number, label, int(episodes.lengths[number])))}</h3>")
+        place = frames.episodes.tolist().index(number)
+        episode, own = frames.episode(place), None if labels is None else labels.frames.episode(place)
+        epsilon = None if labels is None else labels.epsilon
+        figure = draw_episode(episode, own, epsilon, value_limits=limits, with_motion=True)
+        parts.append(f"<h3>{html.escape(_title(number, episode.labels, len(episode)))}</h3>")
         parts.append(page.image(figure, f"episode {number}"))
     return "".join(parts)
 
@@ -144,9 +137,9 @@ def _episodes(episodes: EpisodeSet, shown: Sequence[int], labels: Labels | None)
 def _title(number: int, label: EpisodeLabels, length: int) -> str:
     task = f"{label.task_id}: {label.instruction}" if label.task_id else label.instruction
     acted = f", by {label.source}" if label.source else ""
-    return f"{number}: {'success' if label.success else 'failure'}, {length} steps, {task}{acted}"
+    return f"{number}: {'success' if label.is_success else 'failure'}, {length} steps, {task}{acted}"
 
 
-def _origin(episodes: EpisodeSet) -> str:
-    made = episodes.collection
+def _origin(frames: FrameSet) -> str:
+    made = frames.collection
     return page.folded("meta/collection.json", json.dumps(made, indent=2)) if made else ""

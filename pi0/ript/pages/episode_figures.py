@@ -3,13 +3,13 @@
 The frames stand over their steps of the curves. Axes: t frame of an episode, d curve, h w image size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, UInt8
 
-from pi0.ript.episodes import Episode
+from pi0.ript.data.records import Episode
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.page import BLUE, GREEN, GREY, ORANGE, PALE, set_style
 
@@ -22,7 +22,7 @@ _LARGEST_LEGEND = 8
 def draw_episode(
     episode: Episode,
     labels: LabelledFrames | None = None,
-    epsilon: float | None = None,
+    epsilon: Mapping[str, float] | None = None,
     *,
     value_limits: tuple[float, float] | None = None,
     with_motion: bool = False,
@@ -31,17 +31,18 @@ def draw_episode(
     """Return a matplotlib figure of an episode.
 
     Args:
-        episode: Whose frames are shown, about eight per camera.
-        labels: Of this episode alone; its values, returns and advantages are drawn if there are any.
-        epsilon: Threshold of the advantages; the steps above it are marked.
-        value_limits: Of the axis of the values, to make figures comparable; None: those of the curves.
+        episode: The episode; about eight frames per camera are shown.
+        labels: Values, returns and advantages of this episode alone; drawn if there are any.
+        epsilon: Threshold of each task's advantages; the steps above it are marked.
+        value_limits: Limits of the axis of values, to make figures comparable; None: those of the curves.
         with_motion: Draw states and actions too.
         num_cameras: How many cameras are shown, the first ones; None: all.
     """
     from matplotlib.figure import Figure
 
     strips = list(episode.images.items())[:num_cameras]
-    panels = _panels(episode, labels, epsilon, value_limits, with_motion)
+    limits = None if labels is None else labels.limits(epsilon or {})
+    panels = _panels(episode, labels, limits, value_limits, with_motion)
     count = min(_FRAMES, len(episode))
     cell = (_WIDTH - _LEFT - _RIGHT) / _FRAMES
     heights = [cell * frames.shape[1] / frames.shape[2] for _, frames in strips] + [_PANEL] * len(panels)
@@ -69,7 +70,7 @@ def draw_episode(
 def _panels(
     episode: Episode,
     labels: LabelledFrames | None,
-    epsilon: float | None,
+    epsilon: Float64[np.ndarray, " t"] | None,
     value_limits: tuple[float, float] | None,
     with_motion: bool,
 ) -> list[Callable[[Any], None]]:
@@ -107,7 +108,10 @@ def _draw_strip(
 
 
 def _draw_values(
-    axes: Any, labels: LabelledFrames, epsilon: float | None, limits: tuple[float, float] | None
+    axes: Any,
+    labels: LabelledFrames,
+    epsilon: Float64[np.ndarray, " t"] | None,
+    limits: tuple[float, float] | None,
 ) -> None:
     values = labels.values
     assert values is not None
@@ -131,16 +135,20 @@ def _mark_positive(axes: Any, positive: np.ndarray) -> None:
         axes.axvspan(first - 0.5, end - 0.5, color=GREEN, alpha=0.22, linewidth=0, label=label)
 
 
-def _draw_advantages(axes: Any, advantages: np.ndarray, epsilon: float | None) -> None:
+def _draw_advantages(
+    axes: Any, advantages: Float64[np.ndarray, " t"], epsilon: Float64[np.ndarray, " t"] | None
+) -> None:
     steps = np.flatnonzero(np.isfinite(advantages))
-    above = np.zeros(len(steps), bool) if epsilon is None else advantages[steps] > epsilon
+    above = np.zeros(len(steps), bool) if epsilon is None else advantages[steps] > epsilon[steps]
     kinds = [(above, GREEN, "above"), (~above, PALE, "not above")] if epsilon is not None else []
     for chosen, color, label in kinds or [(~above, BLUE, "advantage")]:
         if chosen.any():
             axes.bar(steps[chosen], advantages[steps[chosen]], 0.85, color=color, label=label)
     axes.axhline(0, color=GREY, linewidth=0.6)
     if epsilon is not None:
-        axes.axhline(epsilon, color=ORANGE, linewidth=1.2, linestyle="--", label=f"epsilon\n{epsilon:.4g}")
+        label = "epsilon\n" + ", ".join(f"{x:.4g}" for x in dict.fromkeys(epsilon.tolist()))
+        edges, steps = np.arange(len(epsilon) + 1) - 0.5, np.append(epsilon, epsilon[-1])
+        axes.step(edges, steps, where="post", color=ORANGE, linewidth=1.2, linestyle="--", label=label)
     axes.set_ylabel("advantage")
 
 

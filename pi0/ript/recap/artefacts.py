@@ -5,7 +5,7 @@ A recipe is all that its artefact depends on, besides the artefacts that it read
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ import numpy as np
 
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.config.schema import EnvironmentSettings, Eval
+from pi0.ript.data.reader import open_set
+from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import DemonstrationPlan
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.episodes import load_labels
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.groups import InitialStateDataset, heldout_states, state_at
 from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.ranges import SAME
 from pi0.ript.recap.config import RolloutPlan
 from pi0.ript.recap.data import (
     Reading,
@@ -31,7 +33,7 @@ from pi0.ript.recap.data import (
     refer,
     resolved_reward,
 )
-from pi0.ript.recap.stages import DATASET, Artefact, Inputs
+from pi0.ript.recap.stages import DATASET, Artefact, Inputs, recorded
 from pi0.ript.recap.workshop import Workshop
 from pi0.ript.recording import DatasetStore, record_rollouts, rollouts_writer
 from pi0.ript.results import write_evaluation
@@ -49,10 +51,12 @@ class ReferenceRecipe:
     meta: str | None = None
     """A hash as version 0.1.0 had it, and so had `data`."""
     data: str | None = None
+    reading: Reading = field(kw_only=True, metadata=SAME)
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write where they are."""
-        return workshop.world.on_main(refer, asdict(self), work)
+        (frames,) = workshop.open_sets([self.reading.settings(work)])
+        return workshop.world.on_main(refer, recorded(self), frames, work)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class RecordingRecipe:
 
     plan: DemonstrationPlan
     episodes: int
-    num_workers: int = field(metadata={"result": "same"})
+    num_workers: int = field(metadata=SAME)
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Record a data set."""
@@ -81,9 +85,8 @@ class RolloutsRecipe:
         """Record a data set."""
         if not workshop.world.on_main(is_published, work / DATASET):
             self._record(work / DATASET, inputs["policy"], workshop)
-        labels = load_labels(work / DATASET).labels
-        success = float(np.mean([episode.success for episode in labels]))
-        return {"episodes": len(labels), "success": success}
+        successes = open_set(DatasetSettings(root=str(work / DATASET)), cameras=()).successes()
+        return {"episodes": len(successes), "success": float(np.mean(successes))}
 
     def _record(self, directory: Path, policy: Artefact, workshop: Workshop) -> None:
         env, world, guidance = workshop.simulators(self.task), workshop.world, self.rollouts.guidance
@@ -111,7 +114,7 @@ class LabelsRecipe:
     reward: RewardConfig
     advantage: Advantage
     mode: str
-    """Of demonstrations."""
+    """How the advantage of demonstrations is used, see `AdvantageMode`."""
     deadlines: dict[str, int]
     reading: Reading
 
@@ -121,7 +124,7 @@ class LabelsRecipe:
         options = {"mode": self.mode, "deadlines": self.deadlines}
         sources = open_sources(inputs, self.reading, workshop, **options)
         function = workshop.load_value(value, inputs["sft"])
-        values = [predict(function, source.episodes, peers=world) for source in sources]
+        values = [predict(function, source.frames, peers=world) for source in sources]
         reward = resolved_reward(self.reward, inputs["demonstrations"], self.deadlines)
         labels = label_frames(sources, values, reward, self.advantage)
         world.print(labels)
@@ -137,7 +140,7 @@ class EvaluationRecipe:
     eval: Eval
     task: EnvironmentSettings
     pool_size: int
-    """Of the training states, none of which may be among them."""
+    """How many training states there are per task; none of them may be among the held-out states."""
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the evaluation and its videos."""

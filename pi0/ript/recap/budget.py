@@ -1,28 +1,23 @@
-"""What a RECAP run is going to need: time, memory and disk, before it starts.
+"""What a RECAP run is going to need: time, memory and disk, before it starts."""
 
-Axes: b observation, h action horizon, a action dim.
-"""
-
+import math
 import shutil
 import time
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
-from jaxtyping import Float32
 
+from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.distributed import World
-from pi0.ript.envs import EnvObservation, Task
-from pi0.ript.episodes import images_gb
 from pi0.ript.labels.sources import Source
-from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.rounds import Run
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Kind, StageName
-from pi0.ript.recording import episode_set, rollout_episode
-from pi0.ript.rollout import rollout
+from pi0.ript.recording import rollout_episode
+from pi0.ript.rollout import FunctionPolicy, rollout
 from pi0.ript.starting_policy import TOY
 from pi0.ript.warm_start import toy_policy
 
@@ -40,13 +35,13 @@ class Budget:
     judged: int
     """Episodes of evaluations."""
     steps: int
-    """Of an episode."""
+    """Steps until the deadline of an episode."""
     policy_updates: int
     value_updates: int
     images_gb: float
-    """Of decoded images that are trained on at once: mapped from disk, fast while they fit in memory."""
+    """Size of the decoded images that are trained on at once."""
     disk_gb: float
-    """Of all decoded images, and of what is recorded as if it were not compressed."""
+    """Size of what is recorded, as if it were not compressed."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +60,27 @@ def budget(run: Run) -> Budget:
     steps = max(run.deadlines.values())
     per_round = config.rollouts.num_states * config.rollouts.per_state
     demonstrations = config.demonstrations.episodes or environment.warm_start_spec(config.seed).episodes
-    root = config.demonstrations.root
-    shown = 0 if root else demonstrations * len(tasks)
+    root = run.demonstrations_root
+    demonstrated = 0 if root else demonstrations * len(tasks)
     policies = config.rounds + 1 + 2 * config.baselines
     training = config.rounds * config.finetuning.training.steps * (1 + 2 * config.baselines)
     gb = 3 * len(tasks[0].cameras) * tasks[0].image_size ** 2 * steps / 1e9
-    given = images_gb(root) if root else 0.0
-    recorded = gb * (shown + config.rounds * per_round)
+    sets = run.workshop.open_sets([run.reading.settings(Path(root))]) if root else []
+    kept_rounds = min(config.rounds, config.rollouts.keep_rounds)
     return Budget(
-        recorded=shown + config.rounds * per_round,
+        recorded=demonstrated + config.rounds * per_round,
         judged=config.eval.rollouts_per_task * len(tasks) * policies,
         steps=steps,
         policy_updates=training + (0 if config.skip_sft else config.sft.steps),
         value_updates=config.value.pretraining.steps + config.rounds * config.value.finetuning.steps,
-        images_gb=given + gb * (shown + min(config.rounds, config.rollouts.keep_rounds) * per_round),
-        disk_gb=given + 2 * recorded,
+        images_gb=sum(map(_images_gb, sets)) + gb * (demonstrated + kept_rounds * per_round),
+        disk_gb=gb * (demonstrated + config.rounds * per_round),
     )
+
+
+def _images_gb(frames: FrameSet) -> float:
+    """Return how many GB (1e9 bytes) all images of a data set take, decoded."""
+    return frames.num_frames * sum(math.prod(column.shape[1:]) for column in frames.images.values()) / 1e9
 
 
 def print_budget(run: Run) -> None:
@@ -90,22 +90,25 @@ def print_budget(run: Run) -> None:
         BudgetError: The disk is too small.
     """
     needs, run_dir = budget(run), run.stages.run_dir
+    kept = min(needs.images_gb, run.config.cache_gib * 2**30 / 1e9)
     memory, free = psutil.virtual_memory().available / 1e9, shutil.disk_usage(run_dir).free / 1e9
     disk = free + sum(file.stat().st_size for file in run_dir.rglob("*") if file.is_file()) / 1e9
     print(  # noqa: T201
         f"budget: {needs.recorded} episodes to record and {needs.judged} to judge, of up to {needs.steps} "
         f"steps; {needs.policy_updates} updates of the policy, {needs.value_updates} of the value function\n"
-        f"budget: up to {needs.images_gb:.2g} GB of images in use ({memory:.3g} GB of memory available), "
-        f"at most {needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free or its own)"
+        f"budget: up to {needs.images_gb:.2g} GB of images in use, of which {kept:.2g} GB stay in memory "
+        f"once decoded (cache_gib); at most {needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free or its own)"
     )
-    if needs.images_gb > memory:
-        print("budget: they do not fit in memory and are read from disk again and again: slow")  # noqa: T201
+    if kept > memory:
+        print(f"budget: cache_gib is more than the {memory:.3g} GB of memory available; lower it")  # noqa: T201
+    elif needs.images_gb > kept:
+        print("budget: the others are decoded again and again: slow, so raise cache_gib if you can")  # noqa: T201
     if needs.disk_gb > disk:
         raise BudgetError(
             "the disk is too small for this run: lower rollouts.num_states, rollouts.per_state or "
             "task.image_size, or choose another output_dir"
         )
-    if run.config.policy_path == TOY and run.stages.is_new(StageName(Kind.POLICY)):
+    if run.config.policy_path == TOY and run.stages.recorded_settings(StageName(Kind.POLICY)) is None:
         minutes = _seconds(needs, measure(run)) / 60
         print(f"budget: about {minutes:.0f} minutes, at the speed that this machine has just now")  # noqa: T201
 
@@ -115,7 +118,8 @@ def measure(run: Run) -> Rates:
     env, config = run.workshop.simulators(run.config.task), run.config
     task = next(iter(env.tasks))
     states = env.initial_states(task, "train", range(min(env.num_slots, 8)))
-    idle, seeds = _Idle(env.tasks[task].action_dim), list(range(len(states)))
+    no_motion = np.zeros((env.num_slots, 8, env.tasks[task].action_dim), np.float32)
+    idle, seeds = FunctionPolicy(lambda *_: no_motion), list(range(len(states)))
     rollout(env, idle, states[:2], seeds[:2])  # loads the simulators
     start = time.monotonic()
     rollouts = rollout(env, idle, states, seeds, render_every=1)
@@ -124,32 +128,16 @@ def measure(run: Run) -> Rates:
     rollout(env, idle, states, seeds)
     without_image = (time.monotonic() - start) / sum(map(len, rollouts))
     recorded = [rollout_episode(episode, "nobody") for episode in rollouts]
-    source = Source("budget", episode_set(recorded, round(env.tasks[task].hz)), "on")
+    source = Source("budget", FrameSet.in_memory(recorded, env.tasks[task].hz), "on")
     settings = replace(config.sft, steps=4)
-    policy = toy_policy(source.episodes, run.chunk_size, 0)
+    policy = toy_policy(source.frames, run.chunk_size, 0)
     parts = policy_objective(policy, [source], [np.zeros(source.num_frames)], {}, settings)
     seconds = []
     for _ in range(2):  # the first time is slower
         start = time.monotonic()
-        run.workshop.fit(*parts, settings, (0,), Keeping(), World())
+        run.workshop.fit(*parts, settings, (0,), SnapshotPlan(), World())
         seconds.append((time.monotonic() - start) / settings.steps)
     return Rates(with_image, without_image, min(seconds))
-
-
-class _Idle:
-    """Commands no motion, eight steps at a time."""
-
-    def __init__(self, action_dim: int) -> None:
-        self.action_dim = action_dim
-
-    def chunks(
-        self,
-        observations: Sequence[EnvObservation],
-        tasks: Sequence[Task],
-        generators: Sequence[torch.Generator],
-        among: Collection[Task],
-    ) -> Float32[np.ndarray, "b h a"]:
-        return np.zeros((len(observations), 8, self.action_dim), np.float32)
 
 
 def _seconds(needs: Budget, rates: Rates) -> float:

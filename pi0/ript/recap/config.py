@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, get_args
 
 from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging
+from pi0.ript.data.settings import Mode
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.ranges import Count, Indicator, NotNegative, Positive, ValueForm, Whole, one_of
@@ -16,7 +17,6 @@ from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 
 SftAdvantage = Annotated[str, one_of("on", "ignore")]
-AdvantageUse = Annotated[str, one_of("use", "on", "ignore")]
 ValueStart = Annotated[str, one_of("pretrained", "previous")]
 PolicyStart = Annotated[str, one_of("sft", "previous")]
 
@@ -39,7 +39,7 @@ class Quality:
     misled: float | None = None  # fraction of the episodes with a mistake
     patience: float | None = None  # deadline of the recording, in deadlines of the task
 
-    def given(self) -> dict[str, float]:
+    def changes(self) -> dict[str, float]:
         """Return what is not null."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
@@ -48,7 +48,9 @@ class Quality:
 class Demonstrations:
     """What SFT learns from: a data set, or what a scripted operator does in the simulator."""
 
-    root: str | None = None  # an existing LeRobotDataset v3; null: recorded in the run
+    root: str | None = None  # directory of a LeRobotDataset v3; null: recorded in the run
+    repo_id: str | None = None  # its name on the hub, in place of root
+    data_features_name_mapping: dict[str, str | None] = field(default_factory=dict)  # as in a dataset_mixture
     allow_heldout: bool = False  # take a root with rollouts from held-out states, on which success is judged
     assume_success: bool = False  # take every episode of a data set without labels for a success
     operator: str | None = None  # who demonstrates: see pi0/ript/demonstrations/operators.py
@@ -56,7 +58,7 @@ class Demonstrations:
     episodes: Count | None = None  # per task
     num_workers: Whole = 2  # processes that record
     sft_advantage: SftAdvantage = "on"  # the indicator in SFT: on (always positive) or ignore (none)
-    advantage: AdvantageUse = "use"  # and in fine-tuning: use (by the value function), on or ignore
+    advantage: Mode = "use"  # and in fine-tuning: use (by the value function), on or ignore
 
 
 @dataclass
@@ -120,6 +122,7 @@ class RecapConfig:
     save_minutes: Positive | None = (
         10.0  # between snapshots of a training; one comes at its end and at a stop
     )
+    cache_gib: NotNegative = 1.0  # of a machine, for decoded images of all data sets together
     max_nonfinite_steps: Count = 3  # optimizer steps in a row without a finite loss before the run stops
     plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
     task: EnvironmentSettings = field(default_factory=EnvironmentSettings)

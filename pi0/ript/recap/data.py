@@ -4,21 +4,24 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool
 
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.reader import open_set
+from pi0.ript.data.records import partial_directory
+from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.distributed import World
-from pi0.ript.episodes import load_episodes, load_labels
-from pi0.ript.episodes.layout import partial_directory
 from pi0.ript.files import hash_file, hash_files, write_json
 from pi0.ript.interruption import leave_if_asked
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import AdvantageMode, Role, Source
+from pi0.ript.ranges import SAME
 from pi0.ript.recap.stages import DATASET, Artefact, Inputs, Kind
 from pi0.ript.recap.workshop import Workshop
 
@@ -39,7 +42,7 @@ def record_demonstrations(
 
     if not world.on_main(is_published, output):
         world.on_main(record)
-    return _figures(load_labels(output).lengths)
+    return _figures(open_set(DatasetSettings(root=str(output)), cameras=()))
 
 
 def is_published(dataset: Path) -> bool:
@@ -66,14 +69,14 @@ def _identity_in_format_0(root: Path) -> dict[str, str]:
     return {"root": str(root), "meta": digest, "data": hash_files(root / "data")}
 
 
-def refer(identity: Mapping[str, Any], directory: Path) -> Mapping[str, Any]:
+def refer(identity: Mapping[str, Any], frames: FrameSet, directory: Path) -> Mapping[str, Any]:
     """Write where a data set is that was made elsewhere, and its hash; return figures."""
-    lengths = load_labels(identity["root"], assume_success=True).lengths
     write_json(directory / _REFERENCE, identity)
-    return _figures(lengths)
+    return _figures(frames)
 
 
-def _figures(lengths: Int64[np.ndarray, " e"]) -> Mapping[str, Any]:
+def _figures(frames: FrameSet) -> Mapping[str, Any]:
+    lengths = frames.lengths
     return {"episodes": len(lengths), "longest": int(lengths.max()), "mean_length": float(lengths.mean())}
 
 
@@ -84,12 +87,22 @@ def _figures(lengths: Int64[np.ndarray, " e"]) -> Mapping[str, Any]:
 class Reading:
     """How demonstrations are read that do not say everything themselves."""
 
-    root: str | None = field(metadata={"result": "same"})  # the demonstrations' hash says what is there
+    root: str | None = field(metadata=SAME)  # the demonstrations' hash says what is there
     """Where they are, if they were made elsewhere."""
     assume_success: bool
     """An episode without label is a success."""
     task_ids: dict[str, str]
     """By the instructions of the tasks."""
+    data_features_name_mapping: dict[str, str | None] = field(default_factory=dict)
+    """What their columns are called."""
+
+    def settings(self, recorded: Path) -> DatasetSettings:
+        """Return how they are opened; `recorded`: where they are, if they were made here."""
+        return DatasetSettings(
+            root=self.root or str(recorded),
+            assume_success=self.assume_success,
+            data_features_name_mapping=self.data_features_name_mapping,
+        )
 
 
 def source_name(artefact: Artefact) -> str:
@@ -110,27 +123,30 @@ def open_sources(
     Args:
         inputs: Of the stage.
         reading: How demonstrations are read.
-        workshop: Whose decoded images are mapped.
+        workshop: Whose data sets stay open, and whose memory keeps their images.
         mode: The indicator that demonstrations get; rollouts get that of their advantage.
         deadlines: Of rollouts, as `Source.deadlines`.
+
+    Raises:
+        EpisodeDataError: A data set cannot be believed.
     """
-    options = {"mode": mode, "deadlines": deadlines}
     data = [artefact for artefact in inputs.values() if artefact.kind in _ROLES]
-    return [workshop.world.first(_open_source, a, reading, workshop.images, **options) for a in data]
+    sets = workshop.open_sets([_settings(artefact, reading) for artefact in data])
+    sources = []
+    for artefact, frames in zip(data, sets, strict=True):
+        name, role = source_name(artefact), _ROLES[artefact.kind]
+        if role is Role.ROLLOUTS:
+            sources.append(Source(name, frames, role=role, deadlines=deadlines))
+        else:
+            advantage = cast("AdvantageMode", mode)
+            sources.append(Source(name, frames, advantage, role, task_ids=reading.task_ids))
+    return sources
 
 
-def _open_source(
-    artefact: Artefact, reading: Reading, images: Path, mode: str, deadlines: Mapping[str, int] | None
-) -> Source:
-    name, role, image_files = source_name(artefact), _ROLES[artefact.kind], images / artefact.hash[:16]
-    if role is Role.ROLLOUTS:
-        episodes = load_episodes(artefact.path / DATASET, image_files=image_files)
-        return Source(name, episodes, role=role, deadlines=deadlines)
-    root = reading.root or artefact.path / DATASET
-    episodes = load_episodes(root, assume_success=reading.assume_success, image_files=image_files)
-    ids = [labels.task_id or reading.task_ids.get(labels.instruction, "") for labels in episodes.labels]
-    named = [replace(labels, task_id=i) for labels, i in zip(episodes.labels, ids, strict=True)]
-    return Source(name, replace(episodes, labels=tuple(named)), cast("AdvantageMode", mode), role)
+def _settings(artefact: Artefact, reading: Reading) -> DatasetSettings:
+    recorded = artefact.path / DATASET
+    is_recorded = _ROLES[artefact.kind] is Role.ROLLOUTS
+    return DatasetSettings(root=str(recorded)) if is_recorded else reading.settings(recorded)
 
 
 def resolved_reward(
@@ -142,4 +158,4 @@ def resolved_reward(
 
 def is_success(source: Source) -> Bool[np.ndarray, " n"]:
     """Return which of a source's n frames are of episodes that succeeded."""
-    return np.repeat([labels.success for labels in source.episodes.labels], source.episodes.lengths)
+    return np.repeat(source.frames.successes(), source.frames.lengths)

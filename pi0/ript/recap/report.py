@@ -1,7 +1,4 @@
-"""The page of a RECAP run: what each round gained, and what the value function says of the episodes.
-
-Axes: none.
-"""
+"""The page of a RECAP run: what each round gained, and what the value function says of the episodes."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import fields
@@ -9,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pi0.ript import page
-from pi0.ript.episodes import EpisodeDataError, EpisodeSet, load_episodes, load_labels
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.reader import open_set
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
@@ -63,20 +63,20 @@ def _values_over_time(run: RecapRun) -> str:
 
 
 def _two_episodes(run: RecapRun, number: int, source: LabelledFrames) -> str:
-    rollouts, parts = load_labels(run.rollouts(number)), []
+    rollouts, parts = open_set(DatasetSettings(root=str(run.rollouts(number)))), []
     if rollouts.lengths.tolist() != source.lengths.tolist():
         raise EpisodeDataError(
-            f"round {number}: labels of other episodes than the {len(rollouts)} in {run.rollouts(number)}; "
-            "compute the advantages again"
+            f"round {number}: labels of other episodes than the {rollouts.num_episodes} in "
+            f"{run.rollouts(number)}; compute the advantages again"
         )
     for index in typical_episodes(rollouts):
         labels = rollouts.labels[index]
-        outcome = "success" if labels.success else "failure"
+        outcome = "success" if labels.is_success else "failure"
         task = labels.task_id or labels.instruction
         figure = draw_episode(
-            load_episodes(run.rollouts(number), only=[index])[0],
+            rollouts.episode(index),
             source.episode(index),
-            run.thresholds[number].get(task),
+            run.thresholds[number],
             value_limits=value_limits([source]),
             num_cameras=1,
         )
@@ -88,19 +88,19 @@ def _two_episodes(run: RecapRun, number: int, source: LabelledFrames) -> str:
     return "".join(parts)
 
 
-def typical_episodes(episodes: EpisodeSet) -> list[int]:
+def typical_episodes(frames: FrameSet) -> list[int]:
     """Return a success and a failure, each of median length, of the first task that has both.
 
     If no task has both, those of all tasks together; only one if all episodes ended alike.
     """
-    tasks = [labels.task_id or labels.instruction for labels in episodes.labels]
-    ends = [labels.success for labels in episodes.labels]
+    tasks = [labels.task_id or labels.instruction for labels in frames.labels]
+    ends = frames.successes().tolist()
     seen = set(zip(tasks, ends, strict=True))
     both = [task for task in dict.fromkeys(tasks) if {(task, True), (task, False)} <= seen]
     chosen = [i for i, task in enumerate(tasks) if not both or task == both[0]]
     typical = []
     for end in (True, False):
-        ranked = sorted((i for i in chosen if ends[i] is end), key=lambda i: (episodes.lengths[i], i))
+        ranked = sorted((i for i in chosen if ends[i] is end), key=lambda i: (frames.lengths[i], i))
         typical += ranked[(len(ranked) - 1) // 2 :][:1]
     return typical
 
@@ -132,7 +132,7 @@ def _calibration(run: RecapRun) -> str:
     caption = "All frames of all sources, those that the value function was trained on included."
     plot = page.plot(run.directory, "calibration", calibration_figure(rounds), caption)
     names = [field.name.replace("num_", "held-out ").replace("_", " ") for field in fields(Calibration)]
-    rows = [[name, *calibration.to_dict().values()] for name, calibration in run.calibrations.items()]
+    rows = [[name, *vars(calibration).values()] for name, calibration in run.calibrations.items()]
     return plot + page.table(["value function", *names], rows)
 
 

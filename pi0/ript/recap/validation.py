@@ -1,23 +1,21 @@
 """Checks of a RECAP configuration before any work: all that need no simulator and no weights."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from pi0.ript.config.schema import ConfigError
 from pi0.ript.config.validation import attempt, shared_problems
+from pi0.ript.data.hub import locate
+from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
-from pi0.ript.files import flatten
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recording import require_training_states
-from pi0.ript.starting_policy import TOY
+from pi0.ript.starting_policy import TOY, PolicySettings
 
-_CHECKPOINTS_ONLY = (  # with the values that ask for nothing
-    *(("config", None), ("dtype", None), ("gradient_checkpointing", False), ("n_action_steps", None)),
-    *(("extra_delta_transform", None), ("norm_stats_path", None)),
-)
+_MODEL_KEYS = ("config", "dtype", "gradient_checkpointing", "n_action_steps")
+_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics_path")
 _RECORDING_ONLY = ("operator", "episodes")
 
 
@@ -33,12 +31,12 @@ def validate_recap(config: RecapConfig) -> None:
 
 
 def _values(config: RecapConfig) -> Iterator[str]:
-    values = flatten(asdict(config))
     if config.sft.use_awr:
         yield "sft.use_awr: there are no advantages yet to weigh by; use sft.use_awr=false"
     if config.policy_path == TOY and config.skip_sft:
         yield "skip_sft: a toy policy is made by SFT; use skip_sft=false, or a checkpoint as policy_path"
-    ignored = [key for key, nothing in _CHECKPOINTS_ONLY if values[f"policy.{key}"] != nothing]
+    defaults = PolicySettings()
+    ignored = [key for key in _CHECKPOINTS_ONLY if getattr(config.policy, key) != getattr(defaults, key)]
     for key in ignored if config.policy_path == TOY else ():
         yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; leave the key out"
     if config.policy_path != TOY and config.policy.chunk_size is not None:
@@ -47,21 +45,21 @@ def _values(config: RecapConfig) -> Iterator[str]:
 
 def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
     settings = config.demonstrations
-    if settings.root is not None:
-        if not (Path(settings.root).expanduser() / "meta/info.json").exists():
-            yield (
-                f"demonstrations.root: no LeRobotDataset at {settings.root!r} (meta/info.json is missing); "
-                "null records demonstrations of a scripted operator"
-            )
-        elif not settings.allow_heldout:
-            check = partial(require_training_states, settings.root, "demonstrations.allow_heldout=true")
-            yield from attempt(check, "demonstrations.root: ")[1]
-        given = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
-        for key in [*given, *(f"quality.{name}" for name in settings.quality.given())]:
-            yield f"demonstrations.{key}: nothing is recorded, as demonstrations.root is given; leave it out"
+    if settings.root is not None or settings.repo_id is not None:
+        if settings.root is not None:
+            local = DatasetSettings(repo_id=settings.repo_id, root=settings.root)
+            place, wrong = attempt(partial(locate, local), "demonstrations.root: ")
+            yield from wrong
+            if place is not None and not settings.allow_heldout:
+                check = partial(require_training_states, place.root, "demonstrations.allow_heldout=true")
+                yield from attempt(check, "demonstrations.root: ")[1]
+        keys = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
+        for key in [*keys, *(f"quality.{name}" for name in settings.quality.changes())]:
+            yield f"demonstrations.{key}: nothing is recorded, as a data set is given; leave it out"
         return
-    if settings.assume_success:
-        yield "demonstrations.assume_success: what is recorded here has labels; use false, or give a root"
+    for key in ("assume_success", "data_features_name_mapping"):
+        if getattr(settings, key):
+            yield f"demonstrations.{key}: what is recorded here needs none; leave it out, or give a root"
     spec = environment.warm_start_spec(0)
     plan = replace(spec.demonstrations(), operator=settings.operator or spec.operator)
     yield from attempt(plan.resolved_operator, "demonstrations: ")[1]
@@ -75,10 +73,10 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
 
 
 def _pool(config: RecapConfig, environment: Environment) -> Iterator[str]:
-    there_are = config.rollouts.pool_size * len(environment.suite().select(environment.tasks))
+    available = config.rollouts.pool_size * len(environment.suite().select(environment.tasks))
     needed = config.rounds * config.rollouts.num_states
-    if needed > there_are:
+    if needed > available:
         yield (
             f"rollouts.pool_size: {config.rounds} rounds of {config.rollouts.num_states} states need "
-            f"{needed} different ones, there are {there_are}; raise it"
+            f"{needed} different ones, there are {available}; raise it"
         )

@@ -1,24 +1,28 @@
 """What the stages of a run are made with."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pi0 import PI0Policy
 from pi0.ript.config.schema import EnvironmentSettings
+from pi0.ript.data.cache import ImageCache
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.reader import open_set
+from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv
 from pi0.ript.labels.sources import Mixture
-from pi0.ript.recap.keeping import Keeping, Training
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact
 from pi0.ript.training.objectives import Model, Objective
+from pi0.ript.training.settings import Training
 from pi0.ript.training.steps import Row
 from pi0.value import ValueFunction
 
-FitFunction = Callable[[Objective, Mixture, Training, Sequence[int], Keeping, World], list[Row]]
+FitFunction = Callable[[Objective, Mixture, Training, Sequence[int], SnapshotPlan, World], list[Row]]
 """Trains the objective's model on windows of a mixture, and returns the figures of every step: the script's
 `fit`. The numbers are the key of everything random."""
 
@@ -29,13 +33,15 @@ class Workshop:
 
     world: World
     device: str
-    """Of this process."""
-    images: Path
-    """Directory of decoded images."""
+    """The device of this process."""
+    cache: ImageCache
+    """Decoded images, while their data sets are open."""
     fit: FitFunction
-    keeping: Keeping
-    """How a training keeps itself on disk, but where."""
+    plan: SnapshotPlan
+    """How often trainings write snapshots; each stage has a directory of its own for them."""
     _simulators: dict[str, BatchedEnv] = field(default_factory=dict)
+    _sets: dict[str, FrameSet] = field(default_factory=dict)
+    """The open ones, by their directories."""
 
     def simulators(self, task: EnvironmentSettings) -> BatchedEnv:
         """Return the simulators of a task, started when a stage first needs them."""
@@ -43,6 +49,17 @@ class Workshop:
         if key not in self._simulators:
             self._simulators[key] = get_environment(**asdict(task)).make()
         return self._simulators[key]
+
+    def open_sets(self, wanted: Sequence[DatasetSettings]) -> list[FrameSet]:
+        """Return data sets; those stay open that the next call wants too, the others close."""
+        roots = {str(settings.root): settings for settings in wanted}
+        for root in self._sets.keys() - roots.keys():
+            self._sets.pop(root).forget_images(self.cache)
+        for root, settings in roots.items():
+            if root not in self._sets:
+                self._sets[root] = open_set(settings)
+                self._sets[root].keep_images(self.cache)
+        return [self._sets[str(settings.root)] for settings in wanted]
 
     def load_policy(self, artefact: Artefact) -> PI0Policy:
         """Return a stage's policy on this process's device."""
@@ -57,17 +74,15 @@ class Workshop:
         self, objective: Objective, mixture: Mixture, settings: Training, key: Sequence[int], work: Path
     ) -> list[Row]:
         """Train in a stage's directory, write the model there, and return the figures of every step."""
-        keeping = replace(self.keeping, directory=work)
-        rows = self.fit(objective, mixture, settings, key, keeping, self.world)
+        plan = replace(self.plan, directory=work)
+        rows = self.fit(objective, mixture, settings, key, plan, self.world)
         self.world.on_main(_save, work, objective.model, rows)
         return rows
 
     def close(self) -> None:
-        """Stop the simulators, and remove the decoded images: they are in the data sets."""
+        """Stop the simulators."""
         for env in self._simulators.values():
             env.close()
-        if self.world.rank == 0:  # and no waiting for the others, which may be gone
-            shutil.rmtree(self.images, ignore_errors=True)
 
 
 def _save(work: Path, model: Model, rows: Sequence[Row]) -> None:

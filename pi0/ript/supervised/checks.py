@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pi0.ript.config import ConfigError
 from pi0.ript.config.validation import attempt, moved_aside, simulated, wrong_places, wrong_policy
-from pi0.ript.data.settings import check_mixture
+from pi0.ript.data.settings import mixture_problems
 from pi0.ript.ranges import wrong_values
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
@@ -19,11 +19,11 @@ def check_settings(settings: SupervisedSettings) -> None:
         *_batches(settings),
         *_models(settings),
         *_measurements(settings),
+        *mixture_problems(settings.dataset_mixture),
     ]
     if settings.overwrite and settings.exp_name:
         problems += moved_aside(settings, Path(settings.output_dir) / settings.exp_name)
     problems += attempt(lambda: require_device(settings.device))[1]
-    problems += attempt(lambda: check_mixture(settings.dataset_mixture))[1]
     if problems:
         raise ConfigError(*problems)
 
@@ -54,6 +54,8 @@ def _policy(settings: SupervisedSettings) -> Iterator[str]:
         yield "policy.reads: belongs to a value function; a policy starts from policy_path"
     if settings.policy_path == TOY and settings.policy.gradient_checkpointing:
         yield "policy.gradient_checkpointing: a toy has no need of it; leave it out"
+    if settings.policy_path == TOY and settings.policy.statistics_path is not None:
+        yield "policy.statistics_path: a toy has the statistics of its data; leave it out"
     if not settings.loss_weighting.MSE:
         yield "loss_weighting.MSE: a policy learns by the flow's squared error; expected a weight above 0"
 
@@ -64,6 +66,11 @@ def _value_function(settings: SupervisedSettings) -> Iterator[str]:
         yield (
             "policy_path: expected the directory of a value function that pi0-train or RECAP wrote, found "
             f"nothing at {path!r}"
+        )
+    if settings.policy.statistics_path is not None or settings.policy.outside_statistics != "refuse":
+        yield (
+            "policy.statistics_path, policy.outside_statistics: belong to policies; a value function has the "
+            "statistics of its checkpoint, of the policy that it reads, or of its data"
         )
     if settings.policy.use_awr:
         yield "policy.use_awr: weighs the samples of a policy; a value function learns from all alike"

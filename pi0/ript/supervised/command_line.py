@@ -42,8 +42,6 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
         settings = read_settings(options.config_path, key_value_pairs(rest))
         settings = replace(
             settings,
-            overwrite=settings.overwrite or options.overwrite,
-            resume=settings.resume or options.resume,
             plugins=[*settings.plugins, *options.plugins],
         )
         load_plugins(settings.plugins)
@@ -75,8 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config_path", metavar="FILE", help="JSON or YAML, such as configs/sft_pi0_config.json")
-    add("--overwrite", action="store_true", help="begin again; the earlier run is moved aside")
-    add("--resume", action="store_true", help="without exp_name: go on with the newest run of its type")
     plugins = "import a package that adds configurations or environments; may be repeated"
     add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
     return parser

@@ -9,17 +9,16 @@ from typing import Annotated, Any
 
 from pi0.ript.config.schema import (
     NO_ENVIRONMENT,
-    ROUNDING,
-    SAME,
     Distributed,
     EnvironmentSettings,
     EvalSettings,
     Logging,
 )
-from pi0.ript.data import MixtureSettings
-from pi0.ript.data.settings import ADVANTAGE_MODES
+from pi0.ript.data.settings import MixtureSettings, Mode
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.ranges import (
+    ROUNDING,
+    SAME,
     Count,
     Indicator,
     NotNegative,
@@ -39,7 +38,7 @@ BATCH_SIZE = 32
 ModelType = Annotated[str, one_of("pi0", "value")]
 Normalization = Annotated[str, one_of("MEAN_STD", "MIN_MAX", "QUANTILES", "IDENTITY")]
 StatisticsOf = Annotated[str, one_of("checkpoint", "data")]
-AdvantageUse = Annotated[str, one_of(*ADVANTAGE_MODES)]
+OutsideStatistics = Annotated[str, one_of("refuse", "widen")]
 MissingAdvantage = Annotated[str, one_of("error", "positive", "negative", "drop")]
 
 
@@ -64,13 +63,15 @@ class ModelSettings(PolicySettings):
     width: Count = 64  # of a new expert
     # checkpoint, or data: normalisation and widths of state and action are those of the data sets
     statistics: StatisticsOf = "checkpoint"
+    # where training data lie far outside of them: refuse, or widen the statistics of that dimension
+    outside_statistics: OutsideStatistics = "refuse"
     normalization_mapping: NormalizationMapping = field(default_factory=NormalizationMapping)
     n_obs_steps: Annotated[int, one_of(1)] = 1  # pi0 sees one observation
     chunk_size: Count | None = None  # actions predicted at once; null: as the checkpoint says, a toy 8
     max_state_dim: Count | None = None  # zero-padded width; null: as the checkpoint says, a toy the data's
     max_action_dim: Count | None = None  # the same
     tokenizer_max_length: Count | None = None  # prompt tokens; null: as the checkpoint says
-    advantage: AdvantageUse = "on"  # on: always positive; use: by meta/advantages.json; ignore: no indicator
+    advantage: Mode = "on"  # on: always positive; use: by meta/advantages.json; ignore: no indicator
     advantage_threshold: float | None = None  # positive above it; null: the one that pi0-advantage chose
     missing_advantage: MissingAdvantage = "error"  # of a frame: error, positive, negative, drop (not drawn)
     use_awr: bool = False  # weigh each sample by min(exp(A / awr_beta), awr_max_weight) as well

@@ -68,9 +68,9 @@ class ModelFiles:
         if self.world.rank == 0:
             for older in self.run_dir.glob(f"checkpoint-*-best-{metric}_*"):
                 if older != path:
-                    gone = older.with_name(f".{older.name}.deleted")
-                    older.rename(gone)
-                    shutil.rmtree(gone)
+                    hidden = older.with_name(f".{older.name}.deleted")
+                    older.rename(hidden)
+                    shutil.rmtree(hidden)
 
     def _write_model(self, directory: Path) -> None:
         with self.published_weights():
@@ -88,7 +88,7 @@ def data_hashes(parts: Parts) -> dict[str, str]:
     )
     hashes = {"advantages or returns": _hash([array for array in labels if array is not None])}
     for number, frames in enumerate(parts.data.sets):
-        instructions = "\n".join(frames.tasks[task] for task in frames.task_index.tolist())
+        instructions = "\n".join(frames.frame_instructions())
         text = np.frombuffer(instructions.encode(), np.uint8)
         hashes[f"datasets.{number} ({frames.name})"] = _hash(
             [frames.states, frames.actions, frames.lengths, text]

@@ -11,9 +11,9 @@ from typing import cast
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from pi0.ript.data import DatasetSettings
-from pi0.ript.data.frames import FrameSet
-from pi0.ript.episodes import EpisodeDataError, load_labels
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.labels.advantages import (
     LINEAGE_PATH,
     MissingAdvantage,
@@ -33,15 +33,15 @@ def advantage_modes(datasets: Sequence[DatasetSettings], policy: ModelSettings) 
 
 
 def window_returns(
-    sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], reward: RewardConfig
+    sets: Sequence[FrameSet], reward: RewardConfig
 ) -> tuple[Float64[np.ndarray, " m"], RewardConfig]:
     """Return the return of every frame, and the reward with its normaliser.
 
     Raises:
         ValueError: An episode has no success label (`EpisodeDataError`), or is too long for the normaliser.
     """
-    sources = [_source(frames, dataset) for frames, dataset in zip(sets, datasets, strict=True)]
-    fits = reward.resolve(max(int(source.episodes.lengths.max()) for source in sources))
+    sources = [Source(frames.name, frames) for frames in sets]
+    fits = reward.resolve(max(int(frames.lengths.max()) for frames in sets))
     return np.concatenate([source.returns(fits) for source in sources]), fits
 
 
@@ -51,11 +51,14 @@ class PolicyLabels:
 
     indicator: Int64[np.ndarray, " m"] | None = None
     weight: Float32[np.ndarray, " m"] | None = None
-    """Of its loss; None: all alike."""
+    """Weight of the loss of each frame; None: all weigh the same."""
     usable: list[Bool[np.ndarray, " _"]] | None = None
-    """By data set; not those that lack an advantage and are to be dropped. None: all."""
+    """The frames of each data set that may be drawn: not those that are dropped for want of an advantage.
+
+    None: all of them.
+    """
     num_dropped: int = 0
-    """Of the frames that the settings ask for."""
+    """How many of the frames that the settings ask for are dropped."""
 
 
 def policy_labels(
@@ -67,14 +70,14 @@ def policy_labels(
         EpisodeDataError: Advantages or a threshold are missing.
     """
     parts, advantages = [], []
-    for frames, dataset, mode in zip(sets, datasets, advantage_modes(datasets, policy), strict=True):
-        source = _source(frames, dataset, mode)
+    for frames, mode in zip(sets, advantage_modes(datasets, policy), strict=True):
+        source = Source(frames.name, frames, mode)
         is_asked_for = mode == "use" or policy.use_awr
         of_frames = np.zeros(source.num_frames)
         if is_asked_for:
             choice = cast("MissingAdvantage", policy.missing_advantage)
-            used = frames.index[frames.rows(frames.selected)]
-            of_frames = fill_missing(read_advantages(frames.name, source.episodes), choice, frames.name, used)
+            used = frames.rows(frames.selected)
+            of_frames = fill_missing(read_advantages(frames.name, frames), choice, frames.name, used)
         epsilon = _thresholds(frames, source, policy) if mode == "use" else {}
         parts.append(indicators(source, of_frames, epsilon))
         advantages.append(of_frames)
@@ -82,20 +85,14 @@ def policy_labels(
     if policy.use_awr:
         weight = awr_weights(np.concatenate(advantages), policy.awr_beta, policy.awr_max_weight)
     usable = [~np.isnan(of_frames) for of_frames in advantages]
-    used = [mask[x.index[x.rows(x.selected)]] for mask, x in zip(usable, sets, strict=True)]
+    used = [mask[x.rows(x.selected)] for mask, x in zip(usable, sets, strict=True)]
     dropped = sum(int((~mask).sum()) for mask in used)
     return PolicyLabels(np.concatenate(parts), weight, usable, dropped)
 
 
-def _source(frames: FrameSet, dataset: DatasetSettings, mode: AdvantageMode | None = None) -> Source:
-    """Return the labels of a data set; with a mode for a policy, which has no use for success."""
-    is_success_known = dataset.assume_success or mode is not None
-    return Source(frames.name, load_labels(frames.name, assume_success=is_success_known), mode or "ignore")
-
-
 def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict[str, float]:
     """Return epsilon by task: the one that was set, or those that were chosen with the advantages."""
-    tasks = dict.fromkeys(source.episode_tasks())
+    tasks = dict.fromkeys(source.frame_tasks())
     if policy.advantage_threshold is not None:
         return dict.fromkeys(tasks, policy.advantage_threshold)
     lineage = read_lineage(frames.name)

@@ -16,9 +16,15 @@ from lerobot.datasets.compute_stats import compute_episode_stats, get_feature_st
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 
-from pi0.ript.episodes.images import VIDEO_ENCODER, decode_png, video_frames
-from pi0.ript.episodes.layout import COLLECTION_PATH, IMAGE_PREFIX, read_record
-from pi0.ript.episodes.records import CollectionInfo, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.encoding import VIDEO_ENCODER, decode_image, video_frames
+from pi0.ript.data.records import (
+    COLLECTION_PATH,
+    IMAGE_PREFIX,
+    CollectionInfo,
+    EpisodeDataError,
+    EpisodeLabels,
+    read_record,
+)
 from pi0.ript.files import FORMAT
 
 _FRAMES_FOR_IMAGE_STATISTICS = 8
@@ -176,7 +182,8 @@ def _image_statistics(
     count = min(_FRAMES_FOR_IMAGE_STATISTICS, len(stored))
     rows = np.linspace(0, len(stored) - 1, count).round().astype(int)
     if key in meta.image_keys:
-        frames = decode_png([stored.column(key)[int(row)]["bytes"].as_py() for row in rows])
+        encoded = [stored.column(key)[int(row)]["bytes"].as_py() for row in rows]
+        frames = np.stack([decode_image(x, key) for x in encoded])
     else:
         assert meta.video_path is not None
         place = {name: location[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}

@@ -11,9 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pi0.ript.episodes.images import decode_png, encode_png, encode_video, video_frames
-from pi0.ript.episodes.layout import IMAGE_PREFIX, partial_directory, read_record
-from pi0.ript.episodes.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.encoding import decode_image, encode_png, encode_video, video_frames
+from pi0.ript.data.records import (
+    IMAGE_PREFIX,
+    CollectionInfo,
+    Episode,
+    EpisodeDataError,
+    EpisodeLabels,
+    partial_directory,
+    read_record,
+)
 from pi0.ript.files import write_bytes
 
 
@@ -85,7 +92,8 @@ class EpisodeWriter:
                 images[camera] = np.stack(list(video_frames(self._path(number, f".{camera}.mp4"))))
             else:
                 column = table.column(IMAGE_PREFIX + camera).combine_chunks()
-                images[camera] = decode_png(column.field("bytes").to_pylist())
+                encoded = column.field("bytes").to_pylist()
+                images[camera] = np.stack([decode_image(x, str(path)) for x in encoded])
         states, actions = (
             table.column(name).combine_chunks().flatten().to_numpy().reshape(len(table), -1)
             for name in ("observation.state", "action")
@@ -105,7 +113,7 @@ class EpisodeWriter:
 
         Safe to kill and repeat: the data set appears in one step, complete.
         """
-        from pi0.ript.episodes.publishing import publish_episodes  # lerobot takes seconds to import
+        from pi0.ript.data.publishing import publish_episodes  # lerobot takes seconds to import
 
         numbers = list(self.finished()) if keep is None else sorted(keep)
         if not numbers:

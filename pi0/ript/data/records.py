@@ -7,11 +7,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8
 
+COLLECTION_PATH = Path("meta/collection.json")
+IMAGE_PREFIX = "observation.images."
 type Images = Mapping[str, UInt8[np.ndarray, "t h w 3"]]
 
 
@@ -27,7 +31,8 @@ class EpisodeLabels:
     """
 
     instruction: str
-    success: bool
+    success: bool | None
+    """None: nobody knows."""
     task_id: str = ""
     """ "suite/name"."""
     initial_state_hash: str = ""
@@ -35,6 +40,15 @@ class EpisodeLabels:
     """Who acted: "operator:<name>", or "policy:<hash>"."""
     seed: int = -1
     """Of the episode's own random generator."""
+
+    @property
+    def is_success(self) -> bool:
+        """Return whether the episode succeeded; raise EpisodeDataError if nobody knows."""
+        if self.success is None:
+            raise EpisodeDataError(
+                f"{self.instruction!r}: expected an episode with a success label, found none"
+            )
+        return self.success
 
 
 @dataclass(frozen=True)
@@ -101,3 +115,13 @@ class CollectionInfo:
                 f"fps: lerobot stores whole frames per second, found {self.fps}; choose an action "
                 "repeat that gives a whole control rate"
             )
+
+
+def partial_directory(directory: Path) -> Path:
+    """Return where the unfinished collection of a data set lives."""
+    return directory.with_name(directory.name + ".partial")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return labels, content hash and image shapes of one stored, unpublished episode."""
+    return json.loads(pq.read_schema(path).metadata[b"episode"])

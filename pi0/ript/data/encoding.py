@@ -1,6 +1,6 @@
 """Image storage of episodes: PNG bytes (lossless) and H.264 video (small, not exact)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -8,10 +8,14 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.tables import FETCH_AGAIN
+
 VIDEO_ENCODER = {"vcodec": "h264", "pix_fmt": "yuv420p", "g": 2, "crf": 18, "preset": "ultrafast"}
 """As lerobot's `RGBEncoderConfig` names them. At 256 px about 11 times smaller than PNG and 7 times
 cheaper to write, at about 40 dB; a key frame every second frame keeps random access cheap."""
 
+_READ_COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _LARGEST_LOSSLESS = 128
 """Image size up to which PNG, which is cheap there (4 KB a frame at 64 px), is the default."""
 
@@ -27,15 +31,13 @@ def encode_png(frames: UInt8[np.ndarray, "t h w 3"]) -> list[bytes]:
     return [cv2.imencode(".png", frame[..., ::-1], fast)[1].tobytes() for frame in frames]
 
 
-def decode_png(encoded: Sequence[bytes]) -> UInt8[np.ndarray, "t h w 3"]:
-    """Return the RGB frames of PNG (or JPEG) bytes."""
-    frames = []
-    for t, data in enumerate(encoded):
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if bgr is None:
-            raise ValueError(f"frame {t} is not a readable image; make the data set again")
-        frames.append(bgr[..., ::-1])
-    return np.stack(frames)
+def decode_image(encoded: bytes | None, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the RGB image of PNG or JPEG bytes; `where` they are is for the EpisodeDataError."""
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _READ_COLOUR) if encoded else None
+    if image is None:
+        found = f"{len(encoded)} bytes of something else" if encoded else "none"
+        raise EpisodeDataError(f"{where}: expected an image, found {found}; {FETCH_AGAIN}")
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 def encode_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: int) -> None:
