@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import opened
+from conftest import opened, toy_policy
 from safetensors.torch import load_file
 from test_episodes import make_episode, publish
 
@@ -23,6 +23,7 @@ from pi0 import Indicator, PI0Policy, registry
 from pi0.ript import interruption
 from pi0.ript.checkpoint import ChangedSettingsError, snapshot
 from pi0.ript.checkpoint.files import published
+from pi0.ript.commands import advantage
 from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data.records import EpisodeDataError
@@ -591,6 +592,37 @@ def test_a_base_model_takes_statistics_and_widths_of_the_data(root, tmp_path):
     assert (policy.features.state_dim, policy.features.action_dim) == (8, 6)
     assert policy.config.indicator == "embedding"
     assert len(policy.statistics["action"]["mean"]) == 6
+
+
+@pytest.mark.parametrize("statistics", ["checkpoint", "data"])
+def test_a_camera_that_all_data_lack_is_absent_from_then_on(root, tmp_path, capsys, statistics):
+    """The real Stage 1: a base of three cameras, fine-tuned and judged on data that have fewer."""
+    present, wrist = "observation.images.base_0_rgb", "observation.images.right_wrist_0_rgb"
+    tasks = ["do thing 0", "do thing 1"]
+    base = toy_policy({"image_keys": (present, wrist)}, tasks=tasks, max_state_dim=8, max_action_dim=8)
+    base.save_pretrained(tmp_path / "base")
+    names = {present: "observation.images.front"}
+
+    def trained(type: str, name: str, names: dict, **policy) -> Path:  # noqa: A002
+        path = str(start) if type == "pi0" else "toy"
+        config = settings(root, tmp_path, type, policy_path=path, policy=policy, exp_name=name, steps=1)
+        config.dataset_mixture.datasets[0].data_features_name_mapping = names
+        return run(config)
+
+    start = tmp_path / "base"
+    with pytest.raises(EpisodeDataError, match="null for a camera that it lacks"):
+        trained("pi0", "refused", names, statistics=statistics)
+    start = trained("pi0", "first", {**names, wrist: None}, statistics=statistics)
+    assert PI0Policy.from_pretrained(start).features.absent_cameras == (wrist,)
+    assert PI0Policy.from_pretrained(start).features.present_cameras == (present,)
+    for number, further in enumerate((names, {**names, wrist: None})):
+        trained("pi0", f"further{number}", further, statistics=statistics)
+    value = trained("value", "value", {**names, wrist: None}, reads=str(start), width=16)
+    labelled = shutil.copytree(root, tmp_path / "labelled")
+    mixture = {"datasets": [{"root": str(labelled), "data_features_name_mapping": {**names, wrist: None}}]}
+    (tmp_path / "mixture.json").write_text(json.dumps(mixture))
+    words = [f"--value={value}", f"--policy={start}", f"--dataset_mixture={tmp_path / 'mixture.json'}"]
+    assert advantage.main([*words, "--device=cpu"]) == 0, capsys.readouterr().err
 
 
 def test_statistics_of_a_file_are_taken_and_refused_or_widened_where_they_do_not_fit(root, whole, tmp_path):
