@@ -45,9 +45,6 @@ class Algo:
     micro_batch_size: int = 32  # windows per forward pass
     gradient_accumulation_steps: int = 2  # micro-batches per optimizer step
     lr: float = 1e-3  # at the start of an iteration, falling linearly to 0 at its end
-    beta1: float = 0.9  # of AdamW, and so are the next two
-    beta2: float = 0.95
-    weight_decay: float = 1e-4
     grad_norm_clip: float = 1.0
     cfg_uncond_weight: float = 0.1  # alpha: weight of the loss with the indicator withheld
     num_draws: int = 2  # noise draws per window
@@ -110,8 +107,7 @@ def main(config: AdvancedTrainingConfig) -> None:
     simulators = environment.make()
     policy = starting_policy(config.policy_path, environment, config.warm_start_dir, seed, config.device)
     learner = AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws)
-    adam = {"lr": algo.lr, "betas": (algo.beta1, algo.beta2), "weight_decay": algo.weight_decay}
-    optimizer = torch.optim.AdamW(learner.parameters(), **adam)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     states = InitialStateDataset(simulators, config.dataset.num_init_states)
     drawn_states = states.shuffled(seed)
     heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)

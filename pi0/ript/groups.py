@@ -14,10 +14,12 @@ from jaxtyping import Float
 from torch.utils.data import Dataset
 
 from pi0.ript.advantage import is_informative, leave_one_out, require_group
+from pi0.ript.debugging import VIDEO, next_file
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
 from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
+from pi0.ript.video import write_grid
 from pi0.ript.windows import Windows, rollout_windows
 
 
@@ -158,6 +160,8 @@ def collect_groups(
             seeds = [_episode_seed(*seed, group_size * a + k) for a in mine for k in range(group_size)]
             bar.total += len(drawn)
             finished = run(env, policy, drawn, seeds, render_every=render_every, on_finished=on_finished)
+            if (file := next_file(VIDEO, ".mp4")) is not None:
+                write_grid(file, finished)
             groups = [_group(finished[i : i + group_size]) for i in range(0, len(finished), group_size)]
             groups = gather_shares(groups, peers, len(tried))
             tried += groups
