@@ -116,6 +116,16 @@ def frame_limits(tasks: Sequence[str], epsilon: Mapping[str, float]) -> Float64[
     return np.array([epsilon[task] for task in tasks])
 
 
+def to_json(epsilon: Mapping[str, float]) -> dict[str, float | None]:
+    """Return thresholds as JSON can hold them: null for a task without one (infinity)."""
+    return {task: value if np.isfinite(value) else None for task, value in epsilon.items()}
+
+
+def from_json(epsilon: Mapping[str, float | None]) -> dict[str, float]:
+    """Return what `to_json` was given."""
+    return {task: np.inf if value is None else float(value) for task, value in epsilon.items()}
+
+
 def coverage(advantages: Float64[np.ndarray, " n"]) -> float:
     """Return the share of frames that have an advantage."""
     return float(1.0 - np.isnan(advantages).mean())
