@@ -1,7 +1,8 @@
 """RECAP: one supervised fit, three times, and a relabelling; a configuration of RIPT trains as rung 13 does.
 
 Parent: 13_train_production_ready.py
-Introduces: recap, training, labels, pages, kept_evaluation, scripts, pi0.value, pi0.value_config
+Introduces: recap, training, labels, pages, kept_evaluation, scripts, pi0.value, pi0.value_config,
+    data.mixture, data.normalised, data.statistics, data.training_data
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 
 `fit` trains the policy on demonstrations (SFT), the value function, and in every round both again, the policy
@@ -23,15 +24,15 @@ from pi0.ript.monitoring import monitor_memory
 from pi0.ript.recap import RECAP, RecapConfig
 from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
-from pi0.ript.recap.endings import clear_endings
-from pi0.ript.recap.keeping import Keeping, Training
+from pi0.ript.recap.endings import exits_with_message
 from pi0.ript.recap.report import write_recap_report
-from pi0.ript.recap.summary import write_summary
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.results import lock_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.scripts.train_ript_pi0 import main as train_ript
 from pi0.ript.training.objectives import Objective
 from pi0.ript.training.optimization import linear_schedule, make_optimizer, set_learning_rate
+from pi0.ript.training.settings import Training
 from pi0.ript.training.steps import Row
 
 
@@ -40,14 +41,13 @@ def fit(
     data: Mixture,
     settings: Training,
     key: Sequence[int],
-    keeping: Keeping,
+    plan: SnapshotPlan,
     world: World,
 ) -> list[Row]:
     """Minimise the objective's loss on windows drawn from the data; return the figures of every step."""
     model, learner = objective.model, world.wrap(objective.learner())
-    rates = settings.learning_rate, settings.weight_decay
-    optimizer = make_optimizer(model, *rates, indicator_learning_rate=settings.indicator_learning_rate)
-    steps = keeping.steps(objective.name, model, optimizer, settings, world)
+    optimizer = make_optimizer(model, settings)
+    steps = plan.steps(objective.name, model, optimizer, settings, world)
     model.train()
     for step in steps:
         seed = (*key, step)
@@ -60,8 +60,7 @@ def fit(
             world.backward(figures[0])
             total += figures.detach()
         norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), settings.grad_norm_clip)
-        factor = linear_schedule(step, settings.steps, settings.warmup_steps, settings.decay_fraction)
-        set_learning_rate(optimizer, factor)
+        set_learning_rate(optimizer, linear_schedule(step, settings))
         row = dict(zip(objective.figures, map(world.sum, total), strict=True))
         if steps.accept(row | objective.shares(windows, seed), norm):
             optimizer.step()
@@ -70,7 +69,7 @@ def fit(
     return steps.rows
 
 
-@clear_endings()
+@exits_with_message()
 def train_recap(config: RecapConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
     world = setup_distributed(config.device, **asdict(config.distributed))
@@ -111,7 +110,7 @@ def train_recap(config: RecapConfig) -> None:
         rivals = recap.fit_rivals(run, sft, data)
         evaluations |= {name: recap.judge(run, rival) for name, rival in rivals.items()}
 
-    world.on_main(write_summary, run_dir, asdict(config), evaluations)
+    world.on_main(recap.write_summary, run, evaluations)
     world.on_main(write_recap_report, run_dir, run.stages.names)
     run.close()
     close_run_logging()

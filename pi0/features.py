@@ -40,9 +40,8 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         if not self.present_cameras:
             raise ValueError(
-                f"image_keys: expected at least one camera that is not in absent_cameras, found "
-                f"{self.image_keys} "
-                f"without {self.absent_cameras}"
+                "image_keys: expected at least one camera that is not in absent_cameras, found "
+                f"{self.image_keys} without {self.absent_cameras}"
             )
         unknown = set(self.absent_cameras) - set(self.image_keys)
         if unknown:
@@ -52,8 +51,7 @@ class FeatureConfig:
         if len(self.relative_actions) > min(self.action_dim, self.state_dim):
             raise ValueError(
                 f"relative_actions: expected at most {min(self.action_dim, self.state_dim)} entries (a "
-                f"relative "
-                f"action needs a state dimension), found {len(self.relative_actions)}"
+                f"relative action needs a state dimension), found {len(self.relative_actions)}"
             )
 
     @property
@@ -76,13 +74,13 @@ class FeatureConfig:
         """
         problems = []
         for name, (shape, dtype) in self.inputs_spec().items():
-            found = offered.get(name)
-            if found is None:
+            offer = offered.get(name)
+            if offer is None:
                 problems.append(f"{name}: missing; there are {', '.join(sorted(offered))}")
-            elif not _fits(tuple(found["shape"]), str(found["dtype"]), shape, dtype):
+            elif not _fits(tuple(offer["shape"]), str(offer["dtype"]), shape, dtype):
                 size = "(height, width, 3)" if dtype == "uint8" else shape
                 problems.append(
-                    f"{name}: expected {dtype} {size}, found {found['dtype']} {tuple(found['shape'])}"
+                    f"{name}: expected {dtype} {size}, found {offer['dtype']} {tuple(offer['shape'])}"
                 )
         if problems:
             raise ValueError(f"{source} does not offer what the policy takes: " + "; ".join(problems))
@@ -98,7 +96,8 @@ class FeatureConfig:
         return cls(**frozen)
 
 
-def _fits(found: tuple[int, ...], found_dtype: str, shape: tuple[int | None, ...], dtype: str) -> bool:
+def _fits(offered: tuple[int, ...], offered_dtype: str, shape: tuple[int | None, ...], dtype: str) -> bool:
     if dtype == "uint8":  # a camera, channels first or last; lerobot calls its dtype by how it is stored
-        return found_dtype in ("uint8", "image", "video") and len(found) == 3 and 3 in (found[0], found[-1])
-    return found == shape and found_dtype in ("float32", "float64")
+        is_image = offered_dtype in ("uint8", "image", "video") and len(offered) == 3
+        return is_image and 3 in (offered[0], offered[-1])
+    return offered == shape and offered_dtype in ("float32", "float64")

@@ -6,6 +6,7 @@ layer, never the other way round, so the prefix can be encoded once and used man
 Axis legend: b batch, p tokens of this pass, t context tokens, n heads, e head dim, d width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,30 +53,23 @@ class KeyValues:
         """Return the batch repeated as a whole: sample i is found again at i + b, i + 2b, ..."""
         if times == 1:
             return self
-        return KeyValues(
-            keys=[k.repeat(times, 1, 1) for k in self.keys],
-            values=[v.repeat(times, 1, 1) for v in self.values],
-            mask=None if self.mask is None else self.mask.repeat(times, 1),
-        )
+        mask = None if self.mask is None else self.mask.repeat(times, 1)
+        return self._changed(lambda x: x.repeat(times, 1, 1), mask)
 
     def reserve(self, num_tokens: int) -> "KeyValues":
         """Return a copy with room for `num_tokens` at the end, which each sampling step overwrites."""
-
-        def grown(tensors: list[Tensor]) -> list[Tensor]:
-            return [F.pad(x, (0, 0, 0, num_tokens)) for x in tensors]
-
-        return KeyValues(grown(self.keys), grown(self.values), self.append_mask(num_tokens))
+        return self._changed(lambda x: F.pad(x, (0, 0, 0, num_tokens)), self.append_mask(num_tokens))
 
     def pad_to(self, length: int) -> "KeyValues":
         """Return a copy padded at the end to `length` tokens; the padding is masked."""
         extra = length - self.length
         if extra == 0:
             return self
-        return KeyValues(
-            keys=[F.pad(k, (0, 0, 0, extra)) for k in self.keys],
-            values=[F.pad(v, (0, 0, 0, extra)) for v in self.values],
-            mask=F.pad(self.full_mask(), (0, extra), value=False),
-        )
+        mask = F.pad(self.full_mask(), (0, extra), value=False)
+        return self._changed(lambda x: F.pad(x, (0, 0, 0, extra)), mask)
+
+    def _changed(self, change: Callable[[Tensor], Tensor], mask: Bool[Tensor, "b t"] | None) -> "KeyValues":
+        return KeyValues([change(k) for k in self.keys], [change(v) for v in self.values], mask)
 
     def full_mask(self) -> Bool[Tensor, "b t"]:
         """Return the mask, also where None stands for all valid."""

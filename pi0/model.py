@@ -8,7 +8,7 @@ Axis legend: k noise draws, b batch, c cameras, p prefix tokens, s state dim, h 
 d width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -47,7 +47,7 @@ class PrefixConfig(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Of the computation."""
+        """Name of the dtype of the computation."""
         ...
 
 
@@ -249,8 +249,7 @@ class Pi0Model(PrefixModel[Pi0Config]):
                 prefix = self.prefix(unconditional, images)
             elif prefix is None:
                 prefix = self.prefix(observation)
-            unconditional = unconditional or observation.with_indicator(Indicator.NONE)
-            contexts.append(self.context(prefix, unconditional))
+            contexts.append(self.context(prefix, unconditional or replace(observation, indicator=None)))
         return self._integrate(contexts, noise, num_steps, guidance)
 
     def _integrate(

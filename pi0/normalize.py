@@ -6,7 +6,8 @@ Statistics are lerobot's: feature -> {mean, std, min, max, q01, q99, count}, suc
 Axis legend: n samples, d feature dim.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,9 @@ _NEEDED: dict[str, tuple[str, str]] = {
     "quantiles": ("q01", "q99"),
     "min_max": ("min", "max"),
 }
+FAR_OUTSIDE = 30.0
+"""In model units, where nearly all that a policy was trained on lies within 1 to 3 of 0."""
+_ONE_VALUE = 1e-6  # of the numbers' own size: quantiles that lie closer together are one
 _REMEDY = (
     "Pass statistics=LeRobotDataset(...).meta.stats of the training data, or "
     "statistics={'observation.state': compute_statistics(states), 'action': compute_statistics(actions)} "
@@ -73,7 +77,12 @@ class Normalizer(nn.Module):
         epsilon: Literal["lerobot", "openpi"] = "lerobot",
     ) -> None:
         super().__init__()
-        self.mode = mode
+        self.feature, self.mode = feature, mode
+        self._told: set[int] = set()
+        if mode == "quantiles":
+            for dimension, text in coinciding_quantiles((statistics or {}).get(feature, {})):
+                if dimension < dim:
+                    warnings.warn(f"statistics of {feature!r}: {text}", stacklevel=2)
         low, scale = torch.zeros(dim), torch.ones(dim)
         eps = 1e-8 if epsilon == "lerobot" else 1e-6
         scale_in = scale_out = scale
@@ -100,6 +109,48 @@ class Normalizer(nn.Module):
         y = x if self.mode in ("mean_std", "identity") else (x + 1.0) / 2.0
         return y * self.scale_out + self.low
 
+    def tell_far_outside(self, x: Float[Tensor, "n d"]) -> None:
+        """Warn of values that lie far outside of what the statistics describe, once for each dimension."""
+        if self.mode == "identity":
+            return
+        far = (self.encode(x).abs() > FAR_OUTSIDE).cpu()
+        for dimension in sorted(set(far.any(0).nonzero().flatten().tolist()) - self._told):
+            self._told.add(dimension)
+            value = x[int(far[:, dimension].nonzero()[0]), dimension]
+            low, scale = float(self.low[dimension]), float(self.scale_in[dimension])
+            is_mean = self.mode == "mean_std"
+            usual = f"mean {low:.4g}, std {scale:.4g}" if is_mean else f"{low:.4g} to {low + scale:.4g}"
+            warnings.warn(
+                f"{self.feature}[{dimension}] is {float(value):.4g}, and by the policy's statistics {usual}: "
+                "are units and order those of its training data? (told once)",
+                stacklevel=2,
+            )
+
+
+def coinciding_quantiles(
+    statistics: Mapping[str, "Tensor | np.ndarray | list[float]"],
+) -> Iterator[tuple[int, str]]:
+    """Yield each dimension whose q01 and q99 are one value though it moves, and what that does to it.
+
+    All that a normaliser of quantiles could do with the few values beside them is to blow them up.
+    """
+    numbers = {name: np.asarray(value, np.float64).ravel() for name, value in statistics.items()
+               if value is not None}  # fmt: skip
+    if not {"q01", "q99"} <= numbers.keys():
+        return
+    low, high = numbers["q01"], numbers["q99"]
+    least = numbers.get("min", low - numbers.get("std", 0.0))
+    most = numbers.get("max", high + numbers.get("std", 0.0))
+    small = _ONE_VALUE * np.maximum(np.abs(low), np.abs(high))
+    moves = (low - least > small) | (most - high > small)
+    for dimension in np.flatnonzero((high - low <= small) & moves).tolist():
+        text = (
+            f"dimension {dimension}: q01 and q99 are both {low[dimension]:.6g}, its values "
+            f"{least[dimension]:.6g} to {most[dimension]:.6g}: normalised by quantiles they grow without "
+            "bound; use mean and std, or wider quantiles"
+        )
+        yield dimension, text
+
 
 def _statistic(feature: str, name: str, dim: int, mode: str, statistics: Statistics | None) -> Tensor:
     values = (statistics or {}).get(feature)
@@ -113,8 +164,7 @@ def _statistic(feature: str, name: str, dim: int, mode: str, statistics: Statist
     if value.numel() != value.shape[-1]:
         raise ValueError(
             f"statistics of {feature!r}: expected one vector as {name}, found shape {tuple(value.shape)} "
-            f"(several "
-            "data sets?); pass those of one data set"
+            "(several data sets?); pass those of one data set"
         )
     value = value.flatten()
     if len(value) < dim:

@@ -83,9 +83,3 @@ class Observation:
         """Return the observation with all tensors on the device."""
         tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **tensors)
-
-    def with_indicator(self, indicator: "Indicator | Int[Tensor, ' b']") -> "Observation":
-        """Return the observation with the same or one indicator for each sample."""
-        if not isinstance(indicator, Tensor):
-            indicator = torch.full((self.batch_size,), int(indicator), device=self.state.device)
-        return replace(self, indicator=indicator)

@@ -46,16 +46,15 @@ def read_config(values: dict[str, Any], directory: Path) -> Pi0Config:
 
 def find_asset(directory: Path) -> Path:
     """Return the only norm_stats.json under assets/; none or several are an error."""
-    found = sorted(directory.glob("assets/**/norm_stats.json"))
-    if len(found) != 1:
-        names = [str(p.relative_to(directory)) for p in found]
+    files = sorted(directory.glob("assets/**/norm_stats.json"))
+    if len(files) != 1:
+        names = [str(file.relative_to(directory)) for file in files]
         raise CheckpointError(
             f"{directory}: expected one assets/<asset_id>/norm_stats.json, found {names or 'none'}. Pass "
-            f"statistics "
-            "and features, or keep only the asset of your robot (openpi computes it with "
+            "statistics and features, or keep only the asset of your robot (openpi computes it with "
             "compute_norm_stats.py)."
         )
-    return found[0]
+    return files[0]
 
 
 def read_statistics(asset: Path) -> Statistics:
@@ -65,7 +64,7 @@ def read_statistics(asset: Path) -> Statistics:
         raise CheckpointError(f"{asset}: expected norm_stats of state and actions, found {sorted(values)}")
     names = {STATE: "state", ACTION: "actions"}
     return {
-        ours: {k: v for k, v in values[theirs].items() if v is not None} for ours, theirs in names.items()
+        feature: {k: v for k, v in values[name].items() if v is not None} for feature, name in names.items()
     }
 
 
@@ -83,8 +82,7 @@ def read_features(
         raise CheckpointError(
             f"{directory}: openpi's LIBERO checkpoints do not say whether they were trained with "
             "extra_delta_transform, and a wrong value ruins the actions silently: pass "
-            "extra_delta_transform=True "
-            "for pi0_libero, False for pi05_libero"
+            "extra_delta_transform=True for pi0_libero, False for pi05_libero"
         )
     normalization = "quantiles" if config.pi05 else "mean_std"
     return FeatureConfig(

@@ -48,24 +48,12 @@ class PI0Policy(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if features.state_dim > config.max_state_dim:
-            raise ValueError(
-                f"state_dim: expected at most max_state_dim={config.max_state_dim}, found "
-                f"{features.state_dim}"
-            )
-        if features.action_dim > config.max_action_dim:
-            raise ValueError(
-                f"action_dim: expected at most max_action_dim={config.max_action_dim}, found "
-                f"{features.action_dim}"
-            )
+        for name in ("state_dim", "action_dim"):
+            width, widest = getattr(features, name), getattr(config, f"max_{name}")
+            if width > widest:
+                raise ValueError(f"{name}: expected at most max_{name}={widest}, found {width}")
         self.config, self.features, self.tokenizer = config, features, tokenizer
-        self.statistics = {key: dict(value) for key, value in (statistics or {}).items()}
-        self.state_normalizer = Normalizer(
-            STATE, features.state_dim, features.state_normalization, statistics, features.epsilon
-        )
-        self.action_normalizer = Normalizer(
-            ACTION, features.action_dim, features.action_normalization, statistics, features.epsilon
-        )
+        self.use_statistics(statistics)
         self.model = model if model is not None else config.create(seed)
         self.source: Path | None = None  # weights file it came from; see pretrained.save
         self.reset()
@@ -82,6 +70,14 @@ class PI0Policy(nn.Module):
         from pi0.pretrained import save
 
         save(self, Path(directory))
+
+    def use_statistics(self, statistics: Statistics | None) -> None:
+        """Normalise by these statistics from now on; move the policy to its device again."""
+        says = self.features
+        self.statistics = {key: dict(value) for key, value in (statistics or {}).items()}
+        state, action = (STATE, says.state_dim), (ACTION, says.action_dim)
+        self.state_normalizer = Normalizer(*state, says.state_normalization, statistics, says.epsilon)
+        self.action_normalizer = Normalizer(*action, says.action_normalization, statistics, says.epsilon)
 
     @property
     def device(self) -> torch.device:
@@ -290,7 +286,9 @@ class PI0Policy(nn.Module):
             prefix=prefix,
             unconditional=unconditional,
         )
-        return self.decode_actions(chunk, checked_vector(batch, STATE, self.features.state_dim, self.device))
+        state = checked_vector(batch, STATE, self.features.state_dim, self.device)
+        self.state_normalizer.tell_far_outside(state)  # after the sampling: on a GPU it waits for that
+        return self.decode_actions(chunk, state)
 
     def _default(self, indicator: Indicator | None) -> Indicator | None:
         if indicator is None and self.config.indicator != "none":

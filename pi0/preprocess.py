@@ -38,13 +38,12 @@ def model_images(
 
 def require_cameras(batch: Mapping[str, Any], features: FeatureConfig) -> None:
     """Raise ValueError unless the batch has the images of the cameras that this robot has, and no others."""
-    given = {key for key in batch if key.startswith("observation.image") and not key.endswith("_is_pad")}
+    images = {key for key in batch if key.startswith("observation.image") and not key.endswith("_is_pad")}
     expected = set(features.present_cameras)
-    if given != expected:
+    if images != expected:
         raise ValueError(
-            f"cameras: expected {sorted(expected)}, found {sorted(given)}. A camera that the robot lacks "
-            f"belongs in "
-            "FeatureConfig.absent_cameras; one with another name must be renamed in the batch."
+            f"cameras: expected {sorted(expected)}, found {sorted(images)}. A camera that the robot lacks "
+            "belongs in FeatureConfig.absent_cameras; one with another name must be renamed in the batch."
         )
 
 

@@ -77,8 +77,7 @@ class PromptTokenizer:
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"tokenizer {str(name_or_path)!r} could not be loaded ({error}). PaliGemma's is gated: "
-                f"accept its "
-                "licence on the hub and run `hf auth login`, or pass tokenizer=<directory with "
+                "accept its licence on the hub and run `hf auth login`, or pass tokenizer=<directory with "
                 "tokenizer.json>."
             ) from error
         return cls(tokenizer, str(name_or_path))
@@ -138,9 +137,8 @@ class PromptTokenizer:
                 )
             if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in row:
                 raise ValueError(
-                    f"prompt: {prompt!r} has a word that the tokenizer does not know; a word-level "
-                    f"tokenizer knows "
-                    "only the texts it was made from"
+                    f"prompt: {prompt!r} has a word that the tokenizer does not know; a word-level tokenizer "
+                    "knows only the texts it was made from"
                 )
         longest = max(map(len, ids))
         tokens = torch.zeros(len(ids), longest, dtype=torch.long)  # pad id 0, as PaliGemma

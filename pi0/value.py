@@ -236,11 +236,11 @@ def _require_policy(directory: Path, policy: PI0Policy | None, expected: str) ->
         raise CheckpointError(
             f"{directory}: this value function reads a policy's prefix; pass the policy it was trained on"
         )
-    found = prefix_hash(policy)
-    if found != expected:
+    present = prefix_hash(policy)
+    if present != expected:
         raise CheckpointError(
             f"{directory}: trained on a policy whose prefix weights have the hash {expected[:16]}, found "
-            f"{found[:16]}; pass that policy, or train the value function again on this one"
+            f"{present[:16]}; pass that policy, or train the value function again on this one"
         )
     return policy
 

@@ -45,8 +45,8 @@ class ValueConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "ValueConfig":
         """Return the configuration whose `dataclasses.asdict` this is; an unknown key is a TypeError."""
         parts = {"expert": GemmaConfig, "vlm": GemmaConfig, "siglip": SiglipConfig}
-        found: dict[str, Any] = {k: parts[k](**v) if k in parts and v else v for k, v in values.items()}
-        return cls(**found)
+        fields: dict[str, Any] = {k: parts[k](**v) if k in parts and v else v for k, v in values.items()}
+        return cls(**fields)
 
 
 def require_readable(expert: GemmaConfig, vlm: GemmaConfig) -> None:

@@ -2,7 +2,7 @@
 
 Their checkpoints hold the same tensors under a few prefixes; the names below are those of
 `lerobot.policies.pi0` without its leading `model.`. Our projections are fused, so one of our tensors can come
-from several of theirs, stacked along the first axis.
+from several of key, stacked along the first axis.
 """
 
 import json
@@ -103,8 +103,8 @@ class WeightLoader:
         tensors = canonical_keys(tensors, config)
         sources = lerobot_sources(config)
         parameters = dict(model.named_parameters())
-        ours = {name for name in parameters if name in sources and sources[name].keys[0] in tensors}
-        new = {name for name in parameters if name not in ours and _matches(name, self.new)}
+        loaded = {name for name in parameters if name in sources and sources[name].keys[0] in tensors}
+        new = {name for name in parameters if name not in loaded and _matches(name, self.new)}
         problems = [
             f"  missing    {key} {list(shape)} (for {name})"
             for name in parameters
@@ -112,13 +112,13 @@ class WeightLoader:
             for key, shape in _stored(name, sources, parameters)
             if key not in tensors
         ]
-        used = {key for name in ours for key in sources[name].keys}
+        used = {key for name in loaded for key in sources[name].keys}
         unused = set(tensors) - used - set(unused_shapes(config))
         dropped = {key for key in unused if _matches(key, self.extra)}
         problems += [f"  unexpected {key} {list(tensors[key].shape)}" for key in sorted(unused - dropped)]
         problems += [
             f"  shape      {key}: expected {list(shape)}, found {list(tensors[key].shape)}"
-            for name in sorted(ours)
+            for name in sorted(loaded)
             for key, shape in zip(sources[name].keys, sources[name].shapes, strict=True)
             if key in tensors and tuple(tensors[key].shape) != shape
         ]
@@ -128,7 +128,7 @@ class WeightLoader:
                 "meant, name what may be new or extra: WeightLoader(new=..., extra=...)."
             )
         with torch.no_grad():
-            for name in ours:
+            for name in loaded:
                 parameters[name].copy_(sources[name].read(tensors))
         return new
 
@@ -237,36 +237,36 @@ def _vision_sources(config: Pi0Config) -> dict[str, TensorSource]:
     projector = f"{_PALIGEMMA}model.multi_modal_projector.linear"
     sources.update(_linear_sources("vision.projector", (projector,), ((config.vlm.width, d),)))
     for i in range(v.depth):
-        theirs = f"{_VISION}encoder.layers.{i}."
-        attention = tuple(f"{theirs}self_attn.{x}_proj" for x in "qkv")
+        layer = f"{_VISION}encoder.layers.{i}."
+        attention = tuple(f"{layer}self_attn.{x}_proj" for x in "qkv")
         layers = {
-            "norm1": ((f"{theirs}layer_norm1",), ((d,),)),
-            "norm2": ((f"{theirs}layer_norm2",), ((d,),)),
+            "norm1": ((f"{layer}layer_norm1",), ((d,),)),
+            "norm2": ((f"{layer}layer_norm2",), ((d,),)),
             "qkv": (attention, ((d, d),) * 3),
-            "o": ((f"{theirs}self_attn.out_proj",), ((d, d),)),
-            "fc1": ((f"{theirs}mlp.fc1",), ((v.mlp_dim, d),)),
-            "fc2": ((f"{theirs}mlp.fc2",), ((d, v.mlp_dim),)),
+            "o": ((f"{layer}self_attn.out_proj",), ((d, d),)),
+            "fc1": ((f"{layer}mlp.fc1",), ((v.mlp_dim, d),)),
+            "fc2": ((f"{layer}mlp.fc2",), ((d, v.mlp_dim),)),
         }
         for name, (keys, shapes) in layers.items():
             sources.update(_linear_sources(f"vision.blocks.{i}.{name}", keys, shapes))
     return sources
 
 
-def _block_sources(ours: str, theirs: str, config: GemmaConfig, *, adaptive: bool) -> dict[str, TensorSource]:
+def _block_sources(name: str, key: str, config: GemmaConfig, *, adaptive: bool) -> dict[str, TensorSource]:
     d, m, e = config.width, config.mlp_dim, config.head_dim
     q = config.num_heads * e
     sources = {
-        f"{ours}qkv.weight": TensorSource(
-            tuple(f"{theirs}self_attn.{x}_proj.weight" for x in "qkv"), ((q, d), (e, d), (e, d))
+        f"{name}qkv.weight": TensorSource(
+            tuple(f"{key}self_attn.{x}_proj.weight" for x in "qkv"), ((q, d), (e, d), (e, d))
         ),
-        f"{ours}o.weight": TensorSource((f"{theirs}self_attn.o_proj.weight",), ((d, q),)),
-        f"{ours}gate_up.weight": TensorSource(
-            (f"{theirs}mlp.gate_proj.weight", f"{theirs}mlp.up_proj.weight"), ((m, d), (m, d))
+        f"{name}o.weight": TensorSource((f"{key}self_attn.o_proj.weight",), ((d, q),)),
+        f"{name}gate_up.weight": TensorSource(
+            (f"{key}mlp.gate_proj.weight", f"{key}mlp.up_proj.weight"), ((m, d), (m, d))
         ),
-        f"{ours}down.weight": TensorSource((f"{theirs}mlp.down_proj.weight",), ((d, m),)),
+        f"{name}down.weight": TensorSource((f"{key}mlp.down_proj.weight",), ((d, m),)),
     }
-    sources.update(_norm_sources(f"{ours}norm1", f"{theirs}input_layernorm", d, adaptive=adaptive))
-    sources.update(_norm_sources(f"{ours}norm2", f"{theirs}post_attention_layernorm", d, adaptive=adaptive))
+    sources.update(_norm_sources(f"{name}norm1", f"{key}input_layernorm", d, adaptive=adaptive))
+    sources.update(_norm_sources(f"{name}norm2", f"{key}post_attention_layernorm", d, adaptive=adaptive))
     return sources
 
 
@@ -282,25 +282,25 @@ def _projection_sources(config: Pi0Config) -> dict[str, TensorSource]:
     if not config.pi05:
         layers["state_proj"] = ("state_proj", (d, config.max_state_dim))
     sources: dict[str, TensorSource] = {}
-    for ours, (theirs, shape) in layers.items():
-        sources.update(_linear_sources(ours, (theirs,), (shape,)))
+    for name, (key, shape) in layers.items():
+        sources.update(_linear_sources(name, (key,), (shape,)))
     return sources
 
 
-def _norm_sources(ours: str, theirs: str, width: int, *, adaptive: bool) -> dict[str, TensorSource]:
+def _norm_sources(name: str, key: str, width: int, *, adaptive: bool) -> dict[str, TensorSource]:
     if adaptive:
-        return _linear_sources(f"{ours}.dense", (f"{theirs}.dense",), ((3 * width, width),))
-    return {f"{ours}.weight": TensorSource((f"{theirs}.weight",), ((width,),))}
+        return _linear_sources(f"{name}.dense", (f"{key}.dense",), ((3 * width, width),))
+    return {f"{name}.weight": TensorSource((f"{key}.weight",), ((width,),))}
 
 
 def _linear_sources(
-    ours: str, theirs: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
+    name: str, keys: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
 ) -> dict[str, TensorSource]:
     """Return weight and bias of a layer, or scale and shift of a norm (weights of one axis)."""
     return {
-        f"{ours}.weight": TensorSource(tuple(f"{key}.weight" for key in theirs), shapes),
-        f"{ours}.bias": TensorSource(
-            tuple(f"{key}.bias" for key in theirs), tuple(shape[:1] for shape in shapes)
+        f"{name}.weight": TensorSource(tuple(f"{key}.weight" for key in keys), shapes),
+        f"{name}.bias": TensorSource(
+            tuple(f"{key}.bias" for key in keys), tuple(shape[:1] for shape in shapes)
         ),
     }
 

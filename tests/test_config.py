@@ -231,7 +231,7 @@ def test_a_wrong_command_line_ends_with_code_2_and_one_message(words, said, caps
         ("policy.freeze='a('", "policy.freeze: 'a(' is no regular expression"),
         ("policy.n_action_steps=9", "expected at most the toy's 8 actions"),
         ("policy.extra_delta_transform=true", "use policy.extra_delta_transform=null"),
-        ("policy.norm_stats_path=nothing.json", "policy.norm_stats_path: no file at 'nothing.json'"),
+        ("policy.statistics_path=nothing.json", "policy.statistics_path: no file at 'nothing.json'"),
         ("policy_path='{pi0_model_path}'", "nobody filled in the placeholder '{pi0_model_path}'"),
         ("policy_path=./nothing", "policy_path: nothing at './nothing'"),
         ("policy_path=tests", "policy_path: 'tests' has no config.json and no model.safetensors"),
@@ -342,8 +342,8 @@ def load_legacy(name: str, capsys) -> tuple[TrainConfig, str]:
 def test_files_of_earlier_versions_load(capsys):
     debug, said = load_legacy("debug", capsys)
     assert (debug.algo.rloo_batch_size, debug.algo.lr, debug.task.task_names) == (1, 1e-5, None)
-    assert debug.policy.norm_stats_path == "./norm_stats/norm_stats.json"
-    assert "norm_stats_path -> policy.norm_stats_path" in said
+    assert debug.policy.statistics_path == "./norm_stats/norm_stats.json"
+    assert "norm_stats_path -> policy.statistics_path" in said
     assert "algo.enable_dynamic_sampling" in said.split("keys without effect: ")[1]
     train, said = load_legacy("train_cfg_rl", capsys)
     assert train.task.task_names == ["put_the_wine_bottle_on_top_of_the_cabinet"]
@@ -364,7 +364,7 @@ def test_files_of_earlier_versions_load(capsys):
 def test_an_old_key_on_the_command_line_wins_over_the_file():
     assert load_config_from_yaml(MINIMAL, ["algo.demo_batch_size=5"]).algo.data_batch_size == 5
     assert (
-        load_config_from_yaml(LEGACY / "debug.yaml", ["norm_stats_path=null"]).policy.norm_stats_path is None
+        load_config_from_yaml(LEGACY / "debug.yaml", ["norm_stats_path=null"]).policy.statistics_path is None
     )
 
 

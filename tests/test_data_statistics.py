@@ -1,6 +1,8 @@
 """Statistics over mixtures: the merge formula, weighted quantiles, relative actions, the command."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +10,15 @@ import torch
 from conftest import opened
 from test_episodes import make_episode, publish
 
+from pi0 import FeatureConfig
 from pi0.features import ACTION, STATE
 from pi0.normalize import compute_statistics
+from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.data.statistics import load_statistics, main, mixture_statistics, pooled_statistics
+from pi0.ript.data.statistics import main, mixture_statistics, pooled_statistics
+from pi0.statistics_file import read_statistics_file
+from pi0.weights import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +90,26 @@ def test_the_command_writes_what_the_policy_loads(roots, tmp_path, capsys):
     path = tmp_path / "processor/statistics.json"
     assert main([*roots, "--output", str(path)]) == 0
     assert "30 frames of 2 data sets" in capsys.readouterr().out
-    loaded = load_statistics(path)
+    file = read_statistics_file(path)
+    loaded = file.statistics
     sets = [opened(root) for root in roots]
     for key, parts in {STATE: [s.states for s in sets], ACTION: [s.actions for s in sets]}.items():
         for name, value in compute_statistics(np.concatenate(parts)).items():
             torch.testing.assert_close(loaded[key][name], value)
     assert json.loads(path.read_text())["made_from"]["datasets"] == roots
-    with pytest.raises(ValueError, match=r"relative_actions=\[True\], found \[\]"):
-        load_statistics(path, [True])
+    file.require_relative_actions([])
+    file.require_relative_actions([False, False])
+    with pytest.raises(
+        CheckpointError, match=r"relative_actions=\[True\], found \[\].*--relative-actions 1$"
+    ):
+        file.require_relative_actions([True])
+
+
+def test_the_command_takes_paths_below_the_home_directory(roots, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(roots[0], tmp_path / "set")
+    assert main(["~/set", "--output", "~/statistics.json"]) == 0
+    assert (tmp_path / "statistics.json").exists()
 
 
 def test_errors_are_clear(roots, tmp_path, capsys):
@@ -104,5 +122,101 @@ def test_errors_are_clear(roots, tmp_path, capsys):
     assert main([*roots, "--relative-actions", *"11111", "--output", str(tmp_path / "x.json")]) == 2
     assert "--relative-actions: expected at most 3" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
-    with pytest.raises(ValueError, match="no file; make it: pi0-stats"):
-        load_statistics(tmp_path / "x.json")
+    with pytest.raises(CheckpointError, match="no file; make it: pi0-stats"):
+        read_statistics_file(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text('{"mean": [1]}')
+    with pytest.raises(CheckpointError, match=r"or 'norm_stats' of openpi, found \['mean'\]; make it"):
+        read_statistics_file(tmp_path / "x.json")
+
+
+def test_the_command_tells_of_quantiles_that_coincide(tmp_path, capsys):
+    root = publish(tmp_path / "set", {0: with_gripper(make_episode(0, length=300))})
+    assert main([str(root), "--output", str(tmp_path / "x.json")]) == 0
+    assert "pi0-stats: warning: action: dimension 2: q01 and q99 are both -1" in capsys.readouterr().err
+
+
+# Training data in a policy's units --------------------------------------------------------------------------
+
+CAMERA = "observation.images.front"
+
+
+def with_gripper(episode):
+    """The last dimension of the action is -1, and in two frames 1."""
+    actions = episode.actions.copy()
+    actions[:, 2] = -1
+    actions[[5, 100], 2] = 1
+    return replace(episode, actions=actions)
+
+
+def looked_at(root, statistics=None, **features):
+    frames = open_set(DatasetSettings(root=str(root)), cameras=())
+    says = FeatureConfig(image_keys=(CAMERA,), state_dim=4, action_dim=3, **features)
+    rows, relative = [np.arange(frames.num_frames)], says.relative_actions
+    numbers = statistics or mixture_statistics([frames], rows, relative_actions=relative, chunk_size=4)
+    dimensions = normalised_dimensions(says, numbers, [frames], rows, chunk_size=4)
+    return says, numbers, dimensions
+
+
+@pytest.mark.parametrize("mode", ["mean_std", "quantiles", "min_max", "identity"])
+@pytest.mark.parametrize("relative", [(), (True, True, False)])
+def test_data_lie_well_by_their_own_statistics(roots, mode, relative):
+    modes = {"state_normalization": mode, "action_normalization": mode}
+    says, numbers, dimensions = looked_at(roots[0], **modes, relative_actions=relative)
+    assert len(dimensions) == (0 if mode == "identity" else 7)
+    assert faults(dimensions, says, numbers) == doubts(dimensions, says, numbers) == []
+
+
+def test_a_dimension_that_hardly_moves_is_refused_by_name_or_widened(tmp_path):
+    root = publish(tmp_path / "set", {0: with_gripper(make_episode(0, length=300))})
+    with pytest.warns(UserWarning, match="q01 and q99 are both -1"):
+        says, numbers, dimensions = looked_at(root, action_normalization="quantiles")
+    (line,) = faults(dimensions, says, numbers)
+    assert line == (
+        f"{root}: action[2]: expected normalised values near 0, none beyond 100, found -1 to 4e+08: "
+        "-1 to 1 by q01 -1 and q99 -1"
+    )
+    wide, lines = widened(numbers, says, dimensions)
+    assert lines == ["action[2]: q01 -1 and q99 -1 widened to q01 -1 and q99 1"]
+    assert torch.equal(wide["action"]["q99"][:2], numbers["action"]["q99"][:2]), "the others stay"
+    _, _, after = looked_at(root, wide, action_normalization="quantiles")
+    assert faults(after, says, wide) == []
+    (gripper,) = (x for x in after if (x.feature, x.number) == ("action", 2))
+    assert gripper.normalised == (-1.0, 1.0)
+    says, numbers, dimensions = looked_at(root)
+    assert faults(dimensions, says, numbers) == [], "mean and std bound it"
+
+
+def test_statistics_of_other_values_are_refused_or_doubted(roots):
+    says, numbers, _ = looked_at(roots[0])
+
+    def by(**changes):
+        """Return what is said where the action's statistics are others."""
+        other = {**numbers, "action": {**numbers["action"], **changes}}
+        _, _, dimensions = looked_at(roots[0], other)
+        return faults(dimensions, says, other), doubts(dimensions, says, other), other, dimensions
+
+    mean, std = numbers["action"]["mean"], numbers["action"]["std"]
+    wrong, doubtful, other, dimensions = by(mean=mean + torch.tensor([0.0, 50.0, 0.0]))
+    assert len(wrong) == 1
+    assert "action[1]: expected normalised values near 0" in wrong[0]
+    wide, _ = widened(other, says, dimensions)
+    _, _, after = looked_at(roots[0], wide)
+    assert max(abs(value) for x in after for value in x.normalised) == pytest.approx(10)
+    wrong, doubtful, *_ = by(std=std / torch.tensor([1.0, 1.0, 5000.0]))
+    assert "action[2]" in wrong[0]
+    wrong, doubtful, *_ = by(mean=mean + 5 * std * torch.tensor([1.0, 0.0, 0.0]))
+    assert wrong == []
+    assert len(doubtful) == 1
+    assert "action[0] is" in doubtful[0]
+    wrong, doubtful, *_ = by(std=std * torch.tensor([1.0, 100.0, 1.0]))
+    assert (len(wrong), len(doubtful)) == (0, 1)
+
+
+def test_a_state_that_never_moves_is_told(tmp_path):
+    episode = make_episode(0)
+    states = episode.states.copy()
+    states[:, 3] = 0.3
+    root = publish(tmp_path / "set", {0: replace(episode, states=states)})
+    says, numbers, dimensions = looked_at(root)
+    (line,) = doubts(dimensions, says, numbers)
+    assert line == f"{root}: observation.state[3] is always 0.3: the policy learns nothing of other values"

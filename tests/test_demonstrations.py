@@ -13,21 +13,12 @@ from conftest import opened
 
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.writer import EpisodeWriter
-from pi0.ript.demonstrations import (
-    OPERATORS,
-    DemonstrationPlan,
-    Demonstrator,
-    Expert,
-    Operator,
-    collect_demonstrations,
-    demonstrate,
-    get_operator,
-    make_expert,
-    worker,
-)
+from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations, worker
 from pi0.ript.demonstrations.collect import Schedule, TooFewSuccessesError
 from pi0.ript.demonstrations.command import DEFAULT_TASKS, main
-from pi0.ript.demonstrations.recorder import Recorder, attempt_seed, initial_state_index
+from pi0.ript.demonstrations.experts import Expert, make_expert
+from pi0.ript.demonstrations.operators import OPERATORS, Demonstrator, Operator, get_operator
+from pi0.ript.demonstrations.recorder import Recorder, attempt_seed, demonstrate, initial_state_index
 from pi0.ript.demonstrations.worker import WorkerFailedError, WorkerPool
 from pi0.ript.envs import InitialStateError, make_suite, process
 
@@ -322,7 +313,7 @@ def run_command(*arguments: str) -> int:
         ("--env metaword", "did you mean 'metaworld'"),
         ("--env metaworld --task drawer-opn-v3", "did you mean 'drawer-open-v3'"),
         ("--env metaworld --operator slopy", "did you mean 'sloppy'"),
-        ("--env metaworld --task 50", "expected a number below 50"),
+        ("--env metaworld --task 50", "expected a number from 0 to 49, found 50"),
         ("--env metaworld --task 1 --task 1", "named twice"),
         ("--env metaworld --suite libero_goal", "--suite belongs to --env libero"),
         ("--env metaworld --episodes 0", "--episodes >= 1"),

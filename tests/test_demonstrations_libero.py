@@ -9,11 +9,8 @@ import pytest
 from conftest import opened
 from scipy.spatial.transform import Rotation
 
-from pi0.ript.demonstrations import (
-    DemonstrationPlan,
-    collect_demonstrations,
-    make_expert,
-)
+from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
+from pi0.ript.demonstrations.experts import make_expert
 from pi0.ript.demonstrations.libero_scene import Scene
 from pi0.ript.demonstrations.libero_tasks import PICK_AND_PLACE
 from pi0.ript.envs import make_suite

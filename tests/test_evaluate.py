@@ -1,7 +1,7 @@
 """Evaluation: intervals against published figures, paired comparison, episodes on held-out states."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -132,7 +132,7 @@ def test_comparison_pairs_by_state():
         assert found.difference == pytest.approx(1 / 6)
         assert found.interval == paired_difference_interval(2, 2, 1, 1)
         assert found.p_value == 1.0
-    assert json.loads(json.dumps(found.to_dict()))["num_won"] == 2
+    assert json.loads(json.dumps(asdict(found)))["num_won"] == 2
 
 
 def test_comparison_needs_the_same_states():
@@ -230,7 +230,6 @@ def test_evaluate_keeps_images_of_the_recorded_episodes_only(metaworld, policy, 
     assert [len(r.images["front"]) for r in found.recorded] == [10, 10]
     assert len(finished) == 4
     assert [len(r.images) for r in finished] == [1, 1, 0, 0]
-    assert [len(part.recorded) for part in found.by_task().values()] == [1, 1]
 
 
 def test_evaluate_refuses_no_states_and_repeated_ones(metaworld, policy, states):

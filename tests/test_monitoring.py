@@ -11,7 +11,7 @@ import torch
 from pi0.ript import interruption, monitoring
 from pi0.ript.checkpoint import Progress
 from pi0.ript.interruption import stop_requested
-from pi0.ript.monitoring import NonFiniteLossError, monitor_memory, profile_window, take_step
+from pi0.ript.monitoring import NonFiniteLossError, ProfileWindow, monitor_memory, take_step
 
 NAN, INF = float("nan"), float("inf")
 
@@ -74,7 +74,7 @@ def test_garbage_is_collected_before_the_limit_stops_the_run(monkeypatch, capfd)
 
 
 def test_the_profiler_writes_a_trace_of_the_first_steps(tmp_path):
-    profile = profile_window(2, tmp_path, rank=1)
+    profile = ProfileWindow(2, tmp_path, rank=1)
     file = tmp_path / "profiling/trace_rank1.json"
     for step in range(5):
         assert file.exists() is (step >= 3)
@@ -85,8 +85,8 @@ def test_the_profiler_writes_a_trace_of_the_first_steps(tmp_path):
 
 
 def test_the_profiler_can_be_off_or_cut_short(tmp_path):
-    profile_window(0, tmp_path).step()
-    short = profile_window(9, tmp_path)
+    ProfileWindow(0, tmp_path).step()
+    short = ProfileWindow(9, tmp_path)
     short.step()
     short.close()
     short.close()

@@ -1,5 +1,7 @@
 """What a policy does with raw data: loss, sampling, guidance, queue, and the input it refuses."""
 
+import warnings
+
 import pytest
 import torch
 from conftest import CAMERA, TASKS, toy_policy
@@ -127,6 +129,52 @@ def test_normalisation_is_lerobots(mode):
     ours = Normalizer("action", 3, mode.lower(), policy.statistics)  # pyright: ignore
     torch.testing.assert_close(ours.encode(x), step._normalize_action(x, inverse=False))
     torch.testing.assert_close(ours.decode(x), back._normalize_action(x, inverse=True))
+
+
+def test_quantiles_that_coincide_are_told_where_the_dimension_moves():
+    def numbers(**changes):
+        usual = {"q01": [-1.0, -1.0], "q99": [1.0, -1.0], "min": [-2.0, -1.0], "max": [2.0, 1.0]}
+        return {"action": usual | changes}
+
+    with pytest.warns(
+        UserWarning, match=r"'action': dimension 1: q01 and q99 are both -1, its values -1 to 1"
+    ):
+        Normalizer("action", 2, "quantiles", numbers())
+    with pytest.warns(UserWarning, match="dimension 1"):
+        Normalizer("action", 2, "quantiles", numbers(q99=[1.0, -1.0 + 1e-7]))
+    with pytest.warns(UserWarning, match="dimension 1"):  # openpi's files have no limits
+        Normalizer("action", 2, "quantiles", numbers(min=None, max=None, std=[1.0, 0.2]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Normalizer("action", 2, "quantiles", numbers(max=[2.0, -1.0]))  # which never moves
+        Normalizer("action", 2, "quantiles", numbers(min=None, max=None, std=[1.0, 0.0]))
+        Normalizer("action", 1, "quantiles", numbers())
+        Normalizer("action", 2, "min_max", numbers())
+
+
+@pytest.mark.parametrize("mode", ["mean_std", "quantiles", "identity"])
+def test_a_state_far_outside_is_told_once_by_its_name(batch, noise, mode):
+    policy = toy_policy({"state_normalization": mode})
+    statistics = policy.statistics["observation.state"]
+    far = {**batch, "observation.state": batch["observation.state"].clone()}
+    far["observation.state"][1, 2] = statistics["mean"][2] + 200 * statistics["std"][2]
+
+    def told(observation) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            policy.sample_actions(observation, noise=noise)
+            policy.loss({**observation, "action": batch["action"]}, generator=draws(0))
+        return [str(warning.message) for warning in caught]
+
+    assert told(batch) == []
+    lines = told(far)
+    assert len(lines) == (mode != "identity")
+    assert all(
+        line.startswith(f"observation.state[2] is {far['observation.state'][1, 2]:.4g}") for line in lines
+    )
+    assert told(far) == []
+    far["observation.state"][0, 0] = 1e6
+    assert len(told(far)) == (mode != "identity"), "of another dimension"
 
 
 def test_statistics_of_several_data_sets_are_refused():

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
     found = read(tmp_path / "eval/comparison.json")
     assert found["before"] == {"policy": chosen.policy_path, **before.to_dict()}
     assert found["after"] == {"policy": chosen.compare, **after.to_dict()}
-    assert found["comparison"] == json.loads(json.dumps(compare(before, after).to_dict()))
+    assert found["comparison"] == json.loads(json.dumps(asdict(compare(before, after))))
     assert list(found["tasks"]) == [f"metaworld/{task}" for task in (BUTTON, PLATE)]
     assert Evaluation.from_dict(read(tmp_path / "eval/compared.json")) == after
     assert not list(tmp_path.rglob("*.mp4"))
@@ -369,9 +369,12 @@ def test_guidance_needs_an_indicator(tmp_path, capsys):
 
 
 def test_an_instruction_that_the_policy_cannot_read(policies, tmp_path, capsys):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/evaluation.json").write_text("an earlier one")
     argv = arguments(policies, "--tasks", "drawer-open-v3", "--output", tmp_path / "eval")
     assert main(argv) == 2
     assert "pi0-eval: error: " in capsys.readouterr().err
+    assert (tmp_path / "eval/evaluation.json").read_text() == "an earlier one", "nothing is moved aside"
 
 
 def test_a_benchmark_has_so_many_states(monkeypatch, policies, tmp_path, capsys):

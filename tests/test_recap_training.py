@@ -9,10 +9,13 @@ from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, opened, toy_pol
 from plugin_example.line import LineSuite
 
 from pi0 import FeatureConfig, Indicator
+from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.distributed import World
+from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.labels.advantages import thresholds
 from pi0.ript.labels.calibration import (
@@ -25,9 +28,14 @@ from pi0.ript.labels.calibration import (
 from pi0.ript.labels.indicators import awr_weights, indicators, withhold_keyed
 from pi0.ript.labels.returns import Outcome, RewardConfig
 from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.recap import trainings
+from pi0.ript.recap.config import RecapPolicy
+from pi0.ript.recap.data import Reading
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
-from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective, value_objective
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
+from pi0.ript.recap.trainings import SupervisedRecipe
+from pi0.ript.recap.workshop import Workshop
 from pi0.ript.recording import DatasetStore, record_rollouts, rollout_episode
 from pi0.ript.rollout import GuidedPolicy, rollout
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
@@ -67,12 +75,12 @@ REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
 
 def train_policy(policy, sources, advantages, epsilon, settings, seed=(0,)) -> list[dict]:
     parts = policy_objective(policy, sources, advantages, epsilon, settings)
-    return fit(*parts, settings, seed, Keeping(), World())
+    return fit(*parts, settings, seed, SnapshotPlan(), World())
 
 
 def train_value(value, sources, reward, settings, seed=(0,)) -> tuple[list[dict], Calibration]:
     heldout = [heldout_episodes(source, settings.validation_fraction, seed) for source in sources]
-    rows = fit(*value_objective(value, sources, reward, heldout), settings, seed, Keeping(), World())
+    rows = fit(*value_objective(value, sources, reward, heldout), settings, seed, SnapshotPlan(), World())
     return rows, heldout_calibration(value, sources, reward, heldout)
 
 
@@ -81,15 +89,14 @@ def train_value(value, sources, reward, settings, seed=(0,)) -> tuple[list[dict]
 
 def test_a_mixture_draws_uniformly_and_only_what_is_usable():
     sources = [chains(0, 4), chains(50, 6)]
-    n = sources[0].num_frames
-    usable = [np.arange(n) % 2 == 0, np.ones(sources[1].num_frames, bool)]
+    n, m = (source.num_frames for source in sources)
+    usable = [np.arange(n) % 2 == 0, np.ones(m, bool)]
     mixture = Mixture(sources, FEATURES, 6, usable)
     drawn = mixture.draw(4000, (7, 1))
     first = drawn < n
-    share = n / 2 / (n / 2 + sources[1].num_frames)
-    assert first.mean() == pytest.approx(share, abs=0.03)
+    assert first.mean() == pytest.approx(n / (n + 2 * m), abs=0.03)
     assert set(drawn[first]) == set(range(0, n, 2)), "uniform over the usable ones, none left out"
-    assert set(drawn[~first]) == set(range(n, n + sources[1].num_frames))
+    assert set(drawn[~first]) == set(range(n, n + m))
     assert np.array_equal(drawn, mixture.draw(4000, (7, 1)))
     assert not np.array_equal(drawn, mixture.draw(4000, (7, 2)))
 
@@ -407,6 +414,34 @@ def test_frozen_parameters_stay():
     train_policy(policy, sources, advantages, EPSILON, SHORT)
     for name, parameter in policy.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monkeypatch, capsys):
+    source, environment = chains(0, 3), get_environment("metaworld")
+    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
+    monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
+    workshop, reading = (
+        Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan()),
+        Reading(None, True, {}),
+    )
+    policy = toy_policy(indicator="embedding")
+
+    def make_from(statistics: dict):
+        policy.use_statistics(statistics)
+        policy.save_pretrained(tmp_path / "checkpoint")
+        path, settings = str(tmp_path / "checkpoint"), RecapPolicy()
+        recipe = SupervisedRecipe(path, None, None, settings, 8, None, "on", 0, reading, environment)
+        return recipe.make({}, tmp_path / "work", workshop)
+
+    own = mixture_statistics([source.frames], [np.arange(source.num_frames)])
+    assert make_from(own) == {"steps": 0}
+    assert "statistics: " not in capsys.readouterr().out
+    other = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + torch.tensor([0, 4000.0, 0])}}
+    with pytest.raises(EpisodeDataError, match=r"action\[1\]: expected.*policy.statistics_path=FILE"):
+        make_from(other)
+    doubtful = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + 50}}
+    assert make_from(doubtful) == {"steps": 0}
+    assert "are they those of such values?" in capsys.readouterr().out
 
 
 def test_policies_that_cannot_take_the_label_are_refused():

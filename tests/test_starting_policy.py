@@ -34,7 +34,7 @@ def test_a_checkpoint_is_changed_as_asked(checkpoint, tmp_path):
         dtype="bfloat16",
         gradient_checkpointing=True,
         n_action_steps=3,
-        norm_stats_path=str(file),
+        statistics_path=str(file),
     )
     assert (changed.config.dtype, changed.config.n_action_steps) == ("bfloat16", 3)
     assert changed.config.gradient_checkpointing

@@ -12,7 +12,7 @@ from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.recap.config import ValueModel
 from pi0.ript.recap.data import Reading
-from pi0.ript.recap.keeping import Keeping
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact, Kind, StageName
 from pi0.ript.recap.trainings import ValueRecipe
 from pi0.ript.recap.workshop import Workshop
@@ -28,7 +28,7 @@ def recap_value(policy: Path, form: str) -> ValueFunction:
     """Return the value function as a recipe of RECAP makes it."""
     model, reading = ValueModel(form=form, width=16), Reading(None, False, {})
     recipe = ValueRecipe(model, ValueTraining(), RewardConfig(), {}, 0, 0, reading)
-    workshop = Workshop(World(), "cpu", policy.parent, fit, Keeping())
+    workshop = Workshop(World(), "cpu", policy.parent, fit, SnapshotPlan())
     return recipe._value({"sft": Artefact(StageName(Kind.POLICY), policy, "")}, workshop)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pi0 import FeatureConfig
+from pi0.ript.files import path_argument
 
 ROOT = Path(__file__).parent.parent
 POLICY_FILES = sorted((ROOT / "pi0").glob("*.py"))
@@ -140,3 +141,14 @@ def test_every_convention_is_documented():
     upstreams_differ = [f.name for f in dataclasses.fields(FeatureConfig)][6:]
     assert upstreams_differ[0] == "epsilon"
     assert not [name for name in upstreams_differ if f"`FeatureConfig.{name}`" not in text]
+
+
+def test_the_home_directory_is_meant_by_a_tilde_in_every_path_of_a_command_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path_argument("~/data") == tmp_path / "data"
+    assert path_argument("data/~x") == Path("data/~x")
+    typed = {file.name for file in LIBRARY_FILES if "type=path_argument" in file.read_text()}
+    assert {"statistics.py", "advantage.py", "dataset_viz.py", "export.py", "command.py"} <= typed
+    assert not [
+        file.name for file in LIBRARY_FILES if re.search(r"type=(pathlib\.)?Path\b", file.read_text())
+    ]

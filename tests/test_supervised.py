@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings
+from pi0.ript.data.statistics import main as make_statistics
 from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv
 from pi0.ript.labels.advantages import write_advantages
@@ -324,6 +326,29 @@ def test_overwrite_moves_the_earlier_run_aside(root, tmp_path):
     run(settings(root, tmp_path, steps=3, overwrite=True))
     assert (tmp_path / "pi0.1/checkpoint-2").exists()
     assert (tmp_path / "pi0/checkpoint-3").exists()
+    log = (tmp_path / "pi0/train_rank0.log").read_text()
+    assert "indicator of the advantage: positive in" in log, "what the data say is in the log as well"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixture": {"weights": [1.0, 1.0]}}, "expected one per data set"),
+        ({"policy": {"advantage": "use"}}, "advantages.json"),
+        ({"policy": {"normalization_mapping": NormalizationMapping(STATE="QUANTILES")}}, "STATE: expected"),
+        ({"eval_freq": 1, "task": EnvironmentSettings("metaworld")}, "does not offer"),
+        ({"root": "nowhere"}, "no LeRobotDataset"),
+    ],
+)
+def test_what_cannot_be_trained_costs_nothing_of_the_run_that_is_there(root, tmp_path, change, message):
+    (tmp_path / "pi0/experiment_cfg").mkdir(parents=True)
+    file = tmp_path / "pi0/experiment_cfg/config.yaml"
+    file.write_text("an earlier run")
+    change = {"root": root, "overwrite": True, **change}
+    with pytest.raises(ValueError, match=message):
+        Training(settings(output=tmp_path, **change), World())
+    assert file.read_text() == "an earlier run"
+    assert [path.name for path in tmp_path.iterdir()] == ["pi0"]
 
 
 def test_other_files_are_not_touched_and_a_directory_has_one_writer(root, tmp_path):
@@ -532,6 +557,49 @@ def test_a_base_model_takes_statistics_and_widths_of_the_data(root, tmp_path):
     assert len(policy.statistics["action"]["mean"]) == 6
 
 
+def test_statistics_of_a_file_are_taken_and_refused_or_widened_where_they_do_not_fit(root, whole, tmp_path):
+    path = tmp_path / "statistics.json"
+    assert make_statistics([root, "--output", str(path)]) == 0
+    content = json.loads(path.read_text())
+    content["statistics"]["action"]["mean"][0] += 0.5
+    path.write_text(json.dumps(content))
+
+    def parts(**policy):
+        taken = {"statistics_path": str(path), **policy}
+        return trainer.make_parts(settings(root, tmp_path, policy_path=str(whole), policy=taken), World())
+
+    model = parts().objective.model
+    for feature, numbers in content["statistics"].items():
+        for name, values in numbers.items():
+            np.testing.assert_allclose(model.statistics[feature][name], values, rtol=1e-6)
+    content["statistics"]["action"]["mean"][1] += 500
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ConfigError, match=r"action\[1\]: expected normalised.*policy\.outside_statistics=widen"
+    ):
+        parts()
+    bounded = parts(outside_statistics="widen")
+    assert any(re.match(r"action\[1\]: mean .* widened to mean", note) for note in bounded.notes)
+    bounded.objective.model.save_pretrained(tmp_path / "policy")
+    policy, batch = PI0Policy.from_pretrained(tmp_path / "policy"), next(bounded.data.train)
+    target = policy.encode_actions(batch["action"], batch["observation.state"])
+    assert 9 < target.abs().max() < 10.01
+    content["made_from"]["relative_actions"] = [True]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"relative_actions=\[\], found \[True\]"):
+        parts()
+
+
+def test_a_value_function_does_not_learn_from_states_that_its_policy_blows_up(root, whole, tmp_path):
+    policy = PI0Policy.from_pretrained(whole)
+    other = policy.statistics["observation.state"]
+    policy.use_statistics({**policy.statistics, "observation.state": {**other, "std": other["std"] / 1000}})
+    policy.save_pretrained(tmp_path / "policy")
+    config = settings(root, tmp_path, "value", policy={"reads": str(tmp_path / "policy"), "width": 16})
+    with pytest.raises(ConfigError, match=r"observation.state\[0\]: expected(.|\n)*policy that it reads"):
+        trainer.make_parts(config, World())
+
+
 # Value functions --------------------------------------------------------------------------------------------
 
 
@@ -700,14 +768,14 @@ def test_what_has_no_advantage_is_an_error_or_what_was_chosen(root, labelled, tm
     policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
 
 
-def test_frames_without_advantage_can_be_left_out(labelled, tmp_path, capsys):
+def test_frames_without_advantage_can_be_left_out(labelled, tmp_path):
     path = Path(str(labelled[0].datasets[1].root))
     advantages = np.where(np.arange(25) % 3 == 0, np.nan, labelled[1])
     write_advantages(path, opened(path), advantages, {})
     policy = {"advantage": "use", "advantage_threshold": 0.0, "missing_advantage": "drop"}
     config = settings(str(path), tmp_path, policy=policy, val_freq=2, batch_size=8)
     parts = trainer.make_parts(config, World())
-    assert "9 frames have none and are left out" in capsys.readouterr().out
+    assert "advantages: 9 frames have none and are left out" in parts.notes
     assert parts.data.validation is not None
     held_out = [w for batch in parts.data.validation for w in batch["window"].tolist()]
     drawn = {w for batch in islice(parts.data.train, 12) for w in batch["window"].tolist()}

@@ -24,8 +24,8 @@ from pi0.ript.distributed import World
 from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
 from pi0.ript.monitoring import NonFiniteLossError
 from pi0.ript.recap import RecapConfig
-from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective, value_objective
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.scripts import train as train_command
 from pi0.ript.supervised import SupervisedSettings, Training, trainer
 from pi0.ript.supervised.settings import ModelSettings
@@ -50,10 +50,10 @@ def recap(place: Path, change: Callable[[Any], object] = lambda _: None, **setti
     policy = tiny_policy(indicator="embedding")
     policy.model.freeze("vision")
     change(policy)
-    keeping = Keeping(place, settings.pop("save_minutes", RecapConfig().save_minutes))
+    plan = SnapshotPlan(place, settings.pop("save_minutes", RecapConfig().save_minutes))
     training = PolicyTraining(**{"steps": NUM_STEPS, "batch_size": 8, **settings})
     parts = policy_objective(policy, sources, advantages, EPSILON, training)
-    return fit(*parts, training, (4,), keeping, World())
+    return fit(*parts, training, (4,), plan, World())
 
 
 def pi0_train(place: Path, change: Callable[[Any], object] = lambda _: None, **settings: Any) -> list[dict]:
@@ -358,7 +358,7 @@ def judged_value(policy: Any, place: Path, num_steps: int = 3) -> tuple[list[dic
     source, training = chains(0, 6), ValueTraining(steps=num_steps, batch_size=8)
     heldout = [heldout_episodes(source, training.validation_fraction, (4,))]
     parts = value_objective(value, [source], REWARD, heldout)
-    rows = fit(*parts, training, (4,), Keeping(place), World())
+    rows = fit(*parts, training, (4,), SnapshotPlan(place), World())
     return rows, heldout_calibration(value, [source], REWARD, heldout)
 
 

@@ -64,9 +64,8 @@ def test_grid(tmp_path):
 
 
 def test_outcome_is_marked(tmp_path):
-    write_grid(tmp_path / "a.mp4", [episode(True, 10), episode(False, 10)], fps=7.0)
-    frames, fps = read(tmp_path / "a.mp4")
-    assert fps == 7
+    write_grid(tmp_path / "a.mp4", [episode(True, 10), episode(False, 10)])
+    frames, _ = read(tmp_path / "a.mp4")
     for tile, color in enumerate((GREEN, RED)):
         left = tile * TILE
         border = frames[0, 20:240, left + 1 : left + 3].mean((0, 1))
@@ -76,19 +75,16 @@ def test_outcome_is_marked(tmp_path):
         np.testing.assert_allclose(np.median(label, (0, 1)), color, atol=25)
 
 
-def test_camera_can_be_chosen_and_large_images_stay(tmp_path):
-    write_grid(tmp_path / "a.mp4", [episode(True, 10, size=224)], camera="wrist")
+def test_large_images_stay(tmp_path):
+    write_grid(tmp_path / "a.mp4", [episode(True, 10, size=224)])
     frames, _ = read(tmp_path / "a.mp4")
     assert frames.shape[1:] == (224 + 8 + 20, 224 + 8, 3)
-    assert brightness(frames).max() < 3
 
 
 def test_bad_input(tmp_path):
     path = tmp_path / "a.mp4"
     with pytest.raises(ValueError, match="rollouts: expected at least one episode"):
         write_grid(path, [])
-    with pytest.raises(ValueError, match=r"camera: expected one .*\['agentview', 'wrist'\]\), found 'front'"):
-        write_grid(path, [episode(True, 4)], camera="front")
     blind = episode(True, 4)
     blind.images.clear()
     with pytest.raises(ValueError, match="none: its images were not kept"):

@@ -55,10 +55,10 @@ class Rung:
 
     def header(self, field: str) -> str:
         """Return a field of the header: Parent, Introduces or Run."""
-        line = re.search(rf"^{field}: (.+)$", self.docstring, re.MULTILINE)
+        line = re.search(rf"^{field}: (.+(?:\n +.+)*)$", self.docstring, re.MULTILINE)
         if not line:
             raise ValueError(f"{self.path.name}: the docstring has no line '{field}: ...'")
-        return line[1]
+        return " ".join(line[1].split())
 
     @property
     def introduces(self) -> tuple[str, ...]:

@@ -9,17 +9,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, InitialState, load_initial_states, save_initial_states
-from pi0.ript.groups import Collection, state_at
+from pi0.ript.groups import Collection, InitialStateDataset, state_at
 
 _PLACED_BY = ("mujoco", "metaworld", "hf-libero", "robosuite")
 """Packages whose version decides where the objects of a training state are."""
 
 
-class LiberoInitStateDataset(Dataset[InitialState]):
+class LiberoInitStateDataset(InitialStateDataset):
     """The training states of a benchmark's tasks, never one of its held-out (LIBERO: benchmark) states.
 
     They are made once, by the simulator, and kept in a checked file. Any benchmark of
@@ -40,30 +40,22 @@ class LiberoInitStateDataset(Dataset[InitialState]):
         Args:
             benchmark_name: See `pi0.ript.environments`.
             task_names: Names, or numbers in the suite's order; None for the benchmark's own choice.
-            num_states: Per task.
+            num_states: How many states each task has.
             cache: Directory of the files.
-            env: Of these tasks, to make the states with; None starts one for the purpose.
+            env: An environment of these tasks, which makes the states; None: one is started for that.
         """
-        own = env or get_environment(benchmark_name, task_names=task_names, num_workers=0).make()
-        self.tasks = tuple(own.tasks)
+        maker = env or get_environment(benchmark_name, task_names=task_names, num_workers=0).make()
+        self.tasks = tuple(maker.tasks)
         key = [self.tasks, num_states, {name: version(name) for name in _PLACED_BY}]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.path = Path(cache) / f"{benchmark_name}-{digest}.npz"
         if not self.path.exists():
             indices = range(num_states)
-            made = [s for task in own.tasks for s in own.initial_states(task, "train", indices)]
-            save_initial_states(self.path, made)
+            states = [s for task in maker.tasks for s in maker.initial_states(task, "train", indices)]
+            save_initial_states(self.path, states)
         if env is None:
-            own.close()
+            maker.close()
         self.states = load_initial_states(self.path, self.tasks)
-
-    def __len__(self) -> int:
-        """Return the number of states of all tasks."""
-        return len(self.states)
-
-    def __getitem__(self, index: int) -> InitialState:
-        """Return one state."""
-        return self.states[index]
 
 
 def collate_fn_state(samples: list[InitialState]) -> list[InitialState]:

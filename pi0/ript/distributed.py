@@ -62,7 +62,10 @@ class World:
         return self.gather([function(*args, **options)] if self.rank == 0 else [])[0][0]
 
     def first[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Return what the function returns here, after rank 0 has run it: it makes what the others find."""
+        """Call the function on rank 0 first, then on the others, and return its result here.
+
+        So rank 0 makes the files that the others read.
+        """
         if self.rank > 0:
             self.gather([])
         result = function(*args, **options)
@@ -157,7 +160,11 @@ def setup_distributed(
     if size == 1:
         return World()
     on_gpu = World(rank, size, local_rank).device(device).startswith("cuda")
-    _require_groups(num_groups, size)
+    if num_groups is not None and num_groups < size:
+        raise ValueError(
+            f"algo.data_batch_size: expected a group or more for each of the {size} processes, found "
+            f"{num_groups}; start fewer (torchrun --nproc_per_node) or raise it"
+        )
     if on_gpu:
         _require_gpus(device, size)
     if backend == "auto":
@@ -187,14 +194,6 @@ def get_model_from_ddp[M: nn.Module](model: M | DistributedDataParallel) -> M:
     return cast("M", model.module) if isinstance(model, DistributedDataParallel) else model
 
 
-def _require_groups(num_groups: int | None, size: int) -> None:
-    if num_groups is not None and num_groups < size:
-        raise ValueError(
-            f"algo.data_batch_size: expected a group or more for each of the {size} processes, found "
-            f"{num_groups}; start fewer (torchrun --nproc_per_node) or raise it"
-        )
-
-
 def _require_gpus(device: str, size: int) -> None:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     if torch.cuda.device_count() < local_size:
@@ -217,8 +216,9 @@ def _clear_errors(rank: int) -> Iterator[None]:
     except RuntimeError as error:
         if not _is_connection(error):
             raise
+        reason = str(error).strip().splitlines()[0]
         raise PeerLostError(
-            f"rank {rank}: another process of the run ended or stopped answering ({_first_line(error)}); its "
+            f"rank {rank}: another process of the run ended or stopped answering ({reason}); its "
             "own messages, above or in its log file, say why"
         ) from None
 
@@ -228,7 +228,3 @@ def _is_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
         word in str(error).lower() for word in words
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -11,7 +11,6 @@ from typing import Any
 
 from pi0.registry import did_you_mean
 from pi0.ript.envs import BatchedEnv, TaskSuite, make_env, make_suite
-from pi0.ript.envs.base import Task
 from pi0.ript.envs.registry import suite_names
 from pi0.ript.warm_start import WarmStart
 
@@ -74,68 +73,50 @@ def get_environment(
         num_parallel_envs: Episodes that run at the same time in this process's workers.
         num_workers: Processes that simulate.
         warm_start: Settings of `WarmStart`.
-        options: Of the suite: `image_size`, `render_quality`, ...
+        options: Options of the suite: `image_size`, `render_quality`, ...
 
     Raises:
         ValueError: A name is unknown; the message suggests known ones.
     """
     known = {name: Environment(name, None) for name in suite_names()} | ENVIRONMENTS
     chosen = known[did_you_mean("benchmark_name", benchmark_name, known)]
-    options = {**chosen.options, **_given(options)}
-    changes: dict[str, Any] = {
-        "max_steps": max_episode_length,
-        "num_slots": num_parallel_envs,
-        "num_workers": num_workers,
-    }
+    options = {**chosen.options, **_without_none(options)}
+    sizes = {"num_slots": num_parallel_envs, "num_workers": num_workers}
+    changes: dict[str, Any] = {"max_steps": max_episode_length, **sizes}
     if task_names is not None:
-        changes["tasks"] = _task_names(make_suite(chosen.name, **options).tasks(), task_names)
-    warm_start = {**chosen.warm_start, **_given(warm_start or {})}
-    return replace(chosen, options=options, warm_start=warm_start, **_given(changes))
+        tasks = make_suite(chosen.name, **options).select(task_names)
+        changes["tasks"] = tuple(task.name for task in tasks)
+    warm_start = {**chosen.warm_start, **_without_none(warm_start or {})}
+    return replace(chosen, options=options, warm_start=warm_start, **_without_none(changes))
 
 
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _task_names(tasks: Sequence[Task], chosen: Sequence[str | int]) -> tuple[str, ...]:
-    """Return the names; numbers count the suite's tasks from 0."""
-    names = [task.name for task in tasks]
-    for task in chosen:
-        if isinstance(task, int) and not 0 <= task < len(names):
-            raise ValueError(f"task_names: expected a number from 0 to {len(names) - 1}, found {task}")
-    return tuple(
-        names[task] if isinstance(task, int) else did_you_mean("task", task, names) for task in chosen
-    )
-
-
 LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+
+# Noise shows the policy how to recover; short chunks keep it from adding up.
+_LIBERO_WARM_START = {"quality": {"hesitation": 0.3, "noise": 0.5}, "chunk_size": 5, "steps": 1500}
 
 ENVIRONMENTS = {
     "metaworld": Environment("metaworld", ("button-press-v3",)),
     "libero": Environment(
         "libero",
         ("pick_up_the_salad_dressing_and_place_it_in_the_basket",),
-        options={
-            "suite": "libero_object",
-            "image_size": 64,
-            "render_size": 64,
-            "render_quality": "fast",
-        },
+        options={"suite": "libero_object", "image_size": 64, "render_size": 64, "render_quality": "fast"},
         max_steps=140,
         num_slots=8,
-        # Noise shows the policy how to recover; short chunks keep it from adding up.
-        warm_start={"quality": {"hesitation": 0.3, "noise": 0.5}, "chunk_size": 5, "steps": 1500},
+        warm_start=_LIBERO_WARM_START,
     ),
     **{
         suite: Environment(
             "libero",
             None,
-            options={
-                "suite": suite,
-                "camera_names": ("image", "image2"),
-            },  # as lerobot's checkpoints call them
+            # The names that lerobot's checkpoints have for the cameras.
+            options={"suite": suite, "camera_names": ("image", "image2")},
             num_slots=8,
-            warm_start={"quality": {"hesitation": 0.3, "noise": 0.5}, "chunk_size": 5, "steps": 1500},
+            warm_start=_LIBERO_WARM_START,
         )
         for suite in LIBERO_SUITES
     },

@@ -1,6 +1,6 @@
 """Evaluation: success of a policy on fixed held-out states, and two policies compared on the same ones.
 
-Axes: none; an evaluation is a list of episodes, at most one per initial state.
+An evaluation is a list of episodes, at most one per initial state.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
 Interval = tuple[float, float]
+_VIDEO_STEPS = 2  # between the images of a video
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Evaluation:
     """The episodes of one policy, in the order of their initial states."""
 
     seed: int
-    """Of the noise; the noise of an episode is a function of it and of the initial state."""
+    """The seed of the noise; an episode's noise is a function of it and of the initial state."""
     episodes: tuple[EpisodeResult, ...]
     recorded: tuple[Rollout, ...] = field(default=(), repr=False, compare=False)
     """The episodes to be shown in a video, with their images."""
@@ -68,13 +69,9 @@ class Evaluation:
         return sum(steps) / len(steps) if steps else None
 
     def by_task(self) -> "dict[str, Evaluation]":
-        """Return the evaluation of each task by its id, in order of first appearance."""
+        """Return the evaluation of each task by its id, in order of first appearance, without images."""
         return {
-            task: Evaluation(
-                self.seed,
-                tuple(e for e in self.episodes if e.task == task),
-                tuple(r for r in self.recorded if r.task.id == task),
-            )
+            task: Evaluation(self.seed, tuple(e for e in self.episodes if e.task == task))
             for task in dict.fromkeys(e.task for e in self.episodes)
         }
 
@@ -117,10 +114,6 @@ class Comparison:
     p_value: float
     """Two-sided exact McNemar test of no difference."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values for JSON."""
-        return asdict(self)
-
     def __str__(self) -> str:
         """Return difference and interval, in percentage points, in one line."""
         low, high = self.interval
@@ -134,7 +127,6 @@ def evaluate(
     seed: int = 0,
     *,
     num_recorded: int = 0,
-    render_every: int = 2,
     peers: Peers = ALONE,
     run: RolloutFunction = rollout,
 ) -> Evaluation:
@@ -144,14 +136,13 @@ def evaluate(
     are.
 
     Args:
-        env: Runs the episodes.
-        policy: Acts.
+        env: The environment that runs the episodes.
+        policy: The policy to be judged.
         states: Held out from training, each one once.
-        seed: Of the noise.
+        seed: The seed of the noise.
         num_recorded: Episodes per task, the first ones, that are kept with their images for a video.
-        render_every: Steps between the images of those.
         peers: The processes that evaluate together.
-        run: Runs a list of episodes; see `rollout`.
+        run: The function that runs a list of episodes; see `rollout`.
 
     Raises:
         ValueError: There are no states, or one occurs twice.
@@ -172,7 +163,7 @@ def evaluate(
             seeds = [episode_seed(seed, state) for state in part]
             return run(env, policy, part, seeds, on_finished=finish, **images)
 
-        recorded = episodes_from([state for state in mine if state in shown], render_every=render_every)
+        recorded = episodes_from([state for state in mine if state in shown], render_every=_VIDEO_STEPS)
         episodes_from([state for state in mine if state not in shown], keep_images=False)
     by_state = {r.state: r for part in peers.gather(results) for r in part}
     videos = {r.initial_state: r for part in peers.gather(recorded) for r in part}

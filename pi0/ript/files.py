@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ def read_versioned_json(path: Path) -> dict[str, Any]:
     values = json.loads(path.read_text())
     require_format(values, path)
     return values
+
+
+def path_argument(text: str) -> Path:
+    """Return the path that a word of a command line names; `~` is the home directory. A type for argparse."""
+    return Path(text).expanduser()
 
 
 @contextmanager
@@ -141,5 +146,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "", *, into_lists: bool = F
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Return a dataclass of settings as it looks when it is read back from JSON."""
-    return json.loads(json.dumps(asdict(settings)))
+    """Return settings, a dataclass or a mapping, as they look when they are read back from JSON."""
+    values = asdict(settings) if is_dataclass(settings) else dict(settings)  # pyright: ignore[reportArgumentType]
+    return json.loads(json.dumps(values))

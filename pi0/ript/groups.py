@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -51,17 +51,7 @@ def _order(epoch: int, num_states: int, seed: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_states)
 
 
-@runtime_checkable
-class HasStates(Protocol):
-    """A dataset of training states."""
-
-    @property
-    def states(self) -> Sequence[InitialState]:
-        """All of them."""
-        ...
-
-
-def heldout_states(env: BatchedEnv, first: int, count: int, train: HasStates) -> list[InitialState]:
+def heldout_states(env: BatchedEnv, first: int, count: int, train: InitialStateDataset) -> list[InitialState]:
     """Return `count` held-out states of each task; one that is also trained on is an error."""
     indices = range(first, first + count)
     states = [s for task in env.tasks for s in env.initial_states(task, "heldout", indices)]
@@ -133,16 +123,16 @@ def collect_groups(
     Episode noise is keyed by (seed, attempt, episode), whatever the number of slots, workers and peers.
 
     Args:
-        env: Runs the episodes.
-        policy: Acts; the same on all peers.
+        env: The environment that runs the episodes.
+        policy: The policy that acts; the same on all peers.
         states: This process's share of the states to try: attempt i is made by peer `i % size`.
-        num_groups: Of mixed outcome, to be found by all peers together.
+        num_groups: How many groups of mixed outcome all peers together are to find.
         group_size: Episodes from each state (K).
         max_attempts: States to try at most, by all peers together.
-        seed: Of the noise.
+        seed: The seed of the noise.
         render_every: Keep images for training inside chunks, every so many steps.
         peers: The processes that collect together. Each returns the whole collection.
-        run: Runs a list of episodes; see `rollout`.
+        run: The function that runs a list of episodes; see `rollout`.
     """
     require_group(group_size)
     tried: list[Group] = []

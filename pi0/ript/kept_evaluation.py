@@ -31,20 +31,20 @@ def evaluate_once(
     """Return the evaluation that `evaluate` gives; episodes that the store has are not run again.
 
     Args:
-        env: Runs the episodes.
-        policy: Acts.
+        env: The environment that runs the episodes.
+        policy: The policy to be judged.
         states: Held-out states, each one once.
-        seed: Of the noise.
-        store: Of episodes of this policy in this environment, see `episodes_key`.
+        seed: The seed of the noise.
+        store: Finished episodes of this policy in this environment, see `episodes_key`.
         num_recorded: Episodes per task that are kept with their images for a video.
         peers: The processes that evaluate together.
 
     Raises:
         StoppedError: A process was asked to stop; finished episodes are in the store.
     """
-    num_there = sum(store.has(state, episode_seed(seed, state)) for state in states)
-    if num_there and peers.rank == 0:
-        print(f"{num_there} of {len(states)} episodes are there already")  # noqa: T201
+    num_finished = sum(store.has(state, episode_seed(seed, state)) for state in states)
+    if num_finished and peers.rank == 0:
+        print(f"{num_finished} of {len(states)} episodes are there already")  # noqa: T201
     run = remembering(store, partial(leave_if_asked, peers))
     return evaluate(env, policy, states, seed, num_recorded=num_recorded, peers=peers, run=run)
 
@@ -54,7 +54,6 @@ def episodes_key(env: BatchedEnv, policy: GuidedPolicy) -> str:
     made_of = {
         "policy": policy_hash(policy.policy),
         "guidance": policy.guidance,
-        "num_steps": policy.num_steps,
         "device": policy.policy.device.type,
         "suite": [type(env.suite).__name__, repr(sorted(vars(env.suite).items()))],
         "tasks": [repr(task) for task in env.tasks.values()],

@@ -76,7 +76,7 @@ class AlgorithmSettings(Protocol):
     """What every objective is told; one of a plugin may read more."""
 
     name: str
-    """Of a registered objective."""
+    """The name of a registered objective."""
     cfg_uncond_weight: float
     """Weight of the loss with the indicator withheld."""
     num_draws: int

@@ -25,8 +25,8 @@ def is_finite(loss: float, gradient_norm: float) -> bool:
     """Return whether an optimizer step may be made; what is not finite is printed.
 
     Args:
-        loss: Of the whole step, summed over all processes, so that all of them decide alike.
-        gradient_norm: Of the gradients that all processes share.
+        loss: The loss of the whole step, summed over all processes, so that all decide alike.
+        gradient_norm: The norm of the gradients, which all processes share.
     """
     if math.isfinite(loss) and math.isfinite(gradient_norm):
         return True
@@ -99,9 +99,9 @@ def take_step(optimizer: torch.optim.Optimizer, loss: float, gradient_norm: Floa
     The gradients are used up either way.
 
     Args:
-        optimizer: Of the parameters with the gradients.
-        loss: Of the whole step, summed over all processes, so that all of them decide alike.
-        gradient_norm: Of the gradients that all processes share.
+        optimizer: The optimizer of the parameters with these gradients.
+        loss: The loss of the whole step, summed over all processes, so that all decide alike.
+        gradient_norm: The norm of the gradients, which all processes share.
     """
     is_taken = is_finite(loss, gradient_norm.item())
     if is_taken:
@@ -113,8 +113,9 @@ def take_step(optimizer: torch.optim.Optimizer, loss: float, gradient_norm: Floa
 class ProfileWindow:
     """Profiles some optimizer steps from the first `step` on, then writes a trace; with 0 it does nothing."""
 
-    def __init__(self, num_steps: int, path: Path) -> None:
-        self.path, self._left = path, num_steps
+    def __init__(self, num_steps: int, run_dir: Path, rank: int = 0) -> None:
+        """Do nothing yet; the trace will be RUN_DIR/profiling/trace_rank{RANK}.json."""
+        self.path, self._left = run_dir / "profiling" / f"trace_rank{rank}.json", num_steps
         self._profiler: torch.profiler.profile | None = None
 
     def step(self) -> None:
@@ -136,8 +137,3 @@ class ProfileWindow:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(self.path))
             print(f"profile of the first steps (chrome://tracing, perfetto): {self.path}")  # noqa: T201
-
-
-def profile_window(num_steps: int, run_dir: Path, rank: int = 0) -> ProfileWindow:
-    """Return the profiler of the first optimizer steps; it writes to run_dir/profiling."""
-    return ProfileWindow(num_steps, run_dir / "profiling" / f"trace_rank{rank}.json")

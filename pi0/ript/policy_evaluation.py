@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,13 +34,20 @@ from pi0.ript.recording import DatasetStore, rollouts_writer
 from pi0.ript.report import write_report
 from pi0.ript.results import lock_directory, new_run_directory, write_evaluation
 from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.starting_policy import TOY, PolicySettings, make_policy, require_fits, require_policy_path
+from pi0.ript.starting_policy import (
+    TOY,
+    PolicySettings,
+    make_policy,
+    require_acts,
+    require_fits,
+    require_policy_path,
+)
 from pi0.ript.success_table import success_text
 from pi0.ript.warm_start import warm_start
 
 _EPISODES = "episodes"  # in the directory of the results until they are complete: the finished episodes
-_FREE = ("eval.rollouts_per_task", "eval.first_state", "eval.n_video", "task.num_workers")
-"""What an interrupted evaluation may go on with."""
+_MAY_CHANGE = ("eval.rollouts_per_task", "eval.first_state", "eval.n_video", "task.num_workers")
+"""Settings that may have other values when an interrupted evaluation goes on."""
 _NAMED_APART = ("benchmark_name", "task_names", "num_workers")  # of the environment, in a data set's origin
 
 
@@ -93,17 +101,19 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
         ConfigError: As `require_usable`, or a checkpoint's weights do not fit.
     """
     environment = require_usable(config)
-    distributed = config.distributed
-    world = setup_distributed(config.device, distributed.backend, distributed.timeout_seconds)
-    run_dir = world.on_main(_open_output, config)
-    judged = config.eval
+    world = setup_distributed(config.device, **asdict(config.distributed))
+    world.on_main(lock_directory, Path(config.output_dir))
     evaluations = []
     with environment.make() as env:
-        indices = range(judged.first_state, judged.first_state + judged.rollouts_per_task)
-        split = cast("Split", judged.states)
+        first, split = config.eval.first_state, cast("Split", config.eval.states)
+        indices = range(first, first + config.eval.rollouts_per_task)
         states = [s for task in env.tasks for s in env.initial_states(task, split, indices)]
+        load = partial(world.first, _load, environment, config, world.device(config.device))
+        policy = load(config.policy_path)
+        # Not before: what cannot be evaluated must not move an earlier evaluation aside.
+        run_dir = world.on_main(_open_output, config)
         for name, path in _paths(config).items():
-            policy = world.first(_load, path, environment, config, world.device(config.device))
+            policy = policy if name == "policy" else load(path)
             evaluations.append(_evaluate(name, env, policy, states, config, world))
             file = "evaluation" if name == "policy" else "compared"
             world.on_main(write_evaluation, run_dir / file, evaluations[-1])
@@ -168,14 +178,14 @@ def _open_output(config: EvaluationConfig) -> Path:
     file = path / "settings.json"
     earlier = flatten(json.loads(file.read_text())) if file.exists() and (path / _EPISODES).exists() else {}
     now = flatten(chosen)
-    if any(earlier.get(key, chosen) != value for key, value in now.items() if key not in _FREE):
+    if any(earlier.get(key, chosen) != value for key, value in now.items() if key not in _MAY_CHANGE):
         new_run_directory(path)
         (path / _EPISODES).mkdir()
     write_json(file, chosen)
     return path
 
 
-def _load(path: str, environment: Environment, config: EvaluationConfig, device: str) -> PI0Policy:
+def _load(environment: Environment, config: EvaluationConfig, device: str, path: str) -> PI0Policy:
     """Return the policy as checkpoint and settings have it; it can read the environment's instructions."""
 
     def toy(**changes: Any) -> PI0Policy:
@@ -184,9 +194,7 @@ def _load(path: str, environment: Environment, config: EvaluationConfig, device:
 
     with _as_config_error():
         policy = make_policy(path, config.policy, toy, config.seed, device)
-        instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
-        sizes = policy.config
-        policy.tokenizer.encode(instructions, sizes.tokenizer_max_length, sizes.vocab_size)
+        require_acts(policy, environment)
     limit_threads(policy)
     return policy
 
@@ -206,9 +214,12 @@ def _evaluate(
         return evaluate_once(env, acting, states, seed, journal, num_recorded=videos, peers=world)
     options = {k: v for k, v in asdict(config.task).items() if v is not None and k not in _NAMED_APART}
     origin = {
-        **{"env": config.task.benchmark_name, "env_options": {**options, **config.options}},
-        **{"policy": config.policy_path, "source": f"policy:{world.on_main(policy_hash, policy)}"},
-        **{"guidance": config.eval.cfg_guidance_scale, "seed": seed},
+        "env": config.task.benchmark_name,
+        "env_options": {**options, **config.options},
+        "policy": config.policy_path,
+        "source": f"policy:{world.on_main(policy_hash, policy)}",
+        "guidance": config.eval.cfg_guidance_scale,
+        "seed": seed,
         "states": [state.hash for state in states],
     }
     with _as_config_error():
@@ -246,6 +257,6 @@ def _comparison(config: EvaluationConfig, before: Evaluation, after: Evaluation)
     return {
         "before": {"policy": config.policy_path, **before.to_dict()},
         "after": {"policy": config.compare, **after.to_dict()},
-        "comparison": compare(before, after).to_dict(),
-        "tasks": {task: one.to_dict() for task, one in tasks.items()},
+        "comparison": asdict(compare(before, after)),
+        "tasks": {task: asdict(comparison) for task, comparison in tasks.items()},
     }

@@ -2,8 +2,6 @@
 
 `remembering` puts a memory around `rollout`. What it remembers is in a store: the journal of a run
 (`pi0.ript.checkpoint.journal`), or a data set that is being made (`DatasetStore`).
-
-Axes: none.
 """
 
 import contextlib
@@ -11,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import batched
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -26,13 +23,14 @@ from pi0.ript.peers import ALONE, Peers, share
 from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import (
     ChunkPolicy,
+    FunctionPolicy,
     Rollout,
     RolloutFunction,
     rollout,
     without_images,
 )
 
-_ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are let go
+_ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are dropped
 
 
 @runtime_checkable
@@ -63,10 +61,10 @@ def remembering(
     """Return `run` with a memory: what the store has does not run again, what is finished is added to it.
 
     Args:
-        store: Of episodes of one policy.
+        store: The episodes of one policy.
         stop_if_asked: Called at the end, on every process; raises if one of them was asked to stop. Episodes
             under way are left at their next chunk then.
-        run: Runs the episodes that are not there.
+        run: The function that runs the episodes that are not there.
     """
 
     def run_the_others(
@@ -92,11 +90,11 @@ def remembering(
             report(episode)
 
         missing = [number for number in range(len(states)) if number not in episodes]
-        lets_images_go = store.needs_images and not keep_images
-        part_size = _ROUNDS_IN_MEMORY * env.num_slots if lets_images_go else max(len(missing), 1)
-        with contextlib.suppress(_EpisodesLeftError):  # then `stop_if_asked` raises
+        drops_images = store.needs_images and not keep_images
+        part_size = _ROUNDS_IN_MEMORY * env.num_slots if drops_images else max(len(missing), 1)
+        with contextlib.suppress(_StoppedEarlyError):  # then `stop_if_asked` raises
             for part in batched(missing, part_size):
-                made = run(
+                finished = run(
                     env,
                     _until_asked_to_stop(policy),
                     [states[number] for number in part],
@@ -105,7 +103,7 @@ def remembering(
                     keep_images=keep_images or store.needs_images,
                     on_finished=keep,
                 )
-                kept = (without_images(episode) if lets_images_go else episode for episode in made)
+                kept = (without_images(episode) if drops_images else episode for episode in finished)
                 episodes |= dict(zip(part, kept, strict=True))
         stop_if_asked()
         return [episodes[number] for number in range(len(states))]
@@ -113,19 +111,19 @@ def remembering(
     return run_the_others
 
 
-class _EpisodesLeftError(Exception):
-    """Episodes were left because this process was asked to stop."""
+class _StoppedEarlyError(Exception):
+    """Episodes were not finished because this process was asked to stop."""
 
 
 def _until_asked_to_stop(policy: ChunkPolicy) -> ChunkPolicy:
-    """Return the policy, which raises _EpisodesLeftError when it is to act and the process is to stop."""
+    """Return the policy, which raises _StoppedEarlyError when it is to act and the process is to stop."""
 
     def chunks(*arguments: Any) -> Float32[np.ndarray, "b h a"]:
         if stop_requested():
-            raise _EpisodesLeftError
+            raise _StoppedEarlyError
         return policy.chunks(*arguments)
 
-    return cast("ChunkPolicy", SimpleNamespace(chunks=chunks))
+    return FunctionPolicy(chunks)
 
 
 # Data sets ----------------------------------------------------------------------------------------------
@@ -142,9 +140,9 @@ class DatasetStore:
         """Give each episode the number of its place in a list.
 
         Args:
-            writer: Of the data set.
+            writer: The writer of the data set.
             states: Where the episodes begin.
-            seeds: Of their noise.
+            seeds: The seeds of their noise.
             source: Who acts, as `EpisodeLabels.source`.
 
         Raises:
@@ -186,8 +184,8 @@ def rollouts_writer(directory: Path, env: BatchedEnv, origin: Mapping[str, Any])
     """Return the writer of a data set of rollouts, named and stored as demonstrations of its tasks are.
 
     Args:
-        directory: Of the data set; must not exist.
-        env: Runs the episodes.
+        directory: The directory of the data set; must not exist.
+        env: The environment that runs the episodes.
         origin: What the data set says about its making, as plain JSON values.
 
     Raises:

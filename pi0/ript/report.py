@@ -193,6 +193,7 @@ def _training_evaluations(run_dir: Path, rows: Sequence[Row]) -> dict[str, tuple
     # The figures of an iteration are those of the policy before its update.
     end = max((row["step"] for row in rows), default=-1) + 1
     return {
-        **{"before": ("before", 0), "after": ("after", end)},
+        "before": ("before", 0),
+        "after": ("after", end),
         **{f"step {step}": (f"evaluations/step-{step}", step) for step in steps},
     }

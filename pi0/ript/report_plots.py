@@ -26,8 +26,8 @@ def draw_plots(rows: Sequence[Row], evaluations: Sequence[tuple[int, Evaluation]
     """Return a figure by its name for each plot that there are data for.
 
     Args:
-        rows: With "step", from `read_rows`; what they have of success, losses, groups, times, ... is drawn.
-        evaluations: With the steps of the axis at which they stand; drawn with their intervals.
+        rows: Rows of `read_rows`; what they have of success, losses, groups, times, ... is drawn.
+        evaluations: Evaluations with their places on the axis of steps; drawn with their intervals.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -1,16 +1,16 @@
 """What a run leaves behind: its directory, evaluations with videos, and the results in one file."""
 
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from pi0 import PI0Policy
 from pi0.ript.evaluate import Evaluation, compare
-from pi0.ript.files import FORMAT, read_versioned_json, unused_path
+from pi0.ript.files import FORMAT, read_versioned_json, unused_path, write_json
 from pi0.ript.success_table import success_text
 from pi0.ript.video import write_grid
 
@@ -69,8 +69,7 @@ def one_line(row: Mapping[str, Any]) -> str:
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write PATH.json, and PATH.mp4 with the recorded episodes, if there are any."""
-    values = {"format": FORMAT, **evaluation.to_dict()}
-    path.with_suffix(".json").write_text(json.dumps(values, indent=2) + "\n")
+    write_json(path.with_suffix(".json"), {"format": FORMAT, **evaluation.to_dict()})
     if evaluation.recorded:
         write_grid(path.with_suffix(".mp4"), evaluation.recorded)
 
@@ -97,8 +96,8 @@ def write_results(
         "metrics": metrics,
         "before": before.to_dict(),
         "after": after.to_dict(),
-        "comparison": compare(before, after).to_dict(),
+        "comparison": asdict(compare(before, after)),
     }
-    (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(run_dir / "results.json", results)
     table = success_text({"before": before, "after": after})
     print(f"{table}\nresults, videos and policy: {run_dir}")  # noqa: T201

@@ -30,13 +30,13 @@ class Rollout:
     seed: int
     success: bool
     states: Float32[np.ndarray, "t s"]
-    """Before each action."""
+    """The state before each action."""
     actions: Float32[np.ndarray, "t a"]
-    """As given to the environment, raw units, not clipped."""
+    """The actions as given to the environment, in raw units, not clipped."""
     observed: Int64[np.ndarray, " n"]
     """Steps that have images: the start of each chunk, and every `render_every` steps inside."""
     images: Mapping[str, UInt8[np.ndarray, "n h w 3"]] = field(repr=False)
-    """By camera; without cameras when images were not kept."""
+    """The images of each camera; empty when images were not kept."""
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -67,11 +67,19 @@ class ChunkPolicy(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FunctionPolicy:
+    """A policy that is no more than a function."""
+
+    chunks: Callable[..., Float32[np.ndarray, "b h a"]]
+    """See `ChunkPolicy.chunks`."""
+
+
 class GuidedPolicy:
     """A pi0 policy as rollouts use it: guided towards a positive advantage, `n_action_steps` at a time."""
 
-    def __init__(self, policy: PI0Policy, guidance: float = 1.0, num_steps: int | None = None) -> None:
-        self.policy, self.guidance, self.num_steps = policy, guidance, num_steps
+    def __init__(self, policy: PI0Policy, guidance: float = 1.0) -> None:
+        self.policy, self.guidance = policy, guidance
 
     def chunks(
         self,
@@ -92,7 +100,6 @@ class GuidedPolicy:
             observation_batch(observations, tasks),
             noise=noise.to(self.policy.device),
             guidance=self.guidance,
-            num_steps=self.num_steps,
             pad_prompts=prompts_differ,
         )
         self.policy.train(was_training)
@@ -150,23 +157,8 @@ def rollout(
     return _Runner(env, policy, states, seeds, render_every, keep_images, on_finished).run()
 
 
-@runtime_checkable
-class RolloutFunction(Protocol):
-    """What runs episodes: `rollout`, or something around it."""
-
-    def __call__(
-        self,
-        env: BatchedEnv,
-        policy: ChunkPolicy,
-        states: Sequence[InitialState],
-        seeds: Sequence[int],
-        *,
-        render_every: int | None = None,
-        keep_images: bool = True,
-        on_finished: Callable[[Rollout], None] | None = None,
-    ) -> list[Rollout]:
-        """Return one finished episode per initial state, in order."""
-        ...
+RolloutFunction = Callable[..., list[Rollout]]
+"""What runs episodes: `rollout`, or something around it with the same arguments."""
 
 
 @dataclass

@@ -46,7 +46,7 @@ def setup_run_logging(
 
     Args:
         output_dir: The run's directory.
-        rank: Of this process.
+        rank: The rank of this process.
         report: Writes the page of the run in this directory; `log_metrics` calls it now and then.
 
     Raises:
@@ -115,7 +115,7 @@ def init_wandb(config: Any, run_dir: str | Path, rank: int) -> None:
         config: A dataclass, recorded as a whole, with `exp_name` and `logging`: `use_wandb`, `wandb_project`,
             `wandb_entity` and `wandb_mode` (online, offline or disabled).
         run_dir: Keeps the run's id, by which it is resumed, in wandb_config.json.
-        rank: Of this process.
+        rank: The rank of this process.
     """
     run = _current()
     if rank > 0:
@@ -135,7 +135,7 @@ def log_metrics(metrics: Mapping[str, Any], step: int) -> None:
     Args:
         metrics: Numbers, or None, by name. One that is not finite is written as null and its value under
             "non_finite", so that the file stays JSON.
-        step: Of the run; increasing.
+        step: The step of the run; it increases from call to call.
     """
     run = _current()
     if run.rank > 0:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from pi0 import FeatureConfig, PI0Policy
-from pi0.openpi_format import read_statistics
 from pi0.pretrained import WEIGHTS
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
 from pi0.ript.ranges import Count, Dtype
 from pi0.ript.warm_start import warm_start
+from pi0.statistics_file import read_statistics_file
 
 TOY = "toy"
 
@@ -30,7 +30,8 @@ class PolicySettings:
     gradient_checkpointing: bool = False  # less memory, a third more time
     n_action_steps: Count | None = None  # actions of a chunk that are executed; null: as the checkpoint says
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
-    norm_stats_path: str | None = None  # an openpi norm_stats.json that replaces the checkpoint's statistics
+    # in place of the checkpoint's statistics: a file of pi0-stats, or openpi's norm_stats.json
+    statistics_path: str | None = None
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of the policy's own configuration that are to be others."""
@@ -46,9 +47,9 @@ def starting_policy(
 
     Args:
         path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
-        environment: Whose demonstrations the toy imitates.
+        environment: The environment whose demonstrations the toy imitates.
         cache: Directory of demonstrations and toy policies, which are made once.
-        seed: Of demonstrations and toy policy.
+        seed: The seed of demonstrations and toy policy.
         device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         settings: Fields of `PolicySettings`.
 
@@ -81,8 +82,8 @@ def make_policy(
         path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
         settings: What changes in it.
         toy: Returns the toy, given fields of its configuration.
-        seed: Of the weights that a checkpoint lacks.
-        device: As of `starting_policy`.
+        seed: The seed of the weights that a checkpoint lacks.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         changes: More fields of its configuration, such as how the advantage enters.
         replaced: `features` and `statistics` in place of a checkpoint's, as in `pi0.pretrained.load`.
 
@@ -95,8 +96,10 @@ def make_policy(
     if path == TOY:
         policy = toy(**fields)
     else:
-        if settings.norm_stats_path:
-            replaced["statistics"] = read_statistics(Path(settings.norm_stats_path).expanduser())
+        file = None
+        if settings.statistics_path:
+            file = read_statistics_file(Path(settings.statistics_path).expanduser())
+            replaced["statistics"] = file.statistics
         policy = PI0Policy.from_pretrained(
             Path(path).expanduser(),
             config=get_config(settings.config) if settings.config else None,
@@ -106,6 +109,8 @@ def make_policy(
             seed=seed,
             **replaced,
         )
+        if file is not None:
+            file.require_relative_actions(policy.features.relative_actions)
     policy.model.freeze(settings.freeze)
     return policy.to(place)
 
@@ -120,22 +125,25 @@ def task_features(task: Task) -> dict[str, dict[str, Any]]:
     }
 
 
-def require_fits(
-    features: FeatureConfig, environment: Environment, names_key: str = "task.camera_names"
-) -> None:
-    """Raise ValueError unless the environment shows and takes what a policy of these features does.
-
-    `names_key` is the setting of the cameras' names, as the caller's users know it.
-    """
+def require_fits(features: FeatureConfig, environment: Environment) -> None:
+    """Raise ValueError unless the environment shows and takes what a policy of these features does."""
     expected = [key.removeprefix("observation.images.") for key in features.present_cameras]
     task = environment.suite().tasks()[0]
     if not set(expected) <= set(task.cameras):
         raise ValueError(
             f"camera_names: the policy takes {expected}, the environment shows {list(task.cameras)}; "
-            f"rename the environment's with {names_key}, third-person view first"
+            "rename the environment's with task.camera_names, third-person view first"
         )
     for task in environment.suite().select(environment.tasks):
         features.require_inputs(task_features(task), f"environment {task.id}")
+
+
+def require_acts(policy: PI0Policy, environment: Environment) -> None:
+    """Raise ValueError unless the policy fits the environment and can read the instructions of its tasks."""
+    require_fits(policy.features, environment)
+    instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
+    config = policy.config
+    policy.tokenizer.encode(instructions, config.tokenizer_max_length, config.vocab_size)
 
 
 def require_policy_path(path: str, field: str = "policy_path") -> None:

@@ -21,25 +21,23 @@ _BORDER, _LABEL, _TEXT = 4, 20, 13  # pixels: frame, strip of the label, its let
 _HOLD = 1.0  # seconds that the last frame stays
 
 
-def write_grid(
-    path: str | Path, rollouts: Sequence[Rollout], fps: float | None = None, camera: str | None = None
-) -> None:
-    """Write an mp4 with a tile per episode: its border and label are green for success, red for failure.
+def write_grid(path: str | Path, rollouts: Sequence[Rollout]) -> None:
+    """Write an mp4 in real time with a tile per episode: the view of its task's first camera.
+
+    Border and label are green for success, red for failure.
 
     A tile keeps its last image when its episode has ended. Record the episodes with a small `render_every`.
 
     Args:
         path: The file; its folder is made.
         rollouts: Any number of episodes, of one image size.
-        fps: Images per second; None for real time.
-        camera: Image key; None for each task's first camera.
 
     Raises:
         ValueError: There are no episodes, or their images are missing or of different sizes.
     """
-    images = _images(rollouts, camera)
+    images = _images(rollouts)
     stride = min((int(gap) for r in rollouts for gap in np.diff(r.observed)), default=1)
-    rate = rollouts[0].task.hz / stride if fps is None else fps
+    rate = rollouts[0].task.hz / stride
     tiles = [_tile(r, x.shape[1]) for r, x in zip(rollouts, images, strict=True)]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,13 +51,13 @@ def write_grid(
     partial.replace(path)
 
 
-def _images(rollouts: Sequence[Rollout], camera: str | None) -> list[UInt8[np.ndarray, "_ h w 3"]]:
-    """Return each episode's images of its camera, or raise."""
+def _images(rollouts: Sequence[Rollout]) -> list[UInt8[np.ndarray, "_ h w 3"]]:
+    """Return the images of each episode's first camera, or raise."""
     if not rollouts:
         raise ValueError("rollouts: expected at least one episode to show, found none")
     images = []
     for r in rollouts:
-        key = r.task.cameras[0] if camera is None else camera
+        key = r.task.cameras[0]
         if key not in r.images:
             raise ValueError(
                 f"camera: expected one that the episode of {r.task.id!r} was recorded with "

@@ -7,7 +7,7 @@ changed setting never meets an old result.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,8 @@ def sized_toy_policy(
         instructions: All that it will be given.
         image_keys: Batch keys of the cameras.
         image_size: Pixels of the square that it sees; a multiple of 4.
-        statistics: Of states and actions, whose widths are the policy's.
-        seed: Of the weights.
+        statistics: Statistics of states and actions, whose widths are the policy's.
+        seed: The seed of the weights.
         changes: Other values of its configuration.
     """
     tokenizer = PromptTokenizer.from_texts(set(instructions))
@@ -142,7 +142,11 @@ def train(policy: PI0Policy, frames: FrameSet, spec: WarmStart) -> PI0Policy:
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_and_decay(spec.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        # Up over 50 steps, then level, down over the last 70%.
+        lambda step: min(1.0, (step + 1) / 50, (spec.steps - step) / (0.7 * spec.steps)),
+    )
     policy.train()
     with progress_bar(range(spec.steps), unit="step", desc="supervised fine-tuning") as bar:
         for _step in bar:
@@ -155,11 +159,6 @@ def train(policy: PI0Policy, frames: FrameSet, spec: WarmStart) -> PI0Policy:
             schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3f}")
     return policy.eval()
-
-
-def _warmup_and_decay(steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate: up over 50 steps, then level, down over the last 70%."""
-    return lambda step: min(1.0, (step + 1) / 50, (steps - step) / (0.7 * steps))
 
 
 def _with_floor(statistics: Mapping[str, Any], floor: float) -> dict[str, Any]:

@@ -8,17 +8,20 @@ import io
 import json
 import os
 import runpy
+import shutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness import WORK, check, end, short
+from harness import WORK, WRONG, check, end, short
 from test_episodes import INFO, make_episode, publish
 
-__all__ = ["INFO", "WORK", "check", "end", "make_episode", "np", "pa", "pq", "short"]
+__all__ = ["INFO", "WORK", "WRONG", "check", "end", "make_episode", "np", "pa", "pq", "short"]
 
 
 def make(name="data", count=4, length=lambda number: 3 + number, size=24, info=INFO, episodes=None) -> Path:
@@ -39,6 +42,11 @@ def column(table: pa.Table, name: str, values) -> pa.Table:
     at = table.column_names.index(name)
     kind = table.schema.field(name).type
     return table.set_column(at, table.schema.field(name), pa.array(values, kind))
+
+
+def without_episode_1(table: pa.Table) -> pa.Table:
+    """Return a table without the rows of episode 1."""
+    return table.filter(pa.array([number != 1 for number in table["episode_index"].to_pylist()]))
 
 
 def set_info(root: Path, **values) -> None:
@@ -124,21 +132,42 @@ def is_refused(outcome: tuple[object, str], *words: str) -> bool:
 
 def main(names: Sequence[str]) -> int:
     """Run cases one after the other, each in a fork of this process; print outcomes as JSON by name."""
-    import pi0.ript.scripts.train  # noqa: F401 - the heavy imports, once for all
+    import lerobot.datasets.lerobot_dataset  # noqa: F401 - the heavy imports, once for all
+    import test_data  # noqa: F401
+
+    import pi0.ript.commands.advantage
+    import pi0.ript.commands.dataset_viz
+    import pi0.ript.scripts.train  # noqa: F401
 
     outcomes = {}
     for name in names:
+        WORK.mkdir(exist_ok=True)  # the case before has removed it
+        before = os.times()
         with io.TextIOWrapper(io.FileIO(os.memfd_create(name), "r+")) as log:
             if not (child := os.fork()):
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
-                runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))
-                os._exit(3)  # a case leaves by `end`
+                _run_case(Path(__file__).with_name(f"{name}.py"))
             _, status = os.waitpid(child, 0)
             log.seek(0)
-            outcomes[name] = [os.waitstatus_to_exitcode(status), log.read()]
+            after = os.times()
+            seconds = (
+                after.children_user + after.children_system - before.children_user - before.children_system
+            )
+            outcomes[name] = [os.waitstatus_to_exitcode(status), f"{log.read()}{seconds:.1f} s of CPU"]
     print(json.dumps(outcomes))
     return 0
+
+
+def _run_case(path: Path) -> NoReturn:
+    try:
+        runpy.run_path(str(path))
+        print("the case did not end with `end()`")
+    except BaseException:  # noqa: BLE001 - a fork of the process must not go on behind the case
+        traceback.print_exc()
+    shutil.rmtree(WORK, ignore_errors=True)
+    sys.stdout.flush()
+    os._exit(3)
 
 
 if __name__ == "__main__":

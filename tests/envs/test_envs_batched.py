@@ -71,7 +71,7 @@ def test_deadline_truncates_and_is_no_success(make):
 
 
 def test_success_on_the_last_step_is_no_truncation(make):
-    env = make(max_steps={"up": 3})
+    env = make(max_steps=3)
     start(env, [0])
     result = env.step_chunk({0: chunk(3, 3.4)})[0]
     assert (result.step, result.success, result.truncated) == (3, True, False)

@@ -46,14 +46,7 @@ def test_bad_options_are_errors(name, options, message):
         make_suite(name, **options)
 
 
-@pytest.mark.parametrize("max_steps", [0, {"up": -1}])
-def test_deadlines_are_positive(registered, max_steps):
+def test_a_deadline_is_positive(registered):
     register_env("counting", CountingSuite)
-    with pytest.raises(ValueError, match="max_steps of task 'counting/up' must be positive"):
-        make_env("counting", max_steps=max_steps)
-
-
-def test_a_deadline_for_an_unknown_task_is_an_error(registered):
-    register_env("counting", CountingSuite)
-    with pytest.raises(ValueError, match="unknown task 'upp'; did you mean 'up'"):
-        make_env("counting", max_steps={"upp": 3})
+    with pytest.raises(ValueError, match="max_steps: expected a positive number, found 0"):
+        make_env("counting", max_steps=0)

@@ -36,8 +36,8 @@ def position(path: Path) -> tuple[int, int] | None:
 
 def published(run_dir: Path) -> list[Path]:
     """Return the checkpoints of a run by position, corrupt ones too."""
-    found = {p: path for path in run_dir.glob("checkpoint-*") if (p := position(path))}
-    return [found[p] for p in sorted(found)]
+    checkpoints = {p: path for path in run_dir.glob("checkpoint-*") if (p := position(path))}
+    return [checkpoints[p] for p in sorted(checkpoints)]
 
 
 def partial_path(path: Path) -> Path:
@@ -82,7 +82,7 @@ def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
         hashes: Also read every file; otherwise sizes must do.
 
     Raises:
-        SnapshotError: With the first file that is not, and why.
+        SnapshotError: A file is not as it was written; says the first one, and why.
         FormatError: A later version wrote it.
     """
     try:
@@ -119,9 +119,9 @@ def prune(newest: Path, keep_last: int) -> None:
     keep = keep[len(keep) - min(keep_last - 1, len(keep)) :]
     for path in older:
         if path not in keep:
-            gone = path.with_name(f".{path.name}.deleted")
-            path.rename(gone)
-            shutil.rmtree(gone)
+            hidden = path.with_name(f".{path.name}.deleted")
+            path.rename(hidden)
+            shutil.rmtree(hidden)
 
 
 def _is_complete(path: Path) -> bool:

@@ -1,19 +1,14 @@
 """A journal of finished episodes, one file each, so that an interrupted run does not run them again."""
 
 import os
-import struct
-import zlib
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from pi0.ript.checkpoint.files import SnapshotError
 from pi0.ript.envs import InitialState, Task
+from pi0.ript.envs.initial_state import UNREADABLE
 from pi0.ript.rollout import Rollout, without_images
-
-_UNREADABLE = (BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError, RuntimeError)
-"""What reading a damaged .npz raises, depending on where the damage is."""
 
 _IMAGES = "images/"
 
@@ -73,7 +68,7 @@ class EpisodeJournal:
             return episode if episode.images else None
         except FileNotFoundError:
             return None
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             print(f"{path} is damaged ({type(error).__name__}: {error}): its episode is run again")  # noqa: T201
             return None
 

@@ -1,26 +1,50 @@
 """A run that can be stopped anywhere and continued: what a script holds of its checkpoints."""
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pi0.ript.checkpoint.files import SnapshotError
+from pi0.ript.checkpoint.files import SnapshotError, published
 from pi0.ript.checkpoint.journal import EpisodeJournal
-from pi0.ript.checkpoint.resuming import settings_hash
-from pi0.ript.checkpoint.run_directory import EPISODES
+from pi0.ript.checkpoint.resuming import find_same_run, settings_hash
 from pi0.ript.checkpoint.snapshot import Clock, Stateful, read_progress
 from pi0.ript.checkpoint.state import Progress, load_checkpoint, save_checkpoint
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.interruption import StoppedError, asked_to_stop
 from pi0.ript.peers import ALONE, Peers
 from pi0.ript.recording import remembering
+from pi0.ript.results import lock_directory, new_run_directory
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
+_EPISODES = "episodes"  # the directory, in that of a run, of the episodes that it need not run again
 _BEFORE = "before"  # the evaluation whose episodes are kept: a continued run reports it, too
+
+
+def open_run_directory(config: Any) -> tuple[Path, Path | None]:
+    """Return the run's directory, from now on this process's own, and the checkpoint to continue from.
+
+    Without `config.resume`, or if no run that can be continued left it, the directory is a new, empty one
+    (what was there is moved aside), and the checkpoint None unless a path was given.
+
+    Args:
+        config: A configuration with `output_dir`, `exp_name` and `resume`.
+
+    Raises:
+        RunInUseError: A live process has the directory.
+        SnapshotError: The checkpoint asked for, or every one of the run, is not valid.
+        ChangedSettingsError: It was made with settings that would have another result.
+    """
+    path = Path(config.output_dir) / config.exp_name
+    lock_directory(path)
+    can_continue = (path / _EPISODES).exists() or published(path)  # a run of rungs 8 to 12 has neither
+    if config.resume is None or not can_continue:
+        new_run_directory(path)
+        (path / _EPISODES).mkdir()
+    return path, find_same_run(path, config, config.resume)
 
 
 class Checkpoints:
@@ -32,49 +56,47 @@ class Checkpoints:
     def __init__(
         self,
         run_dir: Path,
-        found: Path | None,
+        checkpoint: Path | None,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         sampler: Stateful | None,
         config: Any,
         peers: Peers = ALONE,
     ) -> None:
-        """Change nothing yet: `resume` continues from the checkpoint that was found.
+        """Read where the run stands; models are as they were until `resume`.
 
         Args:
-            run_dir: The run's directory, and
-            found: the checkpoint to continue from; see `open_run_directory`.
+            run_dir: The run's directory.
+            checkpoint: What to continue from, None for nothing; see `open_run_directory`.
             model: The policy, or a learner that has it as `policy`, not wrapped.
-            optimizer: Of its parameters.
-            sampler: Of states.
-            config: With `training` (num_train_steps, keep_last, save_...); kept in checkpoints.
+            optimizer: The optimizer of its parameters.
+            sampler: The sampler of initial states.
+            config: The configuration, with `training` (num_train_steps, keep_last, ...); kept in checkpoints.
             peers: The processes that train together.
         """
         self.run_dir, self.model, self.optimizer, self.sampler = run_dir, model, optimizer, sampler
         self.config, self.peers, self.progress = config, peers, Progress()
-        self._all_episodes = run_dir / EPISODES
-        self._episodes = self._all_episodes / settings_hash(config)
-        self._found = found
+        self._episodes = run_dir / _EPISODES / settings_hash(config)
+        self._checkpoint = checkpoint
         self._saved_at: tuple[int, int] | None = None
         self._clock = Clock(config.training.save_minutes, peers)
-        if found:
-            self.progress = Progress(**read_progress(found))
-            self._saved_at = _position(self.progress)
-            theirs = found.parent / self._all_episodes.name
-            if peers.rank == 0 and found.parent.resolve() != run_dir.resolve() and theirs.exists():
-                shutil.copytree(theirs, self._all_episodes, dirs_exist_ok=True)
+        if checkpoint:
+            self.progress = Progress(**read_progress(checkpoint))
+            self._saved_at = self.progress.position  # until `resume`, there is nothing to save
+            episodes = checkpoint.parent / _EPISODES
+            if peers.rank == 0 and self._is_of_another_run() and episodes.exists():
+                shutil.copytree(episodes, run_dir / _EPISODES, dirs_exist_ok=True)
             peers.gather([])
         self._collected: EpisodeJournal | None = None
         self._sampler_state = self._sampler_position()
 
     def resume(self) -> Progress:
-        """Continue from the checkpoint that was found, if any; return where the run stands, and keep it."""
-        if self._found:
-            self.progress = load_checkpoint(
-                self._found, self.model, self.optimizer, self.sampler, peers=self.peers, is_verified=True
-            )
+        """Continue from the checkpoint, if there is one; return where the run stands, which then changes."""
+        if self._checkpoint:
+            parts = self.model, self.optimizer, self.sampler
+            self.progress = load_checkpoint(self._checkpoint, *parts, peers=self.peers, is_verified=True)
             self._sampler_state = self._sampler_position()
-            if self._found.parent.resolve() != self.run_dir.resolve():
+            if self._is_of_another_run():
                 self._saved_at = None  # not in this run's directory
         return self.progress
 
@@ -83,7 +105,8 @@ class Checkpoints:
         progress, training = self.progress, self.config.training
         self._sampler_state = self._sampler_position()
         code = asked_to_stop(self.peers)
-        if code or progress.iteration % training.save_freq == 0 or self._is_last():
+        is_last = progress.iteration >= training.num_train_steps
+        if code or is_last or progress.iteration % training.save_freq == 0:
             self._write()
             self._forget_episodes()
             code = asked_to_stop(self.peers)  # while the checkpoint was written, too
@@ -119,14 +142,10 @@ class Checkpoints:
         self._collected = journal
 
         def run(
-            env: BatchedEnv,
-            policy: ChunkPolicy,
-            states: Sequence[InitialState],
-            seeds: Sequence[int],
-            **options: Any,
+            env: BatchedEnv, policy: ChunkPolicy, states: Sequence[InitialState], *rest: Any, **options: Any
         ) -> list[Rollout]:
             self._require_reproducible(name, len(states))
-            return rollout(env, policy, states, seeds, **options)
+            return rollout(env, policy, states, *rest, **options)
 
         return remembering(journal, self.stop_if_asked, run)
 
@@ -138,16 +157,19 @@ class Checkpoints:
                 "since; continue from the checkpoint before (--resume PATH)"
             )
 
-    def _is_last(self) -> bool:
-        return self.progress.iteration >= self.config.training.num_train_steps
+    def _is_of_another_run(self) -> bool:
+        """Return whether the checkpoint to continue from is in another directory than this run's."""
+        return bool(self._checkpoint) and self._checkpoint.parent.resolve() != self.run_dir.resolve()
 
     def _sampler_position(self) -> dict[str, Any] | None:
         return self.sampler.state_dict() if self.sampler else None
 
     def _write(self) -> None:
         """Write a checkpoint, unless the present position is that of the last one."""
-        if self._saved_at == _position(self.progress):
+        if self._saved_at == self.progress.position:
             return
+        # An iteration under way is continued with the episodes that it has collected.
+        episodes = self._collected.files() if self._collected and self.progress.step else []
         save_checkpoint(
             self.model,
             self.optimizer,
@@ -156,11 +178,11 @@ class Checkpoints:
             self.run_dir,
             progress=self.progress,
             sampler_state=self._sampler_state,
-            episodes=self._needed_episodes(),
+            episodes=episodes,
             peers=self.peers,
             keep_last=self.config.training.keep_last,
         )
-        self._saved_at = _position(self.progress)
+        self._saved_at = self.progress.position
         self._clock.restart()
 
     def _forget_episodes(self) -> None:
@@ -170,16 +192,8 @@ class Checkpoints:
                 if journal.name != _BEFORE:
                     shutil.rmtree(journal)
 
-    def _needed_episodes(self) -> Collection[Path]:
-        """Return the files that an iteration under way is continued with: those of its collection."""
-        return self._collected.files() if self._collected and self.progress.step else []
-
     def _leave(self, code: int) -> None:
         if self.peers.rank == 0:
             where = f"iteration {self.progress.iteration}, optimizer step {self.progress.step}"
             print(f"stopped at {where}; continue with --resume")  # noqa: T201
         raise StoppedError(code)
-
-
-def _position(progress: Progress) -> tuple[int, int]:
-    return progress.iteration, progress.step

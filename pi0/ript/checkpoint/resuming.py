@@ -9,16 +9,16 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from pi0.ript.checkpoint.files import SnapshotError, position, published, verify
-from pi0.ript.files import flatten, hash_values, library_hash
+from pi0.ript.files import flatten, hash_values, library_hash, plain
 from pi0.ript.peers import Peers
 
 AUTO = "auto"
@@ -87,15 +87,9 @@ def find_checkpoint(run_dir: Path, resume: str | None, advice: Advice = RUNG_13)
 # Settings ---------------------------------------------------------------------------------------------------
 
 
-def settings(config: Any) -> dict[str, Any]:
-    """Return a configuration as it looks when it is read back from JSON."""
-    values = asdict(cast("Any", config)) if is_dataclass(config) else dict(config)
-    return json.loads(json.dumps(values))
-
-
 def settings_hash(config: Any) -> str:
     """Return a hash of the settings that have an influence on episodes; `config` is a dataclass."""
-    marks, values = dict(_marks(config)), flatten(settings(config), into_lists=True)
+    marks, values = dict(_marks(config)), flatten(plain(config), into_lists=True)
     return hash_values({key: value for key, value in values.items() if _mark(marks, key) is None})
 
 
@@ -110,10 +104,11 @@ def find_same_run(
 
     `read` returns saved settings under their present names.
     """
-    found = find_checkpoint(run_dir, resume, advice)
-    if found is not None:
-        require_same_settings(read(verify(found, hashes=False)["config"]), config, found, advice)
-    return found
+    checkpoint = find_checkpoint(run_dir, resume, advice)
+    if checkpoint is not None:
+        saved = read(verify(checkpoint, hashes=False)["config"])
+        require_same_settings(saved, config, checkpoint, advice)
+    return checkpoint
 
 
 def require_same_settings(
@@ -130,8 +125,8 @@ def require_same_settings(
         where: The run's snapshot, for the message.
         advice: What else to do than to set them back.
     """
-    now = flatten(settings(config), into_lists=True)
-    defaults = flatten(settings(type(config)()), into_lists=True)
+    now = flatten(plain(config), into_lists=True)
+    defaults = flatten(plain(type(config)()), into_lists=True)
     before = {key: value for key, value in defaults.items() if key in now} | flatten(saved, into_lists=True)
     marks, changed = dict(_marks(config)), ""
     for key in dict.fromkeys([*before, *now]):
@@ -185,10 +180,14 @@ def run_facts(
         data: Hashes of what is learned from, by name.
     """
     return {
-        "config": settings(config),
+        "config": plain(config),
         "num_processes": peers.size,
         "untrained": _fingerprint(model, reads),
-        "versions": _versions(),
+        "versions": {
+            "python": platform.python_version(),
+            "code": library_hash(),
+            **{name: version(name) for name in _PACKAGES},
+        },
         **({"data": dict(data)} if data else {}),
     }
 
@@ -245,11 +244,3 @@ def _fingerprint(model: nn.Module, reads: nn.Module | None) -> str:
         for name, value in frozen.items()
     }
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "code": library_hash(),
-        **{name: version(name) for name in _PACKAGES},
-    }

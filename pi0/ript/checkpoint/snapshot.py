@@ -79,7 +79,7 @@ def write_snapshot(
     Args:
         path: What it will be called.
         write: Fills the directory that it is given, on rank 0.
-        facts: Of the manifest.
+        facts: What the manifest says besides the files.
         peers: The processes that train together; each adds its random states.
         remedy: How the user goes on after a write that failed.
         keep_last: Snapshots to keep, with this one; None: all.

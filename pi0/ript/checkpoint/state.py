@@ -39,11 +39,16 @@ class Progress:
     step: int = 0
     """Optimizer steps made in it."""
     losses: list[float] = field(default_factory=list)
-    """Of those."""
+    """The losses of these steps."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of the iterations before."""
+    """The rows of metrics of the iterations before."""
     nonfinite: int = 0
     """Optimizer steps skipped in a row."""
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Return iteration and step."""
+        return self.iteration, self.step
 
     def remaining[T](self, steps: Iterable[T]) -> Iterator[tuple[int, T]]:
         """Yield number and content of the iteration's optimizer steps that are not made yet."""
@@ -88,7 +93,7 @@ def save_checkpoint(
 
     Args:
         model: The policy, or a learner that has it as `policy`, not wrapped.
-        optimizer: Of its parameters.
+        optimizer: The optimizer of its parameters.
         step: Iterations made.
         config: Settings (a dataclass, or a mapping).
         output_dir: The run's directory.
@@ -102,13 +107,13 @@ def save_checkpoint(
         SnapshotError: It could not be written; on all processes.
     """
     progress, policy = progress or Progress(iteration=step), _policy(model)
-    path = checkpoint_path(Path(output_dir), progress.iteration, progress.step)
+    path = checkpoint_path(Path(output_dir), *progress.position)
 
     def write(partial: Path) -> None:
         write_training(partial, policy, optimizer, {"sampler": sampler_state}, asdict(progress), _WEIGHTS)
         policy.save_pretrained(partial / "policy")
 
-    facts = {"position": [progress.iteration, progress.step], **run_facts(config, policy, peers)}
+    facts = {"position": list(progress.position), **run_facts(config, policy, peers)}
     write_snapshot(
         path, write, facts, peers=peers, remedy=RUNG_13.resume, keep_last=keep_last, outside=episodes
     )
@@ -130,7 +135,7 @@ def load_checkpoint(
         path: The checkpoint.
         model: The policy that the run started from, or a learner that has it as `policy`; on any device.
         optimizer: None leaves the optimizer and the random states.
-        sampler: Of states.
+        sampler: The sampler of initial states.
         peers: Each process gets its own random states.
         is_verified: The files have just been checked.
 

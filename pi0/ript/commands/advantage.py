@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pi0 import PI0Policy
+from pi0.ript.commands.arguments import command_parser, complain
 from pi0.ript.commands.dataset_arguments import (
     add_reading_arguments,
     dataset_settings,
@@ -18,7 +19,7 @@ from pi0.ript.config import ConfigError
 from pi0.ript.config.yaml_files import include
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.files import hash_files
+from pi0.ript.files import hash_files, path_argument
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, require_share
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.labelling import Advantage, FrameLabels, label_frames, write_labels
@@ -50,11 +51,11 @@ def label_datasets(
     """Write `meta/advantages.json` into each data set; return the thresholds and what they mean.
 
     Args:
-        directory: Of a value function, with the reward that it was trained on (reward.json).
-        policy: Whose prefix it reads, in its expert form.
+        directory: A value function, with the reward that it was trained on (reward.json).
+        policy: The policy whose prefix it reads, in its expert form.
         datasets: LeRobotDatasets v3 with success labels, or of successes alone.
         settings: Share of all frames above epsilon, and whether there is one epsilon for all or one per task.
-        device: Of the computation.
+        device: Where it is computed.
         batch_size: Frames per forward pass.
     """
     where = require_device(device)
@@ -126,8 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=options.batch_size,
         )
     except (CheckpointError, ValueError) as error:
-        sys.stderr.write(f"pi0-advantage: error: {in_words_of_options(error)}\n")
-        return 2
+        return complain("pi0-advantage", in_words_of_options(error))
     print(labels)  # noqa: T201
     for name, share in labels.figures()["positive_share"].items():
         print(f"{name}: {share:.1%} positive, written to {Path(name) / ADVANTAGES_PATH}")  # noqa: T201
@@ -135,24 +135,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pi0-advantage",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("pi0-advantage", str(__doc__), _EXAMPLES)
     add = parser.add_argument
     add("datasets", nargs="*", help="LeRobotDatasets v3 with success labels: directories, or hub names")
-    add("--value", "--config_path", type=Path, required=True, help="directory of the value function")
-    add("--policy", type=Path, help="directory of the policy whose prefix it reads (its expert form)")
-    add("--dataset_mixture", type=Path, help="JSON file with 'datasets', in place of or besides directories")
+    add("--value", "--config_path", type=path_argument, required=True, help="directory of the value function")
+    add("--policy", type=path_argument, help="directory of the policy whose prefix it reads")
+    add(
+        "--dataset_mixture",
+        type=path_argument,
+        help="JSON file with 'datasets', besides directories",
+    )
     add("--positive-fraction", type=float, default=0.3, help="share of all frames above epsilon (0.3)")
     add("--scope", choices=("global", "per_task"), default="global", help="one epsilon, or one per task")
     add("--device", default="auto", help="cpu, cuda, ..., or auto")
-    add(
-        "--batch_size", "--dataloader_batch_size", type=int, default=256, help="frames per forward pass (256)"
-    )
+    sizes = ("--batch_size", "--dataloader_batch_size")
+    add(*sizes, type=int, default=256, help="frames per forward pass (256)")
     add_reading_arguments(parser)
     return parser
 

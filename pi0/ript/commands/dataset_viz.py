@@ -14,6 +14,7 @@ from pi0.ript.commands.dataset_arguments import (
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.files import path_argument
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, read_advantages, read_lineage
 from pi0.ript.labels.frames import (
     FRAMES_FILE,
@@ -76,11 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="directory of the data set, or its name on the hub")
-    add("--output", type=Path, metavar="PAGE", help="the page (default: DATASET.html)")
+    add("--output", type=path_argument, metavar="PAGE", help="the page (default: DATASET.html)")
     add("--episodes", type=int, nargs="+", metavar="N", help="episodes to show (default: the first ones)")
     add("--max-episodes", type=int, default=12, metavar="N", help="how many without --episodes (default 12)")
     values = f"{FRAMES_FILE} of a RECAP run, or its directory; instead of the data set's {ADVANTAGES_PATH}"
-    add("--values", type=Path, metavar="DIR", help=values)
+    add("--values", type=path_argument, metavar="DIR", help=values)
     source = (
         f"source in {FRAMES_FILE} that is this data set (default: the one with episodes of these lengths)"
     )

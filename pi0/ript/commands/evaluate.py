@@ -9,6 +9,7 @@ from functools import reduce
 from typing import Any
 
 from pi0.registry import load_plugins
+from pi0.ript.commands.arguments import command_parser, complain
 from pi0.ript.config import ConfigError, TrainConfig, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_comments, key_value_pairs
 from pi0.ript.config.loading import default_values, load_config
@@ -72,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evaluate_policy(config)
     except (ConfigError, RunInUseError) as error:
         if os.environ.get("RANK", "0") == "0":
-            message = str(error) if is_file else _with_flags(str(error))
-            sys.stderr.write(f"{parser.prog}: error: {message}\n")
+            complain(parser.prog, error if is_file else _with_flags(str(error)))
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{parser.prog}: interrupted; the same command goes on from the finished episodes\n")
@@ -82,13 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pi0-eval",
-        description="Evaluate a policy on held-out initial states: k/n per task and overall with intervals, "
+    parser = command_parser(
+        "pi0-eval",
+        "Evaluate a policy on held-out initial states: k/n per task and overall with intervals, "
         "evaluation.json, a video and report.html; with --compare a paired table and comparison.json.",
-        epilog=f"{_EXAMPLES}\nkeys of a file, with their defaults:\n{describe_keys(EvaluationConfig)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        f"{_EXAMPLES}\nkeys of a file, with their defaults:\n{describe_keys(EvaluationConfig)}",
     )
     add, defaults = parser.add_argument, default_values(EvaluationConfig) | _DEFAULTS
     in_file = "JSON or YAML with the sections policy, task and eval; then other options are keys, --key=value"
@@ -119,10 +117,10 @@ def _of_file(
     """Return what a file and new values for its keys ask for; what is wrong is a ConfigError."""
     values = vars(options)
     path = values.pop("config_path")
-    if given := [key for key, value in values.items() if value != parser.get_default(key)]:
+    if changed := [key for key, value in values.items() if value != parser.get_default(key)]:
         raise ConfigError(
-            f"{_FLAGS.get(given[0], '--env-option')}: with --config_path, options are keys of the file, such "
-            "as --policy_path=DIR or --eval.rollouts_per_task=50"
+            f"{_FLAGS.get(changed[0], '--env-option')}: with --config_path, options are keys of the file, "
+            "such as --policy_path=DIR or --eval.rollouts_per_task=50"
         )
     overrides, unused = key_value_pairs(rest), {"of training": [f"policy.{key}" for key in _TRAINING]}
     config = load_config_from_yaml(path, overrides, schema=EvaluationConfig, without_effect=unused)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from pi0 import Indicator, Observation, Pi0Model, PI0Policy
 from pi0.lerobot_format import require_lerobot_sizes
+from pi0.ript.commands.arguments import command_parser, complain, whole_number
 from pi0.ript.commands.policy_argument import add_policy_arguments, load_policy
+from pi0.ript.files import path_argument
 
 PROGRAM, DESCRIPTION = "sampler.pt2", "sampler.json"
 _EXAMPLES = """
@@ -136,14 +138,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        _check_output(options.output)
+        if options.output.exists():
+            raise ValueError(
+                f"--output: {str(options.output)!r} is there already; remove it, or name another directory"
+            )
         policy = load_policy(options)
         print("exporting, then comparing; a real-sized policy takes minutes", flush=True)  # noqa: T201
         difference = export(policy, options)
     except ValueError as error:
-        return _complain(str(error), 2)
+        return complain("pi0-export", error)
     except ExportDiffersError as error:
-        return _complain(str(error), 1)
+        return complain("pi0-export", error, code=1)
     print(f"{options.output}: largest difference to the policy {difference:.3g}")  # noqa: T201
     return 0
 
@@ -182,38 +187,17 @@ def export(policy: PI0Policy, options: argparse.Namespace) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pi0-export",
-        description="Export a policy for deployment, and check the result against the policy.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Export a policy for deployment, and check the result against the policy."
+    parser = command_parser("pi0-export", description, _EXAMPLES)
     add_policy_arguments(parser)
-    add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="must not exist")
+    add, count = parser.add_argument, whole_number("at least 1", 1)
+    add("--output", type=path_argument, required=True, metavar="DIR", help="must not exist")
     add("--format", choices=("torch", "lerobot"), default="torch", help="default %(default)s")
-    add("--batch-size", type=_count, default=1, help="of the program (default %(default)s)")
-    add("--num-steps", type=_count, help="of the sampler (default: as the checkpoint says)")
-    add("--cameras", type=_count, help="of the program (default: those that the robot has)")
+    add("--batch-size", type=count, default=1, help="of the program (default %(default)s)")
+    add("--num-steps", type=count, help="of the sampler (default: as the checkpoint says)")
+    add("--cameras", type=count, help="of the program (default: those that the robot has)")
     add("--tolerance", type=float, default=1e-4, help="of normalised actions (default %(default)s)")
     return parser
-
-
-def _check_output(output: Path) -> None:
-    if output.exists():
-        raise ValueError(f"--output: {str(output)!r} is there already; remove it, or name another directory")
-
-
-def _complain(text: str, code: int) -> int:
-    sys.stderr.write(f"pi0-export: error: {text}\n")
-    return code
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from pi0.ript.commands.arguments import complain, whole_number
 from pi0.ript.commands.supervise import supervise
 
 
@@ -74,8 +75,7 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     try:
         arguments = launch_arguments(name, sys.argv[1:] if argv is None else argv)
     except LaunchError as error:
-        sys.stderr.write(f"pi0-{name}: error: {error}\n")
-        return 2
+        return complain(f"pi0-{name}", error)
     print(f"Executing: {shlex.join(arguments)}", flush=True)  # noqa: T201
     return supervise(arguments, _environment())
 
@@ -105,7 +105,10 @@ def launch_arguments(name: str, argv: Sequence[str]) -> list[str]:
         _require_accelerate_config(config)
         return [python, "-m", "accelerate.commands.launch", "--config_file", config, *script]
     if count > 1:
-        return [python, "-m", "torch.distributed.run", *_torchrun_options(count), *script]
+        # torchrun would die of SIGUSR1, which asks for a checkpoint, and leave its processes behind.
+        signals = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", signals]
+        return [python, *torchrun, *script]
     return [python, *script]
 
 
@@ -135,18 +138,12 @@ def _parser(name: str) -> argparse.ArgumentParser:
     add(
         "--nproc-per-node",
         "--nproc_per_node",
-        type=_positive,
+        type=whole_number("a number of processes", 1),
         default=1,
         metavar="N",
         help="run N processes on this machine under torchrun; default: one, without torchrun",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of processes, found {text!r}")
-    return int(text)
 
 
 def _require_accelerate_config(config: str) -> None:
@@ -164,12 +161,6 @@ def _require_accelerate_config(config: str) -> None:
             f"--accelerate-config: {config!r} asks for {count} processes with distributed_type {kind!r}, of "
             f"which accelerate starts one; use --nproc-per-node {count}, or distributed_type: MULTI_GPU"
         )
-
-
-def _torchrun_options(count: int) -> list[str]:
-    # torchrun would die of SIGUSR1, which asks for a checkpoint, and leave its processes behind.
-    signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-    return ["--standalone", f"--nproc-per-node={count}", f"--signals-to-handle={signals}"]
 
 
 def _environment() -> dict[str, str]:

@@ -23,12 +23,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def versions(request: Request) -> list[Finding]:
     """Return how Python and the packages compare with those that the tests ran with."""
-    found = ".".join(map(str, sys.version_info[:3]))
-    wanted = ".".join(map(str, _PYTHON))
+    running, needed = (".".join(map(str, numbers)) for numbers in (sys.version_info[:3], _PYTHON))
     if sys.version_info[:2] == _PYTHON:
-        findings = [Finding("ok", f"python {found}")]
+        findings = [Finding("ok", f"python {running}")]
     else:
-        findings = [Finding("FAIL", f"python {found}, expected {wanted}", "make setup")]
+        findings = [Finding("FAIL", f"python {running}, expected {needed}", "make setup")]
     if not _CONSTRAINTS.exists():
         remedy = f"compare `pip list` with that file of the source, which is not at {_CONSTRAINTS}"
         return [*findings, Finding("warn", "packages: no constraints.txt to compare with", remedy)]
@@ -40,13 +39,13 @@ def versions(request: Request) -> list[Finding]:
 def _version(name: str, tested: str) -> Finding:
     remedy = f"make setup, or pip install '{name}=={tested}'"
     try:
-        found = metadata.version(name)
+        installed = metadata.version(name)
     except metadata.PackageNotFoundError:
         return Finding("FAIL", f"{name} is not installed, expected {tested}", remedy)
-    if found.split("+")[0] == tested:  # what follows says how it was built
-        return Finding("ok", f"{name} {found}")
-    is_close = found.split(".")[:2] == tested.split(".")[:2]
-    return Finding("warn" if is_close else "FAIL", f"{name} {found}, tested with {tested}", remedy)
+    if installed.split("+")[0] == tested:  # what follows says how it was built
+        return Finding("ok", f"{name} {installed}")
+    is_close = installed.split(".")[:2] == tested.split(".")[:2]
+    return Finding("warn" if is_close else "FAIL", f"{name} {installed}, tested with {tested}", remedy)
 
 
 def gpu(request: Request) -> list[Finding]:
@@ -123,8 +122,8 @@ def cores(request: Request) -> list[Finding]:
     return [Finding("ok", f"CPU cores: {count:g}")]
 
 
-def _enough(found: float, wanted: tuple[float, float], text: str, remedy: str) -> Finding:
-    """Return a finding: less than the first is too little, less than the second can be."""
-    least, good = wanted
-    level: Level = "FAIL" if found < least else "warn" if found < good else "ok"
+def _enough(free_gb: float, limits_gb: tuple[float, float], text: str, remedy: str) -> Finding:
+    """Return a finding: less than the first limit is too little, less than the second can be."""
+    least, good = limits_gb
+    level: Level = "FAIL" if free_gb < least else "warn" if free_gb < good else "ok"
     return Finding(level, text, "" if level == "ok" else remedy)

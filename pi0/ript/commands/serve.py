@@ -6,6 +6,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
+from pi0.ript.commands.arguments import command_parser, complain, whole_number
 from pi0.ript.commands.policy_argument import add_policy_arguments, load_policy
 from pi0.ript.serving import PolicyServer, start_server
 
@@ -44,30 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         asyncio.run(_serve(server, options.host, options.port))
     except ValueError as error:
-        return _complain(str(error))
+        return complain("pi0-serve", error)
     except OSError as error:
         where = f"port {options.port} of {options.host}"
         if error.errno == errno.EADDRINUSE:
-            return _complain(f"--port: {where} is in use; choose another, or 0 for a free one")
-        return _complain(f"cannot listen on {where}: {error.strerror}")
+            return complain("pi0-serve", f"--port: {where} is in use; choose another, or 0 for a free one")
+        return complain("pi0-serve", f"cannot listen on {where}: {error.strerror}")
     except KeyboardInterrupt:
         return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pi0-serve",
-        description="Serve a policy over a websocket: observations in, chunks of actions out.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Serve a policy over a websocket: observations in, chunks of actions out."
+    parser = command_parser("pi0-serve", description, _EXAMPLES)
     add_policy_arguments(parser)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s: this machine only)")
-    add("--port", type=_port, default=8000, help="default %(default)s; 0: a free one")
+    port, count = whole_number("0 to 65535", 0, 65535), whole_number("at least 1", 1)
+    add("--port", type=port, default=8000, help="default %(default)s; 0: a free one")
     add("--guidance", type=float, default=1.0, help="towards a positive advantage (default %(default)s)")
-    add("--num-steps", type=_count, help="of the sampler (default: as the checkpoint says)")
+    add("--num-steps", type=count, help="of the sampler (default: as the checkpoint says)")
     add("--prompt", help="the task, for clients that name none")
     add("--seed", type=int, help="of the sampling noise (default: other noise in each run)")
     add("--max-message-mb", type=float, default=16.0, help="a longer one is refused (default %(default)s)")
@@ -81,25 +79,6 @@ async def _serve(server: PolicyServer, host: str, port: int) -> None:
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
-
-
-def _complain(text: str) -> int:
-    sys.stderr.write(f"pi0-serve: error: {text}\n")
-    return 2
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 65536:
-        raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 One table for all commands: an entry counts where its new key is one of the command's, and its old one is not.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,17 @@ class Alias:
     """What to do about other values than these, null and false, which ask for nothing. None: they stay."""
     is_listed: bool = False
     """A single value here is a list there."""
+
+
+def _table(text: str) -> dict[str, list[str]]:
+    """Return the words behind the colon of each line, by what is before it; indented lines continue one."""
+    entries = re.split(r"\n(?!    )", textwrap.dedent(text).strip())
+    return {name: words.split() for name, _, words in (entry.partition(":") for entry in entries)}
+
+
+def _renamed(text: str) -> dict[str, Alias]:
+    """Return the aliases of a table: today's key, and other keys whose values mean the same."""
+    return {old: Alias(key) for key, others in _table(text).items() for old in others}
 
 
 _SWITCH = "use true or false"
@@ -47,41 +60,30 @@ EARLIER: dict[str, Alias] = {
     "algo.use_val_init": Alias("", {}, f"training on the states of the evaluation would void it: {_FIXED}"),
     "distributed.use_fsdp": Alias("", {}, f"every process holds the whole model (DDP): {_FIXED}"),
     "task.task_name": Alias("task.task_names", is_listed=True),
-    **{
-        old: Alias(new)
-        for old, new in {
-            "algo.demo_batch_size": "algo.data_batch_size",
-            "algo.cfg_guidance_scale": "eval.cfg_guidance_scale",
-            "algo.num_ppo_epochs": "algo.num_epochs",
-            "benchmark_name": "task.benchmark_name",
-            "checkpoint.keep_num": "training.keep_last",
-            "checkpoint.save_interval": "training.save_freq",
-            "data_parallel.enable_gradient_checkpointing": "policy.gradient_checkpointing",
-            "data_processing.num_init_states": "dataset.num_init_states",
-            "data_processing.window_stride": "dataset.window_stride",
-            "distributed.gradient_checkpointing": "policy.gradient_checkpointing",
-            "enhanced_sampling.max_sampling_attempts": "algo.max_sampling_attempts",
-            "env": "task.benchmark_name",
-            "env.benchmark_name": "task.benchmark_name",
-            "evaluation.rollouts_per_task": "eval.rollouts_per_task",
-            "fault_tolerance.checkpoint_interval": "training.save_freq",
-            "fault_tolerance.max_checkpoints_to_keep": "training.keep_last",
-            "features.enable_rollout_stats_tracking": "algo.enable_rollout_stats_tracking",
-            "logging.mode": "logging.wandb_mode",
-            "logging.project": "logging.wandb_project",
-            "lr": "algo.lr",
-            "norm_stats_path": "policy.norm_stats_path",
-            "optimizer.lr": "algo.lr",
-            "policy.replan_steps": "policy.n_action_steps",
-            "rollout.n_video": "eval.n_video",
-            "rollout.rollouts_per_env": "eval.rollouts_per_task",
-            "task.task_names_to_use": "task.task_names",
-            "training.gradient_checkpointing": "policy.gradient_checkpointing",
-            "training.optimizer.lr": "algo.lr",
-            "training_iterations": "training.num_train_steps",
-            "unified_pool_batch_size": "algo.micro_batch_size",
-        }.items()
-    },
+    **_renamed("""
+        algo.data_batch_size: algo.demo_batch_size
+        eval.cfg_guidance_scale: algo.cfg_guidance_scale
+        algo.num_epochs: algo.num_ppo_epochs
+        task.benchmark_name: benchmark_name env env.benchmark_name
+        training.keep_last: checkpoint.keep_num fault_tolerance.max_checkpoints_to_keep
+        training.save_freq: checkpoint.save_interval fault_tolerance.checkpoint_interval
+        policy.gradient_checkpointing: data_parallel.enable_gradient_checkpointing
+            distributed.gradient_checkpointing training.gradient_checkpointing
+        dataset.num_init_states: data_processing.num_init_states
+        dataset.window_stride: data_processing.window_stride
+        algo.max_sampling_attempts: enhanced_sampling.max_sampling_attempts
+        eval.rollouts_per_task: evaluation.rollouts_per_task rollout.rollouts_per_env
+        algo.enable_rollout_stats_tracking: features.enable_rollout_stats_tracking
+        logging.wandb_mode: logging.mode
+        logging.wandb_project: logging.project
+        algo.lr: lr optimizer.lr training.optimizer.lr
+        policy.statistics_path: norm_stats_path policy.norm_stats_path
+        policy.n_action_steps: policy.replan_steps
+        eval.n_video: rollout.n_video
+        task.task_names: task.task_names_to_use
+        training.num_train_steps: training_iterations
+        algo.micro_batch_size: unified_pool_batch_size
+    """),
 }
 
 # Of OpenTau and GR00T, and of pi0-train and pi0-eval before they had the sections of the other commands.
@@ -100,125 +102,93 @@ OTHERS: dict[str, Alias] = {
     ),
     "eval.save_videos": Alias("eval.n_video", {True: 16, False: 0}, f"{_SWITCH}, or eval.n_video"),
     "last_checkpoint_only": Alias("save_total_limit", {True: 1}, f"{_SWITCH}, or save_total_limit"),
-    **{
-        old: Alias(new)
-        for old, new in {
-            "action_chunk": "policy.chunk_size",
-            "dataloader_num_workers": "dataset_mixture.num_workers",
-            "dataset_mixture.cache_gib": "cache_gib",
-            "dataset_mixture.in_memory_gib": "dataset_mixture.cache_gib",
-            "in_memory_gib": "cache_gib",
-            "env.camera_names": "task.camera_names",
-            "env.episode_length": "task.max_episode_length",
-            "env.image_size": "task.image_size",
-            "env.num_envs": "task.num_parallel_envs",
-            "env.render_size": "task.render_size",
-            "env.task_ids": "task.task_names",
-            "eval.batch_size": "task.num_parallel_envs",
-            "eval.guidance": "eval.cfg_guidance_scale",
-            "eval.max_episodes_rendered": "eval.n_video",
-            "eval.n_episodes": "eval.rollouts_per_task",
-            "eval.num_episodes": "eval.rollouts_per_task",
-            "eval.num_workers": "task.num_workers",
-            "experiment_name": "exp_name",
-            "global_batch_size": "batch_size",
-            "learning_rate": "optimizer.learning_rate",
-            "logging_steps": "log_freq",
-            "max_action_dim": "policy.max_action_dim",
-            "max_state_dim": "policy.max_state_dim",
-            "max_steps": "steps",
-            "num_workers": "dataset_mixture.num_workers",
-            "policy.policy_path": "policy.reads",
-            "policy.prompt_max_length": "policy.tokenizer_max_length",
-            "prefetch_factor": "dataset_mixture.prefetch_factor",
-            "save_steps": "save_freq",
-            "optimizer.grad_clip_norm": "optimizer.grad_norm_clip",
-            "optimizer.indicator_lr": "optimizer.indicator_learning_rate",
-            "optimizer.lr": "optimizer.learning_rate",
-            "scheduler.peak_lr": "optimizer.learning_rate",
-            "use_wandb": "logging.use_wandb",
-            "wandb.enable": "logging.use_wandb",
-            "wandb.entity": "logging.wandb_entity",
-            "wandb.mode": "logging.wandb_mode",
-            "wandb.project": "logging.wandb_project",
-            "wandb_project": "logging.wandb_project",
-            "warmup_steps": "scheduler.num_warmup_steps",
-            "weight_decay": "optimizer.weight_decay",
-        }.items()
-    },
+    **_renamed("""
+        policy.chunk_size: action_chunk
+        dataset_mixture.num_workers: dataloader_num_workers num_workers
+        dataset_mixture.cache_gib: dataset_mixture.in_memory_gib
+        cache_gib: dataset_mixture.cache_gib in_memory_gib
+        task.camera_names: env.camera_names
+        task.max_episode_length: env.episode_length
+        task.image_size: env.image_size
+        task.num_parallel_envs: env.num_envs eval.batch_size
+        task.render_size: env.render_size
+        task.task_names: env.task_ids
+        eval.cfg_guidance_scale: eval.guidance
+        eval.n_video: eval.max_episodes_rendered
+        eval.rollouts_per_task: eval.n_episodes eval.num_episodes
+        task.num_workers: eval.num_workers
+        exp_name: experiment_name
+        batch_size: global_batch_size
+        optimizer.learning_rate: learning_rate optimizer.lr scheduler.peak_lr
+        log_freq: logging_steps
+        policy.max_action_dim: max_action_dim
+        policy.max_state_dim: max_state_dim
+        steps: max_steps
+        policy.reads: policy.policy_path
+        policy.tokenizer_max_length: policy.prompt_max_length
+        dataset_mixture.prefetch_factor: prefetch_factor
+        save_freq: save_steps
+        optimizer.grad_norm_clip: optimizer.grad_clip_norm
+        optimizer.indicator_learning_rate: optimizer.indicator_lr
+        logging.use_wandb: use_wandb wandb.enable
+        logging.wandb_entity: wandb.entity
+        logging.wandb_mode: wandb.mode
+        logging.wandb_project: wandb.project wandb_project
+        scheduler.num_warmup_steps: warmup_steps
+        optimizer.weight_decay: weight_decay
+    """),
 }
 
-WITHOUT_EFFECT: dict[str, Sequence[str]] = {
-    "only RIPT's objective is offered, with one update per mini-batch": [
-        "algo.ppo_clip_*",
-        "algo.early_stop_percentage",
-    ],
-    "states and groups are drawn in one fixed order": [
-        *("algo.enable_dynamic_sampling", "algo.rollout_stats_path", "algo.skip_failed_states"),
-        *("algo.state_history_window", "enhanced_sampling.debug_sampling", "debug_sampling"),
-        *("enhanced_sampling.enable_smart_filtering", "unified_pool_shuffle"),
-    ],
-    "actions are always sampled": ["algo.deterministic", "algo.temperature"],
-    "the indicator is withheld by algo.cfg_uncond_weight": ["algo.cfg_dropout", "policy.cfg_enabled"],
-    "guidance is constant": ["adaptive_cfg", "adaptive_cfg.*", "cfg_sweep", "cfg_sweep.*"],
-    "AdamW has one setting here, algo.lr": [
-        *("optimizer.lr_schedule", "optimizer.name", "optimizer.weight_decay"),
-        *(
-            f"training.optimizer.{key}"
-            for key in ("beta1", "beta2", "eps", "momentum", "type", "weight_decay")
-        ),
-    ],
-    "task and eval say what is simulated": [
-        *("algo.eval_only", "algo.rollouts_per_env", "env.use_libero", "task.env_seed", "task.local_tasks"),
-        *("task.num_steps_wait", "task.rollouts_per_env", "task.use_test", "training.rollout_steps"),
-        *("rollout.enabled", "rollout.interval", "rollout.max_episode_length", "rollout.n_video_final"),
-        *("rollout.num_parallel_envs", "rollout.steps"),
-    ],
-    "checkpoints, videos and logs are always written to the run's directory": [
-        *("checkpoint.save_best", "enhanced_sampling.save_videos", "enhanced_sampling.video_dir"),
-        *("evaluation.detailed_logging", "evaluation.save_*videos", "fault_tolerance.enable_checkpointing"),
-        *("logging.debug", "logging.group", "logging.log_*", "logging.resume", "logging.save_*"),
-        *("training.log_interval", "training.save_best", "training.save_interval"),
-        *("training.save_optimizer_final", "training.save_optimizer_freq", "save_checkpoint"),
-    ],
-    "windows are those of whole episodes, every dataset.window_stride steps": [
-        *(
-            f"{section}.{key}"
-            for section in ("data_processing", "dataset")
-            for key in ("max_windows_per_episode", "state_dim", "use_so100_processing", "windowing_mode")
-        ),
-        *("dataset._target_", "dataset.frame_stack", "dataset.get_pad_mask", "dataset.load_*"),
-        *("dataset.max_samples_per_trajectory", "dataset.obs_seq_len", "dataset.seq_len"),
-        *("training.load_obs", "training.n_steps", "train_dataloader", "train_dataloader.*"),
-        *("data_prefix", "libero_data_prefix", "use_libero_demos"),
-    ],
-    "processes share the work by themselves": [
-        *(
-            "data_parallel.async_data_loading",
-            "data_parallel.sync_every_n_steps",
-            "distributed.bucket_cap_mb",
-        ),
-        *("distributed.enable_task_sharding", "distributed.enabled", "distributed.find_unused_parameters"),
-        *("distributed.sharded_ddp", "distributed.sync_every_n_steps", "distributed.zero_optimization"),
-        *("task_distribution", "task_distribution.*"),
-    ],
-    "policy.freeze says what is trained": ["policy.train_state_proj"],
-    "belongs to another program": [
-        *(
-            "debug",
-            "debug.*",
-            "defaults",
-            "defaults.*",
-            "features",
-            "features.*",
-            "performance",
-            "performance.*",
-        ),
-        *("so100_monitoring", "so100_monitoring.*"),
-    ],
-    "exp_name names the run": ["job_name"],
-    "a value function answers no questions": ["policy.response_max_length"],
-    "steps that are not finite are skipped and counted": ["trace_nans"],
-    "optimizer and scheduler have defaults": ["use_policy_training_preset"],
-}
+WITHOUT_EFFECT = _table("""
+only RIPT's objective is offered, with one update per mini-batch:
+    algo.ppo_clip_* algo.early_stop_percentage
+states and groups are drawn in one fixed order:
+    algo.enable_dynamic_sampling algo.rollout_stats_path algo.skip_failed_states algo.state_history_window
+    enhanced_sampling.debug_sampling debug_sampling enhanced_sampling.enable_smart_filtering
+    unified_pool_shuffle
+actions are always sampled:
+    algo.deterministic algo.temperature
+the indicator is withheld by algo.cfg_uncond_weight:
+    algo.cfg_dropout policy.cfg_enabled
+guidance is constant:
+    adaptive_cfg adaptive_cfg.* cfg_sweep cfg_sweep.*
+AdamW has one setting here, algo.lr:
+    optimizer.lr_schedule optimizer.name optimizer.weight_decay training.optimizer.beta1
+    training.optimizer.beta2 training.optimizer.eps training.optimizer.momentum training.optimizer.type
+    training.optimizer.weight_decay
+task and eval say what is simulated:
+    algo.eval_only algo.rollouts_per_env env.use_libero task.env_seed task.local_tasks task.num_steps_wait
+    task.rollouts_per_env task.use_test training.rollout_steps rollout.enabled rollout.interval
+    rollout.max_episode_length rollout.n_video_final rollout.num_parallel_envs rollout.steps
+checkpoints, videos and logs are always written to the run's directory:
+    checkpoint.save_best enhanced_sampling.save_videos enhanced_sampling.video_dir
+    evaluation.detailed_logging evaluation.save_*videos fault_tolerance.enable_checkpointing logging.debug
+    logging.group logging.log_* logging.resume logging.save_* training.log_interval training.save_best
+    training.save_interval training.save_optimizer_final training.save_optimizer_freq save_checkpoint
+windows are those of whole episodes, every dataset.window_stride steps:
+    data_processing.max_windows_per_episode data_processing.state_dim data_processing.use_so100_processing
+    data_processing.windowing_mode dataset.max_windows_per_episode dataset.state_dim
+    dataset.use_so100_processing dataset.windowing_mode dataset._target_ dataset.frame_stack
+    dataset.get_pad_mask dataset.load_* dataset.max_samples_per_trajectory dataset.obs_seq_len
+    dataset.seq_len training.load_obs training.n_steps train_dataloader train_dataloader.* data_prefix
+    libero_data_prefix use_libero_demos
+processes share the work by themselves:
+    data_parallel.async_data_loading data_parallel.sync_every_n_steps distributed.bucket_cap_mb
+    distributed.enable_task_sharding distributed.enabled distributed.find_unused_parameters
+    distributed.sharded_ddp distributed.sync_every_n_steps distributed.zero_optimization task_distribution
+    task_distribution.*
+policy.freeze says what is trained:
+    policy.train_state_proj
+belongs to another program:
+    debug debug.* defaults defaults.* features features.* performance performance.* so100_monitoring
+    so100_monitoring.*
+exp_name names the run:
+    job_name
+a value function answers no questions:
+    policy.response_max_length
+steps that are not finite are skipped and counted:
+    trace_nans
+optimizer and scheduler have defaults:
+    use_policy_training_preset
+""")
 """Keys that are read and not used, by the reason; `*` stands for any letters."""

@@ -33,7 +33,7 @@ def load_config_from_yaml[C](
     Notices about keys of earlier versions are printed.
 
     Args:
-        path: Of the file.
+        path: The file.
         overrides: "algo.lr=2e-5", "task.task_names=[3,4]", "eval.first_state=null", ...
         profile: Name of one of the files in `PROFILES`.
         schema: A dataclass whose fields have defaults; sections are dataclasses too.

@@ -71,8 +71,10 @@ def translate(
 def _reason(old: str, unused: Mapping[str, Sequence[str]]) -> str | None:
     """Return why a key, or what it is called now, has no effect; None: it is unknown."""
     names = {old, OTHERS[old].key if old in OTHERS else old}
-    found = (why for why, patterns in unused.items() if any(fnmatch(n, p) for n in names for p in patterns))
-    return next(found, None)
+    for reason, patterns in unused.items():
+        if any(fnmatch(name, pattern) for name in names for pattern in patterns):
+            return reason
+    return None
 
 
 def _aliases(known: Collection[str]) -> dict[str, Alias]:

@@ -10,7 +10,6 @@ import torch
 
 from pi0 import toy_config
 from pi0.model import Pi0Model
-from pi0.openpi_format import read_statistics
 from pi0.registry import get_config
 from pi0.ript.config.schema import NO_ENVIRONMENT, ConfigError, TrainConfig
 from pi0.ript.demonstrations.experts import tasks_with_expert
@@ -19,14 +18,15 @@ from pi0.ript.environments import Environment, get_environment
 from pi0.ript.loss import require_algorithm
 from pi0.ript.ranges import wrong_values
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
+from pi0.statistics_file import read_statistics_file
 from pi0.trainable import frozen_names
 
 
 def validate_config(config: TrainConfig) -> None:
     """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
     problems = [*_algorithm(config), *_resume(config)]
-    environment, wrong = shared_problems(config)
-    problems += wrong
+    environment, shared = shared_problems(config)
+    problems += shared
     if environment is not None:
         problems += _toy(config, environment)
     if problems:
@@ -116,28 +116,22 @@ def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
 
 def wrong_policy(config: Any) -> list[str]:
     """Return what is wrong with the policy to start from, `policy_path` and the section `policy`."""
-    problems = attempt(lambda: require_policy_path(config.policy_path))[1]
-    return [*problems, *_statistics(config), *_named_config(config), *_freeze(config)]
+    policy, problems = config.policy, attempt(lambda: require_policy_path(config.policy_path))[1]
+    if policy.statistics_path is not None:
+        path = Path(policy.statistics_path).expanduser()
+        problems += attempt(lambda: _require_statistics(path), "policy.statistics_path: ")[1]
+    if policy.config is not None:
+        problems += attempt(lambda: get_config(policy.config), "policy.config: ")[1]
+    return [*problems, *(_freeze(config, policy.freeze) if policy.freeze is not None else ())]
 
 
-def _statistics(config: Any) -> list[str]:
-    if config.policy.norm_stats_path is None:
-        return []
-    path = Path(config.policy.norm_stats_path).expanduser()
+def _require_statistics(path: Path) -> None:
     if not path.is_file():
-        return [f"policy.norm_stats_path: no file at {str(path)!r}; null takes the checkpoint's statistics"]
-    return attempt(lambda: read_statistics(path), "policy.norm_stats_path: ")[1]
+        raise ValueError(f"no file at {str(path)!r}; null takes the checkpoint's statistics")
+    read_statistics_file(path)
 
 
-def _named_config(config: Any) -> list[str]:
-    name = config.policy.config
-    return [] if name is None else attempt(lambda: get_config(name), "policy.config: ")[1]
-
-
-def _freeze(config: Any) -> list[str]:
-    which = config.policy.freeze
-    if which is None:
-        return []
+def _freeze(config: Any, which: str) -> list[str]:
     wrong = attempt(lambda: re.compile(which), f"policy.freeze: {which!r} is no regular expression: ")[1]
     if wrong or config.policy_path != TOY:
         return wrong
@@ -149,7 +143,7 @@ def _freeze(config: Any) -> list[str]:
 def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:
     if config.policy_path != TOY:
         return
-    for key in ("config", "norm_stats_path", "extra_delta_transform"):
+    for key in ("config", "statistics_path", "extra_delta_transform"):
         if getattr(config.policy, key) is not None:
             yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; use policy.{key}=null"
     spec = environment.warm_start_spec(seed=0)

@@ -4,7 +4,6 @@ Axes: n frame (or action of a window) of a set, d feature dim.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +15,12 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pi0.features import ACTION, STATE
-from pi0.normalize import Statistics
+from pi0.normalize import Statistics, coinciding_quantiles
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings, check_mixture
 from pi0.ript.data.training_data import open_sets
 from pi0.ript.data.windows import action_chunks, chunk_offsets
-from pi0.ript.files import write_json
+from pi0.ript.files import path_argument, write_json
 from pi0.ript.progress import progress_bar
 
 FILE_NAME = "processor/statistics.json"
@@ -91,12 +90,7 @@ def mixture_statistics(
         list(zip(sets, rows, strict=True)), unit="data set", desc="statistics"
     ):
         states.append(frames.states[chosen])
-        if any(relative_actions):
-            actions.append(
-                _relative(frames, chosen, relative_actions, chunk_size, settings or MixtureSettings())
-            )
-        else:
-            actions.append(frames.actions[chosen])
+        actions.append(policy_actions(frames, chosen, relative_actions, chunk_size, settings))
     shares = [float(len(x)) for x in states] if weights is None else weights
     return {STATE: pooled_statistics(states, shares), ACTION: pooled_statistics(actions, shares)}
 
@@ -109,30 +103,6 @@ def save_statistics(path: Path, statistics: Statistics, made_from: dict[str, Any
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"statistics": values, "made_from": made_from})
-
-
-def load_statistics(path: Path, relative_actions: Sequence[bool] = ()) -> dict[str, dict[str, Tensor]]:
-    """Return the statistics of a file.
-
-    Raises:
-        ValueError: It is no such file, or its actions are not relative where the policy's are.
-    """
-    remedy = f"make it: pi0-stats DATASET... --output {path}"
-    if not path.is_file():
-        raise ValueError(f"{path}: expected statistics, found no file; {remedy}")
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict) or not {"statistics", "made_from"} <= content.keys():
-        raise ValueError(f"{path}: expected the keys 'statistics' and 'made_from', found others; {remedy}")
-    found = content["made_from"].get("relative_actions", [])
-    if any(found) != any(relative_actions) or (any(found) and found != [bool(x) for x in relative_actions]):
-        raise ValueError(
-            f"{path}: expected statistics of actions with relative_actions={list(relative_actions)}, found "
-            f"{found}; {remedy}"
-        )
-    return {
-        feature: {name: torch.tensor(value) for name, value in numbers.items()}
-        for feature, numbers in content["statistics"].items()
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,8 +146,14 @@ def _run(options: argparse.Namespace) -> None:
         "action_freq": options.action_freq,
     }
     save_statistics(options.output, statistics, made_from)
+    for feature, numbers in statistics.items():
+        for _, text in coinciding_quantiles(numbers):
+            sys.stderr.write(f"pi0-stats: warning: {feature}: {text}\n")
     frames = sum(int(x.lengths[x.selected].sum()) for x in sets)
-    sys.stdout.write(f"{options.output}: statistics of {frames} frames of {len(sets)} data sets\n")
+    sys.stdout.write(
+        f"{options.output}: statistics of {frames} frames of {len(sets)} data sets; for pi0-train: "
+        f"policy.statistics_path={options.output}\n"
+    )
 
 
 def _column_names(columns: Sequence[str]) -> dict[str, str | None]:
@@ -203,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("datasets", nargs="+", metavar="DATASET", help="directory of a LeRobotDataset v3, or hub name")
-    add("--output", type=Path, required=True, help=f"file to write, such as RUN/{FILE_NAME}")
+    add("--output", type=path_argument, required=True, help=f"file to write, such as RUN/{FILE_NAME}")
     add("--columns", nargs="+", default=[], metavar="KEY=NAME", help="what the sets call observation.state "
         "and action, where it is something else")  # fmt: skip
     add("--weights", type=float, nargs="+", help="one per data set (default: their numbers of frames)")
@@ -225,14 +201,17 @@ def _require_equal_widths(sets: Sequence[FrameSet], num_relative: int) -> None:
         )
 
 
-def _relative(
+def policy_actions(
     frames: FrameSet,
     rows: Int64[np.ndarray, " _"],
-    relative_actions: Sequence[bool],
-    chunk_size: int,
-    settings: MixtureSettings,
+    relative_actions: Sequence[bool] = (),
+    chunk_size: int = 1,
+    settings: MixtureSettings | None = None,
 ) -> Float[np.ndarray, "_ d"]:
-    """Return the actions of windows that lie within the episode, less the state where that is asked for."""
+    """Return the actions at some frames as a policy sees them; arguments as in `mixture_statistics`."""
+    if not any(relative_actions):
+        return frames.actions[rows]
+    settings = settings or MixtureSettings()
     rows = rows[:: -(-len(rows) // _MOST_WINDOWS)] if len(rows) else rows
     offsets = chunk_offsets(chunk_size, frames.fps, settings.action_freq)
     chunks, is_pad = action_chunks(

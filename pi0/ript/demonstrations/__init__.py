@@ -1,26 +1,7 @@
 """Demonstrations without a download: scripted experts carried out by operators of some quality."""
 
-from pi0.ript.demonstrations.collect import (
-    TaskSummary,
-    TooFewSuccessesError,
-    collect_demonstrations,
-)
-from pi0.ript.demonstrations.expert import Expert
-from pi0.ript.demonstrations.experts import make_expert, tasks_with_expert
-from pi0.ript.demonstrations.operators import OPERATORS, Demonstrator, Operator, get_operator
-from pi0.ript.demonstrations.recorder import DemonstrationPlan, demonstrate
+from pi0.ript.demonstrations.collect import collect_demonstrations
+from pi0.ript.demonstrations.experts import tasks_with_expert
+from pi0.ript.demonstrations.recorder import DemonstrationPlan
 
-__all__ = [
-    "OPERATORS",
-    "DemonstrationPlan",
-    "Demonstrator",
-    "Expert",
-    "Operator",
-    "TaskSummary",
-    "TooFewSuccessesError",
-    "collect_demonstrations",
-    "demonstrate",
-    "get_operator",
-    "make_expert",
-    "tasks_with_expert",
-]
+__all__ = ["DemonstrationPlan", "collect_demonstrations", "tasks_with_expert"]

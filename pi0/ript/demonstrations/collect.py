@@ -11,12 +11,7 @@ import numpy as np
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.experts import require_expert
 from pi0.ript.demonstrations.operators import Keep
-from pi0.ript.demonstrations.recorder import (
-    DemonstrationPlan,
-    Recorder,
-    attempt_of,
-    episode_number,
-)
+from pi0.ript.demonstrations.recorder import DemonstrationPlan, Recorder, attempt_of, episode_number
 from pi0.ript.demonstrations.worker import Attempt, WorkerPool
 from pi0.ript.progress import progress_bar
 
@@ -34,7 +29,7 @@ class TaskSummary:
     attempts: int
     kept: int
     mean_length: float
-    """Of the kept episodes, in policy steps."""
+    """Mean length of the kept episodes, in policy steps."""
 
 
 class Schedule:

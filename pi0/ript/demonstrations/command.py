@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from pi0.ript.data.encoding import default_storage
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.collect import TaskSummary, TooFewSuccessesError, collect_demonstrations
@@ -18,6 +16,7 @@ from pi0.ript.demonstrations.operators import OPERATORS, Operator, get_operator
 from pi0.ript.demonstrations.recorder import DemonstrationPlan
 from pi0.ript.demonstrations.worker import WorkerFailedError
 from pi0.ript.envs import Task, TaskSuite, make_suite
+from pi0.ript.files import path_argument
 
 DEFAULT_TASKS = ("button-press-v3", "drawer-open-v3", "plate-slide-v3")
 """Of Meta-World, which has 50."""
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         operator = plan.resolved_operator()
         EpisodeWriter(options.output, plan.info())
     except (ValueError, OSError) as error:
-        _complain(f"pi0-demos: error: {error}")
+        print(f"pi0-demos: error: {error}", file=sys.stderr)
         return 2
     keep = options.keep or operator.keep
     workers = min(options.workers, options.episodes * len(tasks))
@@ -62,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan, options.output, options.episodes, keep=keep, num_workers=workers
         )
     except KeyboardInterrupt:
-        _complain("pi0-demos: interrupted; run the same command to continue")
+        print("pi0-demos: interrupted; run the same command to continue", file=sys.stderr)
         return 130
     except (TooFewSuccessesError, WorkerFailedError) as error:
-        _complain(f"pi0-demos: failed: {error}")
+        print(f"pi0-demos: failed: {error}", file=sys.stderr)
         return 1
     _print_summary(summaries, options.output, time.monotonic() - start)
     return 0
@@ -89,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--operator", default="competent", help=f"{operators} (default %(default)s)")
     for name, meaning in _QUALITY.items():
         add(f"--{name}", type=_share, metavar="X", help=f"{meaning}; default: the operator's own")
-    add("--output", type=Path, required=True, help="directory of the data set; must not exist")
+    add("--output", type=path_argument, required=True, help="directory of the data set; must not exist")
     add("--workers", type=int, default=_usable_cores(), help="processes (default %(default)s)")
     add("--seed", type=int, default=0, help="of initial states and operator (default %(default)s)")
     add("--image-size", type=int, help="pixels (default 64 metaworld, 224 libero)")
@@ -136,30 +135,21 @@ def _resolve(options: argparse.Namespace) -> tuple[DemonstrationPlan, list[Task]
 
 
 def _select(suite: TaskSuite, options: argparse.Namespace) -> list[Task]:
-    every = suite.tasks()
     if options.task is None:
         if options.env == "metaworld":
             return list(suite.select(DEFAULT_TASKS))
-        able = tasks_with_expert(every)
+        able = tasks_with_expert(suite.tasks())
         if not able:
-            require_expert(every[0])
+            require_expert(suite.tasks()[0])
         return list(able)
-    names = []
-    for name in options.task:
-        if name.isdecimal() and int(name) >= len(every):
-            raise ValueError(f"--task {name}: expected a number below {len(every)}, or a name")
-        names.append(every[int(name)].name if name.isdecimal() else name)
-    if len(set(names)) != len(names):
-        raise ValueError(f"--task: a task is named twice in {', '.join(names)}")
-    return list(suite.select(names))
+    tasks = list(suite.select([int(name) if name.isdecimal() else name for name in options.task]))
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"--task: a task is named twice in {', '.join(task.name for task in tasks)}")
+    return tasks
 
 
 def _print_budget(
-    options: argparse.Namespace,
-    plan: DemonstrationPlan,
-    tasks: list[Task],
-    operator: Operator,
-    workers: int,
+    options: argparse.Namespace, plan: DemonstrationPlan, tasks: list[Task], operator: Operator, workers: int
 ) -> None:
     """Print about how long it will take and how much disk."""
     task = tasks[0]
@@ -170,7 +160,7 @@ def _print_budget(
     pixels = task.image_size**2 * len(task.cameras)
     size = frames * pixels * (1.4 if plan.storage == "image" else 0.14)
     seconds = frames * milliseconds / 1000 / max(workers, 1) + 15
-    _say(
+    print(
         f"{options.episodes} demonstrations of each of {len(tasks)} tasks by a {operator.name} "
         f"operator, {task.image_size} px, {len(task.cameras)} camera(s), {task.hz:g} Hz\n"
         f"budget: about {_duration(seconds)} with {workers} worker(s), {size / 2**20:.0f} MB of "
@@ -181,20 +171,12 @@ def _print_budget(
 
 def _print_summary(summaries: list[TaskSummary], output: Path, seconds: float) -> None:
     width = max(len(summary.task_id) for summary in summaries)
-    _say(f"\n{'task':<{width}}  success   kept  mean length")
+    print(f"\n{'task':<{width}}  success   kept  mean length")
     for summary in summaries:
         rate, length = f"{summary.successes}/{summary.attempts}", f"{summary.mean_length:.1f}"
-        _say(f"{summary.task_id:<{width}}  {rate:>7}  {summary.kept:>5}  {length:>11}")
+        print(f"{summary.task_id:<{width}}  {rate:>7}  {summary.kept:>5}  {length:>11}")
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    _say(f"\n{output}: {size / 2**20:.1f} MB in {_duration(seconds)}")
-
-
-def _say(text: str) -> None:
-    Console(highlight=False, markup=False, soft_wrap=True).print(text)
-
-
-def _complain(text: str) -> None:
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
+    print(f"\n{output}: {size / 2**20:.1f} MB in {_duration(seconds)}")
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy.spatial.transform import Rotation
 
-from pi0.ript.demonstrations.expert import Expert, Mistake
+from pi0.ript.demonstrations.experts import Expert, Mistake
 from pi0.ript.demonstrations.libero_scene import Scene, SceneReader
 from pi0.ript.envs import Simulation
 from pi0.ript.envs.libero import LiberoSimulation
@@ -32,7 +32,7 @@ class Grasp:
     underside: float
     """How far below the fingertips the object ends."""
     centre: Float64[np.ndarray, "2"]
-    """From the fingertips to the object's centre."""
+    """Vector from the fingertips to the object's centre."""
 
 
 class PickAndPlaceExpert(Expert[Scene]):
@@ -144,7 +144,7 @@ def plan_grasp(scene: Scene) -> Grasp:
     """Return the cheapest grasp from above: narrow, little turning, room for fingers and hand."""
     low, high = scene.object_corners.min(0), scene.object_corners.max(0)
     middle = (low + high) / 2
-    height = _rim_height(scene) if scene.by_rim else _body_height(scene)
+    height = float(high[2] - 0.024) if scene.by_rim else _body_height(scene)
     candidates = _rim_grasps(scene) if scene.by_rim else _body_grasps(scene)
     best, best_cost = None, np.inf
     for position, angle, cost in candidates:
@@ -191,14 +191,10 @@ def _body_height(scene: Scene) -> float:
     """Return the fingertips' height: about the middle; the palm is 4 cm above them."""
     low, high = scene.object_corners[:, 2].min(), scene.object_corners[:, 2].max()
     size = high - low
-    wanted = (low + high) / 2
+    height = (low + high) / 2
     if size > 0.03:
-        wanted = min(wanted + (0.01 if size > 0.06 else 0.0), high - 0.02)
-    return float(max(wanted, low + 0.01, high - 0.036))
-
-
-def _rim_height(scene: Scene) -> float:
-    return float(scene.object_corners[:, 2].max() - 0.024)
+        height = min(height + (0.01 if size > 0.06 else 0.0), high - 0.02)
+    return float(max(height, low + 0.01, high - 0.036))
 
 
 def _collisions(scene: Scene, position: Float64[np.ndarray, "2"], angle: float, height: float) -> int:
@@ -224,8 +220,8 @@ def _collisions(scene: Scene, position: Float64[np.ndarray, "2"], angle: float, 
 def _held(scene: Scene, grasp: Grasp) -> bool:
     """Return whether the object is where a held one would be."""
     expected = scene.gripper + np.array([*grasp.centre, -grasp.underside])
-    found = np.array([*_middle(scene.object_corners)[:2], scene.object_corners[:, 2].min()])
-    return bool(np.linalg.norm(found - expected) < 0.05)
+    position = np.array([*_middle(scene.object_corners)[:2], scene.object_corners[:, 2].min()])
+    return bool(np.linalg.norm(position - expected) < 0.05)
 
 
 def _turn(scene: Scene, grasp: Grasp) -> Float64[np.ndarray, "3"]:

@@ -18,9 +18,9 @@ class Scene:
     """Privileged state, in metres and world axes (z up). Corners are those of collision boxes."""
 
     gripper: Float64[np.ndarray, "3"]
-    """Between the fingertips."""
+    """The point between the fingertips."""
     rotation: Float64[np.ndarray, "3 3"]
-    """Of the gripper; the third column points out of the hand."""
+    """Rotation of the gripper; the third column points out of the hand."""
     closing: Float64[np.ndarray, "3"]
     """Unit vector along which the fingers close."""
     object_corners: Float64[np.ndarray, "n 3"]
@@ -112,7 +112,7 @@ class SceneReader:
         )
 
     def _id(self, kind: Any, name: str) -> int:
-        found = mujoco.mj_name2id(self._model, kind, name)
-        if found < 0:
+        number = mujoco.mj_name2id(self._model, kind, name)
+        if number < 0:
             raise ValueError(f"the scene has no {name!r}: is the task one of pick and place?")
-        return found
+        return number

@@ -8,8 +8,7 @@ import numpy as np
 
 from pi0.ript.data.records import CollectionInfo, Episode, EpisodeLabels
 from pi0.ript.data.writer import EpisodeWriter
-from pi0.ript.demonstrations.expert import Expert
-from pi0.ript.demonstrations.experts import make_expert
+from pi0.ript.demonstrations.experts import Expert, make_expert
 from pi0.ript.demonstrations.operators import Demonstrator, Operator, get_operator
 from pi0.ript.envs import (
     InitialState,
@@ -38,7 +37,7 @@ class DemonstrationPlan:
     seed: int = 0
     storage: str = "image"
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the environment (`image_size`, `suite` ...)."""
+    """Options of the environment (`image_size`, `suite` ...)."""
 
     def selected(self) -> tuple[Task, ...]:
         """Return the tasks; loads no simulator."""
@@ -125,11 +124,11 @@ def demonstrate(
     """Return one episode from the initial state, ended by success or by the operator's patience.
 
     Args:
-        simulation: Of the state's task.
-        expert: A new one.
+        simulation: A simulation of the state's task.
+        expert: A new expert, for this episode.
         operator: How well the expert's intentions are carried out.
         state: Where the episode begins.
-        seed: Of the operator's random generator.
+        seed: The seed of the operator's random generator.
     """
     demonstrator = Demonstrator(operator, expert, np.random.default_rng(seed))
     simulation.reset(state)

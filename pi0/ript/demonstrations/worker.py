@@ -71,12 +71,12 @@ class WorkerPool:
             except WorkerError as error:
                 raise WorkerFailedError(f"recording attempt {self._running[w]} failed:\n{error}") from None
             except WorkerLostError as error:
-                self._again(w, error)
+                self._replace(w, error)
             else:
                 self._losses_in_a_row = 0
                 yield self._running.pop(w), success, length
 
-    def _again(self, w: int, lost: WorkerLostError) -> None:
+    def _replace(self, w: int, lost: WorkerLostError) -> None:
         """Replace a worker and let the new one repeat its attempt."""
         self._losses_in_a_row += 1
         if self._losses_in_a_row >= _MAX_LOSSES_IN_A_ROW:

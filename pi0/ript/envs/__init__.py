@@ -10,7 +10,6 @@ import sys
 from pi0.ript.envs.base import (
     ChunkResult,
     EnvObservation,
-    Frame,
     Simulation,
     SimulationDivergedError,
     Task,
@@ -31,7 +30,6 @@ __all__ = [
     "BatchedEnv",
     "ChunkResult",
     "EnvObservation",
-    "Frame",
     "InitialState",
     "InitialStateError",
     "Simulation",

@@ -177,13 +177,22 @@ class TaskSuite(ABC):
     def make(self, task: Task) -> Simulation:
         """Return a new simulation of the task, in the calling process."""
 
-    def select(self, names: Iterable[str] | None) -> tuple[Task, ...]:
-        """Return the named tasks ("name" or "suite/name"; None: all), in the order given."""
-        known = {task.name: task for task in self.tasks()}
+    def select(self, names: Iterable[str | int] | None) -> tuple[Task, ...]:
+        """Return the named tasks ("name", "suite/name" or a number; None: all), in the order given.
+
+        Raises:
+            ValueError: There is no such task; the message suggests some.
+        """
+        tasks = self.tasks()
         if names is None:
-            return tuple(known.values())
-        if isinstance(names, str):
-            names = [names]
-        ids = {task.id: task.name for task in known.values()}
-        chosen = (ids.get(name) or did_you_mean("task", name, known) for name in names)
-        return tuple(known[name] for name in chosen)
+            return tasks
+        known, ids = {task.name: task for task in tasks}, {task.id: task for task in tasks}
+        chosen = []
+        for name in [names] if isinstance(names, str) else names:
+            if not isinstance(name, int):
+                chosen.append(ids.get(name) or known[did_you_mean("task", name, known)])
+            elif 0 <= name < len(tasks):
+                chosen.append(tasks[name])
+            else:
+                raise ValueError(f"task: expected a number from 0 to {len(tasks) - 1}, found {name}")
+        return tuple(chosen)

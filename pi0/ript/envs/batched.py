@@ -29,7 +29,7 @@ class BatchedEnv:
         *,
         num_slots: int = 1,
         num_workers: int = 0,
-        max_steps: int | Mapping[str, int] | None = None,
+        max_steps: int | None = None,
         timeout: float = 120.0,
     ) -> None:
         """Check that the tasks can run here, then start the workers.
@@ -39,8 +39,7 @@ class BatchedEnv:
             tasks: Names of the tasks to use; None for all of the suite.
             num_slots: Episodes that can run at the same time.
             num_workers: Processes that simulate; 0 simulates in this process.
-            max_steps: Deadline in policy steps, for all tasks or by task name; None for the
-                suite's own.
+            max_steps: Deadline in policy steps; None for the suite's own.
             timeout: Seconds after which a worker that has not answered is replaced; its first answer may
                 take longer, because it has to start.
         """
@@ -53,9 +52,11 @@ class BatchedEnv:
         self.num_slots = num_slots
         self.num_workers = num_workers
         self.timeout = timeout
-        if isinstance(max_steps, Mapping):
-            suite.select(max_steps)
-        chosen = [_with_deadline(task, max_steps) for task in suite.select(tasks)]
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps: expected a positive number, found {max_steps}")
+        chosen = suite.select(tasks)
+        if max_steps is not None:
+            chosen = tuple(replace(task, max_steps=max_steps) for task in chosen)
         self.tasks: dict[str, Task] = {task.id: task for task in chosen}
         """The tasks in use, by id, with the deadlines in force."""
         suite.check(chosen)
@@ -68,10 +69,10 @@ class BatchedEnv:
 
     def task(self, name: str) -> Task:
         """Return a task in use by "name" or "suite/name"."""
-        found = self.suite.select([name])[0].id
-        if found not in self.tasks:
-            raise ValueError(f"task {found!r} is not in use here; in use: {sorted(self.tasks)}")
-        return self.tasks[found]
+        task_id = self.suite.select([name])[0].id
+        if task_id not in self.tasks:
+            raise ValueError(f"task {task_id!r} is not in use here; in use: {sorted(self.tasks)}")
+        return self.tasks[task_id]
 
     def simulation(self, name: str) -> Simulation:
         """Return a new in-process simulation of a task, for scripted experts and tests."""
@@ -196,14 +197,14 @@ class BatchedEnv:
             return {slot: self._local.reset(slot, state) for slot, state in states.items()}
         requests = {w: ("reset", part) for w, part in self._by_worker(states).items()}
         answers = self._ask_until_answered(requests)
-        return {slot: one for answer in answers.values() for slot, one in answer.items()}
+        return {slot: result for answer in answers.values() for slot, result in answer.items()}
 
     def _step_all(self, chunks: Mapping[int, np.ndarray], render_every: int | None) -> dict[int, Any]:
         if self._local is not None:
             return {slot: self._local.step_chunk(slot, chunk, render_every) for slot, chunk in chunks.items()}
         parts = self._by_worker(chunks)
         answers, _ = self._ask({w: ("step", (p, render_every)) for w, p in parts.items()})
-        return {slot: one for answer in answers.values() for slot, one in answer.items()}
+        return {slot: result for answer in answers.values() for slot, result in answer.items()}
 
     def _by_worker(self, values: Mapping[int, Any]) -> dict[int, dict[int, Any]]:
         """Split a mapping by slot into the workers that own the slots."""
@@ -257,13 +258,3 @@ class BatchedEnv:
 
     def _start(self) -> Worker:
         return Worker("pi0.ript.envs.worker", (self.suite, self.tasks))
-
-
-def _with_deadline(task: Task, max_steps: int | Mapping[str, int] | None) -> Task:
-    """Return the task with the deadline asked for."""
-    steps = max_steps.get(task.name) if isinstance(max_steps, Mapping) else max_steps
-    if steps is None:
-        return task
-    if steps < 1:
-        raise ValueError(f"max_steps of task {task.id!r} must be positive, found {steps}")
-    return replace(task, max_steps=steps)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import struct
 import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from jaxtyping import Float64
 
 Split = Literal["train", "heldout"]
 
-_UNREADABLE = (BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError, RuntimeError)
+UNREADABLE = (BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError, RuntimeError)
 """What reading a damaged .npz raises, depending on where the damage is."""
 
 _FORMAT = "pi0-ript initial states 1"
@@ -82,10 +83,10 @@ def require_disjoint(train: Iterable[InitialState], heldout: Iterable[InitialSta
     """Raise InitialStateError when a state is in both pools."""
     shared = set(train) & set(heldout)
     if shared:
-        one = min(shared, key=lambda state: state.hash)
+        first = min(shared, key=lambda state: state.hash)
         raise InitialStateError(
             f"training and held-out states must be disjoint, {len(shared)} are in both, "
-            f"the first of task {one.task!r}: {one.hash[:16]}"
+            f"the first of task {first.task!r}: {first.hash[:16]}"
         )
 
 
@@ -141,12 +142,12 @@ def load_initial_states(path: str | Path, tasks: Collection[str] | None = None) 
             ]
     except (FileNotFoundError, InitialStateError):
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InitialStateError(f"{path} is corrupt ({error}); {remedy}") from error
-    found, expected = pool_hash(states), str(columns["hash"])
-    if found != expected:
+    content, expected = pool_hash(states), str(columns["hash"])
+    if content != expected:
         raise InitialStateError(
-            f"{path} is corrupt: content hash {found[:16]}, expected {expected[:16]}; {remedy}"
+            f"{path} is corrupt: content hash {content[:16]}, expected {expected[:16]}; {remedy}"
         )
     for state in states:
         if tasks is not None and state.task not in tasks:

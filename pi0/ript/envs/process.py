@@ -38,21 +38,21 @@ class Worker:
         """Start the process; requests can be sent at once.
 
         Args:
-            module: Its function `main` calls `serve`.
+            module: A module whose function `main` calls `serve`.
             setup: What the process is told first.
-            log: To which the process's output is added; None: it goes where this process's goes.
+            log: A file to which its output is added; None: its output goes where this process's goes.
         """
-        self.pipe, theirs = Pipe()
+        self.pipe, worker_end = Pipe()
         output = None if log is None else log.open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN.format(module=module), str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-c", _MAIN.format(module=module), str(worker_end.fileno())],
+            pass_fds=[worker_end.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env=_DEFAULT_ENVIRONMENT | os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
-        theirs.close()
+        worker_end.close()
         if output is not None:
             output.close()
         self._is_started = False

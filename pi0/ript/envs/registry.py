@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pi0.registry import add, did_you_mean
@@ -54,7 +54,7 @@ def make_env(
     *,
     num_slots: int = 1,
     num_workers: int = 0,
-    max_steps: int | Mapping[str, int] | None = None,
+    max_steps: int | None = None,
     timeout: float = 120.0,
     **options: Any,
 ) -> BatchedEnv:

@@ -105,11 +105,11 @@ class Slots:
             self._idle.pop(0).close()
 
 
-def aborted(reason: str, step: int, state_dim: int = 0) -> ChunkResult:
+def aborted(reason: str, step: int) -> ChunkResult:
     """Return the result of an episode that the infrastructure ended."""
     return ChunkResult(
         observation=None,
-        states=np.zeros((0, state_dim), np.float32),
+        states=np.zeros((0, 0), np.float32),
         executed=0,
         step=step,
         success=False,

@@ -123,8 +123,9 @@ def coverage(advantages: Float64[np.ndarray, " n"]) -> float:
 
 def percentiles(advantages: Float64[np.ndarray, " n"]) -> str:
     """Return the percentiles as OpenTau's script prints them (requirement 004, sub-stage 3)."""
-    found = np.percentile(advantages[np.isfinite(advantages)], range(0, 101, 5))
-    lines = [f"  {p:03d}th percentile: {v:.6f}" for p, v in zip(range(0, 101, 5), found, strict=True)]
+    ranks = range(0, 101, 5)
+    values = np.percentile(advantages[np.isfinite(advantages)], ranks)
+    lines = [f"  {rank:03d}th percentile: {value:.6f}" for rank, value in zip(ranks, values, strict=True)]
     return "\n".join(["Advantage percentiles for deciding epsilon threshold:", *lines])
 
 
@@ -189,9 +190,9 @@ def fill_missing(
     """Return advantages in which the missing ones (NaN) are what was chosen for them.
 
     Args:
-        advantages: Of all frames of a data set.
+        advantages: The advantages of all frames of a data set.
         choice: What a frame without advantage is: an error, always positive or negative, or dropped (NaN).
-        name: Of the data set, for the message.
+        name: The name of the data set, for the message.
         used: The frames that count.
 
     Raises:
@@ -243,9 +244,9 @@ def _content_hash(frames: FrameSet) -> str | None:
 def _require_lineage(path: Path, text: str, frames: FrameSet) -> None:
     lineage = read_lineage(path.parent.parent)
     checks = {"content_hash": _content_hash(frames), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
-    for name, found in checks.items():
-        if lineage and lineage[name] != found:
+    for name, value in checks.items():
+        if lineage and lineage[name] != value:
             raise EpisodeDataError(
-                f"{path} is stale: {LINEAGE_PATH.name} says {name} {lineage[name]}, found {found}; compute "
+                f"{path} is stale: {LINEAGE_PATH.name} says {name} {lineage[name]}, found {value}; compute "
                 "the advantages again"
             )

@@ -5,8 +5,7 @@ Axes: n frame of a set, e episode.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -31,7 +30,7 @@ class Calibration:
     num_episodes: int
     num_frames: int
     correlation: float | None
-    """Of value and return over frames; None if either is constant."""
+    """Correlation of value and return over all frames; None if one of them is constant."""
     calibration_error: float
     """Mean distance of value and mean return, over tenths of the range of values, weighted by frames."""
     error: float
@@ -39,10 +38,6 @@ class Calibration:
     separation: float | None
     """Chance that a success is valued above a failure, both in the middle of their episode (AUC); None if all
     episodes ended alike."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values for JSON."""
-        return asdict(self)
 
 
 def heldout_episodes(source: Source, fraction: float, seed: Sequence[int] = (0,)) -> Bool[np.ndarray, " e"]:

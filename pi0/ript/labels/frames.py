@@ -4,7 +4,6 @@ Axes: n frame of a source, one episode after the other; e episode.
 """
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.envs.initial_state import UNREADABLE
 from pi0.ript.labels.advantages import frame_limits
 
 FRAMES_FILE = "frames.npz"
@@ -69,7 +69,7 @@ def read_labelled_frames(path: Path) -> dict[str, LabelledFrames]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file.items())
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise EpisodeDataError(f"{path}: expected arrays in NumPy's npz format, found {error}") from error
     names = dict.fromkeys(key.rpartition("/")[0] for key in arrays)
     return {name: _source(path, name, arrays) for name in names}

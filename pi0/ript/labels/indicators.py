@@ -22,8 +22,8 @@ def indicators(
     if source.advantage == "use":
         positive = is_positive(advantages, source.frame_tasks(), epsilon)
         return np.where(positive, int(Indicator.POSITIVE), int(Indicator.NEGATIVE))
-    one = Indicator.POSITIVE if source.advantage == "on" else Indicator.NONE
-    return np.full(source.num_frames, int(one))
+    indicator = Indicator.POSITIVE if source.advantage == "on" else Indicator.NONE
+    return np.full(source.num_frames, int(indicator))
 
 
 def withhold_keyed(

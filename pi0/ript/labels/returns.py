@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.ranges import Count, Expected, one_of, wrong_values
 
 
 class Outcome(StrEnum):
@@ -25,33 +27,29 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"  # by a deadline, without success
 
 
+NumberOfBins = Annotated[int, Expected("at least 2", lambda value: value >= 2)]
+Penalty = Annotated[float | int, Expected("at most 0", lambda value: value <= 0)]
+RewardNormalizer = Annotated[
+    float | int | str,
+    Expected("'auto' or a positive number", lambda x: x == "auto" if isinstance(x, str) else x > 0),
+]
+TruncatedAs = Annotated[str, one_of("failure", "unpenalised")]
+
+
 @dataclass
 class RewardConfig:
     """The reward."""
 
-    number_of_bins: int = 201  # of the value function's distribution
-    C_neg: float | int = -1000.0  # added to the return of every frame of a failed episode
-    reward_normalizer: float | int | str = "auto"  # auto: the least that keeps every return in [-1, 0]
-    N_steps_look_ahead: int = 50  # steps of reward in an advantage
-    truncated: str = "failure"  # what an episode is that only ran out of time: failure or unpenalised
+    number_of_bins: NumberOfBins = 201  # of the value function's distribution
+    C_neg: Penalty = -1000.0  # added to the return of every frame of a failed episode
+    reward_normalizer: RewardNormalizer = "auto"  # auto: the least that keeps every return in [-1, 0]
+    N_steps_look_ahead: Count = 50  # steps of reward in an advantage
+    truncated: TruncatedAs = "failure"  # what an episode is that only ran out of time: failure or unpenalised
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        checks = {
-            "number_of_bins": (self.number_of_bins >= 2, "at least 2"),
-            "C_neg": (self.C_neg <= 0, "at most 0"),
-            "N_steps_look_ahead": (self.N_steps_look_ahead >= 1, "at least 1"),
-            "truncated": (self.truncated in ("failure", "unpenalised"), "'failure' or 'unpenalised'"),
-            "reward_normalizer": (
-                self.reward_normalizer == "auto"
-                if isinstance(self.reward_normalizer, str)
-                else self.reward_normalizer > 0,
-                "'auto' or a positive number",
-            ),
-        }
-        for name, (is_ok, expected) in checks.items():
-            if not is_ok:
-                raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)!r}")
+        """Check the values, which can also come from a reward.json."""
+        if problems := [*wrong_values(self)]:
+            raise ValueError("; ".join(problems))
 
     @property
     def normalizer(self) -> float:

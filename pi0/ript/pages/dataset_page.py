@@ -1,7 +1,4 @@
-"""The page of a data set: its facts, and some of its episodes over time.
-
-Axes: none.
-"""
+"""The page of a data set: its facts, and some of its episodes over time."""
 
 import html
 import json

@@ -31,10 +31,10 @@ def draw_episode(
     """Return a matplotlib figure of an episode.
 
     Args:
-        episode: Whose frames are shown, about eight per camera.
-        labels: Of this episode alone; its values, returns and advantages are drawn if there are any.
+        episode: The episode; about eight frames per camera are shown.
+        labels: Values, returns and advantages of this episode alone; drawn if there are any.
         epsilon: Threshold of each task's advantages; the steps above it are marked.
-        value_limits: Of the axis of the values, to make figures comparable; None: those of the curves.
+        value_limits: Limits of the axis of values, to make figures comparable; None: those of the curves.
         with_motion: Draw states and actions too.
         num_cameras: How many cameras are shown, the first ones; None: all.
     """

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.page import GREEN, GREY, ORANGE, PALE, new_axes
 
+_LONGEST_NAME = 34
 _TENTHS = np.linspace(-1, 0, 11)
 
 
@@ -70,9 +71,9 @@ def value_limits(sources: Sequence[LabelledFrames]) -> tuple[float, float] | Non
     return low - room, high + room
 
 
-def shortened(name: str, length: int = 34) -> str:
+def shortened(name: str) -> str:
     """Return a name that fits a plot."""
-    return name if len(name) <= length else name[: length - 3] + "..."
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
 
 
 def _draw_advantages(

@@ -1,7 +1,4 @@
-"""Figures of a RECAP run: success and speed by round.
-
-Axes: none.
-"""
+"""Figures of a RECAP run: success and speed by round."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

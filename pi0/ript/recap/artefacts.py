@@ -114,7 +114,7 @@ class LabelsRecipe:
     reward: RewardConfig
     advantage: Advantage
     mode: str
-    """Of demonstrations."""
+    """How the advantage of demonstrations is used, see `AdvantageMode`."""
     deadlines: dict[str, int]
     reading: Reading
 
@@ -140,7 +140,7 @@ class EvaluationRecipe:
     eval: Eval
     task: EnvironmentSettings
     pool_size: int
-    """Of the training states, none of which may be among them."""
+    """How many training states there are per task; none of them may be among the held-out states."""
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the evaluation and its videos."""

@@ -1,30 +1,23 @@
-"""What a RECAP run is going to need: time, memory and disk, before it starts.
-
-Axes: b observation, h action horizon, a action dim.
-"""
+"""What a RECAP run is going to need: time, memory and disk, before it starts."""
 
 import math
 import shutil
 import time
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
-from jaxtyping import Float32
 
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.distributed import World
-from pi0.ript.envs import EnvObservation, Task
 from pi0.ript.labels.sources import Source
-from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.rounds import Run
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Kind, StageName
 from pi0.ript.recording import rollout_episode
-from pi0.ript.rollout import rollout
+from pi0.ript.rollout import FunctionPolicy, rollout
 from pi0.ript.starting_policy import TOY
 from pi0.ript.warm_start import toy_policy
 
@@ -42,13 +35,13 @@ class Budget:
     judged: int
     """Episodes of evaluations."""
     steps: int
-    """Of an episode."""
+    """Steps until the deadline of an episode."""
     policy_updates: int
     value_updates: int
     images_gb: float
-    """Of images that are trained on at once, decoded."""
+    """Size of the decoded images that are trained on at once."""
     disk_gb: float
-    """Of what is recorded, as if it were not compressed."""
+    """Size of what is recorded, as if it were not compressed."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +61,20 @@ def budget(run: Run) -> Budget:
     per_round = config.rollouts.num_states * config.rollouts.per_state
     demonstrations = config.demonstrations.episodes or environment.warm_start_spec(config.seed).episodes
     root = run.demonstrations_root
-    shown = 0 if root else demonstrations * len(tasks)
+    demonstrated = 0 if root else demonstrations * len(tasks)
     policies = config.rounds + 1 + 2 * config.baselines
     training = config.rounds * config.finetuning.training.steps * (1 + 2 * config.baselines)
     gb = 3 * len(tasks[0].cameras) * tasks[0].image_size ** 2 * steps / 1e9
-    given = sum(map(_images_gb, run.workshop.open_sets([run.reading.settings(Path(root))]))) if root else 0.0
+    sets = run.workshop.open_sets([run.reading.settings(Path(root))]) if root else []
+    kept_rounds = min(config.rounds, config.rollouts.keep_rounds)
     return Budget(
-        recorded=shown + config.rounds * per_round,
+        recorded=demonstrated + config.rounds * per_round,
         judged=config.eval.rollouts_per_task * len(tasks) * policies,
         steps=steps,
         policy_updates=training + (0 if config.skip_sft else config.sft.steps),
         value_updates=config.value.pretraining.steps + config.rounds * config.value.finetuning.steps,
-        images_gb=given + gb * (shown + min(config.rounds, config.rollouts.keep_rounds) * per_round),
-        disk_gb=gb * (shown + config.rounds * per_round),
+        images_gb=sum(map(_images_gb, sets)) + gb * (demonstrated + kept_rounds * per_round),
+        disk_gb=gb * (demonstrated + config.rounds * per_round),
     )
 
 
@@ -114,7 +108,7 @@ def print_budget(run: Run) -> None:
             "the disk is too small for this run: lower rollouts.num_states, rollouts.per_state or "
             "task.image_size, or choose another output_dir"
         )
-    if run.config.policy_path == TOY and run.stages.is_new(StageName(Kind.POLICY)):
+    if run.config.policy_path == TOY and run.stages.recorded_settings(StageName(Kind.POLICY)) is None:
         minutes = _seconds(needs, measure(run)) / 60
         print(f"budget: about {minutes:.0f} minutes, at the speed that this machine has just now")  # noqa: T201
 
@@ -124,7 +118,8 @@ def measure(run: Run) -> Rates:
     env, config = run.workshop.simulators(run.config.task), run.config
     task = next(iter(env.tasks))
     states = env.initial_states(task, "train", range(min(env.num_slots, 8)))
-    idle, seeds = _Idle(env.tasks[task].action_dim), list(range(len(states)))
+    no_motion = np.zeros((env.num_slots, 8, env.tasks[task].action_dim), np.float32)
+    idle, seeds = FunctionPolicy(lambda *_: no_motion), list(range(len(states)))
     rollout(env, idle, states[:2], seeds[:2])  # loads the simulators
     start = time.monotonic()
     rollouts = rollout(env, idle, states, seeds, render_every=1)
@@ -140,25 +135,9 @@ def measure(run: Run) -> Rates:
     seconds = []
     for _ in range(2):  # the first time is slower
         start = time.monotonic()
-        run.workshop.fit(*parts, settings, (0,), Keeping(), World())
+        run.workshop.fit(*parts, settings, (0,), SnapshotPlan(), World())
         seconds.append((time.monotonic() - start) / settings.steps)
     return Rates(with_image, without_image, min(seconds))
-
-
-class _Idle:
-    """Commands no motion, eight steps at a time."""
-
-    def __init__(self, action_dim: int) -> None:
-        self.action_dim = action_dim
-
-    def chunks(
-        self,
-        observations: Sequence[EnvObservation],
-        tasks: Sequence[Task],
-        generators: Sequence[torch.Generator],
-        among: Collection[Task],
-    ) -> Float32[np.ndarray, "b h a"]:
-        return np.zeros((len(observations), 8, self.action_dim), np.float32)
 
 
 def _seconds(needs: Budget, rates: Rates) -> float:

@@ -39,7 +39,7 @@ class Quality:
     misled: float | None = None  # fraction of the episodes with a mistake
     patience: float | None = None  # deadline of the recording, in deadlines of the task
 
-    def given(self) -> dict[str, float]:
+    def changes(self) -> dict[str, float]:
         """Return what is not null."""
         return {name: value for name, value in vars(self).items() if value is not None}
 

@@ -12,15 +12,13 @@ from pi0.ript.recap.budget import BudgetError
 from pi0.ript.recap.gates import GateError
 from pi0.ript.recap.stages import StaleStageError
 
-_REFUSALS = (
-    *(StaleStageError, GateError, BudgetError),
-    *(ChangedSettingsError, FormatError, NonFiniteLossError, SnapshotError),
-)
+_REFUSALS_OF_RECAP = (StaleStageError, GateError, BudgetError)
+_REFUSALS = (*_REFUSALS_OF_RECAP, ChangedSettingsError, FormatError, NonFiniteLossError, SnapshotError)
 
 
 @contextmanager
-def clear_endings() -> Iterator[None]:
-    """Say what a stop has left, and leave with 1 and a message where the run itself refused to go on."""
+def exits_with_message() -> Iterator[None]:
+    """Say at a stop what is on disk; where the run refuses to go on, exit with its message and code 1."""
     try:
         yield
     except StoppedError:

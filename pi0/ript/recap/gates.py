@@ -1,7 +1,4 @@
-"""Gates before policy training is paid for: a useless value function or useless labels stop the run.
-
-Axes: none.
-"""
+"""Gates before policy training is paid for: a useless value function or useless labels stop the run."""
 
 from dataclasses import dataclass
 
@@ -28,7 +25,7 @@ class LabelFigures:
 
     coverage: float
     positive_fraction: float
-    """Of the frames that were ranked."""
+    """Share of the ranked frames that are positive."""
     target_fraction: float
 
 

@@ -1,7 +1,4 @@
-"""What the stages of RECAP minimise, and the windows that they draw.
-
-Axes: n frame of a set.
-"""
+"""What the stages of RECAP minimise, and the windows that they draw."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,16 +25,20 @@ def policy_objective(
 
     Args:
         policy: Takes an indicator; its frozen parameters stay.
-        sources: Whose windows are drawn by weight. One without advantage is left out where it counts.
-        advantages: Of every frame of each source; NaN where there is none.
+        sources: The data. A frame without advantage is left out where its advantage counts.
+        advantages: The advantage of every frame of each source; NaN where there is none.
         epsilon: Threshold of each task, see `advantages.thresholds`.
-        settings: Of the training.
+        settings: The settings of the training.
     """
     _require_indicator(policy)
-    for source, of_frames in zip(sources, advantages, strict=True):
-        _require_length(source, of_frames)
     labelled = list(zip(sources, advantages, strict=True))
-    usable = [~_is_missing(source, of_frames, settings) for source, of_frames in labelled]
+    for source, of_frames in labelled:
+        if len(of_frames) != source.num_frames:
+            raise ValueError(
+                f"{source.name}: advantages: expected one for each of {source.num_frames} frames, found "
+                f"{len(of_frames)}"
+            )
+    usable = [~np.isnan(x) | (source.advantage != "use" and not settings.use_awr) for source, x in labelled]
     indicator = np.concatenate([indicators(source, of_frames, epsilon) for source, of_frames in labelled])
     weights = None
     if settings.use_awr:
@@ -57,8 +58,8 @@ def value_objective(
     """Return the cross entropy of the returns' bins, and the frames of episodes that are not held out.
 
     Args:
-        value: Has the bins of the reward.
-        sources: Whose frames are drawn.
+        value: A value function with the bins of the reward.
+        sources: The data.
         reward: Says the return of each frame.
         heldout: Which episodes of each source are not drawn.
     """
@@ -70,21 +71,6 @@ def value_objective(
     usable = [~np.repeat(h, s.frames.lengths) for h, s in zip(heldout, sources, strict=True)]
     returns = np.concatenate([source.returns(reward) for source in sources])
     return ValueObjective(value, returns), Mixture(sources, value.features, 1, usable)
-
-
-def _is_missing(
-    source: Source, advantages: Float64[np.ndarray, " n"], settings: PolicyTraining
-) -> Bool[np.ndarray, " n"]:
-    """Return which frames lack an advantage that something asks for."""
-    return np.isnan(advantages) & (source.advantage == "use" or settings.use_awr)
-
-
-def _require_length(source: Source, advantages: Float64[np.ndarray, " n"]) -> None:
-    if len(advantages) != source.num_frames:
-        raise ValueError(
-            f"{source.name}: advantages: expected one for each of {source.num_frames} frames, found "
-            f"{len(advantages)}"
-        )
 
 
 def _require_indicator(policy: PI0Policy) -> None:

@@ -1,7 +1,4 @@
-"""The page of a RECAP run: what each round gained, and what the value function says of the episodes.
-
-Axes: none.
-"""
+"""The page of a RECAP run: what each round gained, and what the value function says of the episodes."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import fields
@@ -135,7 +132,7 @@ def _calibration(run: RecapRun) -> str:
     caption = "All frames of all sources, those that the value function was trained on included."
     plot = page.plot(run.directory, "calibration", calibration_figure(rounds), caption)
     names = [field.name.replace("num_", "held-out ").replace("_", " ") for field in fields(Calibration)]
-    rows = [[name, *calibration.to_dict().values()] for name, calibration in run.calibrations.items()]
+    rows = [[name, *vars(calibration).values()] for name, calibration in run.calibrations.items()]
     return plot + page.table(["value function", *names], rows)
 
 

@@ -1,7 +1,7 @@
 """A run of RECAP, and its stages one by one: what each is made from, as the configuration says."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,8 @@ from pi0.ript.data.hub import locate
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
-from pi0.ript.evaluate import Evaluation
-from pi0.ript.files import hash_files
+from pi0.ript.evaluate import Evaluation, compare
+from pi0.ript.files import FORMAT, hash_files, write_json
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.recap.artefacts import (
     EvaluationRecipe,
@@ -26,11 +26,12 @@ from pi0.ript.recap.artefacts import (
 from pi0.ript.recap.config import Demonstrations, RecapConfig, RolloutPlan, ValueModel
 from pi0.ript.recap.data import Reading, identify, resolved_reward, source_name
 from pi0.ript.recap.gates import LabelFigures, check_gates
-from pi0.ript.recap.keeping import Keeping
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact, Kind, StageName, Stages
 from pi0.ript.recap.trainings import FineTuningRecipe, RivalRecipe, SupervisedRecipe, ValueRecipe
 from pi0.ript.recap.workshop import FitFunction, Workshop
 from pi0.ript.results import read_evaluation
+from pi0.ript.success_table import success_text
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
             raise ValueError(
                 f"{key}: expected a sample or more for each of {world.size} processes, found {size}"
             )
-    keeping = Keeping(None, config.save_minutes, config.max_nonfinite_steps)
+    plan = SnapshotPlan(None, config.save_minutes, config.max_nonfinite_steps)
     cache = ImageCache(config.cache_gib, world)
-    workshop = Workshop(world, world.device(config.device), cache, fit, keeping)
+    workshop = Workshop(world, world.device(config.device), cache, fit, plan)
     stages = Stages(run_dir, world, cast("Any", config.on_stale))
     environment = get_environment(**asdict(config.task))
     root = world.on_main(_root_of, config.demonstrations)
@@ -114,7 +115,7 @@ def obtain_demonstrations(run: Run) -> Artefact:
         identity = run.world.on_main(identify, Path(run.demonstrations_root), recorded)
         return run.make(name, ReferenceRecipe(**identity, reading=run.reading))
     spec = run.environment.warm_start_spec(run.config.seed)
-    operator, quality = settings.operator or spec.operator, spec.quality | settings.quality.given()
+    operator, quality = settings.operator or spec.operator, spec.quality | settings.quality.changes()
     plan = replace(spec.demonstrations(), operator=operator, quality=quality)
     return run.make(name, RecordingRecipe(plan, settings.episodes or spec.episodes, settings.num_workers))
 
@@ -126,7 +127,7 @@ def fit_demonstrations(run: Run, demonstrations: Artefact) -> Artefact:
     recipe = SupervisedRecipe(
         policy_path=config.policy_path,
         checkpoint=on_main(_content, config.policy_path),
-        norm_stats=on_main(_content, config.policy.norm_stats_path),
+        norm_stats=on_main(_content, config.policy.statistics_path),
         policy=config.policy,
         chunk_size=run.chunk_size,
         sft=None if config.skip_sft else config.sft,
@@ -143,9 +144,9 @@ def fit_demonstrations(run: Run, demonstrations: Artefact) -> Artefact:
 
 def collect(run: Run, number: int, policy: Artefact) -> Artefact:
     """Return episodes of the policy from training states that no round before has used."""
-    wanted = run.config.rollouts
-    guidance = guidance_of(policy, wanted.guidance)
-    plan = RolloutPlan(wanted.num_states, wanted.per_state, wanted.pool_size, guidance)
+    settings = run.config.rollouts
+    guidance = guidance_of(policy, settings.guidance)
+    plan = RolloutPlan(settings.num_states, settings.per_state, settings.pool_size, guidance)
     recipe = RolloutsRecipe(plan, run.config.task, number, run.config.seed)
     return run.make(StageName(Kind.ROLLOUTS, number), recipe, policy=policy)
 
@@ -194,8 +195,8 @@ def fit_labels(
 def judge(run: Run, policy: Artefact) -> Evaluation:
     """Return how the policy does on held-out states; the stage beside its own has the videos."""
     recipe = EvaluationRecipe(run.config.eval, run.config.task, run.config.rollouts.pool_size)
-    made = run.make(replace(policy.stage, kind=Kind.EVALUATION), recipe, policy=policy)
-    return read_evaluation(made.path / "evaluation.json")
+    artefact = run.make(replace(policy.stage, kind=Kind.EVALUATION), recipe, policy=policy)
+    return read_evaluation(artefact.path / "evaluation.json")
 
 
 def round_metrics(run: Run, number: int) -> dict[str, Any]:
@@ -232,6 +233,18 @@ def publish_policy(run: Run, policy: Artefact) -> None:
     print(f"the improved policy: {path}")  # noqa: T201
 
 
+def write_summary(run: Run, evaluations: Mapping[str, Evaluation]) -> None:
+    """Write results.json, with the comparison of every policy to the first one, and print the table."""
+    first = next(iter(evaluations.values()))
+    policies = {
+        name: {"evaluation": evaluation.to_dict(), "since_sft": asdict(compare(first, evaluation))}
+        for name, evaluation in evaluations.items()
+    }
+    results = {"format": FORMAT, "config": asdict(run.config), "policies": policies}
+    write_json(run.stages.run_dir / "results.json", results)
+    print(success_text(evaluations))  # noqa: T201
+
+
 def fit_rivals(run: Run, sft: Artefact, data: Sequence[Artefact]) -> dict[str, Artefact]:
     """Return the honest rivals by name: SFT that goes on with what it has, and on all that succeeded."""
     config, training = run.config, run.config.finetuning.training
@@ -263,5 +276,5 @@ def _root_of(settings: Demonstrations) -> str | None:
 
 def _content(path: str | None) -> str | None:
     """Return the hash of a local checkpoint or file, None if there is none: the name then says it all."""
-    place = None if path is None else Path(path).expanduser()
-    return hash_files(place) if place is not None and place.exists() else None
+    place = Path(path or "").expanduser()
+    return hash_files(place) if path and place.exists() else None

@@ -1,7 +1,4 @@
-"""What a RECAP run has left in its directory so far.
-
-Axes: none.
-"""
+"""What a RECAP run has left in its directory so far."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -28,19 +25,19 @@ class RecapRun:
 
     directory: Path
     evaluations: dict[str, Evaluation]
-    """By stage in order: "SFT", "round 1", ..."""
+    """The evaluations in order, by stage: "SFT", "round 1", ..."""
     baselines: dict[str, Evaluation]
-    """Of other policies, by the names of their directories."""
+    """The evaluations of other policies, by the names of their directories."""
     videos: dict[str, Path]
-    """Of the evaluations and baselines, where they are or would be."""
+    """Where the videos of evaluations and baselines are, or would be."""
     calibrations: dict[str, Calibration]
-    """Of the value functions: "pretrained", "round 1", ..."""
+    """How good the value functions are: "pretrained", "round 1", ..."""
     frames: dict[int, dict[str, LabelledFrames]]
-    """By round, then by source."""
+    """What the value function says of the frames, by round, then by source."""
     thresholds: dict[int, dict[str, float]]
-    """By round: epsilon by task id; empty where there is no file."""
+    """Epsilon by round, then by task id; empty for a round without the file."""
     stages: dict[str, dict[str, Any]]
-    """Of recap_state.json."""
+    """The records of recap_state.json, by stage."""
 
     def rollouts(self, number: int) -> Path:
         """Return where the rollouts of a round are, or will be."""
@@ -88,8 +85,8 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
 
 def _rounds(directory: Path) -> dict[int, Path]:
     """Return the directories of the rounds by number, in order."""
-    found = [(path.name.removeprefix("round-"), path) for path in directory.glob("round-*")]
-    return dict(sorted((int(number), path) for number, path in found if number.isdecimal()))
+    paths = [(path.name.removeprefix("round-"), path) for path in directory.glob("round-*")]
+    return dict(sorted((int(number), path) for number, path in paths if number.isdecimal()))
 
 
 def _calibration(file: Path) -> Calibration:

@@ -27,7 +27,7 @@ from pi0.ript.files import (
     unused_path,
     write_json,
 )
-from pi0.ript.recap.keeping import remove_snapshots
+from pi0.ript.recap.snapshot_plan import remove_snapshots
 
 STATE = "recap_state.json"
 OnStale = Literal["refuse", "redo"]
@@ -107,7 +107,7 @@ class Stages:
         self.run_dir, self.world, self.on_stale = run_dir, world or World(), on_stale
         self._code = self.world.on_main(code_version)
         self.num_made = 0
-        """How many stages this process has made, and not found."""
+        """How many stages this process has made itself."""
         self.names: list[str] = []
         """The stages that it has returned: others in the directory may be of another configuration."""
 
@@ -147,9 +147,9 @@ class Stages:
         self.world.gather([])  # nobody is in the directory any more
         seconds = round(time.monotonic() - start, 1)
         self.num_made += 1
-        made = self.world.on_main(self._finish, name, work, made_from, figures, seconds)
+        artefact = self.world.on_main(self._finish, name, work, made_from, figures, seconds)
         self.world.print(f"{name}: done in {seconds:.0f} s")
-        return made
+        return artefact
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """Return what the stages so far found out, by name."""
@@ -158,10 +158,6 @@ class Stages:
     def recorded_settings(self, name: StageName) -> Mapping[str, Any] | None:
         """Return the settings that a stage was made with, None if it has never been finished."""
         return self._state()["stages"].get(str(name), {}).get("settings")
-
-    def is_new(self, name: StageName) -> bool:
-        """Return whether a stage has never been finished."""
-        return str(name) not in self._state()["stages"]
 
     def _finished(self, name: StageName, made_from: Mapping[str, Any]) -> Artefact | None:
         path, record = self.run_dir / str(name), self._state()["stages"].get(str(name))
@@ -218,11 +214,11 @@ class Stages:
         path = self.run_dir / str(name)
         (work / _KEY).unlink()
         remove_snapshots(work)  # not before: a value function is judged after its training
-        made = Artefact(name, path, hash_files(work), json.loads(json.dumps(figures)))
+        artefact = Artefact(name, path, hash_files(work), json.loads(json.dumps(figures)))
         record = {
             **made_from,
-            "output": {"path": str(name), "hash": made.hash},
-            "figures": made.figures,
+            "output": {"path": str(name), "hash": artefact.hash},
+            "figures": artefact.figures,
             "seconds": seconds,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "code": self._code,
@@ -233,7 +229,7 @@ class Stages:
         state["stages"][str(name)] = record
         write_json(self.run_dir / STATE, {**state, "format": FORMAT})
         work.rename(path)
-        return made
+        return artefact
 
     def _work(self, name: StageName) -> Path:
         return self.run_dir / f"{name}.partial"
@@ -276,9 +272,9 @@ def code_version() -> dict[str, str]:
     """Return the hash of the library's source, and the commit where there is a repository."""
     root = Path(pi0.__file__).parent
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False)
-    known = {"commit": commit.stdout.strip()} if commit.returncode == 0 else {}
-    return {"source": library_hash(), **known}
+    git = subprocess.run(command, capture_output=True, text=True, check=False)
+    commit = {"commit": git.stdout.strip()} if git.returncode == 0 else {}
+    return {"source": library_hash(), **commit}
 
 
 def _short(reference: Mapping[str, str] | None) -> str:

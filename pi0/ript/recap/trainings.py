@@ -4,7 +4,7 @@ A recipe is all that its artefact depends on, besides the artefacts that it read
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 
 from pi0 import PI0Policy
 from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.normalised import doubts, faults, normalised_dimensions
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.environments import Environment
 from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import fill_missing, read_advantages
@@ -26,7 +28,7 @@ from pi0.ript.recap.data import Reading, is_success, open_sources, resolved_rewa
 from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.stages import Inputs
 from pi0.ript.recap.workshop import Workshop
-from pi0.ript.starting_policy import make_policy, require_fits
+from pi0.ript.starting_policy import TOY, make_policy, require_fits
 from pi0.ript.training.objectives import PolicyObjective
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.training.starting_value import starting_value
@@ -44,7 +46,7 @@ class SupervisedRecipe:
     norm_stats: str | None
     policy: RecapPolicy
     chunk_size: int
-    """Of a toy."""
+    """Actions that a toy predicts at once."""
     sft: PolicyTraining | None
     """None: the checkpoint needs none."""
     advantage: str
@@ -56,12 +58,14 @@ class SupervisedRecipe:
         """Write the policy."""
         sources = open_sources(inputs, self.reading, workshop, mode=self.advantage)
         policy = self._new_policy(sources[0].frames, workshop.device)
+        if self.policy_path != TOY:
+            _look_at_statistics(policy, [source.frames for source in sources], workshop)
         if self.sft is None:
             workshop.world.on_main(policy.save_pretrained, work)
             return {"steps": 0}
-        nothing = [np.full(source.num_frames, np.nan) for source in sources]
-        parts = policy_objective(policy, sources, nothing, {}, self.sft)
-        return _train_policy(*parts, self.sft, (self.seed, 0), work, workshop)
+        no_advantages = [np.full(source.num_frames, np.nan) for source in sources]
+        objective = policy_objective(policy, sources, no_advantages, {}, self.sft)
+        return _train_policy(*objective, self.sft, (self.seed, 0), work, workshop)
 
     def _new_policy(self, frames: FrameSet, device: str) -> PI0Policy:
         toy = partial(toy_policy, frames, self.chunk_size, self.seed)
@@ -90,9 +94,9 @@ class ValueRecipe:
         reward = resolved_reward(self.reward, inputs["demonstrations"], self.deadlines)
         # The same episodes in each round, so that none is judged on what it has seen.
         heldout = [heldout_episodes(s, self.training.validation_fraction, (self.seed,)) for s in sources]
-        parts = value_objective(value, sources, reward, heldout)
-        rows = workshop.train(*parts, self.training, (self.seed, self.round), work)
-        calibration = heldout_calibration(value, sources, reward, heldout, world).to_dict()
+        objective = value_objective(value, sources, reward, heldout)
+        rows = workshop.train(*objective, self.training, (self.seed, self.round), work)
+        calibration = asdict(heldout_calibration(value, sources, reward, heldout, world))
         world.on_main(write_json, work / "calibration.json", calibration)
         world.on_main(write_json, work / "reward.json", plain(reward))
         return {"calibration": calibration, "loss": rows[-1]["loss"]}
@@ -111,7 +115,7 @@ class FineTuningRecipe:
     training: PolicyTraining
     freeze: str | None
     mode: str
-    """Of demonstrations."""
+    """How the advantage of demonstrations is used, see `AdvantageMode`."""
     seed: int
     round: int
     reading: Reading
@@ -126,8 +130,8 @@ class FineTuningRecipe:
         epsilon = read_thresholds(labels / THRESHOLDS_FILE)
         policy = workshop.load_policy(inputs["start"])
         policy.model.freeze(self.freeze)
-        parts = policy_objective(policy, sources, advantages, epsilon, self.training)
-        return _train_policy(*parts, self.training, (self.seed, self.round), work, workshop)
+        objective = policy_objective(policy, sources, advantages, epsilon, self.training)
+        return _train_policy(*objective, self.training, (self.seed, self.round), work, workshop)
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,20 @@ class RivalRecipe:
         epsilon = dict.fromkeys({task for source in sources for task in source.frame_tasks()}, 0.0)
         policy = workshop.load_policy(inputs["sft"])
         policy.model.freeze(self.freeze)
-        parts = policy_objective(policy, sources, advantages, epsilon, self.training)
-        return _train_policy(*parts, self.training, (self.seed, 0), work, workshop)
+        objective = policy_objective(policy, sources, advantages, epsilon, self.training)
+        return _train_policy(*objective, self.training, (self.seed, 0), work, workshop)
+
+
+def _look_at_statistics(policy: PI0Policy, sets: Sequence[FrameSet], workshop: Workshop) -> None:
+    """Raise EpisodeDataError if a checkpoint's statistics are those of other values than the data's."""
+    rows = [np.arange(frames.num_frames) for frames in sets]
+    features, statistics, size = policy.features, policy.statistics, policy.config.chunk_size
+    dimensions = normalised_dimensions(features, statistics, sets, rows, chunk_size=size)
+    if wrong := faults(dimensions, features, statistics):
+        remedy = "name statistics of such data: policy.statistics_path=FILE, which pi0-stats makes"
+        raise EpisodeDataError("\n".join([*wrong[:-1], f"{wrong[-1]}; {remedy}"]))
+    for line in doubts(dimensions, features, statistics):
+        workshop.world.print(f"statistics: {line}")
 
 
 def _train_policy(

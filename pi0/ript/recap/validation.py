@@ -1,7 +1,7 @@
 """Checks of a RECAP configuration before any work: all that need no simulator and no weights."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 from pi0.ript.config.schema import ConfigError
@@ -10,14 +10,11 @@ from pi0.ript.data.hub import locate
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
-from pi0.ript.files import flatten
 from pi0.ript.recap.config import RecapConfig
-from pi0.ript.starting_policy import TOY
+from pi0.ript.starting_policy import TOY, PolicySettings
 
-_CHECKPOINTS_ONLY = (  # with the values that ask for nothing
-    *(("config", None), ("dtype", None), ("gradient_checkpointing", False), ("n_action_steps", None)),
-    *(("extra_delta_transform", None), ("norm_stats_path", None)),
-)
+_MODEL_KEYS = ("config", "dtype", "gradient_checkpointing", "n_action_steps")
+_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics_path")
 _RECORDING_ONLY = ("operator", "episodes")
 
 
@@ -33,12 +30,12 @@ def validate_recap(config: RecapConfig) -> None:
 
 
 def _values(config: RecapConfig) -> Iterator[str]:
-    values = flatten(asdict(config))
     if config.sft.use_awr:
         yield "sft.use_awr: there are no advantages yet to weigh by; use sft.use_awr=false"
     if config.policy_path == TOY and config.skip_sft:
         yield "skip_sft: a toy policy is made by SFT; use skip_sft=false, or a checkpoint as policy_path"
-    ignored = [key for key, nothing in _CHECKPOINTS_ONLY if values[f"policy.{key}"] != nothing]
+    defaults = PolicySettings()
+    ignored = [key for key in _CHECKPOINTS_ONLY if getattr(config.policy, key) != getattr(defaults, key)]
     for key in ignored if config.policy_path == TOY else ():
         yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; leave the key out"
     if config.policy_path != TOY and config.policy.chunk_size is not None:
@@ -51,8 +48,8 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
         if settings.root is not None:
             local = DatasetSettings(repo_id=settings.repo_id, root=settings.root)
             yield from attempt(partial(locate, local), "demonstrations.root: ")[1]
-        given = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
-        for key in [*given, *(f"quality.{name}" for name in settings.quality.given())]:
+        keys = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
+        for key in [*keys, *(f"quality.{name}" for name in settings.quality.changes())]:
             yield f"demonstrations.{key}: nothing is recorded, as a data set is given; leave it out"
         return
     for key in ("assume_success", "data_features_name_mapping"):
@@ -71,10 +68,10 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
 
 
 def _pool(config: RecapConfig, environment: Environment) -> Iterator[str]:
-    there_are = config.rollouts.pool_size * len(environment.suite().select(environment.tasks))
+    available = config.rollouts.pool_size * len(environment.suite().select(environment.tasks))
     needed = config.rounds * config.rollouts.num_states
-    if needed > there_are:
+    if needed > available:
         yield (
             f"rollouts.pool_size: {config.rounds} rounds of {config.rollouts.num_states} states need "
-            f"{needed} different ones, there are {there_are}; raise it"
+            f"{needed} different ones, there are {available}; raise it"
         )

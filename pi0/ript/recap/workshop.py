@@ -15,13 +15,14 @@ from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv
 from pi0.ript.labels.sources import Mixture
-from pi0.ript.recap.keeping import Keeping, Training
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact
 from pi0.ript.training.objectives import Model, Objective
+from pi0.ript.training.settings import Training
 from pi0.ript.training.steps import Row
 from pi0.value import ValueFunction
 
-FitFunction = Callable[[Objective, Mixture, Training, Sequence[int], Keeping, World], list[Row]]
+FitFunction = Callable[[Objective, Mixture, Training, Sequence[int], SnapshotPlan, World], list[Row]]
 """Trains the objective's model on windows of a mixture, and returns the figures of every step: the script's
 `fit`. The numbers are the key of everything random."""
 
@@ -32,12 +33,12 @@ class Workshop:
 
     world: World
     device: str
-    """Of this process."""
+    """The device of this process."""
     cache: ImageCache
-    """Of decoded images, while their data sets are open."""
+    """Decoded images, while their data sets are open."""
     fit: FitFunction
-    keeping: Keeping
-    """How a training keeps itself on disk, but where."""
+    plan: SnapshotPlan
+    """How often trainings write snapshots; each stage has a directory of its own for them."""
     _simulators: dict[str, BatchedEnv] = field(default_factory=dict)
     _sets: dict[str, FrameSet] = field(default_factory=dict)
     """The open ones, by their directories."""
@@ -73,8 +74,8 @@ class Workshop:
         self, objective: Objective, mixture: Mixture, settings: Training, key: Sequence[int], work: Path
     ) -> list[Row]:
         """Train in a stage's directory, write the model there, and return the figures of every step."""
-        keeping = replace(self.keeping, directory=work)
-        rows = self.fit(objective, mixture, settings, key, keeping, self.world)
+        plan = replace(self.plan, directory=work)
+        rows = self.fit(objective, mixture, settings, key, plan, self.world)
         self.world.on_main(_save, work, objective.model, rows)
         return rows
 

@@ -24,7 +24,7 @@ from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import collect_groups, heldout_states
 from pi0.ript.interruption import cleanup_on_exit, setup_signal_handlers
 from pi0.ript.loss import make_learner
-from pi0.ript.monitoring import monitor_memory, profile_window, take_step
+from pi0.ript.monitoring import ProfileWindow, monitor_memory, take_step
 from pi0.ript.report import write_report
 from pi0.ript.results import one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
@@ -77,7 +77,7 @@ def main(config: TrainConfig) -> None:
 
     world.print("✓ 训练正常启动 / training started")
     progress = checkpoints.resume()
-    profile = profile_window(config.training.profile_steps, run_dir, world.rank)
+    profile = ProfileWindow(config.training.profile_steps, run_dir, world.rank)
     metrics = progress.metrics
     for iteration in range(progress.iteration, config.training.num_train_steps):
         start = time.monotonic()

@@ -39,11 +39,11 @@ class PolicyServer:
         """Check the settings.
 
         Args:
-            policy: In evaluation mode.
+            policy: The policy, in evaluation mode.
             guidance: Towards a positive advantage; 1 for policies without an indicator.
-            num_steps: Of the sampler; None: as the policy's configuration says.
+            num_steps: Steps of the sampler; None: as the policy's configuration says.
             prompt: The task of clients that name none.
-            seed: Of the sampling noise; None: other noise in each run.
+            seed: The seed of the sampling noise; None: other noise in each run.
             max_message_mb: A longer message closes the connection.
 
         Raises:

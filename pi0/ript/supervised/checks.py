@@ -52,6 +52,8 @@ def _policy(settings: SupervisedSettings) -> Iterator[str]:
         yield "policy.reads: belongs to a value function; a policy starts from policy_path"
     if settings.policy_path == TOY and settings.policy.gradient_checkpointing:
         yield "policy.gradient_checkpointing: a toy has no need of it; leave it out"
+    if settings.policy_path == TOY and settings.policy.statistics_path is not None:
+        yield "policy.statistics_path: a toy has the statistics of its data; leave it out"
     if not settings.loss_weighting.MSE:
         yield "loss_weighting.MSE: a policy learns by the flow's squared error; expected a weight above 0"
 
@@ -62,6 +64,11 @@ def _value_function(settings: SupervisedSettings) -> Iterator[str]:
         yield (
             "policy_path: expected the directory of a value function that pi0-train or RECAP wrote, found "
             f"nothing at {path!r}"
+        )
+    if settings.policy.statistics_path is not None or settings.policy.outside_statistics != "refuse":
+        yield (
+            "policy.statistics_path, policy.outside_statistics: belong to policies; a value function has the "
+            "statistics of its checkpoint, of the policy that it reads, or of its data"
         )
     if settings.policy.use_awr:
         yield "policy.use_awr: weighs the samples of a policy; a value function learns from all alike"

@@ -11,16 +11,18 @@ from jaxtyping import Int64
 
 from pi0 import FeatureConfig, PI0Policy
 from pi0.normalize import Statistics
-from pi0.pretrained import Checkpoint, describe, resolve
+from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
 from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import MixtureSettings, mixture_weights
 from pi0.ript.data.statistics import mixture_statistics
-from pi0.ript.data.training_data import open_sets, split_rows
+from pi0.ript.data.training_data import TrainingData, open_sets, split_rows
 from pi0.ript.starting_policy import TOY, make_policy
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping, SupervisedSettings
+from pi0.ript.training.objectives import Model
 from pi0.ript.training.starting_value import starting_value
 from pi0.ript.warm_start import sized_toy_policy
 from pi0.trainable import frozen_names
@@ -66,7 +68,7 @@ class DataSummary:
 
     @property
     def instructions(self) -> set[str]:
-        """Those of all sets."""
+        """The instructions of all data sets."""
         return {task for frames in self.sets for task in frames.instructions}
 
     @cached_property
@@ -99,22 +101,23 @@ def policy_to_train(
     With `takes_indicator` it has an indicator of the advantage, which changes nothing before it is trained.
     """
     settings, path = config.policy, config.policy_path
-    own, changes, replaced = "none", {}, {}
+    mode, changes, replaced = "none", {}, {}
     if path != TOY:
         directory = resolve(Path(path).expanduser())
-        checkpoint = _describe(directory, settings)
+        named = get_config(settings.config) if settings.config else None
+        checkpoint = describe(directory, named, None, None, settings.extra_delta_transform)
         for name in ("max_state_dim", "max_action_dim"):
             _require_equal(name, getattr(settings, name), getattr(checkpoint.config, name))
-        own, path = checkpoint.config.indicator, str(directory)
+        mode, path = checkpoint.config.indicator, str(directory)
         chunk_size = settings.chunk_size or checkpoint.config.chunk_size
         if settings.n_action_steps is None:
             changes["n_action_steps"] = min(checkpoint.config.n_action_steps, chunk_size)
-        if settings.statistics == "data" and not settings.norm_stats_path:
+        if settings.statistics == "data" and not settings.statistics_path:
             features = _with_widths_of(data, checkpoint.features)
             statistics = data.statistics(features.relative_actions, chunk_size)
             replaced = {"features": features, "statistics": statistics}
     if takes_indicator:
-        changes["indicator"] = settings.indicator or ("embedding" if own == "none" else own)
+        changes["indicator"] = settings.indicator or ("embedding" if mode == "none" else mode)
     toy = partial(data.toy_policy, config.seed)
     policy = make_policy(path, settings, toy, config.seed, device, changes=changes, **replaced)
     require_normalization(settings.normalization_mapping, policy.features)
@@ -139,11 +142,6 @@ def value_to_train(config: SupervisedSettings, data: DataSummary, device: str) -
     for name, parameter in value.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return value.to(device)
-
-
-def _describe(directory: Path, settings: ModelSettings) -> Checkpoint:
-    config = get_config(settings.config) if settings.config else None
-    return describe(directory, config, None, None, settings.extra_delta_transform)
 
 
 def _with_widths_of(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
@@ -188,9 +186,48 @@ def _require_equal(name: str, setting: Any, size: Any) -> None:
 def require_normalization(mapping: NormalizationMapping, features: FeatureConfig) -> None:
     """Raise ConfigError if the settings expect another normalisation than the model's."""
     for name, feature in (("STATE", "state"), ("ACTION", "action")):
-        asked, there = getattr(mapping, name), getattr(features, f"{feature}_normalization").upper()
-        if asked is not None and asked != there:
+        setting, actual = getattr(mapping, name), getattr(features, f"{feature}_normalization").upper()
+        if setting is not None and setting != actual:
             raise ConfigError(
-                f"policy.normalization_mapping.{name}: expected the model's {there}, found {asked}; its "
+                f"policy.normalization_mapping.{name}: expected the model's {actual}, found {setting}; its "
                 "weights mean nothing under another normalisation"
             )
+
+
+def fit_statistics(model: Model, settings: SupervisedSettings, data: TrainingData) -> tuple[str, ...]:
+    """Look at the normalised training data, and widen a policy's statistics if asked to.
+
+    Returns what is to be said of them at the start.
+
+    Raises:
+        ConfigError: Values lie where no model can learn from them; a line for each dimension.
+    """
+    is_policy = isinstance(model, PI0Policy)
+    features, statistics = model.features, model.statistics
+    dimensions = normalised_dimensions(
+        features,
+        statistics,
+        data.sets,
+        data.training_rows,
+        chunk_size=model.config.chunk_size if is_policy else 1,
+        settings=settings.dataset_mixture,
+        has_actions=is_policy,
+    )
+    lines = [] if settings.policy_path == TOY else doubts(dimensions, features, statistics)
+    doubtful = [f"statistics: {line}" for line in lines]  # a toy's are the data's, with a least std
+    wrong = faults(dimensions, features, statistics)
+    if not wrong:
+        return tuple(doubtful)
+    if is_policy and settings.policy.outside_statistics == "widen":
+        wide, changes = widened(statistics, features, dimensions)
+        model.use_statistics(wide)
+        model.to(model.device)
+        return (*doubtful, *changes)
+    remedy = (
+        "are they of another robot, of absolute actions for relative ones, or does a dimension hardly move? "
+        "Take the data's own (policy.statistics=data), a file's (policy.statistics_path), or widen them "
+        "(policy.outside_statistics=widen)"
+        if is_policy
+        else "they are those of its checkpoint or of the policy that it reads; train on data like theirs"
+    )
+    raise ConfigError(*wrong[:-1], f"{wrong[-1]}; {remedy}")

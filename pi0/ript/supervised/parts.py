@@ -7,7 +7,7 @@ from pi0.ript.data.settings import MixtureSettings
 from pi0.ript.data.training_data import TrainingData, make_training_data
 from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.supervised.models import DataSummary, policy_to_train, value_to_train
+from pi0.ript.supervised.models import DataSummary, fit_statistics, policy_to_train, value_to_train
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.window_labels import PolicyLabels, advantage_modes, policy_labels, window_returns
 from pi0.ript.training.objectives import Objective, PolicyObjective, ValueObjective
@@ -20,6 +20,8 @@ class Parts:
     objective: Objective
     data: TrainingData
     reward: RewardConfig | None = None
+    notes: tuple[str, ...] = ()
+    """What is to be said of them at the start, a line each."""
 
 
 def make_parts(settings: SupervisedSettings, world: World) -> Parts:
@@ -32,9 +34,9 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
         value = value_to_train(settings, summary, device)
         data = make_training_data(mixture, value.features, 1, size, world, settings.seed)
         _require_validation(settings, data)
-        world.print(data)
+        notes = (str(data), *fit_statistics(value, settings, data))
         returns, reward = window_returns(data.sets, policy.reward_config)
-        return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward)
+        return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward, notes)
     takes_indicator = set(advantage_modes(mixture.datasets, policy)) != {"ignore"}
     needs_labels = takes_indicator or policy.use_awr
     labels = policy_labels(summary.sets, mixture.datasets, policy) if needs_labels else PolicyLabels()
@@ -42,7 +44,7 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     chunk, seed = model.config.chunk_size, settings.seed
     data = make_training_data(mixture, model.features, chunk, size, world, seed, labels.usable)
     _require_validation(settings, data)
-    world.print(data)
+    notes = [str(data), *fit_statistics(model, settings, data)]
     objective = PolicyObjective(
         model,
         labels.indicator if takes_indicator else None,
@@ -52,10 +54,11 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
         labels.weight,
     )
     if labels.num_dropped:
-        world.print(f"advantages: {labels.num_dropped} frames have none and are left out")
+        notes.append(f"advantages: {labels.num_dropped} frames have none and are left out")
     if objective.positive_share is not None:
-        world.print(f"indicator of the advantage: positive in {objective.positive_share:.1%} of the frames")
-    return Parts(objective, data)
+        share = objective.positive_share
+        notes.append(f"indicator of the advantage: positive in {share:.1%} of the frames")
+    return Parts(objective, data, notes=tuple(notes))
 
 
 def _without_split(mixture: MixtureSettings) -> MixtureSettings:
@@ -80,16 +83,14 @@ def samples_per_step(settings: SupervisedSettings, world: World) -> int:
     """
     batch_size, loaded = settings.batch_size, settings.dataloader_batch_size
     passes = world.size * settings.gradient_accumulation_steps
-    of_what = (
-        f"{world.size} processes times gradient_accumulation_steps={settings.gradient_accumulation_steps}"
-    )
+    product = f"{world.size} processes x gradient_accumulation_steps={settings.gradient_accumulation_steps}"
     if batch_size is None:
         batch_size = BATCH_SIZE if loaded is None else loaded * passes
     if batch_size % passes:
-        raise ConfigError(f"batch_size: expected a multiple of {passes} ({of_what}), found {batch_size}")
+        raise ConfigError(f"batch_size: expected a multiple of {passes} ({product}), found {batch_size}")
     if loaded not in (None, batch_size // passes):
         raise ConfigError(
             f"dataloader_batch_size: expected {batch_size // passes}, which is batch_size={batch_size} by "
-            f"{passes} ({of_what}), found {loaded}; leave one of the two out"
+            f"{passes} ({product}), found {loaded}; leave one of the two out"
         )
     return batch_size

@@ -26,7 +26,7 @@ from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
 from pi0.ript.files import write_json
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.results import lock_directory, new_run_directory
+from pi0.ript.results import lock_directory
 from pi0.ript.starting_policy import TOY
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model
@@ -34,8 +34,8 @@ from pi0.ript.training.objectives import Model
 REWARD_FILE = "reward.json"
 """Beside a value function: the reward whose returns it foretells; `pi0-advantage` reads it."""
 
-COPIED = ("experiment_cfg", "processor", "wandb_config.json", REWARD_FILE)
-"""What a checkpoint has a copy of."""
+DESCRIPTIONS = ("experiment_cfg", "processor", "wandb_config.json", REWARD_FILE)
+"""Files and directories of a run that each of its checkpoints has a copy of."""
 
 _WANDB_FILE = "wandb_config.json"
 ADVICE = Advice(
@@ -48,6 +48,8 @@ ADVICE = Advice(
 def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
     """Return the run's directory, from now on this process's own, and the checkpoint to continue from.
 
+    What `overwrite` moves aside is still there.
+
     Raises:
         RunInUseError: A live process has the directory.
         ConfigError: It holds something else than a run.
@@ -56,15 +58,12 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
     """
     path = Path(config.output_dir).expanduser() / str(config.exp_name)
     is_run = (path / "experiment_cfg/config.yaml").exists()
-    if path.exists() and any(file.name != ".lock" for file in path.iterdir()):
-        if not is_run and not config.overwrite:
-            raise ConfigError(
-                f"{path}: expected a run of pi0-train or no such directory, found other files; choose "
-                "another output_dir or exp_name (--overwrite moves what is there aside)"
-            )
-        lock_directory(path)
-        if config.overwrite:
-            new_run_directory(path)
+    is_empty = not path.exists() or all(file.name == ".lock" for file in path.iterdir())
+    if not is_empty and not is_run and not config.overwrite:
+        raise ConfigError(
+            f"{path}: expected a run of pi0-train or no such directory, found other files; choose "
+            "another output_dir or exp_name (--overwrite moves what is there aside)"
+        )
     lock_directory(path)
     if not is_run or config.overwrite:
         return path, None
@@ -125,7 +124,7 @@ def write_processor(
 
 def copy_descriptions(run_dir: Path, target: Path) -> None:
     """Copy what a checkpoint keeps of its run."""
-    for name in COPIED:
+    for name in DESCRIPTIONS:
         source = run_dir / name
         if source.is_dir():
             shutil.copytree(source, target / name)

@@ -38,6 +38,7 @@ BATCH_SIZE = 32
 ModelType = Annotated[str, one_of("pi0", "value")]
 Normalization = Annotated[str, one_of("MEAN_STD", "MIN_MAX", "QUANTILES", "IDENTITY")]
 StatisticsOf = Annotated[str, one_of("checkpoint", "data")]
+OutsideStatistics = Annotated[str, one_of("refuse", "widen")]
 MissingAdvantage = Annotated[str, one_of("error", "positive", "negative", "drop")]
 
 
@@ -62,6 +63,8 @@ class ModelSettings(PolicySettings):
     width: Count = 64  # of a new expert
     # checkpoint, or data: normalisation and widths of state and action are those of the data sets
     statistics: StatisticsOf = "checkpoint"
+    # where training data lie far outside of them: refuse, or widen the statistics of that dimension
+    outside_statistics: OutsideStatistics = "refuse"
     normalization_mapping: NormalizationMapping = field(default_factory=NormalizationMapping)
     n_obs_steps: Annotated[int, one_of(1)] = 1  # pi0 sees one observation
     chunk_size: Count | None = None  # actions predicted at once; null: as the checkpoint says, a toy 8

@@ -13,16 +13,13 @@ from pi0.ript.kept_evaluation import episodes_key, evaluate_once
 from pi0.ript.peers import ALONE, Peers
 from pi0.ript.results import write_evaluation
 from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.starting_policy import require_fits
+from pi0.ript.starting_policy import require_acts
 
 
-def require_acts(policy: PI0Policy, environment: Environment, guidance: float) -> None:
-    """Raise ValueError unless the policy can act in all tasks of the environment."""
-    require_fits(policy.features, environment)
-    config = policy.config
-    instructions = [task.instruction for task in environment.suite().select(environment.tasks)]
-    policy.tokenizer.encode(instructions, config.tokenizer_max_length, config.vocab_size)
-    if guidance != 1.0 and config.indicator == "none":
+def require_evaluable(policy: PI0Policy, environment: Environment, guidance: float) -> None:
+    """Raise ValueError unless the policy can act in all tasks of the environment, guided like this."""
+    require_acts(policy, environment)
+    if guidance != 1.0 and policy.config.indicator == "none":
         raise ValueError(
             "eval.cfg_guidance_scale: expected 1 for a policy without an indicator of the advantage, found "
             f"{guidance}"

@@ -14,19 +14,19 @@ from pi0.ript.checkpoint.snapshot import trained_parameters
 from pi0.ript.distributed import World, limit_threads, setup_distributed
 from pi0.ript.environments import get_environment
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_stopped
-from pi0.ript.monitoring import monitor_memory, profile_window
+from pi0.ript.monitoring import ProfileWindow, monitor_memory
 from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.report import write_report
+from pi0.ript.results import new_run_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import ADVICE, open_run, publish_model, write_processor, write_settings
 from pi0.ript.supervised.settings import SupervisedSettings
-from pi0.ript.supervised.simulation import RepeatedEvaluation, require_acts
+from pi0.ript.supervised.simulation import RepeatedEvaluation, require_evaluable
 from pi0.ript.supervised.training_state import ModelFiles, data_hashes
 from pi0.ript.training.optimization import cosine_schedule, make_optimizer, set_learning_rate
 from pi0.ript.training.snapshots import Snapshots
 from pi0.ript.training.steps import Steps
-from pi0.value import ValueFunction
 
 _TRAINING, _VALIDATION = 0, 1  # keep their draws apart
 
@@ -43,29 +43,26 @@ class Training:
         self.world = world or setup_distributed(settings.device, **asdict(settings.distributed))
         self.batch_size = samples_per_step(settings, self.world)
         self.settings = settings = replace(settings, batch_size=self.batch_size)
-        self.run_dir, found = self.world.on_main(open_run, settings)
-        self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
-        setup_run_logging(self.run_dir, self.world.rank, write_report)
-        init_wandb(settings, self.run_dir, self.world.rank)
+        self.run_dir, checkpoint = self.world.on_main(open_run, settings)
         self.parts = self.world.first(make_parts, settings, self.world)
         model, data = self.parts.objective.model, self.parts.data
         limit_threads(model)
+        self.simulation = self._simulation()
+        if settings.overwrite:  # not before: what cannot be trained must not cost the run that is there
+            self.world.on_main(new_run_directory, self.run_dir)
+        self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
+        setup_run_logging(self.run_dir, self.world.rank, write_report)
+        init_wandb(settings, self.run_dir, self.world.rank)
+        for note in self.parts.notes:
+            self.world.print(note)
         self.world.on_main(write_processor, self.run_dir, model, data.sets, settings, self.parts.reward)
         self.learner = self.world.wrap(self.parts.objective.learner())
-        self.optimizer = make_optimizer(
-            model,
-            settings.optimizer.learning_rate,
-            settings.optimizer.weight_decay,
-            indicator_learning_rate=settings.optimizer.indicator_learning_rate,
-            betas=settings.optimizer.betas,
-            eps=settings.optimizer.eps,
-        )
+        self.optimizer = make_optimizer(model, settings.optimizer)
         self.files = ModelFiles(self.run_dir, settings, self.parts, self.world)
-        self.steps = self._steps(found)
+        self.steps = self._steps(checkpoint)
         self.best: dict[str, float] = self.steps.kept.setdefault("best", {})
-        self.simulation = self._simulation()
 
-    def _steps(self, found: Path | None) -> Steps:
+    def _steps(self, checkpoint: Path | None) -> Steps:
         settings, model = self.settings, self.parts.objective.model
         snapshots = Snapshots(
             self.run_dir,
@@ -73,14 +70,13 @@ class Training:
             self.optimizer,
             settings,
             ADVICE,
-            found,
+            checkpoint,
             peers=self.world,
             save_freq=settings.save_freq,
             save_minutes=settings.save_minutes,
             keep_last=settings.save_total_limit,
             states={"data": self.parts.data.train},
             data=data_hashes(self.parts),
-            reads=model.reads if isinstance(model, ValueFunction) else None,
             extra=self.files,
         )
         return Steps(
@@ -101,7 +97,7 @@ class Training:
         """
         settings, objective, world = self.settings, self.parts.objective, self.world
         setup_signal_handlers()
-        profile = profile_window(settings.profile_steps, self.run_dir, world.rank)
+        profile = ProfileWindow(settings.profile_steps, self.run_dir, world.rank)
         trained = list(trained_parameters(objective.model).values())
         for step in self.steps:
             self._report()
@@ -204,7 +200,7 @@ class Training:
             return None
         assert isinstance(model, PI0Policy)
         environment = get_environment(**asdict(settings.task))
-        require_acts(model, environment, settings.eval.cfg_guidance_scale)
+        require_evaluable(model, environment, settings.eval.cfg_guidance_scale)
         return RepeatedEvaluation(settings.task, settings.eval, settings.seed, self.world)
 
     def _finish(self) -> None:

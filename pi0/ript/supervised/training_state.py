@@ -68,9 +68,9 @@ class ModelFiles:
         if self.world.rank == 0:
             for older in self.run_dir.glob(f"checkpoint-*-best-{metric}_*"):
                 if older != path:
-                    gone = older.with_name(f".{older.name}.deleted")
-                    older.rename(gone)
-                    shutil.rmtree(gone)
+                    hidden = older.with_name(f".{older.name}.deleted")
+                    older.rename(hidden)
+                    shutil.rmtree(hidden)
 
     def _write_model(self, directory: Path) -> None:
         with self.published_weights():

@@ -51,11 +51,14 @@ class PolicyLabels:
 
     indicator: Int64[np.ndarray, " m"] | None = None
     weight: Float32[np.ndarray, " m"] | None = None
-    """Of its loss; None: all alike."""
+    """Weight of the loss of each frame; None: all weigh the same."""
     usable: list[Bool[np.ndarray, " _"]] | None = None
-    """By data set; not those that lack an advantage and are to be dropped. None: all."""
+    """The frames of each data set that may be drawn: not those that are dropped for want of an advantage.
+
+    None: all of them.
+    """
     num_dropped: int = 0
-    """Of the frames that the settings ask for."""
+    """How many of the frames that the settings ask for are dropped."""
 
 
 def policy_labels(

@@ -59,10 +59,10 @@ class ValueLearner(nn.Module):
 
 
 def _without_damage(batch: Batch) -> tuple[Batch, Float[Tensor, " b"] | None]:
-    """Return the batch, and None; or if numbers are not finite one with others, and factors of the losses.
+    """Return the batch, with zeros for numbers that are not finite, and a factor for the loss of each sample.
 
     The factor is NaN for each sample with such numbers, so that all processes skip the step: an error on one
-    of them would leave the others waiting for its gradients.
+    of them would leave the others waiting for its gradients. It is None if all numbers are finite.
     """
     numbers = {name: batch[name] for name in (STATE, ACTION) if name in batch}
     damaged = {name: ~x.isfinite().flatten(1).all(1) for name, x in numbers.items()}
@@ -103,11 +103,11 @@ class PolicyObjective:
         self, learner: nn.Module, batch: Batch, key: Sequence[int], *, is_training: bool
     ) -> Float[Tensor, " k"]:
         """Return the sum of the losses; indicators are withheld in training alone."""
-        windows, given = batch["window"].numpy(), None
+        windows, indicator = batch["window"].numpy(), None
         if self.indicator is not None:
             shown = self._shown(self.indicator, windows, key) if is_training else self.indicator[windows]
-            given = torch.from_numpy(shown)
-        losses = learner(batch, given, key)
+            indicator = torch.from_numpy(shown)
+        losses = learner(batch, indicator, key)
         if self.sample_weight is not None:
             losses = losses * torch.from_numpy(self.sample_weight[windows]).to(losses.device)
         return self.weight * losses.sum()[None]

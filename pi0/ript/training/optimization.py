@@ -1,7 +1,7 @@
 """Optimizer, learning rate, and the moving average of the weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,29 +10,22 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pi0.ript.checkpoint.snapshot import copy_tensors, trained_parameters
-from pi0.ript.training.settings import Optimizer, Scheduler
+from pi0.ript.training.settings import Optimizer, Scheduler, Training
 
 
-def make_optimizer(
-    model: nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    *,
-    indicator_learning_rate: float | None = None,
-    betas: Sequence[float] = (0.9, 0.95),
-    eps: float = 1e-8,
-) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, settings: Training | Optimizer) -> torch.optim.AdamW:
     """Return AdamW over what is trained; an embedded indicator can have a learning rate of its own."""
     trained = trained_parameters(model)
     indicator = {name: p for name, p in trained.items() if "indicator_embedding" in name}
     others = [p for name, p in trained.items() if name not in indicator]
-    rate = learning_rate if indicator_learning_rate is None else indicator_learning_rate
+    rate = settings.learning_rate
+    indicator_rate = rate if settings.indicator_learning_rate is None else settings.indicator_learning_rate
     groups = [
-        {"params": others, "base_lr": learning_rate, "weight_decay": weight_decay},
-        {"params": list(indicator.values()), "base_lr": rate, "weight_decay": 0.0},
+        {"params": others, "base_lr": rate, "weight_decay": settings.weight_decay},
+        {"params": list(indicator.values()), "base_lr": indicator_rate, "weight_decay": 0.0},
     ]
-    first, second = betas
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(first, second), eps=eps)
+    first, second = settings.betas
+    return torch.optim.AdamW(groups, lr=rate, betas=(first, second), eps=settings.eps)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -41,14 +34,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def linear_schedule(step: int, steps: int, warmup: int, decay_fraction: float) -> float:
+def linear_schedule(step: int, settings: Training) -> float:
     """Return the factor on the learning rate in an optimizer step, from 0 on.
 
-    It rises over `warmup` steps, is level, and falls to 0 over the last `decay_fraction` of all steps.
+    It rises over `warmup_steps`, is level, and falls to 0 over the last `decay_fraction` of all steps.
     """
-    decay = decay_fraction * steps
-    left = (steps - step) / decay if decay > 0 else 1.0
-    return min(1.0, (step + 1) / max(warmup, 1), left)
+    decay_steps = settings.decay_fraction * settings.steps
+    falling = (settings.steps - step) / decay_steps if decay_steps > 0 else 1.0
+    return min(1.0, (step + 1) / max(settings.warmup_steps, 1), falling)
 
 
 def cosine_schedule(step: int, steps: int, optimizer: Optimizer, scheduler: Scheduler) -> float:

@@ -45,6 +45,8 @@ class Fit:
     learning_rate: Positive = 1e-3  # after the warm-up level, then down to 0
     weight_decay: NotNegative = 1e-4
     grad_norm_clip: Positive = 1.0
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.95)
+    eps: ClassVar[float] = 1e-8
 
 
 @dataclass
@@ -71,3 +73,7 @@ class ValueTraining(Fit):
     warmup_steps: ClassVar[int] = 0
     decay_fraction: ClassVar[float] = 0.3
     indicator_learning_rate: ClassVar[None] = None
+
+
+Training = PolicyTraining | ValueTraining
+"""What the `fit` of RECAP is told."""

@@ -19,6 +19,7 @@ from pi0.ript.checkpoint.snapshot import (
     write_training,
 )
 from pi0.ript.peers import ALONE, Peers
+from pi0.value import ValueFunction
 
 
 @runtime_checkable
@@ -41,12 +42,12 @@ class Snapshots:
     directory: Path
     """Where they are; it belongs to this training."""
     model: nn.Module
-    """Whose trained parameters are kept, not wrapped."""
+    """The model whose trained parameters are kept, not wrapped by DDP."""
     optimizer: torch.optim.Optimizer
     config: Any
     """All settings that the result depends on, a dataclass; each snapshot says them."""
     advice: Advice
-    found: Path | None = None
+    newest: Path | None = None
     """The snapshot to continue from, see `find_same_run`; its files are whole."""
     peers: Peers = ALONE
     save_freq: int | None = None
@@ -58,23 +59,22 @@ class Snapshots:
     """What has a position of its own, by name, such as the data."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Hashes of what is learned from, by name."""
-    reads: nn.Module | None = None
-    """Another model that the trained one reads and that stays as it is."""
     extra: ExtraFiles | None = None
 
     def __post_init__(self) -> None:
         """Start the clock; describe the weights that are not trained, which takes a second at real size."""
-        self._facts = run_facts(self.config, self.model, self.peers, self.reads, self.data)
+        reads = self.model.reads if isinstance(self.model, ValueFunction) else None
+        self._facts = run_facts(self.config, self.model, self.peers, reads, self.data)
         self._last_step: int | None = None
         self._clock = Clock(self.save_minutes, self.peers)
 
     def restore(self) -> dict[str, Any]:
-        """Continue from the snapshot that was found; return the plain values that it kept, without one none.
+        """Continue from the newest snapshot, if there is one; return the plain values that it kept.
 
         Raises:
             SnapshotError: Data, or weights that are not trained, are others than when it was written.
         """
-        path, peers = self.found, self.peers
+        path, peers = self.newest, self.peers
         if path is None:
             return {}
         progress = read_training(

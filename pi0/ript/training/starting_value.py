@@ -16,12 +16,12 @@ def starting_value(policy: PI0Policy, form: str, width: int, num_bins: int, seed
     """Return an untrained value function for the observations of a policy, on the policy's device.
 
     Args:
-        policy: Whose prefix it reads, or whose vision and language it begins with.
+        policy: The policy whose prefix it reads, or whose vision and language it begins with.
         form: "expert" reads the policy's prefix, and the policy must not change any more; "separate" is a
             model of the policy's size for itself.
-        width: Of a new expert.
-        num_bins: Of the distribution that it predicts.
-        seed: Of the weights that are new.
+        width: The width of a new expert.
+        num_bins: The bins of the distribution that it predicts.
+        seed: The seed of the weights that are new.
     """
     if form == "expert":
         config = expert_value_config(policy, width, num_bins=num_bins)

@@ -41,10 +41,10 @@ class Steps:
         """Continue from the newest snapshot, if there is one.
 
         Args:
-            num_steps: Of the whole training.
+            num_steps: The steps of the whole training.
             name: For the progress bar and for messages.
             world: The processes that train together; None: this one alone.
-            snapshots: Of the training; None keeps none.
+            snapshots: The snapshots of the training; None: none are written.
             max_nonfinite_steps: Steps in a row without a finite loss or gradient at which the training ends.
 
         Raises:
@@ -87,7 +87,7 @@ class Steps:
 
         Args:
             row: Figures of the step, over all processes, among them its "loss".
-            gradient_norm: Of the gradients that all processes share.
+            gradient_norm: The norm of the gradients, which all processes share.
 
         Raises:
             NonFiniteLossError: That many steps in a row may not be made. A snapshot has the weights before.

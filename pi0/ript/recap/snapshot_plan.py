@@ -1,4 +1,4 @@
-"""What the trainings of RECAP's stages keep on disk while they are under way."""
+"""The snapshots that the trainings of RECAP's stages write while they are under way."""
 
 import shutil
 from dataclasses import dataclass
@@ -10,13 +10,11 @@ from pi0.ript.checkpoint.files import published
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.distributed import World
 from pi0.ript.training.objectives import Model
-from pi0.ript.training.settings import PolicyTraining, ValueTraining
+from pi0.ript.training.settings import Training
 from pi0.ript.training.snapshots import Snapshots
 from pi0.ript.training.steps import Steps
-from pi0.value import ValueFunction
 
 _FORMER_SNAPSHOT = "checkpoint.pt"
-Training = PolicyTraining | ValueTraining
 ADVICE = Advice(
     resume="start the same command again",
     anew="remove its directory, and the stage begins again",
@@ -25,13 +23,15 @@ ADVICE = Advice(
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """What happens to a training under way."""
+class SnapshotPlan:
+    """Where and how often a training writes snapshots, and how many steps in a row it may skip."""
 
     directory: Path | None = None
-    """Of its snapshots; None keeps none."""
+    """Directory of its snapshots; None: none are written."""
     save_minutes: float | None = None
+    """Minutes between two snapshots; None: only at the end and at a stop."""
     max_nonfinite_steps: int = 3
+    """Steps in a row without a finite loss that end the training."""
 
     def steps(
         self, name: str, model: Model, optimizer: torch.optim.Optimizer, settings: Training, world: World
@@ -46,7 +46,6 @@ class Keeping:
             world.on_main(_find, self.directory, settings),
             peers=world,
             save_minutes=self.save_minutes,
-            reads=model.reads if isinstance(model, ValueFunction) else None,
         )
         limit = self.max_nonfinite_steps
         return Steps(settings.steps, name=name, world=world, snapshots=snapshots, max_nonfinite_steps=limit)
@@ -54,8 +53,8 @@ class Keeping:
 
 def remove_snapshots(directory: Path) -> None:
     """Remove what a training has kept of itself in a directory, also what a kill left half written."""
-    for left in [*directory.glob("checkpoint-*"), *directory.glob(".checkpoint-*")]:
-        shutil.rmtree(left)
+    for snapshot in [*directory.glob("checkpoint-*"), *directory.glob(".checkpoint-*")]:
+        shutil.rmtree(snapshot)
     (directory / _FORMER_SNAPSHOT).unlink(missing_ok=True)
 
 
