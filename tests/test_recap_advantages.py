@@ -29,6 +29,7 @@ from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_fr
 from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns
 from pi0.ript.labels.sources import Role, Source
 from pi0.ript.pages.episode_figures import draw_episode
+from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
 
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
@@ -269,13 +270,54 @@ def test_demonstrations_that_are_always_positive_are_labelled_so(sources):
     assert figures["positive_share"]["demonstrations"] == 1.0
 
 
+def test_under_the_default_recipe_no_frame_of_a_failure_is_positive(sources):
+    settings = RecapConfig().advantage
+    assert (settings.ranked, settings.positive_fraction) == ("successes", 0.6)
+    labels = label_frames(*sources, REWARD, replace(settings, scope="global"))
+    _, rollouts = sources[0]
+    succeeded, (_, positive) = rollouts.is_success(), labels.positive()
+    assert not succeeded.all()
+    assert not positive[~succeeded].any()
+    assert positive[succeeded].mean() == pytest.approx(0.6, abs=0.51 / succeeded.sum())
+    assert labels.figures()["positive_fraction"] == positive[succeeded].mean()
+
+
+def test_a_task_without_success_has_no_positive_frame_and_the_others_have_their_share(sources, tmp_path):
+    (demonstrations, rollouts), values = sources
+    failed = [replace(x, success=x.success and x.task_id != "suite/0") for x in rollouts.frames.labels]
+    rollouts = replace(rollouts, frames=replace(rollouts.frames, labels=tuple(failed)))
+    labels = label_frames([demonstrations, rollouts], values, REWARD, RecapConfig().advantage)
+    assert labels.epsilon["suite/0"] == np.inf
+    of_task = np.array(rollouts.frame_tasks()) == "suite/1"
+    positive = labels.positive()[1]
+    assert not positive[~of_task].any()
+    good = of_task & rollouts.is_success()
+    assert positive[good].mean() == pytest.approx(0.6, abs=0.51 / good.sum())
+    write_labelled_frames(labels, tmp_path)
+    assert read_thresholds(tmp_path / "thresholds.json") == labels.epsilon
+    stored = read_labelled_frames(tmp_path / "frames.npz")[rollouts.name]
+    np.testing.assert_array_equal(stored.positive(labels.epsilon), positive)
+    assert json.loads((tmp_path / "thresholds.json").read_text())["suite/0"] is None
+
+
+def test_a_round_without_any_success_stops_at_the_gate(sources):
+    (demonstrations, rollouts), values = sources
+    failed = tuple(replace(labels, success=False) for labels in rollouts.frames.labels)
+    rollouts = replace(rollouts, frames=replace(rollouts.frames, labels=failed))
+    figures = label_frames([demonstrations, rollouts], values, REWARD, RecapConfig().advantage).figures()
+    assert figures["positive_fraction"] is None
+    chosen = LabelFigures(**{f.name: figures[f.name] for f in fields(LabelFigures)})
+    with pytest.raises(GateError, match="positive fraction: none: no rollout succeeded"):
+        check_gates(Calibration(9, 90, 0.9, 0.1, 0.1), chosen, Gates())
+
+
 def test_frames_that_the_value_function_has_no_number_for_stop_at_the_gate(sources):
     both, (first, second) = sources
     second[7] = NAN
     figures = label_frames(both, [first, second], REWARD, Advantage()).figures()
     assert 0.9 < figures["coverage"] < 1.0
     chosen = LabelFigures(**{f.name: figures[f.name] for f in fields(LabelFigures)})
-    good = Calibration(9, 90, correlation=0.9, calibration_error=0.1, error=0.1, separation=0.9)
+    good = Calibration(9, 90, correlation=0.9, calibration_error=0.1, error=0.1)
     with pytest.raises(GateError, match="label coverage"):
         check_gates(good, chosen, Gates(max_fraction_error=1.0))
 

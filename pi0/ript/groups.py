@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -53,8 +53,15 @@ def _order(epoch: int, num_states: int, seed: int) -> np.ndarray:
 
 def heldout_states(env: BatchedEnv, first: int, count: int, train: InitialStateDataset) -> list[InitialState]:
     """Return `count` held-out states of each task; one that is also trained on is an error."""
+    return states_outside(train, env, "heldout", first, count)
+
+
+def states_outside(
+    train: InitialStateDataset, env: BatchedEnv, kind: str, first: int, count: int
+) -> list[InitialState]:
+    """Return `count` "heldout" or "validation" states of each task; one that is trained on is an error."""
     indices = range(first, first + count)
-    states = [s for task in env.tasks for s in env.initial_states(task, "heldout", indices)]
+    states = [s for task in env.tasks for s in env.initial_states(task, cast("Any", kind), indices)]
     require_disjoint(train.states, states)
     return states
 

@@ -25,7 +25,6 @@ from pi0.ript.config.validation import attempt, shared_problems
 from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.envs.base import Split
 from pi0.ript.evaluate import Evaluation, compare, episode_seed
 from pi0.ript.files import flatten, plain, write_json
 from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
@@ -105,7 +104,7 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     world.on_main(lock_directory, Path(config.output_dir))
     evaluations = []
     with environment.make() as env:
-        first, split = config.eval.first_state, cast("Split", config.eval.states)
+        first, split = config.eval.first_state, cast("Any", config.eval.states)
         indices = range(first, first + config.eval.rollouts_per_task)
         states = [s for task in env.tasks for s in env.initial_states(task, split, indices)]
         load = partial(world.first, _load, environment, config, world.device(config.device))
@@ -246,7 +245,8 @@ def _report(run_dir: Path, config: EvaluationConfig, evaluations: Sequence[Evalu
     """Write the page of what is in the directory, and return the table with what its names mean."""
     names = ("policy",) if len(evaluations) == 1 else ("before", "after")
     meaning = [f"{name}: {path}" for name, path in zip(names, _paths(config).values(), strict=True)]
-    states = "held-out states" if config.eval.states == "heldout" else "training states"
+    kinds = {"heldout": "held-out", "validation": "validation", "train": "training"}
+    states = f"{kinds[config.eval.states]} states"
     legend = "; ".join([*meaning, states])
     write_report(run_dir, dict(zip(names, ("evaluation", "compared"), strict=False)), legend)
     return f"{legend}\n{success_text(dict(zip(names, evaluations, strict=True)))}"

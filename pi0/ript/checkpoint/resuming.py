@@ -87,10 +87,15 @@ def find_checkpoint(run_dir: Path, resume: str | None, advice: Advice = RUNG_13)
 # Settings ---------------------------------------------------------------------------------------------------
 
 
+_HASHED_AS = {"policy.statistics_path": "policy.norm_stats_path"}
+"""Keys by their names in version 0.1.0, so that the episodes that it kept are found."""
+
+
 def settings_hash(config: Any) -> str:
     """Return a hash of the settings that have an influence on episodes; `config` is a dataclass."""
     marks, values = dict(_marks(config)), flatten(plain(config), into_lists=True)
-    return hash_values({key: value for key, value in values.items() if _mark(marks, key) is None})
+    kept = {key: value for key, value in values.items() if _mark(marks, key) is None}
+    return hash_values({_HASHED_AS.get(key, key): value for key, value in kept.items()})
 
 
 def find_same_run(

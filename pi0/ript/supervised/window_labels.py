@@ -18,6 +18,8 @@ from pi0.ript.labels.advantages import (
     LINEAGE_PATH,
     MissingAdvantage,
     fill_missing,
+    from_json,
+    is_positive,
     read_advantages,
     read_lineage,
 )
@@ -78,8 +80,10 @@ def policy_labels(
             choice = cast("MissingAdvantage", policy.missing_advantage)
             used = frames.rows(frames.selected)
             of_frames = fill_missing(read_advantages(frames.name, frames), choice, frames.name, used)
-        epsilon = _thresholds(frames, source, policy) if mode == "use" else {}
-        parts.append(indicators(source, of_frames, epsilon))
+        positive = np.ones(source.num_frames, bool)
+        if mode == "use":
+            positive = is_positive(of_frames, source.frame_tasks(), _thresholds(frames, source, policy))
+        parts.append(indicators(source, positive))
         advantages.append(of_frames)
     weight = None
     if policy.use_awr:
@@ -101,4 +105,4 @@ def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict
             f"policy.advantage_threshold: {Path(frames.name) / LINEAGE_PATH} names no threshold; give one, "
             "or compute the advantages with pi0-advantage"
         )
-    return {task: float(value) for task, value in lineage["epsilon"].items()}
+    return from_json(lineage["epsilon"])
