@@ -141,7 +141,7 @@ def test_bfloat16_is_as_close_to_float32_as_lerobots():
 
 
 def test_bfloat16_through_a_vision_tower_of_the_real_depth_is_closer_to_float32_than_lerobots():
-    """An image's tokens share a large component, and 27 layers of rounding would shift it alike in all of them.
+    """An image has one large component in all its tokens: 27 layers of rounding would shift it everywhere alike.
 
     The reference has the weights that lerobot rounded, so only the computation differs.
     """
