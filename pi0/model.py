@@ -64,8 +64,12 @@ class PrefixModel[C: PrefixConfig](nn.Module):
         return getattr(torch, self.config.dtype)
 
     def image_tokens(self, observation: Observation) -> Float[Tensor, "b n d"]:
-        """Return the tokens of all cameras in the language model's width."""
-        tokens = self.vision(observation.images.flatten(0, 1), self.dtype)
+        """Return the tokens of all cameras in the language model's width.
+
+        They are computed in float32 in every mode, as lerobot does: the tokens of an image share one large
+        component, which rounding shifts alike in all of them, and attention does not average that out.
+        """
+        tokens = self.vision(observation.images.flatten(0, 1), torch.float32)
         return tokens.unflatten(0, observation.images.shape[:2]).flatten(1, 2)
 
     def prefix(self, observation: Observation, image_tokens: Float[Tensor, "b n d"] | None = None) -> Prefix:
@@ -280,10 +284,10 @@ class Pi0Model(PrefixModel[Pi0Config]):
     def to_inference(self) -> "Pi0Model":
         """Store the large weights in the compute dtype and return the model; not for training.
 
-        Norms, the state, action and time projections and the patch embedding stay as they are, because they
-        are computed in float32.
+        Vision, norms and the state, action and time projections stay as they are, because they are computed
+        in float32.
         """
-        for stack in (self.vlm, self.expert, self.vision.blocks, self.vision.projector):
+        for stack in (self.vlm, self.expert):
             for name, module in stack.named_modules():
                 if isinstance(module, Linear | nn.Embedding) and not name.endswith(".dense"):
                     module.to(self.dtype)
