@@ -37,6 +37,11 @@ class MixtureWindows(Dataset[dict[str, Any]]):
         settings = settings or MixtureSettings()
         self._sets, self.settings, self._features = list(sets), settings, features
         self._seed = augmentation_seed if settings.augmentation.enable else None
+        if self._seed is not None:
+            # Not in a process that is forked to read ahead: W&B hooks into imports, and hangs in a fork.
+            from pi0.ript.data.augmentation import augment  # torchvision takes seconds to import
+
+            self._augment = augment
         self._offsets = [chunk_offsets(chunk_size, s.fps, settings.action_freq) for s in sets]
         self._ends = [s.ends for s in sets]
         self._firsts = np.cumsum([0, *(s.num_frames for s in sets)])
@@ -78,9 +83,7 @@ class MixtureWindows(Dataset[dict[str, Any]]):
         window = int(self._firsts[number]) + row
         images = {camera: self._image(frames, camera, row) for camera in self._sizes}
         if self._seed is not None:
-            from pi0.ript.data.augmentation import augment  # torchvision takes seconds to import
-
-            images = augment(images, self.settings.augmentation, (self._seed, window, visit))
+            images = self._augment(images, self.settings.augmentation, (self._seed, window, visit))
         return {
             **images,
             **{f"{camera}_is_pad": camera not in frames.images for camera in sorted(self._lacking)},
