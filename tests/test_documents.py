@@ -74,7 +74,16 @@ def test_commands_are_those_of_the_document(number):
     if not documents:
         pytest.skip("needs the requirement documents in ../shared/requirements")
     said = re.sub(r"<(\w+)>", r"$\1", documents[0].read_text())
-    templates = ("script_name", "echo ", "done", "# ", "export ", "| tee", "SFT_CHECKPOINT=$SFT")
+    templates = (
+        "script_name",
+        "timeout 300",
+        "echo ",
+        "done",
+        "# ",
+        "export ",
+        "| tee",
+        "SFT_CHECKPOINT=$SFT",
+    )
     lines = SCRIPTS[number].read_text().partition(LINE)[2].splitlines()
     unknown = [x for x in lines if x.strip() and x.strip() not in said and not any(t in x for t in templates)]
     assert unknown == []

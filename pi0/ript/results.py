@@ -22,6 +22,8 @@ _locks: dict[Path, TextIO] = {}
 class RunInUseError(RuntimeError):
     """Another process is writing to the run's directory."""
 
+    explains_itself = True
+
 
 def new_run_directory(path: str | Path) -> Path:
     """Make an empty directory and return it; what an earlier run left there moves to PATH.1, .2, ...
