@@ -25,6 +25,7 @@ from pi0.ript.recap import RECAP, RecapConfig
 from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
 from pi0.ript.recap.endings import exits_with_message
+from pi0.ript.recap.judging import choose, judge, publish_policy, write_summary
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.results import lock_directory
@@ -84,9 +85,9 @@ def train_recap(config: RecapConfig) -> None:
     setup_signal_handlers()
 
     demonstrations = recap.obtain_demonstrations(run)
-    policy = sft = recap.fit_demonstrations(run, demonstrations)
+    policy = best = sft = recap.fit_demonstrations(run, demonstrations)
     value = pretrained = recap.fit_value(run, sft, [demonstrations])
-    evaluations = {"SFT": recap.judge(run, sft)}
+    evaluations = {"SFT": judge(run, sft)}
     rollouts = []
     for number in range(1, config.rounds + 1):
         # Collect
@@ -96,21 +97,22 @@ def train_recap(config: RecapConfig) -> None:
         start = pretrained if config.value.start_from == "pretrained" else value
         value = recap.fit_value(run, sft, data, start, number)
         labels = recap.label(run, number, sft, value, data)
-        recap.require_gates(run, value, labels)
+        recap.require_gates(run, value, labels, rollouts)
         # Improve
         start = sft if config.finetuning.start_from == "sft" else policy
-        policy = recap.fit_labels(run, number, start, labels, data)
+        improved = recap.fit_labels(run, number, start, labels, data)
+        policy, best = choose(run, policy, best, improved)  # not by the states that are reported
         # Report
-        evaluations[f"round {number}"] = recap.judge(run, policy)
+        evaluations[f"round {number}"] = judge(run, improved)
         log_metrics(recap.round_metrics(run, number) | monitor_memory(), number)
         if run.stages.num_made:
             world.on_main(write_recap_report, run_dir, run.stages.names)
-    world.on_main(recap.publish_policy, run, policy)
+    world.on_main(publish_policy, run, best)
     if config.baselines:
         rivals = recap.fit_rivals(run, sft, data)
-        evaluations |= {name: recap.judge(run, rival) for name, rival in rivals.items()}
+        evaluations |= {name: judge(run, rival) for name, rival in rivals.items()}
 
-    world.on_main(recap.write_summary, run, evaluations)
+    world.on_main(write_summary, run, evaluations, best)
     world.on_main(write_recap_report, run_dir, run.stages.names)
     run.close()
     close_run_logging()

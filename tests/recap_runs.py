@@ -30,9 +30,14 @@ SHRUNK = [
     *("rollouts.num_states=2", "rollouts.per_state=2", "rollouts.pool_size=6", "rollouts.keep_rounds=2"),
     "rounds=2",
     *("finetuning.training.steps=4", "finetuning.training.batch_size=8"),
-    *("gates.min_correlation=-1", "gates.min_separation=0", "gates.max_fraction_error=1"),
-    *("eval.rollouts_per_task=2", "eval.n_video=1", "baselines=true"),
+    *("gates.min_concordance=0", "gates.max_fraction_error=1"),
+    *("validation.rollouts_per_task=2", "eval.rollouts_per_task=2", "eval.n_video=1", "baselines=true"),
 ]
+REQUIREMENT = [
+    *("advantage.positive_fraction=0.3", "advantage.ranked=rollouts", "demonstrations.advantage=use"),
+    "finetuning.objective=indicator",
+]
+"""Requirement 004's own form, which OpenTau's is too."""
 
 
 def run(directory: Path, *overrides: str) -> dict:

@@ -35,8 +35,11 @@ from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import require_same_settings, settings_hash
 from pi0.ript.config.schema import Algo, Logging, TrainConfig, TrainingSettings
 from pi0.ript.envs import InitialState, Task
+from pi0.ript.files import FORMAT
+from pi0.ript.recap.stages import differences
 from pi0.ript.results import RunInUseError, new_run_directory
 from pi0.ript.rollout import Rollout
+from pi0.ript.starting_policy import PolicySettings
 
 CONFIG = {"algo": {"lr": 1e-3}, "training": {"num_train_steps": 4, "save_freq": 1}, "device": "cpu"}
 PROGRESS = Progress(2, 3, [0.1, 1 / 3, 7e-9], [{"iteration": 0, "train/loss": None}, {"iteration": 1}], 1)
@@ -100,10 +103,10 @@ def test_everything_comes_back_exactly(tmp_path):
     parameters = list(other.parameters())
     assert load_checkpoint(path, other, its_optimizer, sampler) == PROGRESS
     assert sampler.state == SAMPLER
-    found = torch.rand(3), np.random.rand(3), random.random()
-    assert torch.equal(found[0], expected[0])
-    assert (found[1] == expected[1]).all()
-    assert found[2] == expected[2]
+    draws = torch.rand(3), np.random.rand(3), random.random()
+    assert torch.equal(draws[0], expected[0])
+    assert (draws[1] == expected[1]).all()
+    assert draws[2] == expected[2]
     assert all(a is b for a, b in zip(other.parameters(), parameters, strict=True)), "in place"
     for a, b in zip(policy.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -224,10 +227,10 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(run_dir, place, instea
 
     dies_in(write)
     assert (run_dir / ".checkpoint-3.partial").exists(), "it died in the middle"
-    found = find_checkpoint(run_dir, "auto")
-    assert found == run_dir / "checkpoint-2-3"
+    newest = find_checkpoint(run_dir, "auto")
+    assert newest == run_dir / "checkpoint-2-3"
     other, optimizer = trained(seed=4, steps=1)
-    assert load_checkpoint(found, other, optimizer) == PROGRESS
+    assert load_checkpoint(newest, other, optimizer) == PROGRESS
     assert all(torch.equal(a, b) for a, b in zip(trained()[0].parameters(), other.parameters(), strict=True))
     save_checkpoint(other, optimizer, 3, CONFIG, run_dir)
     assert find_checkpoint(run_dir, "auto") == run_dir / "checkpoint-3"
@@ -272,9 +275,9 @@ class Thread:
     def gather(self, items):
         self.posted[self.rank] = items
         self.barrier.wait(30)
-        found = [self.posted[0], self.posted[1]]
+        posted = [self.posted[0], self.posted[1]]
         self.barrier.wait(30)
-        return found
+        return posted
 
 
 def on_both(function) -> list:
@@ -361,10 +364,21 @@ def test_a_setting_that_a_run_did_not_know_has_its_default_there():
         require_same_settings(saved, TrainConfig(), where)
 
 
+def test_a_setting_that_had_another_name_is_compared_under_its_present_one():
+    now = TrainConfig(policy=PolicySettings(statistics_path="numbers.json"))
+    saved, where = json.loads(json.dumps(asdict(now))), Path("checkpoint-2")
+    saved["policy"]["norm_stats_path"] = saved["policy"].pop("statistics_path")
+    require_same_settings(saved, now, where)
+    with pytest.raises(ChangedSettingsError, match=r"policy\.statistics_path: 'numbers.json' -> None"):
+        require_same_settings(saved, TrainConfig(), where)
+    record = {"format": FORMAT, "settings": saved, "inputs": {}}
+    assert differences(record, {**record, "settings": json.loads(json.dumps(asdict(now)))}) == []
+
+
 def test_a_directory_has_one_writer(tmp_path):
     config = SimpleNamespace(output_dir=str(tmp_path), exp_name="run", resume=None)
-    path, found = open_run_directory(config)
-    assert (path, found) == (tmp_path / "run", None)
+    path, checkpoint = open_run_directory(config)
+    assert (path, checkpoint) == (tmp_path / "run", None)
     (path / "kept").touch()
     config.resume = "auto"
     assert open_run_directory(config) == (path, None), "the same process may come back"
@@ -416,45 +430,45 @@ def episode(with_images: bool = True) -> Rollout:
 
 @pytest.mark.parametrize("with_images", [True, False])
 def test_an_episode_comes_back_bit_for_bit(tmp_path, with_images):
-    journal, one = EpisodeJournal(tmp_path / "journal"), episode(with_images)
-    assert journal.read(TASK, one.initial_state, one.seed) is None
-    journal.write(one)
-    found = journal.read(TASK, one.initial_state, one.seed, with_images)
-    assert journal.read(TASK, one.initial_state, 0) is None
-    assert_equal(found, one)
+    journal, written = EpisodeJournal(tmp_path / "journal"), episode(with_images)
+    assert journal.read(TASK, written.initial_state, written.seed) is None
+    journal.write(written)
+    read = journal.read(TASK, written.initial_state, written.seed, with_images)
+    assert journal.read(TASK, written.initial_state, 0) is None
+    assert_equal(read, written)
     assert len(journal.files()) == len(list((tmp_path / "journal").iterdir())) == 1
 
 
-def assert_equal(found: Rollout, expected: Rollout) -> None:
-    assert (found.task, found.initial_state, found.seed, found.success) == (
+def assert_equal(actual: Rollout, expected: Rollout) -> None:
+    assert (actual.task, actual.initial_state, actual.seed, actual.success) == (
         (expected.task, expected.initial_state, expected.seed, expected.success)
     )
     for name in ("states", "actions", "observed"):
-        ours, theirs = getattr(found, name), getattr(expected, name)
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(ours, theirs)
-    assert found.images.keys() == expected.images.keys()
+        values, expected_values = getattr(actual, name), getattr(expected, name)
+        assert values.dtype == expected_values.dtype
+        np.testing.assert_array_equal(values, expected_values)
+    assert actual.images.keys() == expected.images.keys()
     for camera, frames in expected.images.items():
-        np.testing.assert_array_equal(found.images[camera], frames)
+        np.testing.assert_array_equal(actual.images[camera], frames)
 
 
 def test_a_damaged_episode_is_said_and_run_again(tmp_path, capsys):
     """Every bit that matters is covered by a checksum; the others (dates in the archive) change nothing."""
-    journal, one = EpisodeJournal(tmp_path), episode()
-    journal.write(one)
+    journal, written = EpisodeJournal(tmp_path), episode()
+    journal.write(written)
     (file,) = journal.files()
     content = file.read_bytes()
     lost = 0
     for at in range(0, len(content), 7):
         file.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
-        found = journal.read(TASK, one.initial_state, one.seed)
-        if found is None:
+        read = journal.read(TASK, written.initial_state, written.seed)
+        if read is None:
             lost += 1
         else:
-            assert_equal(found, one)
+            assert_equal(read, written)
     assert capsys.readouterr().out.count("is damaged") == lost > len(content) / 7 / 3
     file.write_bytes(content[:-30])
-    assert journal.read(TASK, one.initial_state, one.seed) is None
+    assert journal.read(TASK, written.initial_state, written.seed) is None
 
 
 def test_an_episode_that_does_not_fit_on_the_disk_is_an_error_with_a_remedy(tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations, worker
 from pi0.ript.demonstrations.collect import Schedule, TooFewSuccessesError
 from pi0.ript.demonstrations.command import DEFAULT_TASKS, main
-from pi0.ript.demonstrations.experts import Expert, make_expert
+from pi0.ript.demonstrations.expert import Expert
+from pi0.ript.demonstrations.experts import make_expert
 from pi0.ript.demonstrations.operators import OPERATORS, Demonstrator, Operator, get_operator
 from pi0.ript.demonstrations.recorder import Recorder, attempt_seed, demonstrate, initial_state_index
 from pi0.ript.demonstrations.worker import WorkerFailedError, WorkerPool

@@ -294,10 +294,11 @@ def test_a_data_set_is_described_and_everything_wrong_with_it_told(tmp_path, cap
     assert doctor.main(["--dataset", str(good)]) == 0
     told = capsys.readouterr().out
     for line in (
-        "ok    3 episodes, 12 frames at 20 fps (0.0002 h); lengths 3 to 5, median 4",
-        "ok    success: 2 yes, 1 no, 0 unknown",
-        "ok    task 'do thing 0': 2 episodes, 7 frames",
-        "ok    camera observation.images.front: 32x32, stored as video, 0 GB decoded",
+        "ok    files, numbers and frames agree: it can be trained on",
+        "      3 episodes, 12 frames at 20 fps (0.6 s); lengths 3 to 5, median 4",
+        "      success: 2 yes, 1 no, 0 unknown",
+        "      task 'do thing 0': 2 episodes, 7 frames",
+        "      camera observation.images.front: 32x32, stored as video, 0.037 MB decoded",
     ):
         assert line in told
     assert doctor.main(["--dataset", str(good), str(bad), "--json"]) == 1
@@ -310,6 +311,12 @@ def test_a_data_set_is_described_and_everything_wrong_with_it_told(tmp_path, cap
     ]
     assert second["figures"]["dimensions_that_hardly_move"]["observation.state"] == [1, 2, 3]
     assert second["figures"]["episodes"] == 4
+    assert "observation.state[1] is always 7" in [finding["text"] for finding in second["findings"]]
+    assert doctor.main(["--dataset", str(bad)]) == 1
+    told = capsys.readouterr().out
+    assert told.count("FAIL") == 2
+    assert "it can be trained on" not in told
+    assert told.endswith(f"cannot be trained on: {bad}\n")
     assert doctor.main(["--dataset", str(tmp_path / "nowhere")]) == 1
     assert "FAIL  no LeRobotDataset: expected meta/info.json in" in capsys.readouterr().out
 
@@ -321,7 +328,7 @@ def test_episodes_that_two_data_sets_share_are_told(tmp_path, capsys):
     roots = [str(write(made, tmp_path / str(i))) for i, made in enumerate((one, other))]
     assert doctor.main(["--dataset", *roots]) == 0
     assert (
-        f"warn  {roots[0]} and {roots[1]} share 1 episodes, by their numbers: [(2, 0)]"
+        f"warn  {roots[0]} and {roots[1]} share 1 episode, by their numbers: [(2, 0)]"
         in capsys.readouterr().out
     )
 
@@ -334,3 +341,16 @@ def test_a_data_set_with_other_column_names_is_described_with_the_mapping_it_nee
     assert "warn  columns have other names" in told
     assert "data_features_name_mapping: {'observation.state': 'state', 'action': 'actions'}" in told
     assert "2 episodes, 8 frames" in told
+
+
+def test_a_dimension_that_hardly_moves_is_told_with_its_figures(tmp_path, capsys):
+    made = draft([300])
+    for place, row in enumerate(made.rows):
+        row["action"] = np.array([0.5 if place % 3 else 0.1, -1.0 if place not in (7, 80) else 1.0, 0.3])
+    assert doctor.main(["--dataset", str(write(made, tmp_path / "set"))]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warn  ")]
+    assert [line.split(": ")[0] for line in told] == [
+        "warn  action[1] hardly moves",
+        "warn  action[2] is always 0.3",
+    ]
+    assert "hardly moves: -1 to 1, in 98 % of the frames -1 to -1" in told[0]

@@ -111,7 +111,7 @@ def test_video_storage_is_read_by_lerobot_within_its_compression(tmp_path: Path)
     assert np.array_equal(arrays.actions, np.concatenate([e.actions for e in episodes]))
 
 
-def test_load_episodes_returns_the_same_arrays_and_labels(tmp_path: Path):
+def test_the_reader_returns_the_same_arrays_and_labels(tmp_path: Path):
     episodes = [make_episode(i, length=3 + i) for i in range(4)]
     loaded = opened(publish(tmp_path / "set", dict(enumerate(episodes))))
     assert loaded.lengths.tolist() == [3, 4, 5, 6]

@@ -127,12 +127,12 @@ def test_comparison_pairs_by_state():
     before, after = evaluation("+-+--+"), evaluation("++++--")
     shuffled = replace(after, episodes=after.episodes[::-1])
     for other in (after, shuffled):
-        found = compare(before, other)
-        assert (found.num_episodes, found.num_won, found.num_lost) == (6, 2, 1)
-        assert found.difference == pytest.approx(1 / 6)
-        assert found.interval == paired_difference_interval(2, 2, 1, 1)
-        assert found.p_value == 1.0
-    assert json.loads(json.dumps(asdict(found)))["num_won"] == 2
+        comparison = compare(before, other)
+        assert (comparison.num_episodes, comparison.num_won, comparison.num_lost) == (6, 2, 1)
+        assert comparison.difference == pytest.approx(1 / 6)
+        assert comparison.interval == paired_difference_interval(2, 2, 1, 1)
+        assert comparison.p_value == 1.0
+    assert json.loads(json.dumps(asdict(comparison)))["num_won"] == 2
 
 
 def test_comparison_needs_the_same_states():
@@ -207,10 +207,10 @@ def noting(finished: list):
 
 def test_evaluate_runs_each_state_with_its_own_noise(metaworld, policy, states):
     finished = []
-    found = evaluate(metaworld, policy, states, seed=3, run=noting(finished))
-    assert [e.state for e in found.episodes] == [s.hash for s in states]
-    assert [e.task for e in found.episodes] == [s.task for s in states]
-    assert {e.num_steps for e in found.episodes} == {20}
+    evaluation = evaluate(metaworld, policy, states, seed=3, run=noting(finished))
+    assert [e.state for e in evaluation.episodes] == [s.hash for s in states]
+    assert [e.task for e in evaluation.episodes] == [s.task for s in states]
+    assert {e.num_steps for e in evaluation.episodes} == {20}
     assert len({r.seed for r in finished}) == 4
     by_state = {r.initial_state: r for r in finished}
     alone = []
@@ -223,11 +223,11 @@ def test_evaluate_runs_each_state_with_its_own_noise(metaworld, policy, states):
 def test_evaluate_keeps_images_of_the_recorded_episodes_only(metaworld, policy, states):
     finished = []
     plain = evaluate(metaworld, policy, states)
-    found = evaluate(metaworld, policy, states, num_recorded=1, run=noting(finished))
-    assert found == plain
+    evaluation = evaluate(metaworld, policy, states, num_recorded=1, run=noting(finished))
+    assert evaluation == plain
     assert plain.recorded == ()
-    assert [r.initial_state for r in found.recorded] == [states[0], states[2]]
-    assert [len(r.images["front"]) for r in found.recorded] == [10, 10]
+    assert [r.initial_state for r in evaluation.recorded] == [states[0], states[2]]
+    assert [len(r.images["front"]) for r in evaluation.recorded] == [10, 10]
     assert len(finished) == 4
     assert [len(r.images) for r in finished] == [1, 1, 0, 0]
 

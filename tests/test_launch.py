@@ -239,11 +239,11 @@ def test_the_exit_code_is_the_scripts(start, arguments, code):
 
 
 def test_the_script_gets_its_arguments_as_they_are(start, tmp_path):
-    given = ["--steps=3", "a b", "--nproc", "{x: [1, 2]}", ""]
-    process = start("write", tmp_path / "given", *given, "--", "--nproc-per-node=2")
+    arguments = ["--steps=3", "a b", "--nproc", "{x: [1, 2]}", ""]
+    process = start("write", tmp_path / "given", *arguments, "--", "--nproc-per-node=2")
     process.communicate(timeout=60)
     assert process.returncode == 0
-    assert (tmp_path / "given").read_text() == repr([*given, "--nproc-per-node=2"])
+    assert (tmp_path / "given").read_text() == repr([*arguments, "--nproc-per-node=2"])
 
 
 @pytest.mark.parametrize(
@@ -272,10 +272,10 @@ def test_ctrl_c_ends_a_script_without_handlers(start, tmp_path):
 def test_accelerate_runs_the_script_and_leaves_nothing(start, tmp_path):
     config = tmp_path / "accelerate.yaml"
     config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\n")
-    given = ["--steps=3", "a b", "--config_file", "x"]
-    process = start("--accelerate-config", config, "wait", tmp_path / "toy", *given)
+    arguments = ["--steps=3", "a b", "--config_file", "x"]
+    process = start("--accelerate-config", config, "wait", tmp_path / "toy", *arguments)
     pid = read_when_there(tmp_path / "toy.pid")
-    assert (tmp_path / "toy.given").read_text() == repr(given)
+    assert (tmp_path / "toy.given").read_text() == repr(arguments)
     process.send_signal(signal.SIGTERM)  # accelerate dies of it at once
     process.communicate(timeout=60)
     assert process.returncode == 143

@@ -41,9 +41,9 @@ def events(place):
 @pytest.fixture(scope="module")
 def whole(place, events):
     """The outcome of the uninterrupted run."""
-    found = drifting.outcome(place / "whole")
-    assert all(row["train/windows"] for row in found["rows"]), "nothing was learned"
-    return found
+    outcome = drifting.outcome(place / "whole")
+    assert all(row["train/windows"] for row in outcome["rows"]), "nothing was learned"
+    return outcome
 
 
 @pytest.fixture(autouse=True)
@@ -215,9 +215,9 @@ def test_a_lost_episode_of_an_iteration_under_way_makes_its_checkpoint_invalid(p
 def test_a_checkpoint_continues_under_another_name(place, events, whole):
     interrupted_run(place, "here", nth(events, "step", -1), stop)
     drifting.run(place, "there", f"--resume={published(place / 'here')[-1]}")
-    found = drifting.outcome(place / "there")
-    del found["logged"]
-    assert found == {k: v for k, v in whole.items() if k != "logged"}
+    outcome = drifting.outcome(place / "there")
+    del outcome["logged"]
+    assert outcome == {k: v for k, v in whole.items() if k != "logged"}
 
 
 def test_a_full_disk_keeps_what_there_is(place, events, whole, monkeypatch):

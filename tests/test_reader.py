@@ -1,5 +1,6 @@
 """The reader of data sets beside a slow oracle: strange sets are read exactly, contradicting ones refused."""
 
+import json
 import multiprocessing
 import pickle
 import shutil
@@ -27,7 +28,10 @@ from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings
 from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.training_data import make_training_data
+from pi0.ript.labels.advantages import read_advantages, write_advantages
+from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.supervised.window_labels import window_returns
 
 STORAGES = [("image", None), *(("video", encoding) for encoding in ENCODINGS)]
 
@@ -43,8 +47,10 @@ def changed_sets(draw):
         episodes_per_film=draw(st.integers(1, 3)),
         encoding=encoding,
     )
-    # The changes are chosen by a number, not one by one: draws of a list prefer its first entries.
-    rng = np.random.default_rng(draw(st.integers(0, 2**64 - 1)))
+    # Changes are chosen by numbers, not one by one: draws of a list prefer its first entries, and draws of a
+    # number prefer a few, so the whole set decides.
+    numbers = [draw(st.integers(0, 2**64 - 1)), STORAGES.index((storage, encoding)), len(made.cameras)]
+    rng = np.random.default_rng([*numbers, *(row["length"] for row in made.episodes)])
     pools = draw(st.sampled_from([(READ,), (REFUSED,), (READ, READ), (READ, REFUSED), (REFUSED, REFUSED)]))
     changes = [pool[int(rng.integers(len(pool)))] for pool in pools]
     return made, list(dict.fromkeys(changes)), rng
@@ -95,6 +101,7 @@ def check_read(root: Path, given_settings: DatasetSettings, made: Draft) -> None
     for gib in (0.0, 1.0):
         check_batches(given_settings, seen, gib)
     check_sources(frames, seen)
+    check_labels(root, frames, seen)
 
 
 def check_frames(frames: FrameSet, seen: list[Seen]) -> None:
@@ -156,6 +163,24 @@ def check_sources(frames: FrameSet, seen: list[Seen]) -> None:
         assert np.array_equal(batch["observation.state"][i], np.array(frame.state, np.float32))
         assert batch["task"][i] == frame.instruction
         assert all(np.array_equal(batch[camera][i], image) for camera, image in frame.images.items())
+
+
+def check_labels(root: Path, frames: FrameSet, seen: list[Seen]) -> None:
+    """Compare what a value function learns of every frame, and whose advantage a file gives to it."""
+    expected = []
+    for frame in seen:
+        own = [x for x in seen if x.episode == frame.episode]
+        steps = frame.frame - max(x.frame for x in own)
+        expected.append((steps if any(x.success for x in own) else steps - 10) / 20)
+    found, _ = window_returns([frames], RewardConfig(C_neg=-10.0, reward_normalizer=20.0))
+    assert found.tolist() == expected
+    advantages = np.arange(len(seen)) / 10
+    path = write_advantages(root, frames, advantages, {})
+    assert np.allclose(read_advantages(root, frames), advantages, atol=1e-6)
+    keys = list(json.loads(path.read_text()))
+    if all(x.timestamp == float(np.float32(x.timestamp)) for x in seen):
+        assert keys == [f"{x.episode},{float(x.timestamp)}" for x in seen]
+    assert len(set(keys)) == len(seen)
 
 
 # One thing at a time ----------------------------------------------------------------------------------------
@@ -327,6 +352,14 @@ def test_success_is_asked_for_where_it_is_needed(tmp_path):
     assert open_set(DatasetSettings(root=str(root), assume_success=True)).successes().all()
 
 
+def test_frames_whose_times_are_those_of_a_clock_keep_their_own_advantages(tmp_path):
+    made = draft([3, 5])
+    change = next(change for change in READ if change.name == "times_are_those_of_a_clock")
+    change.apply(made, np.random.default_rng(0))
+    root = write(made, tmp_path / "set")
+    check_labels(root, open_set(DatasetSettings(root=str(root))), reader_oracle.read(root))
+
+
 # Any set ----------------------------------------------------------------------------------------------------
 
 
@@ -339,8 +372,9 @@ def test_strange_sets_are_read_exactly_and_contradicting_ones_refused():
         check_draw(drawn, counts)
 
     draws()
-    print({name: count for name, count in counts.items() if name in ("read", "refused")})
-    assert min(counts["read"], counts["refused"]) >= 25, counts
+    ways = [change.name for change in READ + REFUSED if counts[change.name]]
+    print(f"{counts['read']} read, {counts['refused']} refused, changed in {len(ways)} ways")
+    assert min(counts["read"], counts["refused"], len(ways)) >= 25, counts
 
 
 @pytest.mark.slow
@@ -353,5 +387,5 @@ def test_two_thousand_sets():
         check_draw(drawn, counts)
 
     draws()
-    print(counts)
+    print(f"{counts['read']} read, {counts['refused']} refused; {counts}")
     assert not [change.name for change in READ + REFUSED if counts[change.name] < 3]

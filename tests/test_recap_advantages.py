@@ -9,7 +9,8 @@ import pytest
 from conftest import opened
 from test_episodes import lerobot_dataset, make_episode, publish
 
-from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import EpisodeDataError, EpisodeLabels
 from pi0.ript.labels.advantages import (
     compute_advantages,
     coverage,
@@ -26,7 +27,9 @@ from pi0.ript.labels.calibration import Calibration
 from pi0.ript.labels.frames import read_labelled_frames, read_thresholds
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns
-from pi0.ript.labels.sources import Role
+from pi0.ript.labels.sources import Role, Source
+from pi0.ript.pages.episode_figures import draw_episode
+from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
 
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
@@ -267,13 +270,54 @@ def test_demonstrations_that_are_always_positive_are_labelled_so(sources):
     assert figures["positive_share"]["demonstrations"] == 1.0
 
 
+def test_under_the_default_recipe_no_frame_of_a_failure_is_positive(sources):
+    settings = RecapConfig().advantage
+    assert (settings.ranked, settings.positive_fraction) == ("successes", 0.6)
+    labels = label_frames(*sources, REWARD, replace(settings, scope="global"))
+    _, rollouts = sources[0]
+    succeeded, (_, positive) = rollouts.is_success(), labels.positive()
+    assert not succeeded.all()
+    assert not positive[~succeeded].any()
+    assert positive[succeeded].mean() == pytest.approx(0.6, abs=0.51 / succeeded.sum())
+    assert labels.figures()["positive_fraction"] == positive[succeeded].mean()
+
+
+def test_a_task_without_success_has_no_positive_frame_and_the_others_have_their_share(sources, tmp_path):
+    (demonstrations, rollouts), values = sources
+    failed = [replace(x, success=x.success and x.task_id != "suite/0") for x in rollouts.frames.labels]
+    rollouts = replace(rollouts, frames=replace(rollouts.frames, labels=tuple(failed)))
+    labels = label_frames([demonstrations, rollouts], values, REWARD, RecapConfig().advantage)
+    assert labels.epsilon["suite/0"] == np.inf
+    of_task = np.array(rollouts.frame_tasks()) == "suite/1"
+    positive = labels.positive()[1]
+    assert not positive[~of_task].any()
+    good = of_task & rollouts.is_success()
+    assert positive[good].mean() == pytest.approx(0.6, abs=0.51 / good.sum())
+    write_labelled_frames(labels, tmp_path)
+    assert read_thresholds(tmp_path / "thresholds.json") == labels.epsilon
+    stored = read_labelled_frames(tmp_path / "frames.npz")[rollouts.name]
+    np.testing.assert_array_equal(stored.positive(labels.epsilon), positive)
+    assert json.loads((tmp_path / "thresholds.json").read_text())["suite/0"] is None
+
+
+def test_a_round_without_any_success_stops_at_the_gate(sources):
+    (demonstrations, rollouts), values = sources
+    failed = tuple(replace(labels, success=False) for labels in rollouts.frames.labels)
+    rollouts = replace(rollouts, frames=replace(rollouts.frames, labels=failed))
+    figures = label_frames([demonstrations, rollouts], values, REWARD, RecapConfig().advantage).figures()
+    assert figures["positive_fraction"] is None
+    chosen = LabelFigures(**{f.name: figures[f.name] for f in fields(LabelFigures)})
+    with pytest.raises(GateError, match="positive fraction: none: no rollout succeeded"):
+        check_gates(Calibration(9, 90, 0.9, 0.1, 0.1), chosen, Gates())
+
+
 def test_frames_that_the_value_function_has_no_number_for_stop_at_the_gate(sources):
     both, (first, second) = sources
     second[7] = NAN
     figures = label_frames(both, [first, second], REWARD, Advantage()).figures()
     assert 0.9 < figures["coverage"] < 1.0
     chosen = LabelFigures(**{f.name: figures[f.name] for f in fields(LabelFigures)})
-    good = Calibration(9, 90, correlation=0.9, calibration_error=0.1, error=0.1, separation=0.9)
+    good = Calibration(9, 90, correlation=0.9, calibration_error=0.1, error=0.1)
     with pytest.raises(GateError, match="label coverage"):
         check_gates(good, chosen, Gates(max_fraction_error=1.0))
 
@@ -292,3 +336,28 @@ def test_labels_are_written_beside_what_they_were_made_from(sources, tmp_path):
         assert (lineage["value"], lineage["epsilon"]) == ("abc", labels.epsilon)
         np.testing.assert_array_equal(frames[source.name].positive(labels.epsilon), positive)
         np.testing.assert_array_equal(frames[source.name].returns, source.returns(REWARD))
+
+
+def test_an_episode_of_two_instructions_has_two_thresholds(tmp_path):
+    episodes = [
+        replace(make_episode(i, length=6), labels=EpisodeLabels("open", success=True)) for i in range(2)
+    ]
+    frames = replace(
+        FrameSet.in_memory(episodes, 20),
+        instructions=("open", "close"),
+        instruction_of=np.array([0, 0, 0, 1, 1, 1, *[0] * 6]),
+    )
+    source = Source("made elsewhere", frames, task_ids={"close": "suite/close"})
+    values = np.random.default_rng(0).uniform(-1, 0, 12)
+    labels = label_frames([source], [values], REWARD, Advantage(0.5, "per_task", "all"))
+    assert list(labels.epsilon) == ["open", "suite/close"]
+    (positive,) = labels.positive()
+    assert positive[3:6].sum() in (1, 2), "a half of three frames"
+    write_labelled_frames(labels, tmp_path)
+    read = read_labelled_frames(tmp_path / "frames.npz")["made elsewhere"]
+    assert read.tasks == (*["open"] * 3, *["suite/close"] * 3, *["open"] * 6)
+    np.testing.assert_array_equal(read.positive(labels.epsilon), positive)
+    figure = draw_episode(frames.episode(0), read.episode(0), labels.epsilon)
+    (line,) = [line for line in figure.axes[-1].get_lines() if "epsilon" in str(line.get_label())]
+    limits = [labels.epsilon[task] for task in read.tasks[:6]]
+    assert line.get_ydata().tolist() == [*limits, limits[-1]]

@@ -36,7 +36,9 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 STAGES = [
     *("demonstrations", "sft", "value", "sft-evaluation"),
-    *(f"round-{n}/{s}" for n in (1, 2) for s in ("rollouts", "value", "advantages", "policy", "evaluation")),
+    *(f"round-1/{stage}" for stage in ("rollouts", "value", "advantages", "policy", "validation")),
+    *("sft-validation", "round-1/evaluation"),
+    *(f"round-2/{s}" for s in ("rollouts", "value", "advantages", "policy", "validation", "evaluation")),
     *("baseline-more-sft/policy", "baseline-successes/policy"),
     *("baseline-more-sft/evaluation", "baseline-successes/evaluation"),
 ]
@@ -88,9 +90,13 @@ def test_the_run_has_every_stage_and_names_what_each_was_made_from(whole):
         for source in record["inputs"].values():
             assert source["hash"] == stages[source["stage"]]["output"]["hash"]
     run_dir = directory / "demo"
-    assert hash_files(run_dir / "policy") == stages["round-2/policy"]["output"]["hash"]
-    results = json.loads((run_dir / "results.json").read_text())["policies"]
-    assert list(results) == ["SFT", "round 1", "round 2", "more SFT", "SFT on successes"]
+    results = json.loads((run_dir / "results.json").read_text())
+    directories = {"SFT": "sft", "round 1": "round-1/policy", "round 2": "round-2/policy"}
+    chosen = directories[results["published"]]
+    assert hash_files(run_dir / "policy") == stages[chosen]["output"]["hash"]
+    counts = [stages[f"{x}validation"]["figures"]["num_successes"] for x in ("sft-", "round-1/", "round-2/")]
+    assert list(directories.values()).index(chosen) == max(range(3), key=lambda i: (counts[i], i))
+    assert list(results["policies"]) == ["SFT", "round 1", "round 2", "more SFT", "SFT on successes"]
     assert not (run_dir / "images").exists(), "decoded images are not kept"
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
@@ -153,8 +159,8 @@ def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path, run):
 
 def test_a_gate_stops_the_run_before_the_policy_is_trained(whole, tmp_path, run):
     shutil.copytree(whole[0], tmp_path / "copy")
-    with pytest.raises(SystemExit, match=r"error: [\s\S]*value correlation"):
-        run(tmp_path / "copy", "gates.min_correlation=1.1")
+    with pytest.raises(SystemExit, match=r"error: [\s\S]*value function: (fails|undecided)"):
+        run(tmp_path / "copy", "gates.min_concordance=1.1")
 
 
 class CaughtError(Exception):
@@ -235,13 +241,20 @@ def test_the_records_of_the_stages_have_every_setting_that_changes_a_result(whol
         ),
         **{f"round-{n}/rollouts": {"rollouts", "task", "round", "seed"} for n in (1, 2)},
         **{f"round-{n}/advantages": {"reward", "advantage", "mode", "deadlines"} | common for n in (1, 2)},
-        **{f"round-{n}/policy": fit_keys | common | {"mode", "round"} for n in (1, 2)},
+        **{
+            f"round-{n}/policy": fit_keys | common | {"mode", "round", "objective", "uncond_weight"}
+            for n in (1, 2)
+        },
         **{
             name: fit_keys | common | {"sft_advantage", "is_of_successes"}
             for name in seen
             if name.startswith("baseline") and name.endswith("policy")
         },
-        **{name: {"eval", "task", "pool_size"} for name in seen if name.endswith("evaluation")},
+        **{
+            name: {"eval", "task", "pool_size", "states"}
+            for name in seen
+            if name.endswith(("evaluation", "validation"))
+        },
     }
     assert "num_workers" not in whole[1]["round-1/rollouts"]["settings"]["task"]
 
@@ -254,7 +267,7 @@ def test_the_budget_counts_what_the_run_does(tmp_path, monkeypatch, capsys):
     config = config_of(f"output_dir={tmp_path}")
     run = rounds.start_run(config, tmp_path, World(), fit)
     needs = budget(run)
-    assert (needs.recorded, needs.judged, needs.steps) == (2 + 2 * 4, 2 * 5, 30)
+    assert (needs.recorded, needs.judged, needs.steps) == (2 + 2 * 4, 2 * 5 + 2 * 3, 30)
     assert (needs.policy_updates, needs.value_updates) == (6 + 3 * 8, 3 + 6)
     assert needs.images_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
     assert needs.disk_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)

@@ -1,6 +1,6 @@
 """RECAP's two trainings, its gates and its data, on episodes whose value shows in the image."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.labels.advantages import thresholds
+from pi0.ript.labels.advantages import is_positive, thresholds
 from pi0.ript.labels.calibration import (
     Calibration,
     calibration,
@@ -25,9 +25,11 @@ from pi0.ript.labels.calibration import (
     heldout_episodes,
     predict,
 )
+from pi0.ript.labels.concordance import Concordance
 from pi0.ript.labels.indicators import awr_weights, indicators, withhold_keyed
 from pi0.ript.labels.returns import Outcome, RewardConfig
 from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.loss import window_draws
 from pi0.ript.recap import trainings
 from pi0.ript.recap.config import RecapPolicy
 from pi0.ript.recap.data import Reading
@@ -46,7 +48,12 @@ from train_ript_pi0_final import fit
 FEATURES = FeatureConfig(image_keys=(CAMERA,), state_dim=4, action_dim=3)
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
 GOOD = Calibration(
-    num_episodes=9, num_frames=90, correlation=0.8, calibration_error=0.1, error=0.1, separation=0.9
+    num_episodes=9,
+    num_frames=90,
+    correlation=0.8,
+    calibration_error=0.1,
+    error=0.1,
+    order=Concordance(0.9, 0.95, p_value=0.001),
 )
 LABELS = LabelFigures(coverage=1.0, positive_fraction=0.3, target_fraction=0.3)
 
@@ -73,8 +80,12 @@ def chains(first: int, count: int) -> Source:
 REWARD = RewardConfig(C_neg=-12.0, N_steps_look_ahead=4).resolve(12)
 
 
-def train_policy(policy, sources, advantages, epsilon, settings, seed=(0,)) -> list[dict]:
-    parts = policy_objective(policy, sources, advantages, epsilon, settings)
+def train_policy(policy, sources, advantages, epsilon, settings, seed=(0,), uncond_weight=None) -> list[dict]:
+    positive = [
+        is_positive(of_frames, source.frame_tasks()[: len(of_frames)], epsilon or EPSILON)
+        for source, of_frames in zip(sources, advantages, strict=True)
+    ]
+    parts = policy_objective(policy, sources, advantages, positive, settings, uncond_weight)
     return fit(*parts, settings, seed, SnapshotPlan(), World())
 
 
@@ -240,7 +251,9 @@ def test_a_value_function_learns_what_the_image_shows(trained):
     assert found.num_episodes == 4 + 2
     assert found.correlation is not None
     assert found.correlation > 0.9
-    assert found.separation == 1.0
+    assert found.order is not None
+    assert found.order.concordance is not None
+    assert found.order.concordance > 0.9
     assert found.calibration_error <= found.error < 0.15
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert set(rows[0]) == {"step", "loss", "train_accuracy", "error"}
@@ -248,7 +261,9 @@ def test_a_value_function_learns_what_the_image_shows(trained):
     assert values.shape == (sources[0].num_frames,)
     some = np.array([3, 40])
     np.testing.assert_allclose(predict(value, sources[0].frames, some), values[some], atol=1e-5)
-    assert check_gates(found, LABELS, Gates())[0].startswith("value correlation: 0.9")
+    assert check_gates(found, LABELS, Gates(undecided="go"))[0].startswith(
+        "value function: undecided: concordance 0.9"
+    )
 
 
 def test_training_is_a_function_of_its_seed(trained):
@@ -266,32 +281,36 @@ def test_other_bins_are_refused(trained):
 
 def test_calibration_in_closed_form():
     returns = np.array([-0.3, -0.2, -0.1, -0.9, -0.8])
-    ends = [SUCCESS, FAILURE]
-    exact = calibration(returns, returns, [3, 2], ends)
+    tasks = ["task", "task"]
+    exact = calibration(returns, returns, [3, 2], tasks)
     assert exact.correlation == pytest.approx(1.0)
-    assert (exact.calibration_error, exact.error, exact.separation) == (0.0, 0.0, 1.0)
-    shifted = calibration(returns - 0.05, returns, [3, 2], ends)
+    assert (exact.calibration_error, exact.error) == (0.0, 0.0)
+    assert exact.order is not None
+    assert exact.order.concordance == 1.0
+    assert Calibration.from_dict(asdict(exact)) == exact
+    shifted = calibration(returns - 0.05, returns, [3, 2], tasks)
     assert shifted.calibration_error == pytest.approx(0.05)
     # Errors that cancel within a tenth of the range do not make it miscalibrated.
-    noisy = calibration(np.array([-0.34, -0.36]), np.array([-0.31, -0.39]), [1, 1], ends)
+    noisy = calibration(np.array([-0.34, -0.36]), np.array([-0.31, -0.39]), [1, 1], tasks)
     assert noisy.error == pytest.approx(0.03)
     assert noisy.calibration_error == pytest.approx(0.0, abs=1e-12)
-    swapped = calibration(np.array([-0.9, -0.1, -0.5]), np.array([-0.1, -0.9, -0.9]), [1, 1, 1],
-                          [SUCCESS, FAILURE, FAILURE])  # fmt: skip
-    assert swapped.separation == 0.0
-    assert calibration(np.full(2, -0.5), np.array([-0.1, -0.9]), [1, 1], ends).correlation is None
-    assert calibration(np.full(2, -0.5), np.array([-0.1, -0.9]), [1, 1], ends).separation == 0.5
-    assert calibration(returns, returns, [3, 2], [SUCCESS, SUCCESS]).separation is None
+    assert calibration(np.full(2, -0.5), np.array([-0.1, -0.9]), [1, 1], tasks).correlation is None
 
 
 @pytest.mark.parametrize(
     ("calibration_changes", "label_changes", "message"),
     [
-        ({"correlation": 0.1}, {}, "value correlation: 0.100 on 9 held-out episodes, at least 0.3"),
-        ({"correlation": None}, {}, "value correlation: none, values are constant"),
-        ({"separation": 0.5}, {}, "value separation: 0.500"),
+        (
+            {"order": Concordance(0.5, 0.54, p_value=0.5)},
+            {},
+            "value function: fails: concordance 0.500 on 9 held-out episodes (chance comes as far with "
+            "p = 0.500), at least 0.55",
+        ),
+        ({"order": Concordance(0.7, 0.9, p_value=0.1)}, {}, "value function: undecided: concordance 0.700"),
+        ({"order": Concordance(None, None, p_value=1.0)}, {}, "undecided: no two of 9 held-out episodes"),
         ({}, {"coverage": 0.99}, "label coverage: 0.990, at least 1"),
         ({}, {"positive_fraction": 0.0}, "positive fraction: 0.000, 0.3 within 0.05"),
+        ({}, {"positive_fraction": None}, "positive fraction: none: no rollout succeeded"),
     ],
 )
 def test_a_gate_stops_with_the_figure_and_what_to_try(calibration_changes, label_changes, message):
@@ -303,23 +322,20 @@ def test_a_gate_stops_with_the_figure_and_what_to_try(calibration_changes, label
 
 
 def test_gates_let_good_figures_through():
-    assert len(check_gates(GOOD, LABELS, Gates())) == 4
-    assert "not judged" in check_gates(replace(GOOD, separation=None), LABELS, Gates())[1]
+    assert len(check_gates(GOOD, LABELS, Gates())) == 3
+    assert "not judged, by version 0.1.0" in check_gates(replace(GOOD, order=None), LABELS, Gates())[0]
 
 
 # Policy -----------------------------------------------------------------------------------------------------
 
 
-def test_indicators_follow_the_mode_and_the_threshold_of_the_task():
+def test_indicators_follow_the_mode():
     source = chains(0, 2)
-    advantages = np.linspace(0, 1, source.num_frames)
-    epsilon = {"suite/0": 0.2, "suite/1": 0.8}
-    limits = np.array([epsilon[task] for task in source.frame_tasks()])
-    expected = np.where(advantages > limits, Indicator.POSITIVE, Indicator.NEGATIVE)
-    assert {1, 2} == set(expected)
-    assert np.array_equal(indicators(source, advantages, epsilon), expected)
-    assert (indicators(replace(source, advantage="on"), advantages, {}) == Indicator.POSITIVE).all()
-    assert (indicators(replace(source, advantage="ignore"), advantages, {}) == Indicator.NONE).all()
+    positive = np.arange(source.num_frames) % 3 == 0
+    expected = np.where(positive, Indicator.POSITIVE, Indicator.NEGATIVE)
+    assert np.array_equal(indicators(source, positive), expected)
+    assert (indicators(replace(source, advantage="on"), positive) == Indicator.POSITIVE).all()
+    assert (indicators(replace(source, advantage="ignore"), positive) == Indicator.NONE).all()
 
 
 def test_dropout_is_keyed_by_seed_step_and_window():
@@ -373,8 +389,6 @@ def test_policy_training_is_a_function_of_its_seed_and_of_the_labels(mode):
 
 
 def test_the_loss_is_that_of_the_policy_at_the_keyed_noise():
-    from pi0.ript.loss import window_draws
-
     sources, advantages = labelled()
     settings = replace(SHORT, steps=1, indicator_dropout=0.0, use_awr=True, awr_beta=0.5)
     rows = train_policy(fresh(), sources, advantages, EPSILON, settings, SEED)
@@ -390,6 +404,24 @@ def test_the_loss_is_that_of_the_policy_at_the_keyed_noise():
     weights = torch.from_numpy(np.minimum(np.exp(a / 0.5), 10.0)).float()
     assert rows[0]["loss"] == pytest.approx((losses * weights).mean().item(), rel=1e-5)
     assert rows[0]["positive"] == pytest.approx((a > 0).mean())
+
+
+@pytest.mark.parametrize("mode", ["embedding", "text"])
+def test_the_loss_of_ript_imitates_what_is_positive_and_all_a_little_without_indicator(mode):
+    sources, advantages = labelled()
+    settings = replace(SHORT, steps=1)
+    rows = train_policy(fresh(mode), sources, advantages, EPSILON, settings, SEED, uncond_weight=0.1)
+    policy, mixture = fresh(mode), Mixture(sources, FEATURES, 8)
+    windows = mixture.draw(8, (4, 0))
+    noise, time = window_draws(policy, windows.tolist(), (4, 0), 2)
+    positive, withheld = (
+        policy.loss(mixture.batch(windows), reduction="sample", indicator=i, noise=noise, time=time)
+        for i in (Indicator.POSITIVE, Indicator.NONE)
+    )
+    is_better = torch.from_numpy(np.concatenate(advantages)[windows] > 0)
+    assert 0 < is_better.sum() < 8
+    assert rows[0]["loss"] == pytest.approx((is_better * positive + 0.1 * withheld).mean().item(), rel=1e-5)
+    assert rows[0]["positive"] == pytest.approx(is_better.double().mean().item())
 
 
 def test_frames_without_advantage_are_left_out():

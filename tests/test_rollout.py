@@ -59,9 +59,9 @@ def run(env, policy, episodes, numbers, **options):
     return dict(zip(numbers, rollout(env, policy, states, seeds, **options), strict=True))
 
 
-def assert_equal(found, expected):
-    assert found
-    for i, episode in found.items():
+def assert_equal(rollouts, expected):
+    assert rollouts
+    for i, episode in rollouts.items():
         other = expected[i]
         assert (episode.task, episode.seed, episode.success) == (other.task, other.seed, other.success)
         assert episode.initial_state == other.initial_state
@@ -124,10 +124,10 @@ def test_workers_do_not_matter_even_when_they_die(policy, episodes, undisturbed,
             if len(calls) == 2:
                 env._workers[-1].process.kill()
 
-        found = run(env, Watched(policy, kill), episodes, range(6), on_finished=finished.append)
+        rollouts = run(env, Watched(policy, kill), episodes, range(6), on_finished=finished.append)
     assert len(set(calls)) == 2, "no worker was replaced"
     assert len(finished) == 6
-    assert_equal(found, undisturbed)
+    assert_equal(rollouts, undisturbed)
 
 
 def test_images_do_not_matter(metaworld, policy, episodes, undisturbed):

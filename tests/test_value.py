@@ -42,12 +42,12 @@ def test_long_failed_episodes_stay_in_the_bins(value, batch):
     """Upstream's own settings (R 400, C -1000) give it bin -475 here, which its cross entropy crashes on."""
     auto = RewardConfig(C_neg=-1000.0, reward_normalizer="auto").resolve(700)
     for reward in (auto, RewardConfig(C_neg=-1000.0, reward_normalizer=400)):
-        found = torch.from_numpy(returns(700, Outcome.FAILURE, reward))
-        assert found.min() == -1.0
-        bins = bin_of(found, 201)
+        worst = torch.from_numpy(returns(700, Outcome.FAILURE, reward))
+        assert worst.min() == -1.0
+        bins = bin_of(worst, 201)
         assert (bins.min(), bins.max()) == (0, 82 if reward is auto else 0)  # 200 * (1 - 1000 / 1699)
         assert (bins.diff() >= 0).all()
-        assert torch.isfinite(value.loss(observation(batch), found[[0, -1]].float()).cross_entropy)
+        assert torch.isfinite(value.loss(observation(batch), worst[[0, -1]].float()).cross_entropy)
 
 
 def test_the_value_is_the_mean_of_the_bin_centers(value):
@@ -76,18 +76,18 @@ def test_loss_accuracy_and_error(value, batch):
 def test_the_value_sees_image_state_and_prompt(value, batch):
     """OpenTau's first value function read a padding position and was constant."""
     batch = observation(batch)
-    one = value(batch)
+    logits = value(batch)
     changed = {
         CAMERA: 255 - batch[CAMERA],
         "observation.state": batch["observation.state"] + 1.0,
         "task": TASKS[::-1],
     }
     for key, other in changed.items():
-        assert ((value({**batch, key: other}) - one).abs().amax(1) > 1e-3).all(), key
+        assert ((value({**batch, key: other}) - logits).abs().amax(1) > 1e-3).all(), key
     patched = batch[CAMERA].clone()
     patched[:, :12, :12] = 255 - patched[:, :12, :12]
-    assert not torch.equal(value({**batch, CAMERA: patched}), one)
-    assert torch.equal(value(batch), one)
+    assert not torch.equal(value({**batch, CAMERA: patched}), logits)
+    assert torch.equal(value(batch), logits)
 
 
 def test_a_sample_does_not_see_the_others_of_its_batch(value, batch):

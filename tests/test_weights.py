@@ -86,32 +86,32 @@ REFUSED = {  # by what is wrong with the file
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("case", REFUSED)
 def test_loaders_follow_openpis_table(tensors, case, loader):
-    given, config, untouched = dict(tensors), tiny_config(), set()
+    stored, config, untouched = dict(tensors), tiny_config(), set()
     if case == "unknown":
-        given["value_head.weight"] = torch.zeros(2, 3)
+        stored["value_head.weight"] = torch.zeros(2, 3)
     if case == "lora":
         config = replace(config, expert=replace(config.expert, lora_rank=2, lora_alpha=4.0))
         untouched = {n for n, _ in Pi0Model(config).named_parameters() if "lora_" in n}
         assert untouched
     if case == "missing":
-        del given[STATE_PROJ]
+        del stored[STATE_PROJ]
         untouched = {STATE_PROJ}
     if case == "shape":
-        given[STATE_PROJ] = given[STATE_PROJ][:-1]
+        stored[STATE_PROJ] = stored[STATE_PROJ][:-1]
     if case == "dtype":
-        given = {key: tensor.bfloat16() for key, tensor in given.items()}
+        stored = {key: tensor.bfloat16() for key, tensor in stored.items()}
     model = Pi0Model(config)
     if loader in REFUSED[case]:
         with pytest.raises(CheckpointError, match="does not fit the configuration"):
-            WeightLoader(**LOADERS[loader]).load(model, config, given, "file")
+            WeightLoader(**LOADERS[loader]).load(model, config, stored, "file")
         return
-    report = WeightLoader(**LOADERS[loader]).load(model, config, given, "file")
+    report = WeightLoader(**LOADERS[loader]).load(model, config, stored, "file")
     assert report == untouched
-    for (name, found), fresh in zip(model.named_parameters(), Pi0Model(config).parameters(), strict=True):
-        assert found.dtype == torch.float32
-        assert (name in untouched) <= torch.equal(found, fresh), name
+    for (name, parameter), fresh in zip(model.named_parameters(), Pi0Model(config).parameters(), strict=True):
+        assert parameter.dtype == torch.float32
+        assert (name in untouched) <= torch.equal(parameter, fresh), name
     written = lerobot_state_dict(model, config)
-    assert all(torch.equal(written[key], given[key].float()) for key in set(written) & set(given))
+    assert all(torch.equal(written[key], stored[key].float()) for key in set(written) & set(stored))
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,13 @@ def test_real_size_has_every_tensor_of_lerobots_but_the_unused(pi05, millions):
     from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
 
     with torch.device("meta"):
-        theirs = PI05Pytorch(PI05Config()) if pi05 else PI0Pytorch(PI0Config())
+        reference = PI05Pytorch(PI05Config()) if pi05 else PI0Pytorch(PI0Config())
     config = pi05_config() if pi05 else Pi0Config()
     model = Pi0Model(config, seed=None, device="meta")
     sources = lerobot_sources(config)
     assert {n for n, _ in model.named_parameters()} == set(sources)
     stored = [pair for s in sources.values() for pair in zip(s.keys, s.shapes, strict=True)]
-    expected = {name: tuple(p.shape) for name, p in theirs.state_dict().items()}
+    expected = {name: tuple(p.shape) for name, p in reference.state_dict().items()}
     assert {**dict(stored), **unused_shapes(config)} == expected
     # 3.238 B that pi0 needs by openpi's count, less what the language model's last layer never uses.
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions

@@ -52,8 +52,10 @@ RECAP = [
     *("value.pretraining.batch_size=8", "value.finetuning.batch_size=8", "value.width=16"),
     *("rollouts.num_states=2", "rollouts.per_state=2", "rollouts.pool_size=6", "rollouts.keep_rounds=2"),
     *("finetuning.training.steps=4", "finetuning.training.batch_size=8"),
-    *("gates.min_correlation=-1", "gates.min_separation=0", "gates.max_fraction_error=1"),
-    *("eval.rollouts_per_task=2", "eval.n_video=0"),
+    *("gates.min_concordance=0", "gates.max_fraction_error=1"),
+    *("advantage.positive_fraction=0.3", "advantage.ranked=rollouts", "demonstrations.advantage=use"),
+    *("finetuning.objective=indicator", "rollouts.guidance=3.0", "finetuning.start_from=previous"),
+    *("validation.rollouts_per_task=0", "eval.rollouts_per_task=2", "eval.n_video=0"),
 ]
 TRAIN = [
     *("batch_size=8", "gradient_accumulation_steps=2", "steps=6", "log_freq=1", "save_freq=3", "val_freq=3"),

@@ -21,7 +21,7 @@ PROCESSED, VIDEO = "DEBUG_SAVE_PROCESSED", "PI0_DEBUG_SAVE_VIDEO"
 _run_dir: list[Path] = []  # of this process, if it has one
 
 
-def begin(run_dir: Path) -> None:
+def note_run(run_dir: Path) -> None:
     """Note the run's directory, and say what will be kept there."""
     for name in (PROCESSED, VIDEO):
         if is_asked_for(name) and _run_dir != [run_dir]:

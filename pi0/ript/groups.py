@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from pi0.ript.advantage import is_informative, leave_one_out, require_group
 from pi0.ript.debugging import VIDEO, next_file
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
+from pi0.ript.envs.initial_state import Split
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
 from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
@@ -55,8 +56,15 @@ def _order(epoch: int, num_states: int, seed: int) -> np.ndarray:
 
 def heldout_states(env: BatchedEnv, first: int, count: int, train: InitialStateDataset) -> list[InitialState]:
     """Return `count` held-out states of each task; one that is also trained on is an error."""
+    return states_outside(train, env, "heldout", first, count)
+
+
+def states_outside(
+    train: InitialStateDataset, env: BatchedEnv, kind: Split, first: int, count: int
+) -> list[InitialState]:
+    """Return `count` "heldout" or "validation" states of each task; one that is trained on is an error."""
     indices = range(first, first + count)
-    states = [s for task in env.tasks for s in env.initial_states(task, "heldout", indices)]
+    states = [s for task in env.tasks for s in env.initial_states(task, kind, indices)]
     require_disjoint(train.states, states)
     return states
 

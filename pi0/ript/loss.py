@@ -18,16 +18,17 @@ from pi0.registry import add, did_you_mean
 class AdvantageLoss(nn.Module):
     """`1[A > 0] L(positive) + alpha L(unconditional)` per window, summed over the batch.
 
-    L is the flow-matching loss with the indicator positive or withheld. Both terms share the prefix, the
-    noise and the flow times. Sums, because the caller knows how many windows an optimizer step has in all.
+    L is the flow-matching loss with the indicator positive or withheld. Both terms share the noise, the flow
+    times and, where the indicator is an embedding, the prefix: an indicator in the prompt needs a prefix for
+    each. Sums, because the caller knows how many windows an optimizer step has in all.
     """
 
     def __init__(self, policy: PI0Policy, uncond_weight: float, num_draws: int = 1) -> None:
         super().__init__()
-        if policy.config.indicator != "embedding":
+        if policy.config.indicator == "none":
             raise ValueError(
-                "indicator: expected 'embedding' (the two terms share a prefix), found "
-                f"{policy.config.indicator!r}"
+                "indicator: this policy takes none, so an advantage has nowhere to enter; load it with "
+                "changes={'indicator': 'text'} or 'embedding'"
             )
         if policy.config.indicator_dropout > 0:
             raise ValueError(
@@ -48,9 +49,10 @@ class AdvantageLoss(nn.Module):
         shared = {
             "noise": noise.to(policy.device),
             "time": time.to(policy.device),
-            "prefix": policy.model.prefix(policy.preprocess(batch)),
             "reduction": "sample",
         }
+        if policy.config.indicator == "embedding":
+            shared["prefix"] = policy.model.prefix(policy.preprocess(batch))
         unconditional = policy.loss(batch, indicator=Indicator.NONE, **shared)
         conditional = policy.loss(batch, indicator=Indicator.POSITIVE, **shared)
         return (is_better * conditional + self.uncond_weight * unconditional).sum()

@@ -248,7 +248,8 @@ def _report(run_dir: Path, config: EvaluationConfig, evaluations: Sequence[Evalu
     """Write the page of what is in the directory, and return the table with what its names mean."""
     names = ("policy",) if len(evaluations) == 1 else ("before", "after")
     meaning = [f"{name}: {path}" for name, path in zip(names, _paths(config).values(), strict=True)]
-    states = "held-out states" if config.eval.split == "heldout" else "training states"
+    kinds = {"heldout": "held-out", "validation": "validation", "train": "training"}
+    states = f"{kinds[config.eval.split]} states"
     legend = "; ".join([*meaning, states])
     write_report(run_dir, dict(zip(names, ("evaluation", "compared"), strict=False)), legend)
     return f"{legend}\n{success_text(dict(zip(names, evaluations, strict=True)))}"

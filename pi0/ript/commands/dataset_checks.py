@@ -113,7 +113,7 @@ def _figures(frames: FrameSet) -> dict[str, Any]:
             camera: {
                 "sizes": [list(size) for size in sizes[camera]],
                 "stored_as": "video" if isinstance(column, FilmedImages) else "image",
-                "decoded_gb": round(3 * pixels[camera] * frames.num_frames / 1e9, 3),
+                "decoded_gb": round(3 * pixels[camera] * frames.num_frames / 1e9, 6),
             }
             for camera, column in frames.images.items()
         },
@@ -145,9 +145,19 @@ def _warnings(frames: FrameSet, figures: Mapping[str, Any]) -> Iterator[Finding]
         remedy = "a value function needs them: label the episodes, or say assume_success where all succeed"
         yield Finding("warn", f"{unknown} of {len(frames.lengths)} episodes have no success label", remedy)
     for key, still in figures["dimensions_that_hardly_move"].items():
-        if still:
-            remedy = "normalise with mean and std, or look whether the recorder was connected"
-            yield Finding("warn", f"{key}: dimensions {still} hardly move", remedy)
+        numbers = figures["statistics"][key]
+        for dimension in still:
+            low, q01, q99, high = (numbers[name][dimension] for name in ("min", "q01", "q99", "max"))
+            if low == high:
+                text = f"{key}[{dimension}] is always {low:.4g}"
+                remedy = "was it connected to the recorder? A policy learns nothing of other values"
+            else:
+                most = f"in 98 % of the frames {q01:.4g} to {q99:.4g}"
+                text = f"{key}[{dimension}] hardly moves: {low:.4g} to {high:.4g}, {most}"
+                remedy = (
+                    "normalise it by mean and std, or widen its quantiles (policy.outside_statistics=widen)"
+                )
+            yield Finding("warn", text, remedy)
     for camera, column in frames.images.items():
         if len(frames.image_sizes(camera)) > 1:
             remedy = "set dataset_mixture.image_size to the policy's"
@@ -171,34 +181,47 @@ def _shared_episodes(reports: Sequence[DatasetReport]) -> Iterator[Finding]:
         there = {digest: number for number, digest in other.episode_hashes.items()}
         pairs = [(number, there[digest]) for number, digest in one.episode_hashes.items() if digest in there]
         if pairs:
-            text = f"{one.name} and {other.name} share {len(pairs)} episodes, by their numbers: {pairs[:5]}"
+            count = f"{len(pairs)} episode{'s' if len(pairs) > 1 else ''}"
+            text = f"{one.name} and {other.name} share {count}, by their numbers: {pairs[:5]}"
             yield Finding("warn", text, remedy)
 
 
 def print_report(report: DatasetReport) -> None:
-    """Print what is to be said of a data set, a line each."""
-    figures = report.figures
-    print(f"{report.name}")  # noqa: T201
+    """Print what is to be said of a data set, a line each: findings, then figures."""
+    print(report.name)  # noqa: T201
     for finding in report.findings:
         print(finding)  # noqa: T201
-    if not figures:
-        return
+    if report.can_be_trained_on:
+        print("ok    files, numbers and frames agree: it can be trained on")  # noqa: T201
+    for line in _figure_lines(report.figures) if report.figures else ():
+        print(f"      {line}")  # noqa: T201
+
+
+def _figure_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     lengths, success = figures["lengths"], figures["success"]
-    lines = [
+    yield (
         f"{figures['episodes']:,} episodes, {figures['frames']:,} frames at {figures['fps']:g} fps "
-        f"({figures['hours']:.3g} h); lengths {lengths['shortest']} to {lengths['longest']}, median "
-        f"{lengths['median']:g}",
-        f"success: {success['yes']} yes, {success['no']} no, {success['unknown']} unknown",
-    ]
+        f"({_duration(figures['frames'] / figures['fps'])}); lengths {lengths['shortest']} to "
+        f"{lengths['longest']}, median {lengths['median']:g}"
+    )
+    yield f"success: {success['yes']} yes, {success['no']} no, {success['unknown']} unknown"
     for text, x in figures["tasks"].items():
-        lines.append(f"task {text!r}: {x['episodes']} episodes, {x['frames']} frames")
+        yield f"task {text!r}: {x['episodes']} episodes, {x['frames']} frames"
     for camera, x in figures["cameras"].items():
         sizes = ", ".join(f"{width}x{height}" for height, width in x["sizes"])
-        lines.append(f"camera {camera}: {sizes}, stored as {x['stored_as']}, {x['decoded_gb']:g} GB decoded")
+        gigabytes = x["decoded_gb"]
+        size = f"{gigabytes:.3g} GB" if gigabytes >= 1 else f"{1000 * gigabytes:.3g} MB"
+        yield f"camera {camera}: {sizes}, stored as {x['stored_as']}, {size} decoded"
+    names = ("mean", "std", "min", "q01", "q99", "max")
     for key, statistics in figures["statistics"].items():
-        names = ("mean", "std", "min", "q01", "q99", "max")
         for dimension in range(len(statistics.get("mean", ()))):
-            values = "  ".join(f"{name} {statistics[name][dimension]:.4g}" for name in names)
-            lines.append(f"{key}[{dimension}]: {values}")
-    for line in lines:
-        print(f"ok    {line}")  # noqa: T201
+            values = "".join(f"  {name} {statistics[name][dimension]:>10.4g}" for name in names)
+            yield f"{f'{key}[{dimension}]':<21}{values}"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time for people."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"

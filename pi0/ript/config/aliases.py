@@ -72,6 +72,7 @@ EARLIER: dict[str, Alias] = {
     "data_processing.windowing_mode": _WINDOWS,
     **_renamed("""
         algo.data_batch_size: algo.demo_batch_size
+        gates.min_concordance: gates.min_separation
         eval.cfg_guidance_scale: algo.cfg_guidance_scale
         algo.num_epochs: algo.num_ppo_epochs
         task.benchmark_name: benchmark_name env env.benchmark_name
@@ -167,6 +168,8 @@ states and groups are drawn in one fixed order:
     algo.enable_dynamic_sampling algo.rollout_stats_path algo.skip_failed_states algo.state_history_window
     enhanced_sampling.debug_sampling debug_sampling enhanced_sampling.enable_smart_filtering
     unified_pool_shuffle
+values are judged by gates.min_concordance:
+    gates.min_correlation
 actions are always sampled:
     algo.deterministic algo.temperature
 the indicator is withheld by algo.cfg_uncond_weight:

@@ -66,6 +66,8 @@ def told_faults(faults: Iterable[Fault], examples: int | None = None) -> list[tu
 
 def reason_of(error: BaseException) -> str:
     """Return what an exception says, as a part of one line."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

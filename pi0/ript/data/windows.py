@@ -42,6 +42,7 @@ class MixtureWindows(Dataset[dict[str, Any]]):
             from pi0.ript.data.augmentation import augment  # torchvision takes seconds to import
 
             self._augment = augment
+        self._chunk_size = chunk_size
         self._offsets = [chunk_offsets(chunk_size, s.fps, settings.action_freq) for s in sets]
         self._ends = [s.ends for s in sets]
         self._firsts = np.cumsum([0, *(s.num_frames for s in sets)])
@@ -56,44 +57,49 @@ class MixtureWindows(Dataset[dict[str, Any]]):
         Also `window`: the number of the frame among all frames of all sets, one set after the other;
         `dataset_index`; and `{camera}_is_pad` of every camera that some set lacks.
         """
-        samples: list[dict[str, Any]] = [{}] * len(draws)
+        count, features, numbers = len(draws), self._features, draws[:, 0].tolist()
+        images = {camera: np.empty((count, *size, 3), np.uint8) for camera, size in self._sizes.items()}
         for place in np.lexsort((draws[:, 1], draws[:, 0])).tolist():  # neighbours are read one by one
-            samples[place] = self._sample(*draws[place].tolist())
-        batch: dict[str, Any] = {
-            key: torch.from_numpy(np.stack([np.asarray(sample[key]) for sample in samples]))
-            for key in samples[0]
-            if key != "task"
-        }
-        return {**batch, "task": [sample["task"] for sample in samples]}
+            for camera, image in self._images(*draws[place].tolist()).items():
+                images[camera][place] = image
+        states = np.empty((count, features.state_dim), np.float32)
+        actions = np.empty((count, self._chunk_size, features.action_dim), np.float32)
+        is_pad = np.empty((count, self._chunk_size), bool)
+        for number in set(numbers):
+            own, frames = np.flatnonzero(draws[:, 0] == number), self._sets[number]
+            rows = draws[own, 1]
+            states[own] = frames.states[rows]
+            actions[own], is_pad[own] = action_chunks(
+                frames.actions,
+                self._ends[number],
+                rows,
+                self._offsets[number],
+                self.settings.vector_resample_strategy,
+            )
+        arrays: dict[str, np.ndarray] = {
+            **images,
+            **{f"{camera}_is_pad": np.array([camera not in self._sets[number].images for number in numbers])
+               for camera in sorted(self._lacking)},
+            STATE: states,
+            ACTION: actions,
+            f"{ACTION}_is_pad": is_pad,
+            "window": self._firsts[draws[:, 0]] + draws[:, 1],
+            "dataset_index": draws[:, 0].copy(),
+        }  # fmt: skip
+        tasks = [self._sets[number].instruction(row) for number, row, _ in draws.tolist()]
+        return {key: torch.from_numpy(values) for key, values in arrays.items()} | {"task": tasks}
 
     def batch(self, windows: Int64[np.ndarray, " b"]) -> dict[str, Any]:
         """Return the batch of some windows, by their numbers."""
         sets = np.searchsorted(self._firsts, windows, side="right") - 1
         return self[np.stack([sets, windows - self._firsts[sets], np.zeros_like(windows)], axis=1)]
 
-    def _sample(self, number: int, row: int, visit: int) -> dict[str, Any]:
-        frames = self._sets[number]
-        actions, is_pad = action_chunks(
-            frames.actions,
-            self._ends[number],
-            np.array([row]),
-            self._offsets[number],
-            self.settings.vector_resample_strategy,
-        )
-        window = int(self._firsts[number]) + row
-        images = {camera: self._image(frames, camera, row) for camera in self._sizes}
-        if self._seed is not None:
-            images = self._augment(images, self.settings.augmentation, (self._seed, window, visit))
-        return {
-            **images,
-            **{f"{camera}_is_pad": camera not in frames.images for camera in sorted(self._lacking)},
-            STATE: frames.states[row],
-            ACTION: actions[0],
-            f"{ACTION}_is_pad": is_pad[0],
-            "task": frames.instructions[frames.instruction_of[row]],
-            "window": window,
-            "dataset_index": number,
-        }
+    def _images(self, number: int, row: int, visit: int) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
+        images = {camera: self._image(self._sets[number], camera, row) for camera in self._sizes}
+        if self._seed is None:
+            return images
+        key = (self._seed, int(self._firsts[number]) + row, visit)
+        return self._augment(images, self.settings.augmentation, key)
 
     def _image(self, frames: FrameSet, camera: str, row: int) -> UInt8[np.ndarray, "_ _ 3"]:
         """Return the image at the size that all have in a batch; black where the set lacks the camera."""

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy.spatial.transform import Rotation
 
-from pi0.ript.demonstrations.experts import Expert, Mistake
+from pi0.ript.demonstrations.expert import Expert, Mistake
 from pi0.ript.demonstrations.libero_scene import Scene, SceneReader
 from pi0.ript.envs import Simulation
 from pi0.ript.envs.libero import LiberoSimulation

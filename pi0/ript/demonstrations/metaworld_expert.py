@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from metaworld.policies import ENV_POLICY_MAP
 
-from pi0.ript.demonstrations.experts import Expert, Mistake
+from pi0.ript.demonstrations.expert import Expert, Mistake
 from pi0.ript.envs import Simulation
 from pi0.ript.envs.metaworld import MetaWorldSimulation
 

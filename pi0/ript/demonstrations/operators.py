@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from pi0.registry import did_you_mean
-from pi0.ript.demonstrations.experts import Expert, Mistake
+from pi0.ript.demonstrations.expert import Expert, Mistake
 
 type Keep = Literal["all", "successes"]
 

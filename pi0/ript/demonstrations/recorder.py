@@ -8,7 +8,8 @@ import numpy as np
 
 from pi0.ript.data.records import CollectionInfo, Episode, EpisodeLabels
 from pi0.ript.data.writer import EpisodeWriter
-from pi0.ript.demonstrations.experts import Expert, make_expert
+from pi0.ript.demonstrations.expert import Expert
+from pi0.ript.demonstrations.experts import make_expert
 from pi0.ript.demonstrations.operators import Demonstrator, Operator, get_operator
 from pi0.ript.envs import (
     InitialState,

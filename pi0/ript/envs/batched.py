@@ -12,6 +12,8 @@ from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError
 from pi0.ript.envs.slots import Slots, aborted
 from pi0.ript.progress import progress_bar
 
+VALIDATION_FIRST = 500_000
+"""Number of the first training state that nothing trains on."""
 _MAX_LOSSES_IN_A_ROW = 3
 
 
@@ -79,8 +81,16 @@ class BatchedEnv:
         return self.suite.make(self.task(name))
 
     def initial_states(self, task: str, split: Split, indices: Iterable[int]) -> list[InitialState]:
-        """Return the states of one split with the given numbers, in order."""
-        wanted: list[tuple[str, Split, int]] = [(self.task(task).id, split, i) for i in indices]
+        """Return the states of one split with the given numbers, in order.
+
+        Validation states are for choices that must be made on neither training nor held-out states; they are
+        the training states from `VALIDATION_FIRST` on, which nothing trains on.
+        """
+        numbers, first = list(indices), VALIDATION_FIRST if split == "validation" else 0
+        if split == "train" and numbers and max(numbers) >= VALIDATION_FIRST:
+            raise ValueError(f"training states are those below {VALIDATION_FIRST}, found {max(numbers)}")
+        made_as: Split = "train" if split == "validation" else split
+        wanted: list[tuple[str, Split, int]] = [(self.task(task).id, made_as, first + i) for i in numbers]
         states: list[InitialState] = []
         block = 8 * max(self.num_workers, 1)
         with progress_bar(total=len(wanted), unit="state", desc=task, disable=len(wanted) < 50) as bar:

@@ -7,7 +7,7 @@ Axes: t frame of an episode, e episode, n frame of all episodes.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,6 +116,16 @@ def frame_limits(tasks: Sequence[str], epsilon: Mapping[str, float]) -> Float64[
     return np.array([epsilon[task] for task in tasks])
 
 
+def to_json(epsilon: Mapping[str, float]) -> dict[str, float | None]:
+    """Return thresholds as JSON can hold them: null for a task without one (infinity)."""
+    return {task: value if np.isfinite(value) else None for task, value in epsilon.items()}
+
+
+def from_json(epsilon: Mapping[str, float | None]) -> dict[str, float]:
+    """Return what `to_json` was given."""
+    return {task: np.inf if value is None else float(value) for task, value in epsilon.items()}
+
+
 def coverage(advantages: Float64[np.ndarray, " n"]) -> float:
     """Return the share of frames that have an advantage."""
     return float(1.0 - np.isnan(advantages).mean())
@@ -150,8 +160,10 @@ def write_advantages(
     if np.isinf(advantages).any():
         raise ValueError("advantages: expected finite numbers, or NaN for a missing one, found infinite ones")
     labelled = zip(keys, advantages.tolist(), strict=True)
-    text = json.dumps({k: f"{a:.{_DECIMALS}f}" for k, a in labelled if a == a}, indent=4)
-    hashes = {"content_hash": _content_hash(frames), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
+    entries = {f"{number},{time}": f"{a:.{_DECIMALS}f}" for (number, time), a in labelled if a == a}
+    text = json.dumps(entries, indent=4)
+    hashes = _hashes(frames, text)
+    hashes["success"] = [label.success for label in frames.labels]
     path = directory / ADVANTAGES_PATH
     # The lineage first: a file without its lineage would pass for one made elsewhere.
     write_json(directory / LINEAGE_PATH, {"format": FORMAT, **lineage, **hashes})
@@ -170,9 +182,10 @@ def read_advantages(directory: str | Path, frames: FrameSet) -> Float64[np.ndarr
         raise EpisodeDataError(f"{path} is missing; compute the advantages of this data set first")
     text = path.read_text()
     _require_lineage(path, text, frames)
-    entries = {_parsed(path, key): float(value) for key, value in json.loads(text).items()}
-    keys = [_parsed(path, key) for key in _keys(frames)]
-    strange = entries.keys() - set(keys)
+    keys = _keys(frames)
+    known = set(keys)
+    entries = {_parsed(path, key, known): float(value) for key, value in json.loads(text).items()}
+    strange = entries.keys() - known
     if strange:
         raise EpisodeDataError(
             f"{path}: {len(strange)} of {len(entries)} entries are of no frame of this data set (the first: "
@@ -220,33 +233,46 @@ def read_lineage(directory: str | Path) -> dict[str, Any]:
     return read_versioned_json(path) if path.exists() else {}
 
 
-def _keys(frames: FrameSet) -> list[str]:
-    """Return OpenTau's key of each frame: the episode, and its float32 timestamp with all its digits."""
-    numbers = np.repeat(frames.episodes, frames.lengths)
-    return [
-        f"{number},{float(time)}"
-        for number, time in zip(numbers, frames.timestamps.astype(np.float32), strict=True)
-    ]
+def _keys(frames: FrameSet) -> list[tuple[int, float]]:
+    """Return OpenTau's key of each frame: the episode, and its float32 timestamp.
+
+    Times of a clock are so large that frames would share one; those stay as the set stores them.
+    """
+    numbers = np.repeat(frames.episodes, frames.lengths).tolist()
+    keys = list(zip(numbers, map(float, frames.timestamps.astype(np.float32)), strict=True))
+    if len(set(keys)) == len(keys):
+        return keys
+    return list(zip(numbers, map(float, frames.timestamps), strict=True))
 
 
-def _parsed(path: Path, key: str) -> tuple[int, float]:
+def _parsed(path: Path, key: str, known: Set[tuple[int, float]]) -> tuple[int, float]:
+    """Return a key of a file as that of the frame that it is of, if there is one."""
     episode, _, timestamp = key.partition(",")
     try:
-        return int(episode), float(np.float32(timestamp))
+        stored = int(episode), float(timestamp)
+        return stored if stored in known else (stored[0], float(np.float32(timestamp)))
     except ValueError as error:
         raise EpisodeDataError(f"{path}: expected keys 'episode,timestamp', found {key!r}") from error
 
 
-def _content_hash(frames: FrameSet) -> str | None:
-    return frames.collection.get("content_hash")
+def _hashes(frames: FrameSet, text: str) -> dict[str, Any]:
+    """Return what the lineage says of the episodes, as they say and as they are, and of the file."""
+    return {
+        "content_hash": frames.collection.get("content_hash"),
+        "frames_hash": frames.frames_hash(),
+        "file_hash": hashlib.sha256(text.encode()).hexdigest(),
+    }
 
 
 def _require_lineage(path: Path, text: str, frames: FrameSet) -> None:
     lineage = read_lineage(path.parent.parent)
-    checks = {"content_hash": _content_hash(frames), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
-    for name, value in checks.items():
-        if lineage and lineage[name] != value:
-            raise EpisodeDataError(
-                f"{path} is stale: {LINEAGE_PATH.name} says {name} {lineage[name]}, found {value}; compute "
-                "the advantages again"
-            )
+    stale = [
+        f"{LINEAGE_PATH.name} says {name} {lineage[name]}, found {value}"
+        for name, value in _hashes(frames, text).items()
+        if lineage.get(name, value) != value  # version 0.1.0 says less
+    ]
+    then, now = lineage.get("success", []), [label.success for label in frames.labels]
+    if changed := [n for n, (old, new) in enumerate(zip(then, now)) if new is not None and old != new]:  # noqa: B905
+        stale.append(f"episodes {changed[:5]} had another success when they were labelled")
+    if stale:
+        raise EpisodeDataError(f"{path} is stale: {stale[0]}; compute the advantages again")

@@ -4,8 +4,9 @@ Axes: n frame of a set, e episode.
 """
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -13,7 +14,8 @@ from jaxtyping import Bool, Float64, Int64
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.windows import MixtureWindows
 from pi0.ript.interruption import leave_if_asked, until_stopped
-from pi0.ript.labels.returns import Outcome, RewardConfig
+from pi0.ript.labels.concordance import Concordance, concordance
+from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
 from pi0.ript.progress import progress_bar
@@ -35,9 +37,15 @@ class Calibration:
     """Mean distance of value and mean return, over tenths of the range of values, weighted by frames."""
     error: float
     """Mean absolute difference of value and return."""
-    separation: float | None
-    """Chance that a success is valued above a failure, both in the middle of their episode (AUC); None if all
-    episodes ended alike."""
+    order: Concordance | None = None
+    """How well values rank the episodes; None: it was not asked, by version 0.1.0."""
+
+    @classmethod
+    def from_dict(cls, figures: Mapping[str, Any]) -> "Calibration":
+        """Return what `asdict` gave; other figures, as version 0.1.0 wrote, are left out."""
+        known = {f.name: figures[f.name] for f in fields(cls) if f.name in figures}
+        order = known.pop("order", None)
+        return cls(**known, order=None if order is None else Concordance(**order))
 
 
 def heldout_episodes(source: Source, fraction: float, seed: Sequence[int] = (0,)) -> Bool[np.ndarray, " e"]:
@@ -79,7 +87,7 @@ def heldout_calibration(
     peers: Peers = ALONE,
 ) -> Calibration:
     """Return the calibration on the held-out episodes of all sources together."""
-    values, returns, lengths, ends = [], [], [], []
+    values, returns, lengths, tasks = [], [], [], []
     for source, chosen in zip(sources, heldout, strict=True):
         if not chosen.any():
             continue
@@ -87,37 +95,29 @@ def heldout_calibration(
         values.append(predict(value, source.frames, rows, peers))
         returns.append(source.returns(reward)[rows])
         lengths += source.frames.lengths[chosen].tolist()
-        ends += [end for end, is_heldout in zip(source.ends, chosen, strict=True) if is_heldout]
+        names = np.array(source.frame_tasks())[source.frames.starts]
+        tasks += names[chosen].tolist()
     if not values:
         raise ValueError("no episode is held out (a source needs two), so the value cannot be judged")
-    return calibration(np.concatenate(values), np.concatenate(returns), lengths, ends)
+    return calibration(np.concatenate(values), np.concatenate(returns), lengths, tasks)
 
 
 def calibration(
     values: Float64[np.ndarray, " n"],
     returns: Float64[np.ndarray, " n"],
     lengths: Sequence[int],
-    ends: Sequence[Outcome],
+    tasks: Sequence[str],
 ) -> Calibration:
     """Return how well the values of all frames of some episodes foretell their returns."""
     is_constant = values.std() == 0 or returns.std() == 0
     tenths = np.clip(((values + 1) * _CALIBRATION_BINS).astype(int), 0, _CALIBRATION_BINS - 1)
     gaps = [abs((values - returns)[tenths == i].sum()) for i in np.unique(tenths)]
-    middles = np.cumsum(lengths) - np.array(lengths) + np.array(lengths) // 2
-    succeeded = np.array([end is Outcome.SUCCESS for end in ends])
+    starts = np.cumsum(lengths)[:-1]
     return Calibration(
         num_episodes=len(lengths),
         num_frames=len(values),
         correlation=None if is_constant else float(np.corrcoef(values, returns)[0, 1]),
         calibration_error=float(sum(gaps) / len(values)),
         error=float(np.abs(values - returns).mean()),
-        separation=_area_under_curve(values[middles][succeeded], values[middles][~succeeded]),
+        order=concordance(np.split(values, starts), np.split(returns, starts), tasks),
     )
-
-
-def _area_under_curve(higher: Float64[np.ndarray, " p"], lower: Float64[np.ndarray, " q"]) -> float | None:
-    """Return the chance that one of `higher` is above one of `lower`, equal ones counted half."""
-    if not len(higher) or not len(lower):
-        return None
-    difference = higher[:, None] - lower
-    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())

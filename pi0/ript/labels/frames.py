@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.envs.initial_state import UNREADABLE
-from pi0.ript.labels.advantages import frame_limits
+from pi0.ript.labels.advantages import frame_limits, from_json
 
 FRAMES_FILE = "frames.npz"
 THRESHOLDS_FILE = "thresholds.json"
@@ -30,6 +30,8 @@ class LabelledFrames:
     returns: Float64[np.ndarray, " n"] | None = None
     tasks: tuple[str, ...] | None = None
     """Task of each frame; None where nobody wrote it down."""
+    labels: Bool[np.ndarray, " n"] | None = None
+    """Which frames are positive; None: those above the threshold."""
 
     def limits(self, epsilon: Mapping[str, float]) -> Float64[np.ndarray, " n"] | None:
         """Return the threshold of each frame; None if there is none, or it cannot be told without tasks."""
@@ -40,9 +42,11 @@ class LabelledFrames:
         return frame_limits(self.tasks, epsilon)
 
     def positive(self, epsilon: Mapping[str, float]) -> Bool[np.ndarray, " n"] | None:
-        """Return which frames are above their threshold; None where `limits` is."""
+        """Return which frames are positive; None if that was not written down, nor `limits` can be told."""
         limits = self.limits(epsilon)
-        return None if limits is None else self.advantages > limits
+        if self.labels is not None or limits is None:
+            return self.labels
+        return self.advantages > limits
 
     def episode(self, index: int) -> "LabelledFrames":
         """Return one episode."""
@@ -54,6 +58,7 @@ class LabelledFrames:
             None if self.values is None else self.values[rows],
             None if self.returns is None else self.returns[rows],
             None if self.tasks is None else self.tasks[rows],
+            None if self.labels is None else self.labels[rows],
         )
 
 
@@ -61,7 +66,7 @@ def read_labelled_frames(path: Path) -> dict[str, LabelledFrames]:
     """Return the frames of each source of a `frames.npz`, in the file's order.
 
     The file holds the arrays `SOURCE/values`, `SOURCE/returns`, `SOURCE/advantages`, `SOURCE/lengths` and
-    perhaps `SOURCE/tasks`, of each episode or, where one has several, of each frame.
+    perhaps `SOURCE/positive` and `SOURCE/tasks`, of each episode or, where one has several, of each frame.
 
     Raises:
         EpisodeDataError: An array is missing, has another length than its episodes, or is no array.
@@ -79,7 +84,7 @@ def read_thresholds(path: Path) -> dict[str, float]:
     """Return epsilon by task id; empty where there is no file."""
     if not path.exists():
         return {}
-    return {task: float(epsilon) for task, epsilon in json.loads(path.read_text()).items()}
+    return from_json(json.loads(path.read_text()))
 
 
 def _source(path: Path, name: str, arrays: Mapping[str, np.ndarray]) -> LabelledFrames:
@@ -89,7 +94,9 @@ def _source(path: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Labelled
         raise EpisodeDataError(f"{path}: expected arrays {missing} beside those of {name!r}, found none")
     lengths = arrays[f"{name}/lengths"].astype(np.int64)
     columns = {kind: arrays[f"{name}/{kind}"].astype(np.float64) for kind in required[:3]}
-    tasks = arrays.get(f"{name}/tasks")
+    tasks, labels = arrays.get(f"{name}/tasks"), arrays.get(f"{name}/positive")
+    if labels is not None:
+        columns["positive"] = labels.astype(bool)
     for kind, column in columns.items():
         if column.shape != (lengths.sum(),):
             raise EpisodeDataError(
@@ -104,5 +111,10 @@ def _source(path: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Labelled
             f"frames, found {tasks.shape}"
         )
     return LabelledFrames(
-        **columns, lengths=lengths, tasks=None if tasks is None else tuple(map(str, tasks.tolist()))
+        columns["advantages"],
+        lengths,
+        columns["values"],
+        columns["returns"],
+        None if tasks is None else tuple(map(str, tasks.tolist())),
+        columns.get("positive"),
     )

@@ -3,24 +3,20 @@
 Axes: n frame of a set, b window of a batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from pi0 import Indicator
-from pi0.ript.labels.advantages import is_positive
 from pi0.ript.labels.sources import Source
 
 _DROPOUT_STREAM = 1  # keeps the draws of the dropout apart from those of the noise
 
 
-def indicators(
-    source: Source, advantages: Float64[np.ndarray, " n"], epsilon: Mapping[str, float]
-) -> Int64[np.ndarray, " n"]:
-    """Return the indicator of each frame, as the source's mode says; a missing advantage is NEGATIVE."""
+def indicators(source: Source, positive: Bool[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Return the indicator of each frame, as the source's mode says."""
     if source.advantage == "use":
-        positive = is_positive(advantages, source.frame_tasks(), epsilon)
         return np.where(positive, int(Indicator.POSITIVE), int(Indicator.NEGATIVE))
     indicator = Indicator.POSITIVE if source.advantage == "on" else Indicator.NONE
     return np.full(source.num_frames, int(indicator))

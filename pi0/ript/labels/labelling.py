@@ -19,6 +19,7 @@ from pi0.ript.labels.advantages import (
     is_positive,
     percentiles,
     thresholds,
+    to_json,
     write_advantages,
 )
 from pi0.ript.labels.frames import FRAMES_FILE, THRESHOLDS_FILE
@@ -33,8 +34,9 @@ class Advantage:
 
     positive_fraction: ProperShare = 0.3  # share of the ranked frames that is positive
     scope: Annotated[str, one_of(*get_args(Scope))] = "per_task"  # one threshold per_task, or global
-    ranked: Annotated[str, one_of("rollouts", "all")] = (
-        "rollouts"  # frames among which the threshold is found: rollouts, or all
+    # Frames that the threshold is found among; with successes, frames of failures are never positive.
+    ranked: Annotated[str, one_of("rollouts", "all", "successes")] = (
+        "rollouts"  # where the threshold is found: rollouts, all, or successes among rollouts
     )
 
 
@@ -58,6 +60,7 @@ class FrameLabels:
         """Return which frames of each source the policy will be told are positive."""
         return [
             is_positive(advantages, source.frame_tasks(), self.epsilon)
+            & _may_be_positive(source, self.settings)
             if source.advantage == "use"
             else np.full(source.num_frames, source.advantage == "on")
             for source, advantages in zip(self.sources, self.advantages, strict=True)
@@ -66,11 +69,11 @@ class FrameLabels:
     def figures(self) -> dict[str, Any]:
         """Return coverage and shares of positive frames as plain values."""
         positive = dict(zip((source.name for source in self.sources), self.positive(), strict=True))
-        ranked = [positive[source.name] for source in self.sources if _is_ranked(source, self.settings)]
+        ranked = np.concatenate([positive[s.name][_is_ranked(s, self.settings)] for s in self.sources])
         return {
-            "epsilon": self.epsilon,
+            "epsilon": to_json(self.epsilon),
             "coverage": coverage(np.concatenate(self.advantages)),
-            "positive_fraction": float(np.concatenate(ranked).mean()),
+            "positive_fraction": float(ranked.mean()) if len(ranked) else None,
             "target_fraction": self.settings.positive_fraction,
             "positive_share": {name: float(is_better.mean()) for name, is_better in positive.items()},
         }
@@ -84,26 +87,35 @@ def label_frames(
 ) -> FrameLabels:
     """Return the labels of the frames of some sources, given the value of each frame.
 
-    Raises:
-        ValueError: No ranked frame is of the task of another frame.
+    A task of which no frame is ranked has no threshold (infinity): none of its frames is positive.
     """
     advantages = [
         compute_advantages(of_frames, source.frames.lengths.tolist(), source.ends, reward)
         for source, of_frames in zip(sources, values, strict=True)
     ]
-    ranked = [i for i, source in enumerate(sources) if _is_ranked(source, settings)]
-    epsilon = thresholds(
-        np.concatenate([advantages[i] for i in ranked]),
-        [task for i in ranked for task in sources[i].frame_tasks()],
-        settings.positive_fraction,
-        cast("Any", settings.scope),
-    )
+    ranked = [_is_ranked(source, settings) for source in sources]
+    tasks = [np.array(source.frame_tasks()) for source in sources]
+    epsilon = dict.fromkeys(sorted(set(np.concatenate(tasks).tolist())), np.inf)
+    if any(rows.any() for rows in ranked):
+        epsilon |= thresholds(
+            np.concatenate([of_frames[rows] for of_frames, rows in zip(advantages, ranked, strict=True)]),
+            np.concatenate([names[rows] for names, rows in zip(tasks, ranked, strict=True)]).tolist(),
+            settings.positive_fraction,
+            cast("Any", settings.scope),
+        )
     return FrameLabels(sources, values, advantages, epsilon, reward, settings)
 
 
-def _is_ranked(source: Source, settings: Advantage) -> bool:
-    """Return whether the threshold is found among the frames of a source."""
-    return settings.ranked == "all" or source.role is not Role.DEMONSTRATIONS
+def _is_ranked(source: Source, settings: Advantage) -> Bool[np.ndarray, " n"]:
+    """Return which frames of a source the threshold is found among."""
+    if settings.ranked == "all":
+        return np.ones(source.num_frames, bool)
+    return (source.role is not Role.DEMONSTRATIONS) & _may_be_positive(source, settings)
+
+
+def _may_be_positive(source: Source, settings: Advantage) -> Bool[np.ndarray, " n"]:
+    """Return which frames of a source are positive if their advantage is above the threshold."""
+    return source.is_success() if settings.ranked == "successes" else np.ones(source.num_frames, bool)
 
 
 def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: str) -> None:
@@ -111,7 +123,7 @@ def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: s
     lineage = {
         "value": value_hash,
         "reward": plain(labels.reward),
-        "epsilon": labels.epsilon,
+        "epsilon": to_json(labels.epsilon),
         "positive_fraction": labels.settings.positive_fraction,
     }
     for directory, source, advantages in zip(directories, labels.sources, labels.advantages, strict=True):
@@ -122,16 +134,18 @@ def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: s
 def write_labelled_frames(labels: FrameLabels, directory: Path) -> None:
     """Write every figure of every frame (frames.npz), and the thresholds (thresholds.json)."""
     arrays: dict[str, Any] = {}
-    for source, values, advantages in zip(labels.sources, labels.values, labels.advantages, strict=True):
+    parts = zip(labels.sources, labels.values, labels.advantages, labels.positive(), strict=True)
+    for source, values, advantages, positive in parts:
         arrays |= {
             f"{source.name}/values": values,
             f"{source.name}/advantages": advantages,
+            f"{source.name}/positive": positive,
             f"{source.name}/returns": source.returns(labels.reward),
             f"{source.name}/lengths": source.frames.lengths,
             f"{source.name}/tasks": _stored_tasks(source),
         }
     np.savez_compressed(directory / FRAMES_FILE, **arrays)
-    write_json(directory / THRESHOLDS_FILE, labels.epsilon)
+    write_json(directory / THRESHOLDS_FILE, to_json(labels.epsilon))
 
 
 def _stored_tasks(source: Source) -> np.ndarray:

@@ -56,6 +56,10 @@ class Source:
         """Return the return of each frame."""
         return frame_returns(self.frames.lengths.tolist(), self.ends, reward)
 
+    def is_success(self) -> Bool[np.ndarray, " n"]:
+        """Return which frames are of episodes that succeeded."""
+        return np.repeat(self.frames.successes(), self.frames.lengths)
+
     def frame_tasks(self) -> list[str]:
         """Return the task of each frame, as thresholds name it."""
         return self.frames.frame_tasks(self.task_ids)

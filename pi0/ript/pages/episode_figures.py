@@ -33,7 +33,7 @@ def draw_episode(
     Args:
         episode: The episode; about eight frames per camera are shown.
         labels: Values, returns and advantages of this episode alone; drawn if there are any.
-        epsilon: Threshold of each task's advantages; the steps above it are marked.
+        epsilon: Threshold of each task's advantages; the positive steps are marked.
         value_limits: Limits of the axis of values, to make figures comparable; None: those of the curves.
         with_motion: Draw states and actions too.
         num_cameras: How many cameras are shown, the first ones; None: all.
@@ -76,10 +76,13 @@ def _panels(
 ) -> list[Callable[[Any], None]]:
     panels: list[Callable[[Any], None]] = []
     if labels is not None:
+        positive = labels.labels
+        if positive is None and epsilon is not None:
+            positive = labels.advantages > epsilon
         if labels.values is not None:
-            panels.append(lambda axes: _draw_values(axes, labels, epsilon, value_limits))
+            panels.append(lambda axes: _draw_values(axes, labels, positive, value_limits))
         if np.isfinite(labels.advantages).any():
-            panels.append(lambda axes: _draw_advantages(axes, labels.advantages, epsilon))
+            panels.append(lambda axes: _draw_advantages(axes, labels.advantages, positive, epsilon))
     if with_motion:
         panels.append(lambda axes: _draw_curves(axes, "state", episode.states))
         panels.append(lambda axes: _draw_curves(axes, "action", episode.actions))
@@ -108,10 +111,7 @@ def _draw_strip(
 
 
 def _draw_values(
-    axes: Any,
-    labels: LabelledFrames,
-    epsilon: Float64[np.ndarray, " t"] | None,
-    limits: tuple[float, float] | None,
+    axes: Any, labels: LabelledFrames, positive: np.ndarray | None, limits: tuple[float, float] | None
 ) -> None:
     values = labels.values
     assert values is not None
@@ -120,32 +120,36 @@ def _draw_values(
     axes.plot(values, color=BLUE, linewidth=1.6, label="value")
     shown = shown_frames(len(values))
     axes.plot(shown, values[shown], "o", color=BLUE, markersize=4)
-    if epsilon is not None:
-        _mark_positive(axes, labels.advantages > epsilon)
+    if positive is not None:
+        _mark_positive(axes, positive)
     if limits is not None:
         axes.set_ylim(*limits)
     axes.set_ylabel("value")
 
 
 def _mark_positive(axes: Any, positive: np.ndarray) -> None:
-    """Shade the steps whose advantage is positive, neighbours in one piece."""
+    """Shade the positive steps, neighbours in one piece."""
     bounds = np.flatnonzero(np.diff(positive.astype(int), prepend=0, append=0)).tolist()
     for number, (first, end) in enumerate(zip(bounds[::2], bounds[1::2], strict=True)):
-        label = "A > epsilon" if number == 0 else None
+        label = "positive" if number == 0 else None
         axes.axvspan(first - 0.5, end - 0.5, color=GREEN, alpha=0.22, linewidth=0, label=label)
 
 
 def _draw_advantages(
-    axes: Any, advantages: Float64[np.ndarray, " t"], epsilon: Float64[np.ndarray, " t"] | None
+    axes: Any,
+    advantages: Float64[np.ndarray, " t"],
+    positive: np.ndarray | None,
+    epsilon: Float64[np.ndarray, " t"] | None,
 ) -> None:
     steps = np.flatnonzero(np.isfinite(advantages))
-    above = np.zeros(len(steps), bool) if epsilon is None else advantages[steps] > epsilon[steps]
-    kinds = [(above, GREEN, "above"), (~above, PALE, "not above")] if epsilon is not None else []
-    for chosen, color, label in kinds or [(~above, BLUE, "advantage")]:
+    kinds = [(np.ones(len(steps), bool), BLUE, "advantage")]
+    if positive is not None:
+        kinds = [(positive[steps], GREEN, "positive"), (~positive[steps], PALE, "not positive")]
+    for chosen, color, label in kinds:
         if chosen.any():
             axes.bar(steps[chosen], advantages[steps[chosen]], 0.85, color=color, label=label)
     axes.axhline(0, color=GREY, linewidth=0.6)
-    if epsilon is not None:
+    if epsilon is not None and np.isfinite(epsilon).all():
         label = "epsilon\n" + ", ".join(f"{x:.4g}" for x in dict.fromkeys(epsilon.tolist()))
         edges, steps = np.arange(len(epsilon) + 1) - 0.5, np.append(epsilon, epsilon[-1])
         axes.step(edges, steps, where="post", color=ORANGE, linewidth=1.2, linestyle="--", label=label)

@@ -24,7 +24,8 @@ def advantage_figure(frames: Mapping[str, LabelledFrames], epsilon: Mapping[str,
     finite = np.concatenate([s.advantages[np.isfinite(s.advantages)] for s in shown.values()])
     # A few frames far out would leave one bar for all others.
     low, high = np.percentile(finite, [0.5, 99.5]).tolist()
-    limits = [low, high, *epsilon.values()]
+    known = [limit for limit in epsilon.values() if np.isfinite(limit)]
+    limits = [low, high, *known]
     edges = np.linspace(min(limits), max(limits) + 1e-9, 61)
     figure, axes = new_axes(len(shown), (5.6, 2.5), most_columns=2)
     for place, (name, source) in zip(axes, shown.items(), strict=True):
@@ -87,7 +88,7 @@ def _draw_advantages(
     else:
         parts = [inside[has & ~positive], inside[has & positive]]
         axes.hist(parts, edges, stacked=True, color=[PALE, GREEN], label=["not positive", "positive"])
-    for number, limit in enumerate(sorted(set(epsilon.values()))):
+    for number, limit in enumerate(sorted({limit for limit in epsilon.values() if np.isfinite(limit)})):
         label = "epsilon" if number == 0 else None
         axes.axvline(limit, color=ORANGE, linestyle="--", linewidth=1.3, label=label)
     if axes.get_legend_handles_labels()[1]:

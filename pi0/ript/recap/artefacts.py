@@ -17,8 +17,9 @@ from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import DemonstrationPlan
 from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.envs.initial_state import Split
 from pi0.ript.evaluate import Evaluation
-from pi0.ript.groups import InitialStateDataset, heldout_states, state_at
+from pi0.ript.groups import InitialStateDataset, state_at, states_outside
 from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
@@ -135,12 +136,14 @@ class LabelsRecipe:
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
-    """How a policy does on held-out states."""
+    """How a policy does on states that are not trained on."""
 
     eval: Eval
     task: EnvironmentSettings
     pool_size: int
-    """How many training states there are per task; none of them may be among the held-out states."""
+    """How many training states there are per task; none of them may be among the states of the evaluation."""
+    states: Split = field(default="heldout", metadata={"absent": "heldout"})
+    """heldout, or validation."""
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the evaluation and its videos."""
@@ -149,7 +152,7 @@ class EvaluationRecipe:
         evaluation = evaluate_once(
             env,
             GuidedPolicy(workshop.load_policy(policy), guidance_of(policy, settings.cfg_guidance_scale)),
-            heldout_states(env, settings.first_state, settings.rollouts_per_task, train=pool),
+            states_outside(pool, env, self.states, settings.first_state, settings.rollouts_per_task),
             0,
             EpisodeJournal(work / "episodes"),
             num_recorded=settings.n_video,

@@ -63,13 +63,14 @@ def budget(run: Run) -> Budget:
     root = run.demonstrations_root
     demonstrated = 0 if root else demonstrations * len(tasks)
     policies = config.rounds + 1 + 2 * config.baselines
+    validated = config.validation.rollouts_per_task * (config.rounds + 1)
     training = config.rounds * config.finetuning.training.steps * (1 + 2 * config.baselines)
     gb = 3 * len(tasks[0].cameras) * tasks[0].image_size ** 2 * steps / 1e9
     sets = run.workshop.open_sets([run.reading.settings(Path(root))]) if root else []
     kept_rounds = min(config.rounds, config.rollouts.keep_rounds)
     return Budget(
         recorded=demonstrated + config.rounds * per_round,
-        judged=config.eval.rollouts_per_task * len(tasks) * policies,
+        judged=len(tasks) * (config.eval.rollouts_per_task * policies + validated),
         steps=steps,
         policy_updates=training + (0 if config.skip_sft else config.sft.steps),
         value_updates=config.value.pretraining.steps + config.rounds * config.value.finetuning.steps,
@@ -130,8 +131,8 @@ def measure(run: Run) -> Rates:
     recorded = [rollout_episode(episode, "nobody") for episode in rollouts]
     source = Source("budget", FrameSet.in_memory(recorded, env.tasks[task].hz), "on")
     settings = replace(config.sft, steps=4)
-    policy = toy_policy(source.frames, run.chunk_size, 0)
-    parts = policy_objective(policy, [source], [np.zeros(source.num_frames)], {}, settings)
+    policy, nothing = toy_policy(source.frames, run.chunk_size, 0), np.zeros(source.num_frames)
+    parts = policy_objective(policy, [source], [nothing], [nothing > 0], settings)
     seconds = []
     for _ in range(2):  # the first time is slower
         start = time.monotonic()

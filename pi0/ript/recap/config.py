@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, get_args
 
 from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging
-from pi0.ript.data.settings import Mode
+from pi0.ript.data.settings import ADVANTAGE_MODES
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.ranges import Count, Indicator, NotNegative, Positive, ValueForm, Whole, one_of
@@ -17,6 +17,8 @@ from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 
 SftAdvantage = Annotated[str, one_of("on", "ignore")]
+DemonstrationMode = Annotated[str, one_of("leave_out", *ADVANTAGE_MODES)]
+PolicyObjectiveName = Annotated[str, one_of("ript", "indicator")]
 ValueStart = Annotated[str, one_of("pretrained", "previous")]
 PolicyStart = Annotated[str, one_of("sft", "previous")]
 
@@ -58,7 +60,7 @@ class Demonstrations:
     episodes: Count | None = None  # per task
     num_workers: Whole = 2  # processes that record
     sft_advantage: SftAdvantage = "on"  # the indicator in SFT: on (always positive) or ignore (none)
-    advantage: Mode = "use"  # and in fine-tuning: use (by the value function), on or ignore
+    advantage: DemonstrationMode = "leave_out"  # and in fine-tuning: leave_out, use (the value), on or ignore
 
 
 @dataclass
@@ -85,22 +87,34 @@ class RolloutPlan:
     num_states: Count = 32  # initial states of all tasks together
     per_state: Count = 8  # episodes from each
     pool_size: Count = 500  # training states per task that they are drawn from, without repetition
-    guidance: NotNegative = 1.0  # towards a positive advantage; the SFT policy is always used with 1
+    guidance: NotNegative = 3.0  # towards a positive advantage; the SFT policy is always used with 1
 
 
 @dataclass
 class Rollouts(RolloutPlan):
     """What a round collects."""
 
-    keep_rounds: Count = 2  # how many rounds' rollouts are trained on; older ones are left out
+    keep_rounds: Count = 1  # how many rounds' rollouts are trained on; older ones are left out
 
 
 @dataclass
 class FineTuning:
     """The policy's training in each round."""
 
-    start_from: PolicyStart = "sft"  # sft or previous
+    start_from: PolicyStart = "previous"  # sft or previous
+    # ript imitates what is positive, and everything a little without indicator; indicator imitates
+    # everything, each frame with its own.
+    objective: PolicyObjectiveName = "ript"  # ript, or indicator
+    uncond_weight: NotNegative = 0.1  # of ript: of the loss with the indicator withheld
     training: PolicyTraining = field(default_factory=lambda: PolicyTraining(steps=300))
+
+
+@dataclass
+class Validation:
+    """How the round to publish is chosen: on states that are neither trained on nor reported."""
+
+    rollouts_per_task: Whole = 50  # validation states; 0: the last round is published
+    discard_worse: bool = True  # a round that is worse (paired 95% interval below zero) is not built upon
 
 
 @dataclass
@@ -132,9 +146,10 @@ class RecapConfig:
     value: Value = field(default_factory=Value)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollouts: Rollouts = field(default_factory=Rollouts)
-    advantage: Advantage = field(default_factory=Advantage)
+    advantage: Advantage = field(default_factory=lambda: Advantage(0.6, ranked="successes"))
     finetuning: FineTuning = field(default_factory=FineTuning)
     gates: Gates = field(default_factory=Gates)
-    eval: Eval = field(default_factory=Eval)
+    validation: Validation = field(default_factory=Validation)
+    eval: Eval = field(default_factory=lambda: Eval(cfg_guidance_scale=3.0))
     distributed: Distributed = field(default_factory=Distributed)
     logging: Logging = field(default_factory=Logging)

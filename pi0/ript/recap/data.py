@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from jaxtyping import Bool
-
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import partial_directory
@@ -124,13 +121,15 @@ def open_sources(
         inputs: Of the stage.
         reading: How demonstrations are read.
         workshop: Whose data sets stay open, and whose memory keeps their images.
-        mode: The indicator that demonstrations get; rollouts get that of their advantage.
+        mode: The indicator that demonstrations get, or leave_out; rollouts get that of their advantage.
         deadlines: Of rollouts, as `Source.deadlines`.
 
     Raises:
         EpisodeDataError: A data set cannot be believed.
     """
     data = [artefact for artefact in inputs.values() if artefact.kind in _ROLES]
+    if mode == "leave_out":
+        data = [artefact for artefact in data if artefact.kind is not Kind.DEMONSTRATIONS]
     sets = workshop.open_sets([_settings(artefact, reading) for artefact in data])
     sources = []
     for artefact, frames in zip(data, sets, strict=True):
@@ -154,8 +153,3 @@ def resolved_reward(
 ) -> RewardConfig:
     """Return the reward with a normaliser that fits all episodes of the run; too small a one is an error."""
     return reward.resolve(max([demonstrations.figures["longest"], *deadlines.values()]))
-
-
-def is_success(source: Source) -> Bool[np.ndarray, " n"]:
-    """Return which of a source's n frames are of episodes that succeeded."""
-    return np.repeat(source.frames.successes(), source.frames.lengths)

@@ -1,6 +1,6 @@
 """What the stages of RECAP minimise, and the windows that they draw."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -9,7 +9,7 @@ from pi0 import PI0Policy
 from pi0.ript.labels.indicators import awr_weights, indicators
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Mixture, Source
-from pi0.ript.training.objectives import PolicyObjective, ValueObjective
+from pi0.ript.training.objectives import AdvantageObjective, PolicyObjective, ValueObjective
 from pi0.ript.training.settings import PolicyTraining
 from pi0.value import ValueFunction
 
@@ -18,17 +18,20 @@ def policy_objective(
     policy: PI0Policy,
     sources: Sequence[Source],
     advantages: Sequence[Float64[np.ndarray, " _"]],
-    epsilon: Mapping[str, float],
+    positive: Sequence[Bool[np.ndarray, " _"]],
     settings: PolicyTraining,
+    uncond_weight: float | None = None,
 ) -> tuple[PolicyObjective, Mixture]:
-    """Return the flow-matching loss with the indicator of each window's advantage, and the windows.
+    """Return the loss with the indicator of each window's advantage, and the windows.
 
     Args:
         policy: Takes an indicator; its frozen parameters stay.
         sources: The data. A frame without advantage is left out where its advantage counts.
         advantages: The advantage of every frame of each source; NaN where there is none.
-        epsilon: Threshold of each task, see `advantages.thresholds`.
+        positive: Which frames of each source are positive.
         settings: The settings of the training.
+        uncond_weight: Weight of the loss without indicator, beside that of positive frames; None: each
+            window has its indicator, a share of them withheld.
     """
     _require_indicator(policy)
     labelled = list(zip(sources, advantages, strict=True))
@@ -39,14 +42,17 @@ def policy_objective(
                 f"{len(of_frames)}"
             )
     usable = [~np.isnan(x) | (source.advantage != "use" and not settings.use_awr) for source, x in labelled]
-    indicator = np.concatenate([indicators(source, of_frames, epsilon) for source, of_frames in labelled])
+    indicator = np.concatenate([indicators(s, chosen) for s, chosen in zip(sources, positive, strict=True)])
+    mixture = Mixture(sources, policy.features, policy.config.chunk_size, usable)
+    if uncond_weight is not None:
+        return AdvantageObjective(policy, indicator, uncond_weight, settings.num_draws), mixture
     weights = None
     if settings.use_awr:
         weights = awr_weights(np.concatenate(advantages), settings.awr_beta, settings.awr_max_weight)
     objective = PolicyObjective(
         policy, indicator, settings.indicator_dropout, settings.num_draws, sample_weight=weights
     )
-    return objective, Mixture(sources, policy.features, policy.config.chunk_size, usable)
+    return objective, mixture
 
 
 def value_objective(

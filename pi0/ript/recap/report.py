@@ -1,7 +1,7 @@
 """The page of a RECAP run: what each round gained, and what the value function says of the episodes."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.labels.calibration import Calibration
+from pi0.ript.evaluate import Evaluation
+from pi0.ript.files import flatten
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import draw_episode
 from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
@@ -30,7 +31,7 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
     """
     run = read_recap_run(run_dir, names)
     sections = [
-        ("", headline(run.evaluations)),
+        ("", headline(_headlined(run)) + _choice(run)),
         ("Success by round", _success(run)),
         ("Value over time", _values_over_time(run)),
         ("Advantages", _advantages(run)),
@@ -51,6 +52,29 @@ def _success(run: RecapRun) -> str:
     ]
     tasks = page.plot(run.directory, "success_by_task", task_success_figure(run.evaluations))
     return page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
+
+
+def _headlined(run: RecapRun) -> dict[str, Evaluation]:
+    """Return the evaluations up to the policy that was published."""
+    names = list(run.evaluations)
+    end = names.index(run.published) + 1 if run.published in names else len(names)
+    return {name: run.evaluations[name] for name in names[:end]}
+
+
+def _choice(run: RecapRun) -> str:
+    """Return which policy was published, and why."""
+    figures = {
+        name.split("/")[0].removesuffix("-validation").replace("sft", "SFT").replace("-", " "): stage[
+            "figures"
+        ]
+        for name, stage in run.stages.items()
+        if name.endswith("validation")
+    }
+    counts = [f"{name} {f['num_successes']}/{f['num_episodes']}" for name, f in figures.items()]
+    if not counts:
+        return ""
+    chosen = f"Published: {run.published}. " if run.published else ""
+    return f"<p>{chosen}On validation states: {', '.join(counts)}.</p>"
 
 
 def _values_over_time(run: RecapRun) -> str:
@@ -131,8 +155,10 @@ def _calibration(run: RecapRun) -> str:
     rounds = {f"round {n}": list(sources.values()) for n, sources in run.frames.items()}
     caption = "All frames of all sources, those that the value function was trained on included."
     plot = page.plot(run.directory, "calibration", calibration_figure(rounds), caption)
-    names = [field.name.replace("num_", "held-out ").replace("_", " ") for field in fields(Calibration)]
-    rows = [[name, *vars(calibration).values()] for name, calibration in run.calibrations.items()]
+    judged = {name: flatten(asdict(calibration)) for name, calibration in run.calibrations.items()}
+    keys = list(dict.fromkeys(key for figures in judged.values() for key in figures))
+    names = [key.rpartition(".")[2].replace("num_", "held-out ").replace("_", " ") for key in keys]
+    rows = [[name, *map(figures.get, keys)] for name, figures in judged.items()]
     return plot + page.table(["value function", *names], rows)
 
 

@@ -1,7 +1,7 @@
 """A run of RECAP, and its stages one by one: what each is made from, as the configuration says."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,9 @@ from pi0.ript.data.hub import locate
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
-from pi0.ript.evaluate import Evaluation, compare
-from pi0.ript.files import FORMAT, hash_files, write_json
+from pi0.ript.files import hash_files
 from pi0.ript.labels.calibration import Calibration
 from pi0.ript.recap.artefacts import (
-    EvaluationRecipe,
     LabelsRecipe,
     RecordingRecipe,
     ReferenceRecipe,
@@ -30,8 +28,6 @@ from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact, Kind, StageName, Stages
 from pi0.ript.recap.trainings import FineTuningRecipe, RivalRecipe, SupervisedRecipe, ValueRecipe
 from pi0.ript.recap.workshop import FitFunction, Workshop
-from pi0.ript.results import read_evaluation
-from pi0.ript.success_table import success_text
 
 
 @dataclass(frozen=True)
@@ -170,15 +166,20 @@ def label(run: Run, number: int, sft: Artefact, value: Artefact, data: Sequence[
     return run.make(StageName(Kind.ADVANTAGES, number), recipe, sft=sft, value=value, **_by_name(data))
 
 
-def require_gates(run: Run, value: Artefact, labels: Artefact) -> None:
-    """Print the figures of values and labels.
+def require_gates(run: Run, value: Artefact, labels: Artefact, rollouts: Sequence[Artefact]) -> None:
+    """Print the figures of values and labels; rollouts of all rounds say whether the policy is improving.
 
     Raises:
         GateError: One is too bad to train a policy on.
     """
     figures = {key: labels.figures[key] for key in ("coverage", "positive_fraction", "target_fraction")}
-    calibration = Calibration(**value.figures["calibration"])
-    for line in check_gates(calibration, LabelFigures(**figures), run.config.gates):
+    calibration, success = (
+        Calibration.from_dict(value.figures["calibration"]),
+        [r.figures["success"] for r in rollouts],
+    )
+    is_improving = len(success) > 1 and success[-1] > success[-2]
+    gates = run.config.gates
+    for line in check_gates(calibration, LabelFigures(**figures), gates, is_improving=is_improving):
         run.world.print(f"  {line}")
 
 
@@ -188,15 +189,10 @@ def fit_labels(
     """Return the policy fine-tuned on all data, conditioned on the advantage."""
     config, mode = run.config, run.config.demonstrations.advantage
     training, freeze = config.finetuning.training, config.policy.freeze
-    recipe = FineTuningRecipe(training, freeze, mode, config.seed, number, run.reading)
+    objective, uncond_weight = config.finetuning.objective, config.finetuning.uncond_weight
+    loss = (objective, uncond_weight if objective == "ript" else None)
+    recipe = FineTuningRecipe(training, freeze, mode, config.seed, number, run.reading, *loss)
     return run.make(StageName(Kind.POLICY, number), recipe, start=start, labels=labels, **_by_name(data))
-
-
-def judge(run: Run, policy: Artefact) -> Evaluation:
-    """Return how the policy does on held-out states; the stage beside its own has the videos."""
-    recipe = EvaluationRecipe(run.config.eval, run.config.task, run.config.rollouts.pool_size)
-    artefact = run.make(replace(policy.stage, kind=Kind.EVALUATION), recipe, policy=policy)
-    return read_evaluation(artefact.path / "evaluation.json")
 
 
 def round_metrics(run: Run, number: int) -> dict[str, Any]:
@@ -206,43 +202,22 @@ def round_metrics(run: Run, number: int) -> dict[str, Any]:
         figures[str(StageName(kind, number))]
         for kind in (Kind.ROLLOUTS, Kind.VALUE, Kind.ADVANTAGES, Kind.POLICY, Kind.EVALUATION)
     )
+    validation = figures.get(str(StageName(Kind.VALIDATION, number)))
     return {
         "rollout/success": rollouts["success"],
         "value/correlation": value["calibration"]["correlation"],
-        "value/separation": value["calibration"]["separation"],
+        "value/concordance": (value["calibration"].get("order") or {}).get("concordance"),
         "value/loss": value["loss"],
         "advantage/positive_fraction": labels["positive_fraction"],
         **{f"advantage/positive/{name}": share for name, share in labels["positive_share"].items()},
         "train/loss": policy["loss"],
         "eval/success": evaluation["success_rate"],
         "eval/steps_to_success": evaluation["mean_steps_to_success"],
+        **({"validation/success": validation["success_rate"]} if validation else {}),
     }
 
 
 # After the last round ---------------------------------------------------------------------------------------
-
-
-def publish_policy(run: Run, policy: Artefact) -> None:
-    """Copy a policy to the run's directory, in place of what was there."""
-    path = run.stages.run_dir / "policy"
-    partial_copy = path.with_suffix(".partial")
-    shutil.rmtree(partial_copy, ignore_errors=True)
-    shutil.copytree(policy.path, partial_copy)
-    shutil.rmtree(path, ignore_errors=True)
-    partial_copy.rename(path)
-    print(f"the improved policy: {path}")  # noqa: T201
-
-
-def write_summary(run: Run, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write results.json, with the comparison of every policy to the first one, and print the table."""
-    first = next(iter(evaluations.values()))
-    policies = {
-        name: {"evaluation": evaluation.to_dict(), "since_sft": asdict(compare(first, evaluation))}
-        for name, evaluation in evaluations.items()
-    }
-    results = {"format": FORMAT, "config": asdict(run.config), "policies": policies}
-    write_json(run.stages.run_dir / "results.json", results)
-    print(success_text(evaluations))  # noqa: T201
 
 
 def fit_rivals(run: Run, sft: Artefact, data: Sequence[Artefact]) -> dict[str, Artefact]:

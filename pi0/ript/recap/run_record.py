@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class RecapRun:
     """Epsilon by round, then by task id; empty for a round without the file."""
     stages: dict[str, dict[str, Any]]
     """The records of recap_state.json, by stage."""
+    published: str | None = None
+    """The name of the evaluated policy that was chosen; None: the run is under way, or of version 0.1.0."""
 
     def rollouts(self, number: int) -> Path:
         """Return where the rollouts of a round are, or will be."""
@@ -80,7 +82,12 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
             number: read_thresholds(file.with_name(THRESHOLDS_FILE)) for number, file in labels.items()
         },
         stages={name: stage for name, stage in recorded.items() if names is None or name in names},
+        published=_published(directory / "results.json"),
     )
+
+
+def _published(results: Path) -> str | None:
+    return read_versioned_json(results).get("published") if results.exists() else None
 
 
 def _rounds(directory: Path) -> dict[int, Path]:
@@ -91,5 +98,4 @@ def _rounds(directory: Path) -> dict[int, Path]:
 
 def _calibration(file: Path) -> Calibration:
     """Return the figures of a calibration.json, which may hold others too."""
-    figures = json.loads(file.read_text())
-    return Calibration(**{field.name: figures[field.name] for field in fields(Calibration)})
+    return Calibration.from_dict(json.loads(file.read_text()))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pi0
+from pi0.ript.checkpoint.resuming import present_names
 from pi0.ript.distributed import World
 from pi0.ript.files import (
     FORMAT,
@@ -51,9 +52,14 @@ class Kind(StrEnum):
     ADVANTAGES = "advantages"
     POLICY = "policy"
     EVALUATION = "evaluation"
+    VALIDATION = "validation"
 
 
-_BEFORE_ROUNDS = {Kind.POLICY: "sft", Kind.EVALUATION: "sft-evaluation"}
+_BEFORE_ROUNDS = {
+    Kind.POLICY: "sft",
+    Kind.EVALUATION: "sft-evaluation",
+    Kind.VALIDATION: "sft-validation",
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,11 @@ class Artefact:
         """Return the round that made it; 0: none did."""
         return self.stage.round
 
+    @property
+    def label(self) -> str:
+        """Return what tables call a policy: SFT, or its round."""
+        return f"round {self.round}" if self.round else "SFT"
+
 
 Inputs = Mapping[str, Artefact]
 """What a stage reads, by role."""
@@ -123,7 +134,8 @@ class Stages:
         Args:
             name: Which stage it is.
             recipe: A dataclass of all settings that it depends on: it and its record are made from them.
-                A field with the metadata {"result": "same"} changes no result, and is not in the record.
+                A field with the metadata {"result": "same"} changes no result, and is not in the record; one
+                with {"absent": VALUE} had that value in records that do not know it.
             inputs: Artefacts that it reads, by role.
             make: Is given a directory, empty or with what an interrupted attempt left; fills it and returns
                 figures for the record. Its result is a function of recipe and inputs.
@@ -137,11 +149,12 @@ class Stages:
             "format": FORMAT,
         }
         self.names.append(str(name))
-        finished = self.world.on_main(self._finished, name, made_from)
+        absent = _absent(recipe)
+        finished = self.world.on_main(self._finished, name, made_from, absent)
         if finished is not None:
             self.world.print(f"{name}: up to date, skipped")
             return finished
-        work = self.world.on_main(self._begin, name, made_from)
+        work = self.world.on_main(self._begin, name, made_from, absent)
         start = time.monotonic()
         figures = dict(make(recipe, inputs, work))
         self.world.gather([])  # nobody is in the directory any more
@@ -159,7 +172,9 @@ class Stages:
         """Return the settings that a stage was made with, None if it has never been finished."""
         return self._state()["stages"].get(str(name), {}).get("settings")
 
-    def _finished(self, name: StageName, made_from: Mapping[str, Any]) -> Artefact | None:
+    def _finished(
+        self, name: StageName, made_from: Mapping[str, Any], absent: Mapping[str, Any]
+    ) -> Artefact | None:
         path, record = self.run_dir / str(name), self._state()["stages"].get(str(name))
         if record is None:
             if path.exists():
@@ -170,7 +185,7 @@ class Stages:
             work.rename(path)  # the run ended between these two
         if not path.exists():
             return None
-        problems = differences(record, made_from)
+        problems = differences(record, made_from, absent)
         if not problems and hash_files(path) != record["output"]["hash"]:
             problems = ["its files have been changed since it was made"]
         if not problems:
@@ -191,12 +206,12 @@ class Stages:
         path.rename(older)
         print(f"{path}: stale, made again; the old one is now {older.name}{reasons}")  # noqa: T201
 
-    def _begin(self, name: StageName, made_from: Mapping[str, Any]) -> Path:
+    def _begin(self, name: StageName, made_from: Mapping[str, Any], absent: Mapping[str, Any]) -> Path:
         work = self._work(name)
         key = work / _KEY
         if work.exists() and not key.exists():  # killed before anything was made
             shutil.rmtree(work)
-        if work.exists() and (problems := differences(read_versioned_json(key), made_from)):
+        if work.exists() and (problems := differences(read_versioned_json(key), made_from, absent)):
             self._move_away(work, problems)
         if not work.exists():
             work.mkdir(parents=True)
@@ -247,15 +262,22 @@ def recorded(recipe: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def differences(record: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:
+def _absent(recipe: Any) -> dict[str, Any]:
+    return {f.name: f.metadata["absent"] for f in fields(recipe) if "absent" in f.metadata}
+
+
+def differences(
+    record: Mapping[str, Any], made_from: Mapping[str, Any], absent: Mapping[str, Any] | None = None
+) -> list[str]:
     """Return a line for each setting and input in which a record differs from what is asked for now.
 
-    A setting that a record of an earlier version does not have at all is not compared.
+    A setting that a record of an earlier version does not have at all had the value in `absent`; if it is not
+    there either, it is not compared.
     """
-    settings = made_from["settings"]
+    settings, record = made_from["settings"], {**record, "settings": {**(absent or {}), **record["settings"]}}
     if record.get("format", 0) < made_from["format"]:
         settings = {name: value for name, value in settings.items() if name in record["settings"]}
-    before, now = flatten(record["settings"]), flatten(settings)
+    before, now = present_names(flatten(record["settings"])), flatten(settings)
     lines = [
         f"{key}: made with {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Bool
 
 from pi0 import PI0Policy
 from pi0.ript.data.frame_set import FrameSet
@@ -19,12 +20,12 @@ from pi0.ript.environments import Environment
 from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import fill_missing, read_advantages
 from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
-from pi0.ript.labels.frames import THRESHOLDS_FILE, read_thresholds
+from pi0.ript.labels.frames import FRAMES_FILE, THRESHOLDS_FILE, read_labelled_frames, read_thresholds
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Mixture
 from pi0.ript.ranges import SAME
 from pi0.ript.recap.config import RecapPolicy, ValueModel
-from pi0.ript.recap.data import Reading, is_success, open_sources, resolved_reward
+from pi0.ript.recap.data import Reading, open_sources, resolved_reward
 from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.stages import Inputs
 from pi0.ript.recap.workshop import Workshop
@@ -64,7 +65,8 @@ class SupervisedRecipe:
             workshop.world.on_main(policy.save_pretrained, work)
             return {"steps": 0}
         no_advantages = [np.full(source.num_frames, np.nan) for source in sources]
-        objective = policy_objective(policy, sources, no_advantages, {}, self.sft)
+        positive = [np.ones(source.num_frames, bool) for source in sources]
+        objective = policy_objective(policy, sources, no_advantages, positive, self.sft)
         return _train_policy(*objective, self.sft, (self.seed, 0), work, workshop)
 
     def _new_policy(self, frames: FrameSet, device: str) -> PI0Policy:
@@ -119,6 +121,9 @@ class FineTuningRecipe:
     seed: int
     round: int
     reading: Reading
+    objective: str = field(default="indicator", metadata={"absent": "indicator"})
+    uncond_weight: float | None = field(default=None, metadata={"absent": None})
+    """Of the objective ript, see `policy_objective`."""
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the policy."""
@@ -127,10 +132,12 @@ class FineTuningRecipe:
         for source in sources:
             place = labels / source.name
             advantages.append(fill_missing(read_advantages(place, source.frames), "error", place))
+        frames = read_labelled_frames(labels / FRAMES_FILE)
         epsilon = read_thresholds(labels / THRESHOLDS_FILE)
+        positive = [cast("Bool[np.ndarray, ' _']", frames[s.name].positive(epsilon)) for s in sources]
         policy = workshop.load_policy(inputs["start"])
         policy.model.freeze(self.freeze)
-        objective = policy_objective(policy, sources, advantages, epsilon, self.training)
+        objective = policy_objective(policy, sources, advantages, positive, self.training, self.uncond_weight)
         return _train_policy(*objective, self.training, (self.seed, self.round), work, workshop)
 
 
@@ -150,13 +157,13 @@ class RivalRecipe:
         """Write the policy."""
         sources = open_sources(inputs, self.reading, workshop, mode=self.sft_advantage)
         if self.is_of_successes:
-            sources = [replace(s, advantage="use") for s in sources if is_success(s).any()]
-        # In mode "use", a success is better than any threshold; a failure has no advantage: it is left out.
-        advantages = [np.where(is_success(source), np.inf, np.nan) for source in sources]
-        epsilon = dict.fromkeys({task for source in sources for task in source.frame_tasks()}, 0.0)
+            sources = [replace(s, advantage="use") for s in sources if s.is_success().any()]
+        # In mode "use", a frame without advantage is left out: those of failures.
+        advantages = [np.where(source.is_success(), 0.0, np.nan) for source in sources]
+        positive = [source.is_success() for source in sources]
         policy = workshop.load_policy(inputs["sft"])
         policy.model.freeze(self.freeze)
-        objective = policy_objective(policy, sources, advantages, epsilon, self.training)
+        objective = policy_objective(policy, sources, advantages, positive, self.training)
         return _train_policy(*objective, self.training, (self.seed, 0), work, workshop)
 
 

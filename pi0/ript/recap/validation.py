@@ -33,6 +33,11 @@ def validate_recap(config: RecapConfig) -> None:
 def _values(config: RecapConfig) -> Iterator[str]:
     if config.sft.use_awr:
         yield "sft.use_awr: there are no advantages yet to weigh by; use sft.use_awr=false"
+    if config.finetuning.training.use_awr and config.finetuning.objective == "ript":
+        yield (
+            "finetuning.training.use_awr: belongs to finetuning.objective=indicator, found 'ript', which "
+            "weighs no window; change one of them"
+        )
     if config.policy_path == TOY and config.skip_sft:
         yield "skip_sft: a toy policy is made by SFT; use skip_sft=false, or a checkpoint as policy_path"
     defaults = PolicySettings()

@@ -18,6 +18,8 @@ from pi0.ript.labels.advantages import (
     LINEAGE_PATH,
     MissingAdvantage,
     fill_missing,
+    from_json,
+    is_positive,
     read_advantages,
     read_lineage,
 )
@@ -70,6 +72,7 @@ def policy_labels(
         EpisodeDataError: Advantages or a threshold are missing.
     """
     parts, advantages = [], []
+    _require_one_value_function(sets, datasets, policy)
     for frames, mode in zip(sets, advantage_modes(datasets, policy), strict=True):
         source = Source(frames.name, frames, mode)
         is_asked_for = mode == "use" or policy.use_awr
@@ -78,8 +81,10 @@ def policy_labels(
             choice = cast("MissingAdvantage", policy.missing_advantage)
             used = frames.rows(frames.selected)
             of_frames = fill_missing(read_advantages(frames.name, frames), choice, frames.name, used)
-        epsilon = _thresholds(frames, source, policy) if mode == "use" else {}
-        parts.append(indicators(source, of_frames, epsilon))
+        positive = np.ones(source.num_frames, bool)
+        if mode == "use":
+            positive = is_positive(of_frames, source.frame_tasks(), _thresholds(frames, source, policy))
+        parts.append(indicators(source, positive))
         advantages.append(of_frames)
     weight = None
     if policy.use_awr:
@@ -88,6 +93,21 @@ def policy_labels(
     used = [mask[x.rows(x.selected)] for mask, x in zip(usable, sets, strict=True)]
     dropped = sum(int((~mask).sum()) for mask in used)
     return PolicyLabels(np.concatenate(parts), weight, usable, dropped)
+
+
+def _require_one_value_function(
+    sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: ModelSettings
+) -> None:
+    """Raise EpisodeDataError if advantages that are used together are of several value functions."""
+    modes = advantage_modes(datasets, policy)
+    used = [x.name for x, mode in zip(sets, modes, strict=True) if mode == "use" or policy.use_awr]
+    makers = {name: value for name in used if (value := read_lineage(name).get("value")) is not None}
+    if len(set(makers.values())) > 1:
+        said = ", ".join(f"{name}: {value[:8]}" for name, value in makers.items())
+        raise EpisodeDataError(
+            f"advantages: expected those of one value function, found several ({said}); label all data sets "
+            "with one pi0-advantage command"
+        )
 
 
 def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict[str, float]:
@@ -101,4 +121,4 @@ def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict
             f"policy.advantage_threshold: {Path(frames.name) / LINEAGE_PATH} names no threshold; give one, "
             "or compute the advantages with pi0-advantage"
         )
-    return {task: float(value) for task, value in lineage["epsilon"].items()}
+    return from_json(lineage["epsilon"])

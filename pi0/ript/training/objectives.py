@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pi0 import Indicator, PI0Policy
 from pi0.features import ACTION, STATE
 from pi0.ript.labels.indicators import withhold_keyed
-from pi0.ript.loss import window_draws
+from pi0.ript.loss import AdvantageLoss, window_draws
 from pi0.value import ValueFunction
 
 Batch = Mapping[str, Any]
@@ -131,6 +131,31 @@ class PolicyObjective:
     def positive_share(self) -> float | None:
         """Share of the frames with a positive indicator."""
         return None if self.indicator is None else float((self.indicator == Indicator.POSITIVE).mean())
+
+
+class AdvantageObjective(PolicyObjective):
+    """RIPT's loss: what is positive is imitated as positive, and everything a little without an indicator."""
+
+    def __init__(
+        self, policy: PI0Policy, indicator: Int64[np.ndarray, " m"], uncond_weight: float, num_draws: int
+    ) -> None:
+        """Take the indicator of each frame, and the weight of the loss with the indicator withheld."""
+        super().__init__(policy, indicator, 0.0, num_draws)
+        self.is_positive = indicator == Indicator.POSITIVE
+        self.uncond_weight = uncond_weight
+
+    def learner(self) -> nn.Module:
+        """Return the sum of the losses of windows with an `advantage`."""
+        return AdvantageLoss(self.model, self.uncond_weight, self.num_draws)
+
+    def sums(
+        self, learner: nn.Module, batch: Batch, key: Sequence[int], *, is_training: bool
+    ) -> Float[Tensor, " k"]:
+        """Return the sum of the losses."""
+        batch, factor = _without_damage(batch)
+        advantage = np.where(self.is_positive[batch["window"].numpy()], 1.0, -1.0)
+        loss = learner({**batch, "advantage": torch.from_numpy(advantage)}, key)[None]
+        return loss if factor is None else loss * factor.mean().to(loss)
 
 
 class ValueObjective:
