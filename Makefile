@@ -3,10 +3,11 @@
 #   make setup   .venv with Python 3.12 and the pinned packages
 #   make test    the test suite            make lint    format check, lint, types
 #   make test-pages   of these, the pages in a browser (Debian: apt-get install chromium)
+#   make test-documents   the commands of the requirement documents, word for word (half an hour)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
 
-.PHONY: demo setup lint format test test-pages test-gpu test-slow check clean
+.PHONY: demo setup lint format test test-pages test-gpu test-slow test-documents check clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt tools/setup.sh
@@ -32,6 +33,9 @@ test-pages: setup
 
 test-gpu: setup
 	@$(PYTHON) -m pytest -m gpu
+
+test-documents: setup
+	@$(PYTHON) -m pytest -m 'slow or not slow' tests/test_documents.py
 
 test-slow: setup
 	@$(PYTHON) -m pytest -m slow

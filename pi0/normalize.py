@@ -37,6 +37,8 @@ _REMEDY = (
 class MissingStatisticsError(ValueError):
     """Normalisation was asked for and the numbers for it are not there."""
 
+    explains_itself = True
+
 
 def compute_statistics(
     values: Float[np.ndarray, "n d"] | Float[Tensor, "n d"],

@@ -45,6 +45,8 @@ _RENAMES = [
 class CheckpointError(ValueError):
     """A checkpoint that does not fit: lists every missing, unexpected and mis-shaped key, and the file."""
 
+    explains_itself = True
+
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file; anything else is a CheckpointError with the file."""

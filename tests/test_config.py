@@ -1,8 +1,11 @@
 """Configuration: what files and command lines may say, and what is said about what they may not."""
 
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -480,3 +483,33 @@ def test_a_script_without_checkpoints_refuses_to_resume(capsys):
     assert stop.value.code == 2
     assert "resume:" in capsys.readouterr().err
     assert parse_config(arguments, resumes=True).resume == "auto"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("CheckpointError('model.safetensors: 3 tensors are missing')", 1, "error: model.safetensors: 3 ten"),
+        ("NonFiniteLossError('3 steps in a row')", 1, "error: 3 steps in a row\n"),
+        ("KeyboardInterrupt", -2, "interrupted\n"),
+        ("ValueError('a fault of ours')", 1, "Traceback (most recent call last):"),
+    ],
+)
+def test_what_explains_itself_ends_a_rung_in_one_line(raised, code, said):
+    program = f"""
+from pi0.ript.config import parse_config
+from pi0.ript.monitoring import NonFiniteLossError
+from pi0.weights import CheckpointError
+parse_config(["--config_path", {str(MINIMAL)!r}])
+raise {raised}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert ("Traceback" in done.stderr) == ("ours" in raised)

@@ -138,3 +138,30 @@ raise ValueError("on purpose")
     assert "on purpose" in ended.stderr
     assert (tmp_path / "closed").exists()
     assert callable(cleanup_on_exit)
+
+
+def test_a_worker_whose_parent_is_killed_while_it_works_says_nothing(tmp_path):
+    """SIGTERM to a rung without handlers: its workers used to print a traceback each."""
+    (tmp_path / "slow_worker.py").write_text(
+        "import pathlib, time\n"
+        "from pi0.ript.envs.process import serve\n"
+        "def answer(request):\n"
+        f"    pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "    time.sleep(1)\n"
+        "def main():\n"
+        "    serve(lambda setup: (answer, lambda: None))\n"
+    )
+    program = "import time; from pi0.ript.envs.process import Worker\n"
+    program += "worker = Worker('slow_worker', None); worker.send('go'); time.sleep(60)"
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "begun").exists():
+        assert parent.poll() is None
+        time.sleep(0.02)
+    parent.terminate()
+    assert parent.communicate(timeout=60)[1] == "", "the worker has this stderr, and ends before it closes"

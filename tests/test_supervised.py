@@ -810,6 +810,37 @@ def test_advantages_of_other_episodes_are_refused(labelled):
         policy_labels(DataSummary(mixture).sets, mixture.datasets, ModelSettings(advantage="use"))
 
 
+def test_labels_of_two_value_functions_are_not_mixed(root, tmp_path):
+    use = ModelSettings(advantage="use", advantage_threshold=0.0)
+    places = [shutil.copytree(root, tmp_path / name) for name in ("one", "other")]
+    mixture = MixtureSettings(datasets=[DatasetSettings(root=str(place)) for place in places])
+    for values, message in (("aa", None), ("ab", "one: aaaaaaaa, .*other: bbbbbbbb")):
+        for place, value in zip(places, values, strict=True):
+            write_advantages(place, opened(place), np.zeros(25), {"value": 64 * value, "epsilon": {}})
+        if message is None:
+            policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
+            continue
+        with pytest.raises(EpisodeDataError, match=message):
+            policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
+
+
+@pytest.mark.parametrize("column", ["action", "success"])
+def test_data_that_changed_after_they_were_labelled_are_refused(root, tmp_path, column):
+    place = shutil.copytree(root, tmp_path / "data")
+    write_advantages(place, opened(place), np.zeros(25), {"value": "a", "epsilon": {}})
+    mixture = MixtureSettings(datasets=[DatasetSettings(root=str(place))])
+    use = ModelSettings(advantage="use", advantage_threshold=0.0)
+    policy_labels([opened(place)], mixture.datasets, use)
+    frames = opened(place)
+    if column == "action":
+        frames.actions[3] += 1.0
+    else:
+        labels = tuple(replace(label, success=not label.success) for label in frames.labels)
+        frames = replace(frames, labels=labels)
+    with pytest.raises(EpisodeDataError, match=r"advantages\.json is stale: .*compute the advantages again"):
+        policy_labels([frames], mixture.datasets, use)
+
+
 def test_what_has_no_advantage_is_an_error_or_what_was_chosen(root, labelled, tmp_path):
     plain = settings(root, tmp_path).dataset_mixture
     with pytest.raises(EpisodeDataError, match=r"advantages\.json is missing; compute"):

@@ -1,6 +1,9 @@
 """The files of supervised training: the guide's keys, aliases, checks, and the commands that take them."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -350,6 +353,23 @@ def test_missing_data_and_accelerates_other_engines_are_one_line(written, tmp_pa
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert train_script.main(arguments) == 2
     assert "found FSDP" in capsys.readouterr().err
+
+
+def test_a_run_that_did_not_begin_leaves_no_directory(written, tmp_path):
+    """The newest directory of outputs/train is what the document's commands go on with."""
+    mixture = {"datasets": [{"repo_id": "x", "root": str(tmp_path / "nothing")}]}
+    words = [f"--config_path={written(dataset_mixture=mixture)}", f"--output_dir={tmp_path / 'out'}"]
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
+    done = subprocess.run(
+        [sys.executable, train_script.__file__, *words, "--device=cpu"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("pi0-train: error: no LeRobotDataset"), "one line, no traceback"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_pi0_eval_takes_a_file_or_options_but_not_both(written, capsys, monkeypatch):

@@ -28,6 +28,8 @@ _SMALL = 20_000_000  # parameters
 class PeerLostError(RuntimeError):
     """Another process of the run ended or stopped answering."""
 
+    explains_itself = True
+
 
 @dataclass(frozen=True)
 class World:

@@ -23,6 +23,8 @@ _ADDED_LABELS = "meta/advantages*.json"
 class FormatError(ValueError):
     """A file was written by a later version, whose format this one does not know."""
 
+    explains_itself = True
+
 
 def require_format(values: Mapping[str, Any], path: Path) -> None:
     """Raise FormatError if the content of a file has the number of a later format than this version's."""

@@ -20,6 +20,8 @@ _COLLECT_ABOVE = 0.9  # of the limit
 class NonFiniteLossError(RuntimeError):
     """Several optimizer steps in a row had no finite loss or gradient."""
 
+    explains_itself = True
+
 
 def is_finite(loss: float, gradient_norm: float) -> bool:
     """Return whether an optimizer step may be made; what is not finite is printed.

@@ -1,7 +1,9 @@
 """What a run leaves behind: its directory, evaluations with videos, and the results in one file."""
 
+import atexit
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +24,8 @@ _locks: dict[Path, TextIO] = {}
 class RunInUseError(RuntimeError):
     """Another process is writing to the run's directory."""
 
+    explains_itself = True
+
 
 def new_run_directory(path: str | Path) -> Path:
     """Make an empty directory and return it; what an earlier run left there moves to PATH.1, .2, ...
@@ -40,6 +44,8 @@ def new_run_directory(path: str | Path) -> Path:
 
 def lock_directory(path: Path) -> None:
     """Make a directory this process's own until it ends; the kernel frees it, however that happens.
+
+    One that is still empty then is removed: a run that did not begin leaves none.
 
     Raises:
         RunInUseError: A live process has it.
@@ -61,7 +67,13 @@ def lock_directory(path: Path) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     _locks[path] = file
+    atexit.register(_remove_if_empty, path)
     note_run(path)
+
+
+def _remove_if_empty(path: Path) -> None:
+    if path.exists() and [file.name for file in path.iterdir()] == [_LOCK]:
+        shutil.rmtree(path)
 
 
 def one_line(row: Mapping[str, Any]) -> str:

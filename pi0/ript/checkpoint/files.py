@@ -22,6 +22,8 @@ _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 class SnapshotError(RuntimeError):
     """A checkpoint cannot be written or used; the message names the file, the reason and the remedy."""
 
+    explains_itself = True
+
 
 def checkpoint_path(run_dir: Path, iteration: int, step: int = 0) -> Path:
     """Return the directory of the checkpoint before an iteration, or before a step inside it."""

@@ -30,6 +30,8 @@ _PACKAGES = ("torch", "lerobot", "mujoco", "metaworld", "hf-libero", "robosuite"
 class ChangedSettingsError(ValueError):
     """A run cannot be continued with settings that change its result."""
 
+    explains_itself = True
+
 
 @dataclass(frozen=True)
 class Advice:

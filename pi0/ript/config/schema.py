@@ -24,6 +24,8 @@ NO_ENVIRONMENT = "none"
 class ConfigError(ValueError):
     """What is wrong with a configuration, all of it: one problem per entry of `problems`."""
 
+    explains_itself = True
+
     def __init__(self, *problems: str) -> None:
         self.problems = problems
         listed = "".join(f"\n  - {problem}" for problem in problems)

@@ -4,7 +4,7 @@ Axes: n frame of the set, e episode, s state dim, a action dim, h w image size.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,15 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.images import ImageColumn
 from pi0.ript.data.records import IMAGE_PREFIX, Episode, EpisodeDataError, EpisodeLabels
+
+
+def hash_arrays(arrays: Iterable[np.ndarray]) -> str:
+    """Return the first 16 digits of the SHA-256 of arrays: their types, shapes and contents."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,11 @@ class FrameSet:
     """Which episodes were asked for; only these are known to be without fault."""
     collection: Mapping[str, Any] = field(default_factory=dict)
     """How the set was made, and its `content_hash`; empty for one made elsewhere."""
+
+    def frames_hash(self) -> str:
+        """Return a hash of what the frames hold besides images, computed from them."""
+        text = np.frombuffer("\n".join(self.frame_instructions()).encode(), np.uint8)
+        return hash_arrays([self.states, self.actions, self.lengths, text])
 
     @classmethod
     def in_memory(

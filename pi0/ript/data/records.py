@@ -22,6 +22,8 @@ type Images = Mapping[str, UInt8[np.ndarray, "t h w 3"]]
 class EpisodeDataError(ValueError):
     """An episode or a data set cannot be written or read; the message says why and what to do."""
 
+    explains_itself = True
+
 
 @dataclass(frozen=True)
 class EpisodeLabels:

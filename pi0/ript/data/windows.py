@@ -37,6 +37,11 @@ class MixtureWindows(Dataset[dict[str, Any]]):
         settings = settings or MixtureSettings()
         self._sets, self.settings, self._features = list(sets), settings, features
         self._seed = augmentation_seed if settings.augmentation.enable else None
+        if self._seed is not None:
+            # Not in a process that is forked to read ahead: W&B hooks into imports, and hangs in a fork.
+            from pi0.ript.data.augmentation import augment  # torchvision takes seconds to import
+
+            self._augment = augment
         self._chunk_size = chunk_size
         self._offsets = [chunk_offsets(chunk_size, s.fps, settings.action_freq) for s in sets]
         self._ends = [s.ends for s in sets]
@@ -93,11 +98,8 @@ class MixtureWindows(Dataset[dict[str, Any]]):
         images = {camera: self._image(self._sets[number], camera, row) for camera in self._sizes}
         if self._seed is None:
             return images
-        from pi0.ript.data.augmentation import augment  # torchvision takes seconds to import
-
-        return augment(
-            images, self.settings.augmentation, (self._seed, int(self._firsts[number]) + row, visit)
-        )
+        key = (self._seed, int(self._firsts[number]) + row, visit)
+        return self._augment(images, self.settings.augmentation, key)
 
     def _image(self, frames: FrameSet, camera: str, row: int) -> UInt8[np.ndarray, "_ _ 3"]:
         """Return the image at the size that all have in a batch; black where the set lacks the camera."""

@@ -26,6 +26,8 @@ _FORMAT = "pi0-ript initial states 1"
 class InitialStateError(ValueError):
     """An initial state, or a file of them, cannot be used; the message says why and what to do."""
 
+    explains_itself = True
+
 
 @dataclass(frozen=True, eq=False)
 class InitialState:

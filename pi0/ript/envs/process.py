@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -121,15 +122,14 @@ def serve(prepare: Callable[[Any], tuple[Callable[[Any], object], Callable[[], N
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
-    answer_to, close = prepare(pipe.recv())
-    while True:
-        try:
+    close: Callable[[], object] = bool
+    with suppress(EOFError, ConnectionError):  # the parent is gone, or has closed its end
+        answer_to, close = prepare(pipe.recv())
+        while True:
             request = pipe.recv()
-        except EOFError:
-            close()
-            return
-        try:
-            answer = (True, answer_to(request))
-        except Exception:  # noqa: BLE001 - raised again in the parent, with this traceback
-            answer = (False, traceback.format_exc())
-        pipe.send(answer)
+            try:
+                answer = (True, answer_to(request))
+            except Exception:  # noqa: BLE001 - raised again in the parent, with this traceback
+                answer = (False, traceback.format_exc())
+            pipe.send(answer)
+    close()

@@ -162,7 +162,8 @@ def write_advantages(
     labelled = zip(keys, advantages.tolist(), strict=True)
     entries = {f"{number},{time}": f"{a:.{_DECIMALS}f}" for (number, time), a in labelled if a == a}
     text = json.dumps(entries, indent=4)
-    hashes = {"content_hash": _content_hash(frames), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
+    hashes = _hashes(frames, text)
+    hashes["success"] = [label.success for label in frames.labels]
     path = directory / ADVANTAGES_PATH
     # The lineage first: a file without its lineage would pass for one made elsewhere.
     write_json(directory / LINEAGE_PATH, {"format": FORMAT, **lineage, **hashes})
@@ -254,16 +255,24 @@ def _parsed(path: Path, key: str, known: Set[tuple[int, float]]) -> tuple[int, f
         raise EpisodeDataError(f"{path}: expected keys 'episode,timestamp', found {key!r}") from error
 
 
-def _content_hash(frames: FrameSet) -> str | None:
-    return frames.collection.get("content_hash")
+def _hashes(frames: FrameSet, text: str) -> dict[str, Any]:
+    """Return what the lineage says of the episodes, as they say and as they are, and of the file."""
+    return {
+        "content_hash": frames.collection.get("content_hash"),
+        "frames_hash": frames.frames_hash(),
+        "file_hash": hashlib.sha256(text.encode()).hexdigest(),
+    }
 
 
 def _require_lineage(path: Path, text: str, frames: FrameSet) -> None:
     lineage = read_lineage(path.parent.parent)
-    checks = {"content_hash": _content_hash(frames), "file_hash": hashlib.sha256(text.encode()).hexdigest()}
-    for name, value in checks.items():
-        if lineage and lineage[name] != value:
-            raise EpisodeDataError(
-                f"{path} is stale: {LINEAGE_PATH.name} says {name} {lineage[name]}, found {value}; compute "
-                "the advantages again"
-            )
+    stale = [
+        f"{LINEAGE_PATH.name} says {name} {lineage[name]}, found {value}"
+        for name, value in _hashes(frames, text).items()
+        if lineage.get(name, value) != value  # version 0.1.0 says less
+    ]
+    then, now = lineage.get("success", []), [label.success for label in frames.labels]
+    if changed := [n for n, (old, new) in enumerate(zip(then, now)) if new is not None and old != new]:  # noqa: B905
+        stale.append(f"episodes {changed[:5]} had another success when they were labelled")
+    if stale:
+        raise EpisodeDataError(f"{path} is stale: {stale[0]}; compute the advantages again")

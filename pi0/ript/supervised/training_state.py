@@ -1,15 +1,14 @@
 """What only pi0-train's checkpoints have: the model as users load it, its moving average, the best models."""
 
-import hashlib
 import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import numpy as np
 from safetensors.torch import load_file
 
 from pi0.ript.checkpoint.snapshot import copy_tensors, write_snapshot, write_tensors
+from pi0.ript.data.frame_set import hash_arrays
 from pi0.ript.distributed import World
 from pi0.ript.supervised.parts import Parts
 from pi0.ript.supervised.run_layout import ADVICE, copy_descriptions
@@ -86,19 +85,7 @@ def data_hashes(parts: Parts) -> dict[str, str]:
         if isinstance(objective, PolicyObjective)
         else [objective.returns.numpy()]
     )
-    hashes = {"advantages or returns": _hash([array for array in labels if array is not None])}
+    hashes = {"advantages or returns": hash_arrays([array for array in labels if array is not None])}
     for number, frames in enumerate(parts.data.sets):
-        instructions = "\n".join(frames.frame_instructions())
-        text = np.frombuffer(instructions.encode(), np.uint8)
-        hashes[f"datasets.{number} ({frames.name})"] = _hash(
-            [frames.states, frames.actions, frames.lengths, text]
-        )
+        hashes[f"datasets.{number} ({frames.name})"] = frames.frames_hash()
     return hashes
-
-
-def _hash(arrays: list[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]

@@ -72,6 +72,7 @@ def policy_labels(
         EpisodeDataError: Advantages or a threshold are missing.
     """
     parts, advantages = [], []
+    _require_one_value_function(sets, datasets, policy)
     for frames, mode in zip(sets, advantage_modes(datasets, policy), strict=True):
         source = Source(frames.name, frames, mode)
         is_asked_for = mode == "use" or policy.use_awr
@@ -92,6 +93,21 @@ def policy_labels(
     used = [mask[x.rows(x.selected)] for mask, x in zip(usable, sets, strict=True)]
     dropped = sum(int((~mask).sum()) for mask in used)
     return PolicyLabels(np.concatenate(parts), weight, usable, dropped)
+
+
+def _require_one_value_function(
+    sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: ModelSettings
+) -> None:
+    """Raise EpisodeDataError if advantages that are used together are of several value functions."""
+    modes = advantage_modes(datasets, policy)
+    used = [x.name for x, mode in zip(sets, modes, strict=True) if mode == "use" or policy.use_awr]
+    makers = {name: value for name in used if (value := read_lineage(name).get("value")) is not None}
+    if len(set(makers.values())) > 1:
+        said = ", ".join(f"{name}: {value[:8]}" for name, value in makers.items())
+        raise EpisodeDataError(
+            f"advantages: expected those of one value function, found several ({said}); label all data sets "
+            "with one pi0-advantage command"
+        )
 
 
 def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict[str, float]:
