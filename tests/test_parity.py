@@ -141,7 +141,7 @@ def test_bfloat16_is_as_close_to_float32_as_lerobots():
 
 
 def test_bfloat16_through_a_vision_tower_of_the_real_depth_is_closer_to_float32_than_lerobots():
-    """An image has one large component in all its tokens: 27 layers of rounding would shift it everywhere alike.
+    """27 layers of rounding would shift the large component that all tokens of an image share.
 
     The reference has the weights that lerobot rounded, so only the computation differs.
     """
