@@ -63,8 +63,8 @@ class Outcome:
         return (self.choice if which == CHOSEN else self.rounds[-1])["evaluation"]
 
 
-def read_outcomes(directory: Path) -> list[Outcome]:
-    """Return what is finished, by seed, run and method."""
+def read_outcomes(directory: Path, methods: Sequence[str] = ()) -> list[Outcome]:
+    """Return what is finished, by seed and run; first these methods in their order, then others."""
     cells, outcomes = Cells(directory), []
     for file in directory.glob("seed*-chosen.json"):
         seed, run, method, _ = file.name.split("-")
@@ -72,7 +72,13 @@ def read_outcomes(directory: Path) -> list[Outcome]:
         numbers = range(1, 1 + len([*directory.glob(f"{seed}-{run}-{method}-round*.json")]))
         rounds = [cells.read(Cell(cell.seed, cell.run, method, number)) for number in numbers]
         outcomes.append(Outcome(cell, rounds, cells.read(cell), cells.read(Cell(cell.seed))))
-    return sorted(outcomes, key=lambda outcome: (outcome.cell.seed, outcome.cell.run, outcome.cell.method))
+    order = {name: place for place, name in enumerate(methods)}
+
+    def place(outcome: Outcome) -> tuple[int, int, int, str]:
+        cell = outcome.cell
+        return cell.seed, cell.run, order.get(cell.method, len(order)), cell.method
+
+    return sorted(outcomes, key=place)
 
 
 def write_results(directory: Path, methods: Sequence[str]) -> str:
@@ -82,7 +88,7 @@ def write_results(directory: Path, methods: Sequence[str]) -> str:
         directory: Of the cells of a task.
         methods: The first is compared with each other one that has finished cells.
     """
-    outcomes = read_outcomes(directory)
+    outcomes = read_outcomes(directory, methods)
     if not outcomes:
         return f"{directory}: no method is finished on any seed"
     first = methods[0]
@@ -172,15 +178,19 @@ def _pairs_table(pairs: Sequence[Mapping[str, Any]]) -> str:
             *(f"{p['method']} - {p['rival']}", p["of"], p["seed"], p["run"], p["as_text"]),
             *(f"{p['won']}-{p['lost']}", f"{p['p']:.2g}", _signed(p["steps"])),
         )
-        for p in sorted(pairs, key=lambda p: (p["rival"], p["of"], p["seed"], p["run"]))
+        for p in sorted(pairs, key=_pair_place)
     ]
     return _markdown(header, rows)
+
+
+def _pair_place(pair: Mapping[str, Any]) -> tuple[str, bool, int, int]:
+    return pair["rival"], pair["of"] == CHOSEN, pair["seed"], pair["run"]
 
 
 def _over_seeds(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return mean and range of the differences over seeds; a seed's runs count as their mean."""
     rows = []
-    for rival, which in sorted({(p["rival"], p["of"]) for p in pairs}):
+    for rival, which in dict.fromkeys((p["rival"], p["of"]) for p in sorted(pairs, key=_pair_place)):
         these = [p for p in pairs if (p["rival"], p["of"]) == (rival, which)]
         row = {"method": these[0]["method"], "rival": rival, "of": which}
         for key in ("points", "steps"):
@@ -241,6 +251,7 @@ def success_figure_of(outcomes: Sequence[Outcome]) -> Any:
         lengths = [[e.mean_steps_to_success for e in curve] for curve in curves]
         _draw(success, rates, color, method)
         _draw(steps, lengths, color, method)
+    success.set_ylim(-4, 104)
     success.set_title("success on held-out states, %")
     steps.set_title("mean steps of successes")
     for axes in (success, steps):
