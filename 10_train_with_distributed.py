@@ -4,7 +4,7 @@ Parent: 9_train_with_config.py
 Introduces: pi0.ript.distributed
 Run: torchrun --nproc_per_node=2 10_train_with_distributed.py --config_path pi0/ript/config/minimal_test.yaml
 
-Without torchrun it is one process. On CPUs the processes talk through gloo, on GPUs (device=cuda) nccl.
+Without torchrun it is one process. On CPUs the processes talk through gloo, on GPUs through nccl.
 """
 
 import time
@@ -20,7 +20,7 @@ from pi0.ript.distributed import cleanup_distributed, get_model_from_ddp, setup_
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
-from pi0.ript.loss import make_learner
+from pi0.ript.loss import adamw_settings, make_learner
 from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import starting_policy
@@ -43,7 +43,7 @@ def main(config: TrainConfig) -> None:
     }
     policy = world.first(starting_policy, config.policy_path, environment, **options)
     learner = world.wrap(make_learner(policy, algo))
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(learner.parameters(), **adamw_settings(algo))
     states = InitialStateDataset(simulators, config.dataset.num_init_states)
     drawn_states = world.shard(states.shuffled(seed))
     heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
@@ -68,7 +68,7 @@ def main(config: TrainConfig) -> None:
             render_every=config.dataset.window_stride,
             peers=world,
         )
-        windows = collection.windows(policy.config.chunk_size)
+        windows = collection.windows(policy.config.chunk_size, config.dataset.max_windows_per_episode)
         # Improve
         policy.train()
         losses = []

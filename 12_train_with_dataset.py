@@ -22,7 +22,7 @@ from pi0.ript.distributed import cleanup_distributed, get_model_from_ddp, setup_
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import collect_groups, heldout_states
-from pi0.ript.loss import make_learner
+from pi0.ript.loss import adamw_settings, make_learner
 from pi0.ript.report import write_report
 from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
@@ -49,7 +49,7 @@ def main(config: TrainConfig) -> None:
     }
     policy = world.first(starting_policy, config.policy_path, environment, **options)
     learner = world.wrap(make_learner(policy, algo))
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(learner.parameters(), **adamw_settings(algo))
     states = world.first(
         LiberoInitStateDataset,
         config.task.benchmark_name,
@@ -87,7 +87,7 @@ def main(config: TrainConfig) -> None:
             render_every=config.dataset.window_stride,
             peers=world,
         )
-        windows = collection.windows(policy.config.chunk_size)
+        windows = collection.windows(policy.config.chunk_size, config.dataset.max_windows_per_episode)
         timer.split("collect")
         # Improve
         policy.train()

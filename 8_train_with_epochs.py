@@ -76,7 +76,7 @@ class AdvancedTrainingConfig:
 
     exp_name: str = "8_train_with_epochs"
     policy_path: str = "toy"  # trained here on demonstrations; or a pi0 checkpoint
-    device: str = "cpu"
+    device: str = "auto"  # a GPU if there is one; or cpu, cuda, cuda:1, ...
     output_dir: str = "pi0/ript/output"
     warm_start_dir: str = "pi0/ript/output/warm_start"  # cache of demonstrations and of toy policies
     task: Task = field(default_factory=Task)

@@ -19,7 +19,7 @@ from pi0.ript.config import TrainConfig, parse_config, save_config
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
-from pi0.ript.loss import make_learner
+from pi0.ript.loss import adamw_settings, make_learner
 from pi0.ript.results import new_run_directory, one_line, write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import starting_policy
@@ -41,7 +41,7 @@ def main(config: TrainConfig) -> None:
     }
     policy = starting_policy(config.policy_path, environment, **options)
     learner = make_learner(policy, algo)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(learner.parameters(), **adamw_settings(algo))
     states = InitialStateDataset(simulators, config.dataset.num_init_states)
     drawn_states = states.shuffled(seed)
     heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
@@ -65,7 +65,7 @@ def main(config: TrainConfig) -> None:
             seed=(seed, iteration),
             render_every=config.dataset.window_stride,
         )
-        windows = collection.windows(policy.config.chunk_size)
+        windows = collection.windows(policy.config.chunk_size, config.dataset.max_windows_per_episode)
         # Improve
         policy.train()
         losses = []

@@ -46,7 +46,7 @@ def as_flags() -> list[str]:
     """Return the settings that rung 8 has as its flags; its command as it is takes minutes."""
     config = load_config_from_yaml(MINIMAL, SMALLER)
     first = runpy.run_path(str(ladder.RUNGS["8"].path))["AdvancedTrainingConfig"]()
-    flags = ["--task.num_workers", str(config.task.num_workers)]
+    flags = ["--device", config.device, "--task.num_workers", str(config.task.num_workers)]
     for section in ("algo", "dataset", "training", "eval"):
         for key in vars(getattr(first, section)):
             flags += [f"--{section}.{key}", str(getattr(getattr(config, section), key))]

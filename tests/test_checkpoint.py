@@ -35,8 +35,11 @@ from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import require_same_settings, settings_hash
 from pi0.ript.config.schema import Algo, Logging, TrainConfig, TrainingSettings
 from pi0.ript.envs import InitialState, Task
+from pi0.ript.files import FORMAT
+from pi0.ript.recap.stages import differences
 from pi0.ript.results import RunInUseError, new_run_directory
 from pi0.ript.rollout import Rollout
+from pi0.ript.starting_policy import PolicySettings
 
 CONFIG = {"algo": {"lr": 1e-3}, "training": {"num_train_steps": 4, "save_freq": 1}, "device": "cpu"}
 PROGRESS = Progress(2, 3, [0.1, 1 / 3, 7e-9], [{"iteration": 0, "train/loss": None}, {"iteration": 1}], 1)
@@ -359,6 +362,17 @@ def test_a_setting_that_a_run_did_not_know_has_its_default_there():
     saved["algo"]["num_wishes"] = 3
     with pytest.raises(ChangedSettingsError, match=r"algo\.num_wishes: 3 -> None"):
         require_same_settings(saved, TrainConfig(), where)
+
+
+def test_a_setting_that_had_another_name_is_compared_under_its_present_one():
+    now = TrainConfig(policy=PolicySettings(statistics_path="numbers.json"))
+    saved, where = json.loads(json.dumps(asdict(now))), Path("checkpoint-2")
+    saved["policy"]["norm_stats_path"] = saved["policy"].pop("statistics_path")
+    require_same_settings(saved, now, where)
+    with pytest.raises(ChangedSettingsError, match=r"policy\.statistics_path: 'numbers.json' -> None"):
+        require_same_settings(saved, TrainConfig(), where)
+    record = {"format": FORMAT, "settings": saved, "inputs": {}}
+    assert differences(record, {**record, "settings": json.loads(json.dumps(asdict(now)))}) == []
 
 
 def test_a_directory_has_one_writer(tmp_path):

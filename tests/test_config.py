@@ -1,6 +1,7 @@
 """Configuration: what files and command lines may say, and what is said about what they may not."""
 
 import json
+import re
 import runpy
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
@@ -76,10 +77,15 @@ def test_every_setting_reaches_its_key_and_a_saved_configuration_is_the_same(tmp
             "task.task_names=[3,button-press-v3]",
             "training.seed=7",
         ),
-        *("exp_name=run_${training.seed}", "logging.wandb_entity=2024-01-01", "task.warm_start.steps=5"),
+        *(
+            "exp_name=2025-11-29/run_${training.seed}",
+            "logging.wandb_entity=2024-01-01",
+            "task.warm_start.steps=5",
+        ),
     ]
     config = load_config_from_yaml(MINIMAL, overrides)
-    assert (config.algo.lr, config.algo.grad_norm_clip, config.exp_name) == (1e-4, 0.2, "run_7")
+    validate(replace(config, task=replace(config.task, task_names=[3])))
+    assert (config.algo.lr, config.algo.grad_norm_clip, config.exp_name) == (1e-4, 0.2, "2025-11-29/run_7")
     assert config.task.task_names == [3, "button-press-v3"]
     assert config.logging.wandb_entity == "2024-01-01"
     saved = save_config(config, tmp_path)
@@ -197,7 +203,11 @@ def test_command_lines_are_written_in_several_ways(capsys, monkeypatch):
         (["algo.lr=${algo.nothing}"], "algo.lr: '${algo.nothing}' stands for nothing that fits"),
         (["algo.lr=${exp_name}"], "could not be converted to Float"),
         (["algo.lr=[1"], "command line, algo.lr, line 1: this is not YAML"),
-        (["--algo.lr"], "expected --algo.lr VALUE, found '--algo.lr'"),
+        (["--algo.lr"], "algo.lr: expected a number, found true"),
+        (
+            ["--algo.lr", "1e-4", "2", "3"],
+            "expected --algo.lr VALUE, or names and values, found ['1e-4', '2',",
+        ),
         (["stray"], "expected key=value, found 'stray'"),
         (["--profile", "develop"], "unknown profile 'develop'; did you mean 'dev'?"),
         (["distributed.fp16=true"], "use policy.dtype=bfloat16"),
@@ -243,9 +253,9 @@ def test_a_wrong_command_line_ends_with_code_2_and_one_message(words, said, caps
         ("task.warm_start.operator=hesitate", "unknown operator 'hesitate'; did you mean 'hesitating'"),
         ("task.warm_start.steps=0", "task.warm_start.steps: expected at least 1, found 0"),
         ("distributed.backend=mpi", "distributed.backend: expected one of auto, gloo, nccl, found 'mpi'"),
-        ("distributed.backend=nccl", "nccl needs device=cuda, found device=cpu"),
         ("logging.wandb_mode='off'", "expected one of online, offline, disabled, found 'off'"),
-        ("exp_name=a/b", "exp_name: expected a name for a directory"),
+        ("exp_name=a/../b", "exp_name: expected a name for a directory"),
+        ("exp_name=/b", "exp_name: expected a name for a directory"),
         ("output_dir=README.md/runs", "output_dir: expected a directory, found 'README.md'"),
         ("resume=nothing", "resume: nothing at 'nothing'"),
     ],
@@ -274,6 +284,45 @@ def test_libero_has_an_end_of_held_out_states():
     validate(load_config_from_yaml(MINIMAL, [*LIBERO, "eval.first_state=43"]))
     with pytest.raises(ConfigError, match="libero has 50 held-out states per task"):
         validate(load_config_from_yaml(MINIMAL, [*LIBERO, "eval.first_state=44"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "gpus", "said"),
+    [
+        ("device=auto", 0, "device: cpu (auto: no CUDA device was found)\n"),
+        ("device=auto", 1, "device: cuda (auto: a GPU is there)\n"),
+        ("device=cpu", 1, "device: cpu (as the settings ask)\n"),
+    ],
+)
+def test_which_device_is_used_and_why_is_told(override, gpus, said, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    parse_config(["--config_path", str(MINIMAL), override])
+    assert capsys.readouterr().out.endswith(said)
+
+
+def test_files_that_ask_for_nccl_run_on_a_cpu_with_a_notice(tmp_path, capsys):
+    """Earlier files name nccl and no device: the device is then whatever the machine has."""
+    file = write(tmp_path, "distributed: {backend: nccl}\ntask: {task_name: null}\n")
+    config = parse_config(["--config_path", str(file)])
+    assert config.device == "auto"
+    said = capsys.readouterr().out
+    assert said.endswith("distributed.backend: gloo in place of nccl, which is for GPUs\n")
+    assert "device: cpu (auto" in said
+
+
+def test_accelerates_mixed_precision_is_the_dtype_or_an_error(monkeypatch, capsys):
+    words = ["--config_path", str(MINIMAL)]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parse_config(words).policy.dtype == "bfloat16"
+    assert "policy.dtype: bfloat16, as accelerate's mixed_precision asks" in capsys.readouterr().out
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert parse_config(words).policy.dtype is None
+    for asked, dtype in (("fp16", "null"), ("bf16", "float32")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+        with pytest.raises(SystemExit):
+            parse_config([*words, f"policy.dtype={dtype}"])
+        assert "error: accelerate's mixed_precision" in capsys.readouterr().err
 
 
 def test_a_toy_needs_tasks_that_somebody_demonstrates():
@@ -344,7 +393,7 @@ def test_files_of_earlier_versions_load(capsys):
     assert (debug.algo.rloo_batch_size, debug.algo.lr, debug.task.task_names) == (1, 1e-5, None)
     assert debug.policy.statistics_path == "./norm_stats/norm_stats.json"
     assert "norm_stats_path -> policy.statistics_path" in said
-    assert "algo.enable_dynamic_sampling" in said.split("keys without effect: ")[1]
+    assert "algo.{enable_dynamic_sampling" in said.split("keys without effect:\n")[1]
     train, said = load_legacy("train_cfg_rl", capsys)
     assert train.task.task_names == ["put_the_wine_bottle_on_top_of_the_cabinet"]
     assert (train.policy.dtype, train.eval.rollouts_per_task) == ("bfloat16", 10)
@@ -357,8 +406,42 @@ def test_files_of_earlier_versions_load(capsys):
     assert (spread.task.task_names, spread.resume, spread.training.keep_last) == ([9], "auto", 5)
     assert (spread.policy.freeze, spread.policy.dtype) == ("expert_only", "bfloat16")
     assert (spread.policy.gradient_checkpointing, spread.eval.cfg_guidance_scale) == (True, 3.0)
+    assert spread.algo.weight_decay == 0.01
     assert (spread.algo.lr, spread.algo.num_epochs) == (2e-5, 4), "present names win over duplicates"
     assert "optimizer.lr=0.0001 gives way to algo.lr=2e-05" in said
+
+
+def test_keys_that_change_a_result_are_honoured_or_refused(tmp_path):
+    optimizer = "training: {optimizer: {type: %s, weight_decay: %s, beta1: 0.8, beta2: 0.999, momentum: 0.9}}"
+    algo = load_config_from_yaml(write(tmp_path, optimizer % ("AdamW", 0.01))).algo
+    assert (algo.weight_decay, algo.beta1, algo.beta2) == (0.01, 0.8, 0.999)
+    assert load_config_from_yaml(write(tmp_path, optimizer % ("Adam", 0.0))).algo.weight_decay == 0
+    windows = "dataset: {windowing_mode: %s, window_stride: 50, max_windows_per_episode: 2, %s}"
+    for mode, more, expected in (
+        ("slide", "", (50, 2)),
+        ("last", "", (50, 1)),
+        ("last", "use_so100_processing: true, max_samples_per_trajectory: 100", (1, 100)),
+    ):
+        dataset = load_config_from_yaml(write(tmp_path, windows % (mode, more))).dataset
+        assert (dataset.window_stride, dataset.max_windows_per_episode) == expected
+    for text, said in (
+        (optimizer % ("Adam", 0.01), "weight_decay=0.01 contradicts training.optimizer.type=0.0; keep one"),
+        (optimizer % ("SGD", 0.0), "found 'SGD'; use AdamW, or Adam, which is AdamW without weight decay"),
+        (windows % ("random", ""), "dataset.windowing_mode: found 'random'; use last or slide"),
+        ("optimizer: {lr_schedule: cosine}", "found 'cosine'; algo.lr falls linearly"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            load_config_from_yaml(write(tmp_path, text))
+
+
+def test_keys_without_effect_are_a_short_table(tmp_path, capsys):
+    text = "features: {a: 1, b: {c: 2}}\nalgo: {ppo_clip_range: 0.2, deterministic: true, temperature: 1}\n"
+    load_config_from_yaml(write(tmp_path, text))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  algo.ppo_clip_*: of PPO, and RIPT makes one update per mini-batch",
+        "  algo.{deterministic, temperature}: actions are always sampled",
+        "  features.*: belongs to another program",
+    ]
 
 
 def test_an_old_key_on_the_command_line_wins_over_the_file():

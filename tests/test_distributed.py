@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import CAMERA, TASKS, toy_policy
 
 from pi0.ript.distributed import (
@@ -197,6 +198,16 @@ def test_more_processes_than_work_are_refused_before_they_connect(monkeypatch, c
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=message):
         setup_distributed(**{"device": "cpu", "num_groups": 4, **change})
+
+
+def test_processes_on_a_cpu_talk_through_gloo_even_where_nccl_is_asked_for(monkeypatch):
+    joined = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
+    monkeypatch.setattr(dist, "new_group", lambda **_: None)
+    setup_distributed("auto", "nccl")
+    assert joined == ["gloo"]
 
 
 def test_one_gpu_for_all_processes_is_refused(monkeypatch):

@@ -16,6 +16,7 @@ from plugin_example.objective import SuccessLoss
 
 from pi0 import CheckpointError, Pi0Config, PI0Policy, WeightLoader, registry
 from pi0.registry import available, get_config, load_plugins, register_config
+from pi0.ript.commands import advantage, evaluate
 from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
 from pi0.ript.envs import register_env
 from pi0.ript.loss import AdvantageLoss, make_learner, register_algorithm
@@ -89,6 +90,28 @@ def test_a_checkpoint_whose_plugin_is_not_loaded_says_so(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="SkipConfig is not registered"):
         PI0Policy(SKIP, *_parts()).save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_pi0_eval_takes_plugins_as_options_and_beside_a_file(start, tmp_path, capsys):
+    plugins = ["--plugins", "plugin_example"]
+    options = ["--policy", str(start), "--env", "line", "--episodes", "2", "--videos", "0", "--device", "cpu"]
+    place = ["--env-option", "num_parallel_envs=2", "--num-workers", "0", "--output", str(tmp_path / "a")]
+    assert evaluate.main([*options, *place, *plugins]) == 0
+    file = tmp_path / "rollouts.json"
+    judged = {"num_episodes": 2, "save_videos": False}
+    task = {"suite": "line", "num_envs": 2}
+    file.write_text(json.dumps({"policy_path": str(start), "env": task, "eval": judged}))
+    words = [f"--config_path={file}", *plugins, "task.num_workers=0", f"output_dir={tmp_path / 'b'}"]
+    assert evaluate.main(words) == 0
+    assert capsys.readouterr().out.count("line/right") == 2
+    assert evaluate.main([*words, "--plugins", "no_such_package"]) == 2
+    assert "plugins: 'no_such_package'" in capsys.readouterr().err
+
+
+def test_pi0_advantage_takes_plugins(tmp_path, capsys):
+    words = [f"--value={tmp_path}", "--plugins", "no_such_package", str(tmp_path)]
+    assert advantage.main(words) == 2
+    assert "plugins: 'no_such_package'" in capsys.readouterr().err
 
 
 def _parts():

@@ -20,9 +20,11 @@ from pi0.ript import policy_evaluation, results
 from pi0.ript.commands.evaluate import main
 from pi0.ript.config import validation
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.evaluate import Evaluation, compare, evaluate
 from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
+from pi0.ript.recording import require_training_states
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.success_table import success_text
@@ -84,7 +86,8 @@ def test_one_policy(policies, tmp_path, metaworld, capsys):
     assert not (output / "comparison.json").exists()
     table = success_text({"policy": expected})
     legend = f"policy: {policies / 'first'}; held-out states"
-    assert capsys.readouterr().out == f"{legend}\n{table}\nresults: {output}\n"
+    device = "device: cpu (as the settings ask)"
+    assert capsys.readouterr().out == f"{device}\n{legend}\n{table}\nresults: {output}\n"
     assert "[0.0, 49.0]" in table, "Wilson's interval of 0 of 4"
     page = (output / "report.html").read_text()
     assert legend in page
@@ -120,7 +123,8 @@ def test_two_policies_on_the_same_states(policies, tmp_path, capsys):
 def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path):
     plain = evaluate_policy(settings(policies, tmp_path, task=ONE_TASK))[0]
     root = tmp_path / "rollouts"
-    kept = evaluate_policy(settings(policies, tmp_path, task=ONE_TASK, eval={"recording_root": str(root)}))[0]
+    judged = {"recording_root": str(root), "states": "heldout"}
+    kept = evaluate_policy(settings(policies, tmp_path, task=ONE_TASK, eval=judged))[0]
     assert kept == plain
     assert [r.initial_state.index for r in kept.recorded] == [3]
     episodes = opened(root)
@@ -130,6 +134,8 @@ def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path)
     assert episodes.fps == 40
     assert len({labels.source for labels in episodes.labels}) == 1
     assert episodes.collection["origin"]["source"].startswith("policy:")
+    with pytest.raises(EpisodeDataError, match=r"rollouts begin from held-out states.*or set allow=true"):
+        require_training_states(root, "allow=true")
 
 
 # Interrupted --------------------------------------------------------------------------------------------
@@ -170,6 +176,7 @@ def test_after_a_kill_the_same_command_goes_on_and_runs_no_episode_twice(
     policies, tmp_path, metaworld, begun, capsys, store
 ):
     kept = {"journal": "whole/episodes/*/*.npz", "dataset": "dataset.partial/*.parquet"}[store]
+    split = {"journal": "heldout", "dataset": "train"}[store]
     recording = ["--recording-root", tmp_path / "dataset"] * (store == "dataset")
     argv = arguments(policies, "--episodes", 9, "--videos", 2, *recording, "--output", tmp_path / "whole")
     process = subprocess.Popen(
@@ -189,7 +196,7 @@ def test_after_a_kill_the_same_command_goes_on_and_runs_no_episode_twice(
     assert main(argv) == 0
     assert f"{there} of 9 episodes are there already" in capsys.readouterr().out
     assert len(begun) == 9 - there
-    states = metaworld.initial_states(BUTTON, "heldout", range(9))
+    states = metaworld.initial_states(BUTTON, split, range(9))
     policy = PI0Policy.from_pretrained(policies / "first")
     expected = evaluate(metaworld, GuidedPolicy(policy), states)
     assert Evaluation.from_dict(read(tmp_path / "whole/evaluation.json")) == expected

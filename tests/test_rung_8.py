@@ -12,7 +12,7 @@ import pytest
 from pi0.ript import environments
 from pi0.ript.demonstrations.experts import require_expert
 from pi0.ript.environments import get_environment
-from pi0.ript.groups import InitialStateDataset, collect_groups, heldout_states
+from pi0.ript.groups import Collection, InitialStateDataset, collect_groups, heldout_states
 from pi0.ript.warm_start import WarmStart, warm_start
 
 SCRIPT = Path(__file__).parent.parent / "8_train_with_epochs.py"
@@ -110,6 +110,19 @@ def test_uniform_groups_are_dropped_within_bounded_attempts_and_said_so(capsys):
     assert "all 5 groups had one outcome (0%" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"group_size: expected at least 2 .* found 1"):
         collect_groups(env, Unvarying(), states, group_size=1, **options)
+    env.close()
+
+
+def test_windows_of_an_episode_can_be_limited_to_some_spread_back_from_its_end():
+    env = get_environment("metaworld", max_episode_length=9, num_parallel_envs=6, num_workers=0).make()
+    states = InitialStateDataset(env, 1).shuffled(0)
+    options = {"num_groups": 1, "group_size": 2, "max_attempts": 1, "seed": (0,), "render_every": 2}
+    tried = collect_groups(env, Unvarying(), states, **options).tried
+    collection = Collection(kept=tried, tried=tried)  # as if one of its episodes had succeeded
+    whole = collection.windows(8)
+    assert len(whole) == 2 * 5, "steps 0, 2, 4, 6 and 8 of both"
+    for most, numbers in ((9, range(10)), (1, (4, 9)), (2, (0, 4, 5, 9)), (3, (0, 2, 4, 5, 7, 9))):
+        np.testing.assert_array_equal(collection.windows(8, most).states, whole.states[list(numbers)])
     env.close()
 
 

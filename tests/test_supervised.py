@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import opened
+from conftest import opened, toy_policy
 from safetensors.torch import load_file
 from test_episodes import make_episode, publish
 
@@ -23,6 +23,7 @@ from pi0 import Indicator, PI0Policy, registry
 from pi0.ript import interruption
 from pi0.ript.checkpoint import ChangedSettingsError, snapshot
 from pi0.ript.checkpoint.files import published
+from pi0.ript.commands import advantage
 from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data.records import EpisodeDataError
@@ -351,6 +352,42 @@ def test_what_cannot_be_trained_costs_nothing_of_the_run_that_is_there(root, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["pi0"]
 
 
+def test_a_run_without_a_name_is_a_new_one_that_is_found_by_time_and_type(root, tmp_path):
+    """Requirement 004 looks for outputs/train/TIME_TYPE/checkpoints/STEP, the newest of each."""
+    unnamed = settings(root, tmp_path, exp_name=None, steps=4, save_total_limit=1)
+    interrupt_after(first := Training(unnamed, World()), 3)
+    other = Training(replace(unnamed, policy=replace(unnamed.policy, type="value")), World())
+    other.run()
+    names = [path.name for path in sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)]
+    assert [name.rpartition("_")[2] for name in names] == ["pi0", "value"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[a-z0-9]+", name) for name in names)
+    assert [path.name for path in (first.run_dir / "checkpoints").iterdir()] == ["3"]
+    assert run(replace(unnamed, resume=True)) == first.run_dir
+    assert [path.name for path in (first.run_dir / "checkpoints").iterdir()] == ["4"]
+    assert PI0Policy.from_pretrained(first.run_dir / "checkpoints/4").config.chunk_size == 4
+    assert "exp_name: " + first.run_dir.name in (first.run_dir / "experiment_cfg/config.yaml").read_text()
+    assert run(unnamed) != first.run_dir, "without --resume another run"
+    with pytest.raises(ConfigError, match=r"resume: expected a run TIME_pi0 in .*, found none"):
+        run(replace(unnamed, resume=True, output_dir=str(tmp_path / "empty")))
+
+
+def test_a_name_may_be_a_path_below_the_output(root, tmp_path):
+    assert (
+        run(settings(root, tmp_path, exp_name="2025-11-29/00-38-59_pi0", steps=1)).parent.name == "2025-11-29"
+    )
+
+
+def test_rollouts_from_held_out_states_are_not_trained_on_unasked(root, tmp_path):
+    recorded = shutil.copytree(root, tmp_path / "recorded")
+    file = recorded / "meta/collection.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "origin": {"states_of": "heldout"}}))
+    config = settings(str(recorded), tmp_path / "out", steps=1)
+    with pytest.raises(EpisodeDataError, match=r"recorded: .* held-out states.*datasets\[0\].allow_held"):
+        run(config)
+    config.dataset_mixture.datasets[0].allow_heldout = True
+    run(config)
+
+
 def test_other_files_are_not_touched_and_a_directory_has_one_writer(root, tmp_path):
     (tmp_path / "pi0").mkdir()
     (tmp_path / "pi0/thesis.tex").write_text("years")
@@ -555,6 +592,37 @@ def test_a_base_model_takes_statistics_and_widths_of_the_data(root, tmp_path):
     assert (policy.features.state_dim, policy.features.action_dim) == (8, 6)
     assert policy.config.indicator == "embedding"
     assert len(policy.statistics["action"]["mean"]) == 6
+
+
+@pytest.mark.parametrize("statistics", ["checkpoint", "data"])
+def test_a_camera_that_all_data_lack_is_absent_from_then_on(root, tmp_path, capsys, statistics):
+    """The real Stage 1: a base of three cameras, fine-tuned and judged on data that have fewer."""
+    present, wrist = "observation.images.base_0_rgb", "observation.images.right_wrist_0_rgb"
+    tasks = ["do thing 0", "do thing 1"]
+    base = toy_policy({"image_keys": (present, wrist)}, tasks=tasks, max_state_dim=8, max_action_dim=8)
+    base.save_pretrained(tmp_path / "base")
+    names = {present: "observation.images.front"}
+
+    def trained(type: str, name: str, names: dict, **policy) -> Path:  # noqa: A002
+        path = str(start) if type == "pi0" else "toy"
+        config = settings(root, tmp_path, type, policy_path=path, policy=policy, exp_name=name, steps=1)
+        config.dataset_mixture.datasets[0].data_features_name_mapping = names
+        return run(config)
+
+    start = tmp_path / "base"
+    with pytest.raises(EpisodeDataError, match="null for a camera that it lacks"):
+        trained("pi0", "refused", names, statistics=statistics)
+    start = trained("pi0", "first", {**names, wrist: None}, statistics=statistics)
+    assert PI0Policy.from_pretrained(start).features.absent_cameras == (wrist,)
+    assert PI0Policy.from_pretrained(start).features.present_cameras == (present,)
+    for number, further in enumerate((names, {**names, wrist: None})):
+        trained("pi0", f"further{number}", further, statistics=statistics)
+    value = trained("value", "value", {**names, wrist: None}, reads=str(start), width=16)
+    labelled = shutil.copytree(root, tmp_path / "labelled")
+    mixture = {"datasets": [{"root": str(labelled), "data_features_name_mapping": {**names, wrist: None}}]}
+    (tmp_path / "mixture.json").write_text(json.dumps(mixture))
+    words = [f"--value={value}", f"--policy={start}", f"--dataset_mixture={tmp_path / 'mixture.json'}"]
+    assert advantage.main([*words, "--device=cpu"]) == 0, capsys.readouterr().err
 
 
 def test_statistics_of_a_file_are_taken_and_refused_or_widened_where_they_do_not_fit(root, whole, tmp_path):

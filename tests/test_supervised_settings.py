@@ -8,14 +8,16 @@ import pytest
 
 from pi0.ript.commands import evaluate as evaluate_command
 from pi0.ript.commands.advantage import read_mixture
-from pi0.ript.config import ConfigError
-from pi0.ript.policy_evaluation import EvaluationConfig
+from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
+from pi0.ript.data.settings import AugmentationSettings
+from pi0.ript.policy_evaluation import EvaluationConfig, require_usable
 from pi0.ript.scripts import train as train_script
 from pi0.ript.supervised import read_settings
 from pi0.ript.supervised.checks import check_settings
 from pi0.ript.supervised.command_line import parse_settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+MINIMAL = CONFIGS.parent / "pi0/ript/config/minimal_test.yaml"
 MIXTURE = {
     "datasets": [
         {"repo_id": "physical-intelligence/libero", "episodes": [0, 1, 2]},
@@ -127,8 +129,8 @@ def test_the_guides_rollout_file_becomes_an_evaluation_with_a_notice_of_its_keys
         "eval.save_rollouts": "eval.recording_root",
     }.items():
         assert f"{old} -> {new}" in said
-    assert "keys without effect: policy.n_obs_steps (of training)" in said
-    assert said.count("\n") == 3, "two lines for the file, and one for the command line"
+    assert "keys without effect:\n  policy.n_obs_steps: of training\n" in said
+    assert said.count("\n") == 4, "three lines for the file, and one for the command line"
 
 
 @pytest.mark.parametrize("name", ["sft_pi0", "value_pretrain", "value_finetune", "pi0_finetune"])
@@ -219,6 +221,52 @@ def test_wrong_settings_are_named(written, override, message):
         check_settings(settings)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "split"),
+    [
+        ([], "train"),
+        (["eval.save_rollouts=false"], "heldout"),
+        (["eval.states=heldout"], "heldout"),
+        (["eval.save_rollouts=false", "eval.states=train"], "train"),
+    ],
+)
+def test_rollouts_that_are_kept_begin_from_training_states(written, overrides, split):
+    assert evaluation(written(**GUIDE_ROLLOUT), *overrides).eval.split == split
+
+
+def test_the_guides_300_rollouts_of_a_task_of_any_suite_can_be_recorded(written, tmp_path):
+    """The document names the suite "libero"; its 50 held-out states do not limit what is recorded."""
+    moka = {**GUIDE_ROLLOUT["env"], "task": "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove"}
+    del moka["task_ids"]
+    path = written(**{**GUIDE_ROLLOUT, "env": moka})
+    config = evaluation(path, "--policy.pretrained_path=toy", f"--output_dir={tmp_path}")
+    environment = require_usable(config)
+    assert config.eval.rollouts_per_task == 300
+    assert environment.options["suite"] == "libero_10"
+    assert environment.suite().select(environment.tasks)[0].max_steps == 520
+    with pytest.raises(ConfigError, match=r"50 held-out states per task.*; eval\.states=train has as many"):
+        require_usable(evaluation(path, "--policy.pretrained_path=toy", "--eval.states=heldout"))
+
+
+def test_what_a_command_reads_is_not_moved_aside_by_it(written, tmp_path):
+    run = tmp_path / "runs/base"
+    (run / "checkpoints/5").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (run / "checkpoints/5" / name).write_text("")
+    base, places = str(run / "checkpoints/5"), [f"output_dir={tmp_path / 'runs'}", "exp_name=base"]
+    path = written(dataset_mixture=MIXTURE, policy={"pretrained_path": base})
+    training = read_settings(path, places)
+    check_settings(training)
+    rung = load_config_from_yaml(MINIMAL, [f"policy_path={base}", *places])
+    judged = evaluation(written(**GUIDE_ROLLOUT), f"--policy_path={base}", f"--output_dir={run}")
+    said = r"policy_path: .*checkpoints/5 is in .*runs/base, which this command would move aside"
+    with pytest.raises(ConfigError, match=said):
+        check_settings(replace(training, overwrite=True))
+    for validate, config in ((validate_config, rung), (require_usable, judged)):
+        with pytest.raises(ConfigError, match=said):
+            validate(config)
+
+
 def test_a_value_function_does_not_act(written):
     path = written(dataset_mixture=MIXTURE, policy=GUIDE_VALUE)
     with pytest.raises(ConfigError, match="eval_freq: a value function does not act"):
@@ -241,7 +289,7 @@ def test_the_command_line(written, capsys):
         [f"--config_path={path}", "--policy.advantage=on", "--steps", "3", "--overwrite", "optimizer.lr=1e-4"]
     )
     assert (settings.policy.advantage, settings.steps, settings.overwrite) == ("on", 3, True)
-    assert (settings.optimizer.learning_rate, settings.exp_name) == (1e-4, "pi0")
+    assert (settings.optimizer.learning_rate, settings.exp_name) == (1e-4, None)
     with pytest.raises(SystemExit) as left:
         parse_settings([f"--config_path={path}", "--stepz=3", "--log_freq=0"])
     assert left.value.code == 2
@@ -249,6 +297,49 @@ def test_the_command_line(written, capsys):
     with pytest.raises(SystemExit):
         parse_settings(["--help"])
     assert "reward_config.N_steps_look_ahead=50" in capsys.readouterr().out
+
+
+def test_groots_command_is_taken_as_it_is(tmp_path, capsys):
+    """Requirement 002's command, word for word behind the name of its script."""
+    (tmp_path / "base").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "base" / name).write_text("")
+    words = f"""--base-model-path {tmp_path}/base --dataset-path data/mine --embodiment-tag NEW_EMBODIMENT
+        --modality-config-path mine.py --num-gpus 1 --output-dir {tmp_path}/out --save-total-limit 5
+        --save-steps 2000 --max-steps 2000 --use-wandb --global-batch-size 32 --color-jitter-params
+        brightness 0.3 contrast 0.4 saturation 0.5 hue 0.08 --dataloader-num-workers 4"""
+    made = parse_settings(words.split())
+    assert (made.policy_path, made.output_dir) == (f"{tmp_path}/base", f"{tmp_path}/out")
+    assert [dataset.root for dataset in made.dataset_mixture.datasets] == ["data/mine"]
+    assert (made.save_total_limit, made.save_freq, made.steps, made.batch_size) == (5, 2000, 2000, 32)
+    assert (made.logging.use_wandb, made.dataset_mixture.num_workers) == (True, 4)
+    assert made.dataset_mixture.augmentation == AugmentationSettings(
+        *(True, 1.0, 0.0), brightness=0.3, contrast=0.4, saturation=0.5, hue=0.08
+    )
+    assert "{embodiment_tag, modality_config_path}: a data set says what" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse_settings(words.replace("--num-gpus 1", "--num-gpus 2").split())
+    assert "num_gpus: found 2; each GPU has a process: pi0-train --nproc-p" in capsys.readouterr().err
+
+
+def test_opentaus_example_of_a_value_function_is_taken(written, capsys):
+    """Keys of its configs/examples/value_config.json, which requirement 004 names, besides the guide's."""
+    values = {
+        "dataset_mixture": {**MIXTURE, "datasets": [{"repo_id": "someones/set"}, {"vqa": "clevr"}]},
+        "policy": {**GUIDE_VALUE, "response_max_length": 52},
+        "wandb": {
+            **{"enable": True, "entity": "me", "project": "value-function", "mode": None, "tags": []},
+            **dict.fromkeys(("run_id", "name", "group", "job_type", "notes")),
+            **{"on_resume": "fork", "disable_artifact": False},
+        },
+        "optimizer": {"type": "adamw", "lr": 2.5e-5, "grad_clip_norm": 10.0, "betas": [0.9, 0.95]},
+        **{"resume": False, "resolution": [224, 224], "num_cams": 2, "max_state_dim": 32},
+    }
+    settings = read_settings(written(**values))
+    check_settings(settings)
+    assert [dataset.repo_id for dataset in settings.dataset_mixture.datasets] == ["someones/set"]
+    assert (settings.dataset_mixture.weights, settings.dataset_mixture.image_size) == ([1.0], 224)
+    assert "sets with 'vqa' are left out" in capsys.readouterr().out
 
 
 def test_missing_data_and_accelerates_other_engines_are_one_line(written, tmp_path, monkeypatch, capsys):
@@ -267,7 +358,7 @@ def test_pi0_eval_takes_a_file_or_options_but_not_both(written, capsys, monkeypa
     path = written(**GUIDE_ROLLOUT)
     assert evaluate_command.main([f"--config_path={path}", "--eval.num_episodes=7"]) == 0
     assert evaluate_command.main(["--policy", "toy", "--env", "metaworld", "--states", "train"]) == 0
-    assert [(c.eval.rollouts_per_task, c.eval.states) for c in seen] == [(7, "heldout"), (20, "train")]
+    assert [(c.eval.rollouts_per_task, c.eval.split) for c in seen] == [(7, "train"), (20, "train")]
     assert evaluate_command.main([f"--config_path={path}", "--episodes", "7"]) == 2
     assert "options are keys of the file" in capsys.readouterr().err
     assert evaluate_command.main([f"--config_path={path}", "--eval.n_episode=7"]) == 2

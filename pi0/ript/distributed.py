@@ -148,7 +148,7 @@ def setup_distributed(
 
     Args:
         device: "cpu", "cuda" (a GPU for each process), or "auto" for GPUs if there are any.
-        backend: "gloo", "nccl", or "auto": nccl for GPUs, gloo for CPUs.
+        backend: For GPUs "gloo", "nccl", or "auto", which is nccl; CPUs have gloo.
         timeout_seconds: How long to wait for another process; the slowest one's rollouts must fit.
         num_groups: Groups that are shared out in an iteration; None where no groups are.
 
@@ -167,7 +167,7 @@ def setup_distributed(
         )
     if on_gpu:
         _require_gpus(device, size)
-    if backend == "auto":
+    if backend == "auto" or not on_gpu:
         backend = "nccl" if on_gpu else "gloo"
     if on_gpu:
         torch.cuda.set_device(local_rank)

@@ -84,6 +84,8 @@ def get_environment(
     sizes = {"num_slots": num_parallel_envs, "num_workers": num_workers}
     changes: dict[str, Any] = {"max_steps": max_episode_length, **sizes}
     if task_names is not None:
+        if benchmark_name == "libero" and (suite := _other_suite(options, task_names)):
+            chosen, options = replace(chosen, max_steps=None), {**options, "suite": suite}
         tasks = make_suite(chosen.name, **options).select(task_names)
         changes["tasks"] = tuple(task.name for task in tasks)
     warm_start = {**chosen.warm_start, **_without_none(warm_start or {})}
@@ -92,6 +94,14 @@ def get_environment(
 
 def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
+
+
+def _other_suite(options: Mapping[str, Any], task_names: Sequence[str | int]) -> str | None:
+    """Return the LIBERO suite that has all the tasks, if the one of the options does not."""
+    for suite in (options["suite"], *LIBERO_SUITES):
+        if set(task_names) <= {task.name for task in make_suite("libero", suite=suite).tasks()}:
+            return None if suite == options["suite"] else suite
+    return None
 
 
 LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")

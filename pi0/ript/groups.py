@@ -7,17 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch.utils.data import Dataset
 
 from pi0.ript.advantage import is_informative, leave_one_out, require_group
+from pi0.ript.debugging import VIDEO, next_file
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
+from pi0.ript.envs.initial_state import Split
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
 from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
+from pi0.ript.video import write_grid
 from pi0.ript.windows import Windows, rollout_windows
 
 
@@ -57,11 +60,11 @@ def heldout_states(env: BatchedEnv, first: int, count: int, train: InitialStateD
 
 
 def states_outside(
-    train: InitialStateDataset, env: BatchedEnv, kind: str, first: int, count: int
+    train: InitialStateDataset, env: BatchedEnv, kind: Split, first: int, count: int
 ) -> list[InitialState]:
     """Return `count` "heldout" or "validation" states of each task; one that is trained on is an error."""
     indices = range(first, first + count)
-    states = [s for task in env.tasks for s in env.initial_states(task, cast("Any", kind), indices)]
+    states = [s for task in env.tasks for s in env.initial_states(task, kind, indices)]
     require_disjoint(train.states, states)
     return states
 
@@ -101,14 +104,23 @@ class Collection:
             "rollout/steps": float(np.mean([len(r) for group in self.tried for r in group.rollouts])),
         }
 
-    def windows(self, horizon: int) -> Windows:
-        """Return the training windows of the kept groups with leave-one-out advantages; can be empty."""
+    def windows(self, horizon: int, max_per_episode: int | None = None) -> Windows:
+        """Return the training windows of the kept groups with leave-one-out advantages; can be empty.
+
+        `max_per_episode` of them at most, spread evenly back from the end of the episode; None: all.
+        """
         groups = self.kept or self.tried[:1]
         advantages = leave_one_out(np.stack([group.rewards for group in groups])).ravel()
-        windows = rollout_windows(
-            [r for group in groups for r in group.rollouts], advantages.tolist(), horizon
-        )
-        return windows if self.kept else windows.select(np.arange(0))
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        windows = rollout_windows(rollouts, advantages.tolist(), horizon)
+        if not self.kept:
+            return windows.select(np.arange(0))
+        if max_per_episode is None:
+            return windows
+        counts = [len(rollout.observed) for rollout in rollouts]
+        ends = zip(np.cumsum(counts) - 1, counts, strict=True)
+        kept = [np.linspace(end, end - n + 1, min(n, max_per_episode)).round()[::-1] for end, n in ends]
+        return windows.select(np.concatenate(kept).astype(np.int64))
 
 
 def collect_groups(
@@ -156,6 +168,8 @@ def collect_groups(
             seeds = [_episode_seed(*seed, group_size * a + k) for a in mine for k in range(group_size)]
             bar.total += len(drawn)
             finished = run(env, policy, drawn, seeds, render_every=render_every, on_finished=on_finished)
+            if (file := next_file(VIDEO, ".mp4")) is not None:
+                write_grid(file, finished)
             groups = [_group(finished[i : i + group_size]) for i in range(0, len(finished), group_size)]
             groups = gather_shares(groups, peers, len(tried))
             tried += groups

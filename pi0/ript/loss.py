@@ -105,6 +105,11 @@ def make_learner(policy: PI0Policy, algo: AlgorithmSettings) -> nn.Module:
     return _ALGORITHMS[require_algorithm(algo.name)](policy, algo)
 
 
+def adamw_settings(algo: Any) -> dict[str, Any]:
+    """Return the optimizer's settings among those of `algo`, as torch names them."""
+    return {"lr": algo.lr, "betas": (algo.beta1, algo.beta2), "weight_decay": algo.weight_decay}
+
+
 def require_algorithm(name: str) -> str:
     """Return the name if there is such an algorithm; else a ValueError suggests known ones."""
     return did_you_mean("algorithm", name, _ALGORITHMS)

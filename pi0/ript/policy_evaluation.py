@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pi0 import PI0Policy
 from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
 from pi0.ript.checkpoint.journal import EpisodeJournal
+from pi0.ript.config.loading import say_device
 from pi0.ript.config.schema import (
     NO_ENVIRONMENT,
     ConfigError,
@@ -21,7 +22,7 @@ from pi0.ript.config.schema import (
     EvalSettings,
     TrainConfig,
 )
-from pi0.ript.config.validation import attempt, shared_problems
+from pi0.ript.config.validation import attempt, moved_aside, shared_problems
 from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
@@ -75,6 +76,7 @@ def require_usable(config: EvaluationConfig) -> Environment:
         ConfigError: Something is missing or does not fit.
     """
     environment, problems = shared_problems(config)
+    problems += moved_aside(config, Path(config.output_dir))
     if config.compare is not None:
         problems += attempt(lambda: require_policy_path(str(config.compare), "compare"))[1]
     if environment is None or problems:
@@ -100,13 +102,13 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
         ConfigError: As `require_usable`, or a checkpoint's weights do not fit.
     """
     environment = require_usable(config)
+    say_device(config.device, config.distributed.backend)
     world = setup_distributed(config.device, **asdict(config.distributed))
     world.on_main(lock_directory, Path(config.output_dir))
     evaluations = []
     with environment.make() as env:
-        first, split = config.eval.first_state, cast("Any", config.eval.states)
-        indices = range(first, first + config.eval.rollouts_per_task)
-        states = [s for task in env.tasks for s in env.initial_states(task, split, indices)]
+        indices = range(config.eval.first_state, config.eval.first_state + config.eval.rollouts_per_task)
+        states = [s for task in env.tasks for s in env.initial_states(task, config.eval.split, indices)]
         load = partial(world.first, _load, environment, config, world.device(config.device))
         policy = load(config.policy_path)
         # Not before: what cannot be evaluated must not move an earlier evaluation aside.
@@ -220,6 +222,7 @@ def _evaluate(
         "guidance": config.eval.cfg_guidance_scale,
         "seed": seed,
         "states": [state.hash for state in states],
+        "states_of": config.eval.split,
     }
     with _as_config_error():
         writer = world.first(rollouts_writer, Path(root).expanduser(), env, origin)
@@ -246,7 +249,7 @@ def _report(run_dir: Path, config: EvaluationConfig, evaluations: Sequence[Evalu
     names = ("policy",) if len(evaluations) == 1 else ("before", "after")
     meaning = [f"{name}: {path}" for name, path in zip(names, _paths(config).values(), strict=True)]
     kinds = {"heldout": "held-out", "validation": "validation", "train": "training"}
-    states = f"{kinds[config.eval.states]} states"
+    states = f"{kinds[config.eval.split]} states"
     legend = "; ".join([*meaning, states])
     write_report(run_dir, dict(zip(names, ("evaluation", "compared"), strict=False)), legend)
     return f"{legend}\n{success_text(dict(zip(names, evaluations, strict=True)))}"

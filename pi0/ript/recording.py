@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from pi0.ript.data.encoding import default_storage
-from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.records import COLLECTION_PATH, CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.envs import BatchedEnv, InitialState, Task
+from pi0.ript.files import read_versioned_json
 from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, share
 from pi0.ript.progress import progress_bar
@@ -194,6 +195,20 @@ def rollouts_writer(directory: Path, env: BatchedEnv, origin: Mapping[str, Any])
     task = next(iter(env.tasks.values()))
     info = CollectionInfo(task.hz, task.robot, default_storage(task.image_size), dict(origin))
     return EpisodeWriter(directory, info)
+
+
+def require_training_states(root: Path, allowed: str) -> None:
+    """Raise EpisodeDataError if a data set says that its rollouts begin from held-out states.
+
+    `allowed` is the setting that allows it, for the message.
+    """
+    file = root / COLLECTION_PATH
+    made = read_versioned_json(file) if file.exists() else {}
+    if made.get("origin", {}).get("states_of") == "heldout":
+        raise EpisodeDataError(
+            f"{root}: its rollouts begin from held-out states, on which policies are judged; record "
+            f"training states (pi0-eval, eval.states=train), or set {allowed}"
+        )
 
 
 def record_rollouts(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pi0 import PI0Policy
+from pi0.ript.debugging import note_run
 from pi0.ript.evaluate import Evaluation, compare
 from pi0.ript.files import FORMAT, read_versioned_json, unused_path, write_json
 from pi0.ript.success_table import success_text
@@ -60,6 +61,7 @@ def lock_directory(path: Path) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     _locks[path] = file
+    note_run(path)
 
 
 def one_line(row: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 
 from pi0 import PI0Policy
+from pi0.ript import debugging
 from pi0.ript.envs import BatchedEnv, ChunkResult, EnvObservation, InitialState, Task
 
 MAX_ATTEMPTS = 3  # of an episode that dead or hanging workers interrupt
@@ -80,6 +81,7 @@ class GuidedPolicy:
 
     def __init__(self, policy: PI0Policy, guidance: float = 1.0) -> None:
         self.policy, self.guidance = policy, guidance
+        self._was_saved = False
 
     def chunks(
         self,
@@ -96,8 +98,12 @@ class GuidedPolicy:
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         was_training = self.policy.training
         self.policy.eval()
+        batch = observation_batch(observations, tasks)
+        if debugging.is_asked_for(debugging.PROCESSED) and not self._was_saved:
+            debugging.save_processed(self.policy.preprocess(batch), tasks[0].instruction)
+            self._was_saved = True
         actions = self.policy.sample_actions(
-            observation_batch(observations, tasks),
+            batch,
             noise=noise.to(self.policy.device),
             guidance=self.guidance,
             pad_prompts=prompts_differ,

@@ -22,6 +22,8 @@ from pi0.ript.files import flatten, hash_values, library_hash, plain
 from pi0.ript.peers import Peers
 
 AUTO = "auto"
+RENAMED = {"policy.norm_stats_path": "policy.statistics_path"}
+"""Settings by their name in saved runs of version 0.1.0: what they are called now."""
 _PACKAGES = ("torch", "lerobot", "mujoco", "metaworld", "hf-libero", "robosuite")
 
 
@@ -87,15 +89,18 @@ def find_checkpoint(run_dir: Path, resume: str | None, advice: Advice = RUNG_13)
 # Settings ---------------------------------------------------------------------------------------------------
 
 
-_HASHED_AS = {"policy.statistics_path": "policy.norm_stats_path"}
-"""Keys by their names in version 0.1.0, so that the episodes that it kept are found."""
-
-
 def settings_hash(config: Any) -> str:
     """Return a hash of the settings that have an influence on episodes; `config` is a dataclass."""
     marks, values = dict(_marks(config)), flatten(plain(config), into_lists=True)
-    kept = {key: value for key, value in values.items() if _mark(marks, key) is None}
-    return hash_values({_HASHED_AS.get(key, key): value for key, value in kept.items()})
+    first_names = {now: then for then, now in RENAMED.items()}  # or the hash would change with a name
+    return hash_values(
+        {first_names.get(key, key): value for key, value in values.items() if _mark(marks, key) is None}
+    )
+
+
+def present_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a saved run, by dotted name, under the names that they have now."""
+    return {RENAMED.get(key, key): value for key, value in settings.items()}
 
 
 def find_same_run(
@@ -132,7 +137,8 @@ def require_same_settings(
     """
     now = flatten(plain(config), into_lists=True)
     defaults = flatten(plain(type(config)()), into_lists=True)
-    before = {key: value for key, value in defaults.items() if key in now} | flatten(saved, into_lists=True)
+    before = {key: value for key, value in defaults.items() if key in now}
+    before |= present_names(flatten(saved, into_lists=True))
     marks, changed = dict(_marks(config)), ""
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)

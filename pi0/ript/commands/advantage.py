@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pi0 import PI0Policy
+from pi0.registry import load_plugins
 from pi0.ript.commands.arguments import command_parser, complain
 from pi0.ript.commands.dataset_arguments import (
     add_reading_arguments,
@@ -16,6 +17,7 @@ from pi0.ript.commands.dataset_arguments import (
     in_words_of_options,
 )
 from pi0.ript.config import ConfigError
+from pi0.ript.config.loading import say_device
 from pi0.ript.config.yaml_files import include
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
@@ -118,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             datasets.append(replace(dataset_settings("", options), **described))
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
+        load_plugins(options.plugins)
+        say_device(options.device)
         labels = label_datasets(
             options.value,
             options.policy,
@@ -148,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--positive-fraction", type=float, default=0.3, help="share of all frames above epsilon (0.3)")
     add("--scope", choices=("global", "per_task"), default="global", help="one epsilon, or one per task")
     add("--device", default="auto", help="cpu, cuda, ..., or auto")
+    plugins = "import a package that adds configurations; may be repeated"
+    add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
     sizes = ("--batch_size", "--dataloader_batch_size")
     add(*sizes, type=int, default=256, help="frames per forward pass (256)")
     add_reading_arguments(parser)

@@ -12,8 +12,7 @@ from pi0.registry import load_plugins
 from pi0.ript.commands.arguments import command_parser, complain
 from pi0.ript.config import ConfigError, TrainConfig, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_comments, key_value_pairs
-from pi0.ript.config.loading import default_values, load_config
-from pi0.ript.config.validation import attempt
+from pi0.ript.config.loading import default_values, load_config, mixed_precision
 from pi0.ript.config.yaml_files import parse_yaml
 from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
 from pi0.ript.results import RunInUseError
@@ -69,9 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     is_file = options.config_path is not None
     try:
+        load_plugins(options.plugins)
         config = _of_file(parser, options, rest) if is_file else _of_options(parser, options, rest)
+        config.policy.dtype = mixed_precision(config.policy.dtype)
         evaluate_policy(config)
-    except (ConfigError, RunInUseError) as error:
+    except (ValueError, RunInUseError) as error:
         if os.environ.get("RANK", "0") == "0":
             complain(parser.prog, error if is_file else _with_flags(str(error)))
         return 2
@@ -101,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         add(flag, dest=key, help=_meaning(key) + default, **options)
     more = "another key of the section task, or of a plugin's environment, such as num_parallel_envs=4"
     add("--env-option", metavar="KEY=VALUE", action="append", default=[], help=f"{more}; may be repeated")
+    plugins = "import a package that adds configurations or environments; may be repeated"
+    add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
     return parser
 
 
@@ -116,7 +119,7 @@ def _of_file(
 ) -> EvaluationConfig:
     """Return what a file and new values for its keys ask for; what is wrong is a ConfigError."""
     values = vars(options)
-    path = values.pop("config_path")
+    path, plugins = values.pop("config_path"), values.pop("plugins")
     if changed := [key for key, value in values.items() if value != parser.get_default(key)]:
         raise ConfigError(
             f"{_FLAGS.get(changed[0], '--env-option')}: with --config_path, options are keys of the file, "
@@ -124,8 +127,8 @@ def _of_file(
         )
     overrides, unused = key_value_pairs(rest), {"of training": [f"policy.{key}" for key in _TRAINING]}
     config = load_config_from_yaml(path, overrides, schema=EvaluationConfig, without_effect=unused)
-    if wrong := attempt(lambda: load_plugins(config.plugins))[1]:
-        raise ConfigError(*wrong)
+    load_plugins(config.plugins)
+    config.plugins = list(dict.fromkeys([*config.plugins, *plugins]))
     return config
 
 
@@ -156,6 +159,7 @@ def _of_options(
         settings[key if settings is values else name] = parse_yaml(value, "--env-option")
     config = load_config([("command line", _DEFAULTS | values)], EvaluationConfig)
     config.options.update(others)
+    config.plugins = options.plugins
     return config
 
 

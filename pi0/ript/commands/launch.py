@@ -39,6 +39,9 @@ COMMANDS = {
     "recap": Command("train_ript_pi0_final", is_parallel=True),
     "eval": Command("pi0.ript.commands.evaluate", is_parallel=True),
     "doctor": Command("pi0.ript.commands.doctor", is_parallel=False),
+    "advantage": Command("pi0.ript.commands.advantage", is_parallel=False),
+    "dataset-viz": Command("pi0.ript.commands.dataset_viz", is_parallel=False),
+    "export": Command("pi0.ript.commands.export", is_parallel=False),
 }
 """A new command takes a line here and one in pyproject.toml."""
 
@@ -103,7 +106,7 @@ def launch_arguments(name: str, argv: Sequence[str]) -> list[str]:
         raise LaunchError("runs in one process; leave out --accelerate-config and --nproc-per-node")
     if config is not None:
         _require_accelerate_config(config)
-        return [python, "-m", "accelerate.commands.launch", "--config_file", config, *script]
+        return [python, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config, *script]
     if count > 1:
         # torchrun would die of SIGUSR1, which asks for a checkpoint, and leave its processes behind.
         signals = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -138,6 +141,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     add(
         "--nproc-per-node",
         "--nproc_per_node",
+        *("--num-gpus", "--num_gpus"),  # GR00T's name
         type=whole_number("a number of processes", 1),
         default=1,
         metavar="N",

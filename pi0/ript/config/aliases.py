@@ -24,6 +24,8 @@ class Alias:
     """What to do about other values than these, null and false, which ask for nothing. None: they stay."""
     is_listed: bool = False
     """A single value here is a list there."""
+    entry: str | None = None
+    """Of a list of sections: the key of the one section that a single value here is there."""
 
 
 def _table(text: str) -> dict[str, list[str]]:
@@ -40,6 +42,12 @@ def _renamed(text: str) -> dict[str, Alias]:
 _SWITCH = "use true or false"
 _NO_FP16 = "float16 is not offered, its range is too small for the loss; use policy.dtype=bfloat16"
 _FIXED = "leave the key out"
+_ADAM = Alias(
+    "algo.weight_decay",
+    {"AdamW": None, "adamw": None, "Adam": 0.0},
+    "use AdamW, or Adam, which is AdamW without weight decay",
+)
+_WINDOWS = Alias("dataset.max_windows_per_episode", {"last": 1, "slide": None}, "use last or slide")
 _BF16 = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32", "float32": "float32"}
 DEFAULT_RECORDING = "data/rollouts"
 """Where rollouts are kept that a file asks to be kept, and does not say where."""
@@ -60,6 +68,8 @@ EARLIER: dict[str, Alias] = {
     "algo.use_val_init": Alias("", {}, f"training on the states of the evaluation would void it: {_FIXED}"),
     "distributed.use_fsdp": Alias("", {}, f"every process holds the whole model (DDP): {_FIXED}"),
     "task.task_name": Alias("task.task_names", is_listed=True),
+    "dataset.windowing_mode": _WINDOWS,
+    "data_processing.windowing_mode": _WINDOWS,
     **_renamed("""
         algo.data_batch_size: algo.demo_batch_size
         gates.min_concordance: gates.min_separation
@@ -72,12 +82,16 @@ EARLIER: dict[str, Alias] = {
             distributed.gradient_checkpointing training.gradient_checkpointing
         dataset.num_init_states: data_processing.num_init_states
         dataset.window_stride: data_processing.window_stride
+        dataset.max_windows_per_episode: data_processing.max_windows_per_episode
+            dataset.max_samples_per_trajectory
         algo.max_sampling_attempts: enhanced_sampling.max_sampling_attempts
         eval.rollouts_per_task: evaluation.rollouts_per_task rollout.rollouts_per_env
         algo.enable_rollout_stats_tracking: features.enable_rollout_stats_tracking
         logging.wandb_mode: logging.mode
         logging.wandb_project: logging.project
         algo.lr: lr optimizer.lr training.optimizer.lr
+        algo.beta1: training.optimizer.beta1
+        algo.beta2: training.optimizer.beta2
         policy.statistics_path: norm_stats_path policy.norm_stats_path
         policy.n_action_steps: policy.replan_steps
         eval.n_video: rollout.n_video
@@ -96,10 +110,16 @@ OTHERS: dict[str, Alias] = {
     "env.type": Alias("task.benchmark_name", {None: NO_ENVIRONMENT}),
     "env.suite": Alias("task.benchmark_name", {None: NO_ENVIRONMENT}),
     "env.task": Alias("task.task_names", is_listed=True),
+    "dataset_path": Alias("dataset_mixture.datasets", is_listed=True, entry="root"),
+    "num_gpus": Alias("", {1: None}, "each GPU has a process: pi0-train --nproc-per-node N"),
+    "optimizer.name": _ADAM,
+    "training.optimizer.type": _ADAM,
+    "optimizer.lr_schedule": Alias("", {"linear": None}, f"algo.lr falls linearly in an iteration: {_FIXED}"),
+    "training.optimizer.eps": Alias("", {1e-8: None}, f"AdamW's epsilon is 1e-8: {_FIXED}"),
     "policy.type": Alias("", {"pi0": None}, "expected pi0, which can act"),
     "enable_profiling": Alias("profile_steps", {True: 10, False: 0}, f"{_SWITCH}, or profile_steps"),
     "eval.save_rollouts": Alias(
-        "eval.recording_root", {True: DEFAULT_RECORDING}, f"{_SWITCH}, or a directory"
+        "eval.recording_root", {True: DEFAULT_RECORDING, False: None}, f"{_SWITCH}, or a directory"
     ),
     "eval.save_videos": Alias("eval.n_video", {True: 16, False: 0}, f"{_SWITCH}, or eval.n_video"),
     "last_checkpoint_only": Alias("save_total_limit", {True: 1}, f"{_SWITCH}, or save_total_limit"),
@@ -137,11 +157,12 @@ OTHERS: dict[str, Alias] = {
         logging.wandb_project: wandb.project wandb_project
         scheduler.num_warmup_steps: warmup_steps
         optimizer.weight_decay: weight_decay
+        algo.weight_decay: optimizer.weight_decay training.optimizer.weight_decay
     """),
 }
 
 WITHOUT_EFFECT = _table("""
-only RIPT's objective is offered, with one update per mini-batch:
+of PPO, and RIPT makes one update per mini-batch:
     algo.ppo_clip_* algo.early_stop_percentage
 states and groups are drawn in one fixed order:
     algo.enable_dynamic_sampling algo.rollout_stats_path algo.skip_failed_states algo.state_history_window
@@ -155,10 +176,8 @@ the indicator is withheld by algo.cfg_uncond_weight:
     algo.cfg_dropout policy.cfg_enabled
 guidance is constant:
     adaptive_cfg adaptive_cfg.* cfg_sweep cfg_sweep.*
-AdamW has one setting here, algo.lr:
-    optimizer.lr_schedule optimizer.name optimizer.weight_decay training.optimizer.beta1
-    training.optimizer.beta2 training.optimizer.eps training.optimizer.momentum training.optimizer.type
-    training.optimizer.weight_decay
+of SGD, and the optimizer is AdamW:
+    training.optimizer.momentum
 task and eval say what is simulated:
     algo.eval_only algo.rollouts_per_env env.use_libero task.env_seed task.local_tasks task.num_steps_wait
     task.rollouts_per_env task.use_test training.rollout_steps rollout.enabled rollout.interval
@@ -169,12 +188,10 @@ checkpoints, videos and logs are always written to the run's directory:
     logging.group logging.log_* logging.resume logging.save_* training.log_interval training.save_best
     training.save_interval training.save_optimizer_final training.save_optimizer_freq save_checkpoint
 windows are those of whole episodes, every dataset.window_stride steps:
-    data_processing.max_windows_per_episode data_processing.state_dim data_processing.use_so100_processing
-    data_processing.windowing_mode dataset.max_windows_per_episode dataset.state_dim
-    dataset.use_so100_processing dataset.windowing_mode dataset._target_ dataset.frame_stack
-    dataset.get_pad_mask dataset.load_* dataset.max_samples_per_trajectory dataset.obs_seq_len
-    dataset.seq_len training.load_obs training.n_steps train_dataloader train_dataloader.* data_prefix
-    libero_data_prefix use_libero_demos
+    data_processing.state_dim data_processing.use_so100_processing dataset.state_dim
+    dataset.use_so100_processing dataset._target_ dataset.frame_stack
+    dataset.get_pad_mask dataset.load_* dataset.obs_seq_len dataset.seq_len training.load_obs
+    training.n_steps train_dataloader train_dataloader.* data_prefix libero_data_prefix use_libero_demos
 processes share the work by themselves:
     data_parallel.async_data_loading data_parallel.sync_every_n_steps distributed.bucket_cap_mb
     distributed.enable_task_sharding distributed.enabled distributed.find_unused_parameters
@@ -187,6 +204,11 @@ belongs to another program:
     so100_monitoring.*
 exp_name names the run:
     job_name
+a data set says what its columns are; data_features_name_mapping renames them:
+    embodiment_tag modality_config_path num_cams
+a run is one in W&B, by exp_name:
+    wandb.disable_artifact wandb.group wandb.job_type wandb.name wandb.notes wandb.on_resume wandb.run_id
+    wandb.tags
 a value function answers no questions:
     policy.response_max_length
 steps that are not finite are skipped and counted:

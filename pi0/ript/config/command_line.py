@@ -5,15 +5,15 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import batched, takewhile
 from pathlib import Path
 from typing import Any
 
 from pi0.registry import load_plugins
-from pi0.ript.config.loading import PROFILES, load_config_from_yaml, say, switches
+from pi0.ript.config.loading import PROFILES, load_config_from_yaml, mixed_precision, say, say_device
 from pi0.ript.config.schema import ConfigError, TrainConfig
-from pi0.ript.config.typed_values import BOOLEANS
 from pi0.ript.config.validation import validate_config
 from pi0.ript.config.yaml_files import CONFIGS, read_yaml
 from pi0.ript.envs.base import did_you_mean
@@ -58,7 +58,7 @@ def parse_config(
             example = list(known.values())[-1].example
             raise ConfigError(f"expected a YAML file, for example: --config_path {example}")
         chosen = _algorithm(arguments.config_path, known)
-        overrides = [*arguments.override, *key_value_pairs(rest, switches(chosen.schema))]
+        overrides = [*arguments.override, *key_value_pairs(rest)]
         if arguments.resume is not None and "=" in arguments.resume:  # `--resume algo.lr=2e-5`
             overrides.append(arguments.resume)
             arguments.resume = "auto"
@@ -73,8 +73,10 @@ def parse_config(
         if getattr(config, "resume", None) is not None and not resumes:
             raise ConfigError(_no_checkpoints(parser.prog))
         _load_plugins(config)
+        config.policy.dtype = mixed_precision(config.policy.dtype)
         chosen.validate(config)
         say("✓ 配置验证通过 / configuration valid")
+        say_device(config.device, config.distributed.backend)
     except ConfigError as error:
         sys.stderr.write(f"{parser.prog}: error: {error}\n")
         sys.exit(2)
@@ -153,22 +155,28 @@ def _load_plugins(config: Any) -> None:
         raise ConfigError(str(error)) from error
 
 
-def key_value_pairs(rest: Sequence[str], switches: Collection[str] = ()) -> list[str]:
-    """Return the arguments that argparse does not know as "key=value"; a bare --KEY of `switches` is true."""
+def key_value_pairs(rest: Sequence[str]) -> list[str]:
+    """Return the arguments that argparse does not know as "key=value".
+
+    A flag alone is true. Several words behind one are names and values of a section, as GR00T writes them
+    (`--color-jitter-params brightness 0.3 contrast 0.4`).
+    """
     overrides, waiting = [], list(rest)
     while waiting:
         word = waiting.pop(0)
         if "=" in word:
             overrides.append(word)
             continue
-        if word.removeprefix("--") in switches and (not waiting or waiting[0].lower() not in BOOLEANS):
-            overrides.append(f"{word}=true")
-            continue
-        value = waiting.pop(0) if word.startswith("--") and waiting else None
-        if value is None or value.startswith("--"):
-            expected = f"{word} VALUE" if word.startswith("--") else "key=value"
-            raise ConfigError(f"expected {expected}, found {word!r}; --help lists the keys")
-        overrides.append(f"{word}={value}")
+        if not word.startswith("--"):
+            raise ConfigError(f"expected key=value, found {word!r}; --help lists the keys")
+        values = list(takewhile(lambda text: not text.startswith("--") and "=" not in text, waiting))
+        del waiting[: len(values)]
+        if len(values) < 2:
+            overrides.append(f"{word}={values[0] if values else 'true'}")
+        elif len(values) % 2:
+            raise ConfigError(f"expected {word} VALUE, or names and values, found {values}")
+        else:
+            overrides += [f"{word}.{key}={value}" for key, value in batched(values, 2)]
     return overrides
 
 

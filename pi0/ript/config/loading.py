@@ -16,6 +16,7 @@ from pi0.ript.config.translation import translate
 from pi0.ript.config.typed_values import MisfitError, fitted
 from pi0.ript.config.yaml_files import CONFIGS, parse_yaml, read_yaml
 from pi0.ript.files import flatten
+from pi0.ript.starting_policy import require_device
 
 PROFILES = CONFIGS / "profiles"
 
@@ -96,11 +97,6 @@ def default_values(schema: Any = TrainConfig) -> dict[str, Any]:
     return {**flatten(asdict(schema())), **tables}
 
 
-def switches(schema: type) -> frozenset[str]:
-    """Return the dotted keys that are true or false; on a command line a bare --KEY is true."""
-    return frozenset(key for key, hint in _types(schema) if hint is bool)
-
-
 def present_settings(saved: Mapping[str, Any], schema: Any) -> dict[str, Any]:
     """Return the settings of an earlier run, sections in sections, under the keys that they have now."""
     present: dict[str, Any] = {}
@@ -118,11 +114,41 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        key = key.lstrip("-").strip()
+        key = key.lstrip("-").strip().replace("-", "_")
         if not equals or not key:
             raise ConfigError(f"expected key=value, such as algo.lr=2e-5, found {text!r}")
         flat |= flatten({key: parse_yaml(value, f"command line, {key}")})
     return flat
+
+
+def say_device(device: str, backend: str = "auto") -> None:
+    """Print which device a run computes on and why, and what becomes of nccl where there is no GPU."""
+    chosen = require_device(device)
+    why = "as the settings ask"
+    if device == "auto":
+        why = "auto: " + ("a GPU is there" if chosen.type == "cuda" else "no CUDA device was found")
+    say(f"device: {chosen} ({why})")
+    if backend == "nccl" and chosen.type != "cuda":
+        say("distributed.backend: gloo in place of nccl, which is for GPUs")
+
+
+def mixed_precision(dtype: str | None) -> str | None:
+    """Return policy.dtype, which accelerate's mixed_precision decides where the settings do not.
+
+    Raises:
+        ConfigError: accelerate asks for another type, or for one that is not offered.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked == "no":
+        return dtype
+    if asked != "bf16":
+        raise ConfigError(f"accelerate's mixed_precision: expected no or bf16, found {asked}")
+    if dtype == "float32":
+        raise ConfigError(
+            "accelerate's mixed_precision=bf16 contradicts policy.dtype=float32; keep one of them"
+        )
+    say("policy.dtype: bfloat16, as accelerate's mixed_precision asks")
+    return "bfloat16"
 
 
 def say(line: str) -> None:

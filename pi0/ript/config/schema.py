@@ -5,9 +5,10 @@ with another value, see `pi0.ript.checkpoint.resuming`; without any it cannot go
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, cast
 
-from pi0.ript.ranges import LONGER, ROUNDING, SAME, Count, NotNegative, Positive, Whole, one_of
+from pi0.ript.envs.base import Split
+from pi0.ript.ranges import LONGER, ROUNDING, SAME, Count, NotNegative, Positive, ProperShare, Whole, one_of
 from pi0.ript.starting_policy import PolicySettings
 
 RenderQuality = Annotated[str, one_of("stock", "fast")]
@@ -77,6 +78,9 @@ class Algo:
     micro_batch_size: Count = 32  # windows per forward pass
     gradient_accumulation_steps: Count = 2  # micro-batches per optimizer step
     lr: Positive = 1e-3  # at the start of an iteration, falling linearly to 0 at its end
+    beta1: ProperShare = 0.9  # of AdamW, and so are the next two
+    beta2: ProperShare = 0.95
+    weight_decay: NotNegative = 1e-4
     grad_norm_clip: Positive = 1.0
     cfg_uncond_weight: NotNegative = 0.1  # alpha: weight of the loss with the indicator withheld
     num_draws: Count = 2  # noise draws per window
@@ -91,6 +95,7 @@ class Dataset:
 
     num_init_states: Count = 200  # training states per task
     window_stride: Count = 5  # steps between training windows, besides those where the policy acted
+    max_windows_per_episode: Count | None = None  # spread evenly back from its end; 1: the last; null: all
 
 
 @dataclass
@@ -132,8 +137,15 @@ class EvalSettings(Eval):
     rollouts_per_task: Count = 16  # held-out states, an episode from each; LIBERO has 50
     cfg_guidance_scale: NotNegative = 1.0  # towards a positive advantage; 1: given, 0: withheld
     n_video: Whole = field(default=1, metadata=SAME)  # episodes per task in the video
-    states: StatesOf = "heldout"  # heldout; for pi0-eval also validation (to choose by), or train
+    states: StatesOf | None = (
+        None  # heldout, validation or train; null: train where pi0-eval records, else heldout
+    )
     recording_root: str | None = None  # pi0-eval: keep the rollouts here as a LeRobotDataset v3 with labels
+
+    @property
+    def split(self) -> Split:
+        """Return which states the episodes begin from."""
+        return cast("Split", self.states or ("train" if self.recording_root else "heldout"))
 
 
 @dataclass
@@ -152,7 +164,7 @@ class TrainConfig:
 
     exp_name: str = field(default="ript", metadata=SAME)  # the run is written to output_dir/exp_name
     policy_path: str = "toy"  # trained here on demonstrations; or a pi0 checkpoint
-    device: str = field(default="cpu", metadata=ROUNDING)  # cpu, cuda, cuda:1, ..., or auto
+    device: str = field(default="auto", metadata=ROUNDING)  # auto: a GPU if there is one; cpu, cuda, ...
     output_dir: str = field(default="pi0/ript/output", metadata=SAME)
     warm_start_dir: str = field(default="pi0/ript/output/warm_start", metadata=SAME)  # cache of toy policies
     resume: str | None = field(default=None, metadata=SAME)  # auto: the newest checkpoint; or one's path

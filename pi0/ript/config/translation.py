@@ -1,6 +1,7 @@
 """From the keys of a file to today's: which are renamed, without effect, contradictory or unknown."""
 
 import difflib
+import textwrap
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pi0.ript.environments import LIBERO_SUITES
 
 _BEFORE_TODAYS = "algo.demo_batch_size"
 """Earlier files have it beside `algo.data_batch_size`, which was the older name of it."""
+_ROW: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "    ", "break_on_hyphens": False}
 
 
 @dataclass
@@ -35,9 +37,10 @@ def translate(
         known: Today's keys with their defaults.
         without_effect: More keys that are accepted with a notice, by the reason.
     """
-    result, written, aliases = Translation(), _with_suite(given), _aliases(known)
+    result, aliases = Translation(), _aliases(known)
+    written = _rewritten(given, result.notices)
     meanings: dict[str, dict[str, Any]] = defaultdict(dict)  # today's key -> values, by the keys that mean it
-    ignored: dict[str, list[str]] = defaultdict(list)
+    ignored: dict[str, dict[str, None]] = defaultdict(dict)  # reason -> keys, or the pattern that they match
     unused = {**WITHOUT_EFFECT, **(without_effect or {})}
     order = {key: rank for rank, key in enumerate(dict.fromkeys([_BEFORE_TODAYS, *known, *aliases]))}
     for old in sorted(written, key=lambda key: order.get(key, len(order))):
@@ -50,7 +53,8 @@ def translate(
             if new and (value is not None or known[new] is None):
                 meanings[new][old] = value
         elif reason := _reason(old, unused):
-            ignored[reason].append(old)
+            why, pattern = reason
+            ignored[why][pattern if "*" in pattern else old] = None
         else:
             result.problems += unknown_key(old, value, known, aliases)
     # A switch that is on says less than a value.
@@ -63,18 +67,26 @@ def translate(
     if renamed:
         result.notices.append(f"keys under their present names: {', '.join(renamed)}")
     if ignored:
-        reasons = [f"{', '.join(sorted(keys))} ({reason})" for reason, keys in ignored.items()]
-        result.notices.append(f"keys without effect: {'; '.join(reasons)}")
+        rows = (textwrap.fill(f"{_grouped(keys)}: {why}", 110, **_ROW) for why, keys in ignored.items())
+        result.notices.append("\n".join(["keys without effect:", *sorted(rows)]))
     return result
 
 
-def _reason(old: str, unused: Mapping[str, Sequence[str]]) -> str | None:
-    """Return why a key, or what it is called now, has no effect; None: it is unknown."""
+def _reason(old: str, unused: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
+    """Return why a key, or what it is called now, has no effect, and the entry; None: it is unknown."""
     names = {old, OTHERS[old].key if old in OTHERS else old}
-    for reason, patterns in unused.items():
-        if any(fnmatch(name, pattern) for name in names for pattern in patterns):
-            return reason
-    return None
+    entries = ((why, pattern) for why, patterns in unused.items() for pattern in patterns)
+    return next((entry for entry in entries if any(fnmatch(name, entry[1]) for name in names)), None)
+
+
+def _grouped(keys: Iterable[str]) -> str:
+    """Return keys in one line, those of a section as `section.{a, b}`."""
+    sections: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(keys):
+        section, dot, name = key.rpartition(".")
+        sections[section + dot].append(name)
+    parts = (names[0] if len(names) == 1 else f"{{{', '.join(names)}}}" for names in sections.values())
+    return ", ".join(section + part for section, part in zip(sections, parts, strict=True))
 
 
 def _aliases(known: Collection[str]) -> dict[str, Alias]:
@@ -83,19 +95,43 @@ def _aliases(known: Collection[str]) -> dict[str, Alias]:
     return {old: alias for old, alias in tables if alias.key in ("", *known) and old not in known}
 
 
-def _with_suite(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys, with `env.task` as `env.suite` where it names one of LIBERO's: OpenTau takes both."""
+def _rewritten(given: Mapping[str, Any], notices: list[str]) -> dict[str, Any]:
+    """Return the keys, with those that no single key stands for in today's form; tell what is left out."""
     written = dict(given)
-    if written.get("env.task") in LIBERO_SUITES:
+    if written.get("env.task") in LIBERO_SUITES:  # OpenTau takes a suite here, too
         written.pop("env.type", None)
         written["env.suite"] = written.pop("env.task")
+    # GR00T changes colours alone.
+    if jitter := {key: written.pop(key) for key in given if key.startswith("color_jitter_params.")}:
+        colours = dict.fromkeys(("brightness", "contrast", "saturation", "hue", "rotation_degrees"), 0.0)
+        named = {key.rpartition(".")[2]: value for key, value in jitter.items()}
+        changes = {"enable": True, "crop_scale": 1.0, **colours, **named}
+        written |= {f"dataset_mixture.augmentation.{key}": value for key, value in changes.items()}
+    if any(written.get(f"{section}.use_so100_processing") for section in ("dataset", "data_processing")):
+        names = ("windowing_mode", "max_windows_per_episode", "window_stride")
+        written = {key: value for key, value in written.items() if key.rpartition(".")[2] not in names}
+        written["dataset.window_stride"] = 1
+        notices.append("use_so100_processing: a window at every step; other keys of windows say nothing then")
+    for section in ("dataset", "data_processing"):
+        if written.get(f"{section}.windowing_mode") == "last":
+            written.pop(f"{section}.max_windows_per_episode", None)
+    size = written.get("resolution")
+    if isinstance(size, list) and len(set(size)) == 1:
+        written["dataset_mixture.image_size"] = written.pop("resolution")[0]
+    datasets, weights = written.get("dataset_mixture.datasets"), written.get("dataset_mixture.weights")
+    if isinstance(datasets, list) and any(isinstance(x, Mapping) and "vqa" in x for x in datasets):
+        kept = [number for number, entry in enumerate(datasets) if "vqa" not in entry]
+        notices.append("dataset_mixture.datasets: sets with 'vqa' are left out; questions are not trained on")
+        written["dataset_mixture.datasets"] = [datasets[number] for number in kept]
+        if isinstance(weights, list) and len(weights) == len(datasets):
+            written["dataset_mixture.weights"] = [weights[number] for number in kept]
     return written
 
 
 def _meaning(old: str, value: Any, alias: Alias) -> tuple[str, Any, list[str]]:
     """Return today's key with its value, and what is wrong; no key if the old one asks for nothing."""
     if alias.is_listed and value is not None:
-        return alias.key, [value], []
+        return alias.key, [value if alias.entry is None else {alias.entry: value}], []
     if alias.values is not None and isinstance(value, Hashable) and value in alias.values:
         return alias.key, alias.values[value], []
     if alias.remedy is None:

@@ -15,16 +15,22 @@ from pi0.ript.config.schema import NO_ENVIRONMENT, ConfigError, TrainConfig
 from pi0.ript.demonstrations.experts import tasks_with_expert
 from pi0.ript.demonstrations.operators import get_operator
 from pi0.ript.environments import Environment, get_environment
+from pi0.ript.files import flatten
 from pi0.ript.loss import require_algorithm
 from pi0.ript.ranges import wrong_values
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
 from pi0.statistics_file import read_statistics_file
 from pi0.trainable import frozen_names
 
+_READ = ("policy_path", "compare", "reads", "statistics_path", "root", "repo_id")
+"""Last names of the keys of files and directories that a command reads."""
+
 
 def validate_config(config: TrainConfig) -> None:
     """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
     problems = [*_algorithm(config), *_resume(config)]
+    if config.resume is None:
+        problems += moved_aside(config, Path(config.output_dir) / config.exp_name)
     environment, shared = shared_problems(config)
     problems += shared
     if environment is not None:
@@ -39,7 +45,8 @@ def shared_problems(config: Any) -> tuple[Environment | None, list[str]]:
     These are exp_name, directories, device, distributed, logging, policy_path, policy, task and eval; and
     each value where its field says what is expected.
     """
-    problems = [*wrong_values(config), *wrong_places(config), *_distribution(config)]
+    problems = [*wrong_values(config), *wrong_places(config)]
+    problems += attempt(lambda: require_device(config.device))[1]
     problems += wrong_policy(config)
     environment, wrong = simulated(config)
     problems += wrong
@@ -68,8 +75,8 @@ def _algorithm(config: TrainConfig) -> Iterator[str]:
 def wrong_places(config: Any) -> Iterator[str]:
     """Yield what is wrong with the name of a run, and with its directories."""
     name = getattr(config, "exp_name", None)
-    if name is not None and not re.fullmatch(r"\w[\w.=,+-]*", name):
-        yield f"exp_name: expected a name for a directory (letters, digits, _ . -), found {name!r}"
+    if name is not None and not re.fullmatch(r"\w[\w.=,+-]*(/\w[\w.=,+-]*)*", name):
+        yield f"exp_name: expected a name for a directory (letters, digits, _ . - /), found {name!r}"
     for key in (key for key in ("output_dir", "warm_start_dir") if hasattr(config, key)):
         place = Path(getattr(config, key)).expanduser()
         file = next((path for path in (place, *place.parents) if path.exists() and not path.is_dir()), None)
@@ -77,16 +84,22 @@ def wrong_places(config: Any) -> Iterator[str]:
             yield f"{key}: expected a directory, found {str(file or place)!r}"
 
 
+def moved_aside(config: Any, run_dir: Path) -> Iterator[str]:
+    """Yield the settings that name something in a run's directory, which would be moved away from them."""
+    for key, value in flatten(asdict(config), into_lists=True).items():
+        if value is None or key.rpartition(".")[2] not in _READ:
+            continue
+        path = Path(value).expanduser()
+        if path.exists() and path.resolve().is_relative_to(run_dir.expanduser().resolve()):
+            yield (
+                f"{key}: {value} is in {run_dir}, which this command would move aside before it reads it; "
+                "choose another exp_name or output_dir"
+            )
+
+
 def _resume(config: TrainConfig) -> Iterator[str]:
     if config.resume not in (None, "auto") and not Path(config.resume).exists():
         yield f"resume: nothing at {config.resume!r}; expected a checkpoint's path, auto, or null"
-
-
-def _distribution(config: Any) -> Iterator[str]:
-    device, wrong = attempt(lambda: require_device(config.device))
-    yield from wrong
-    if config.distributed.backend == "nccl" and device is not None and device.type != "cuda":
-        yield f"distributed.backend: nccl needs device=cuda, found device={config.device}; use auto or gloo"
 
 
 def simulated(config: Any) -> tuple[Environment | None, list[str]]:
@@ -103,7 +116,7 @@ def simulated(config: Any) -> tuple[Environment | None, list[str]]:
 
 
 def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
-    if getattr(config.eval, "states", "heldout") != "heldout":
+    if getattr(config.eval, "split", "heldout") != "heldout":
         return
     last = config.eval.first_state + config.eval.rollouts_per_task
     available = environment.num_heldout
@@ -111,6 +124,7 @@ def _evaluation(config: Any, environment: Environment) -> Iterator[str]:
         yield (
             f"eval.rollouts_per_task: {environment.name} has {available} held-out states per task, found "
             f"first_state={config.eval.first_state} and rollouts_per_task={config.eval.rollouts_per_task}"
+            + ("; eval.states=train has as many as you like" if hasattr(config.eval, "states") else "")
         )
 
 

@@ -81,20 +81,19 @@ def normalised_dimensions(
         settings: How windows are resampled; default: not at all.
         has_actions: False for a value function.
     """
-    found = list[Dimension]()
-    normalised = [feature for feature in (STATE, ACTION) if _mode(features, feature) != "identity"]
+    dimensions = list[Dimension]()
     pairs = list(zip(sets, rows, strict=True))
     for frames, chosen in progress_bar(pairs, unit="data set", desc="normalise", leave=False, delay=5):
-        for feature in normalised if len(chosen) else ():
-            if feature == STATE:
-                values = frames.states[chosen]
-            elif has_actions:
-                relative = features.relative_actions
-                values = policy_actions(frames, chosen, relative, chunk_size, settings)
-            else:
-                continue
-            found += _dimensions(features, statistics, feature, frames.name, values)
-    return found
+        if not len(chosen):
+            continue
+        values = {STATE: frames.states[chosen]}
+        if has_actions:
+            relative = features.relative_actions
+            values[ACTION] = policy_actions(frames, chosen, relative, chunk_size, settings)
+        for feature, raw in values.items():
+            if _mode(features, feature) != "identity":
+                dimensions += _dimensions(features, statistics, feature, frames.name, raw)
+    return dimensions
 
 
 def _dimensions(

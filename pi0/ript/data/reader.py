@@ -123,9 +123,13 @@ def _columns(
 
 
 def require_names(settings: DatasetSettings, cameras: Sequence[str], name: str) -> None:
-    """Raise EpisodeDataError if the settings name columns for what a policy of these cameras lacks."""
+    """Raise EpisodeDataError if the settings name columns for what a policy of these cameras lacks.
+
+    That the set lacks it, too (null), is no contradiction.
+    """
     known = [*cameras, STATE, ACTION]
-    unknown = sorted(set(settings.data_features_name_mapping) - set(known))
+    named = {key for key, column in settings.data_features_name_mapping.items() if column is not None}
+    unknown = sorted(named - set(known))
     if unknown:
         raise EpisodeDataError(f"{name}: {_OTHER_NAMES}: expected keys from {known}, found {unknown}")
 

@@ -40,6 +40,7 @@ class DatasetSettings:
     excluded_episodes: list[int] | None = None  # numbers of episodes to leave out, also of those in episodes
     weight: float | None = None  # share of the samples, relative to the other sets; null: its frames
     advantage: Mode | None = None  # on: always positive; use: as labelled; ignore; null: what the run says
+    allow_heldout: bool = False  # take a set of rollouts from held-out states, on which success is judged
     assume_success: bool = False  # for labels: episodes without a success label count as successes
     val_split_ratio: SplitShare | None = None  # share of the episodes for validation; null: the mixture's
     # Policy's name -> column in this set, where they differ. A camera that the set lacks: null.

@@ -131,7 +131,8 @@ def _image_sizes(
     nowhere = [camera for camera, found in sizes.items() if not found]
     if nowhere:
         raise EpisodeDataError(
-            f"cameras {nowhere}: no data set has them; put them into FeatureConfig.absent_cameras"
+            f"cameras {nowhere}: no data set has them; start from a policy without them, or have pi0-train "
+            "make one (null in the data_features_name_mapping of every set)"
         )
     if image_size is not None:
         return dict.fromkeys(sizes, (image_size, image_size))

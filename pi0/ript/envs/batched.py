@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -80,9 +80,7 @@ class BatchedEnv:
         """Return a new in-process simulation of a task, for scripted experts and tests."""
         return self.suite.make(self.task(name))
 
-    def initial_states(
-        self, task: str, split: Split | Literal["validation"], indices: Iterable[int]
-    ) -> list[InitialState]:
+    def initial_states(self, task: str, split: Split, indices: Iterable[int]) -> list[InitialState]:
         """Return the states of one split with the given numbers, in order.
 
         Validation states are for choices that must be made on neither training nor held-out states; they are

@@ -14,7 +14,8 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float64
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "validation", "heldout"]
+"""Simulations know the first and the last: validation states are training states that are set apart."""
 
 UNREADABLE = (BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, ValueError, RuntimeError)
 """What reading a damaged .npz raises, depending on where the damage is."""

@@ -17,6 +17,7 @@ from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import DemonstrationPlan
 from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.envs.initial_state import Split
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.groups import InitialStateDataset, state_at, states_outside
 from pi0.ript.kept_evaluation import evaluate_once
@@ -143,7 +144,7 @@ class EvaluationRecipe:
     task: EnvironmentSettings
     pool_size: int
     """How many training states there are per task; none of them may be among the states of the evaluation."""
-    states: str = field(default="heldout", metadata={"absent": "heldout"})
+    states: Split = field(default="heldout", metadata={"absent": "heldout"})
     """heldout, or validation."""
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:

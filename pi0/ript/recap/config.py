@@ -53,6 +53,7 @@ class Demonstrations:
     root: str | None = None  # directory of a LeRobotDataset v3; null: recorded in the run
     repo_id: str | None = None  # its name on the hub, in place of root
     data_features_name_mapping: dict[str, str | None] = field(default_factory=dict)  # as in a dataset_mixture
+    allow_heldout: bool = False  # take a root with rollouts from held-out states, on which success is judged
     assume_success: bool = False  # take every episode of a data set without labels for a success
     operator: str | None = None  # who demonstrates: see pi0/ript/demonstrations/operators.py
     quality: Quality = field(default_factory=Quality)
@@ -123,7 +124,7 @@ class RecapConfig:
     algorithm: str = "recap"  # what tells this file from one of RIPT
     exp_name: str = "recap"  # the run is written to output_dir/exp_name; started again, it goes on there
     policy_path: str = "toy"  # trained here on the demonstrations; or a pi0 checkpoint
-    device: str = "cpu"  # cpu, cuda, cuda:1, ..., or auto
+    device: str = "auto"  # auto: a GPU if there is one; cpu, cuda, cuda:1, ...
     output_dir: str = "pi0/ript/output"
     seed: Whole = 0
     rounds: Count = 2  # of rollouts, value, advantages, policy

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pi0
+from pi0.ript.checkpoint.resuming import present_names
 from pi0.ript.distributed import World
 from pi0.ript.files import (
     FORMAT,
@@ -276,7 +277,7 @@ def differences(
     settings, record = made_from["settings"], {**record, "settings": {**(absent or {}), **record["settings"]}}
     if record.get("format", 0) < made_from["format"]:
         settings = {name: value for name, value in settings.items() if name in record["settings"]}
-    before, now = flatten(record["settings"]), flatten(settings)
+    before, now = present_names(flatten(record["settings"])), flatten(settings)
     lines = [
         f"{key}: made with {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

@@ -11,6 +11,7 @@ from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
 from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recording import require_training_states
 from pi0.ript.starting_policy import TOY, PolicySettings
 
 _MODEL_KEYS = ("config", "dtype", "gradient_checkpointing", "n_action_steps")
@@ -52,7 +53,11 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
     if settings.root is not None or settings.repo_id is not None:
         if settings.root is not None:
             local = DatasetSettings(repo_id=settings.repo_id, root=settings.root)
-            yield from attempt(partial(locate, local), "demonstrations.root: ")[1]
+            place, wrong = attempt(partial(locate, local), "demonstrations.root: ")
+            yield from wrong
+            if place is not None and not settings.allow_heldout:
+                check = partial(require_training_states, place.root, "demonstrations.allow_heldout=true")
+                yield from attempt(check, "demonstrations.root: ")[1]
         keys = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
         for key in [*keys, *(f"quality.{name}" for name in settings.quality.changes())]:
             yield f"demonstrations.{key}: nothing is recorded, as a data set is given; leave it out"

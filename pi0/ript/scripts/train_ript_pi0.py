@@ -23,7 +23,7 @@ from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.groups import collect_groups, heldout_states
 from pi0.ript.interruption import cleanup_on_exit, setup_signal_handlers
-from pi0.ript.loss import make_learner
+from pi0.ript.loss import adamw_settings, make_learner
 from pi0.ript.monitoring import ProfileWindow, monitor_memory, take_step
 from pi0.ript.report import write_report
 from pi0.ript.results import one_line, write_evaluation, write_results
@@ -52,7 +52,7 @@ def main(config: TrainConfig) -> None:
     }
     policy = world.first(starting_policy, config.policy_path, environment, **options)
     learner = world.wrap(make_learner(policy, algo))
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=algo.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(learner.parameters(), **adamw_settings(algo))
     states = world.first(
         LiberoInitStateDataset,
         config.task.benchmark_name,
@@ -96,7 +96,7 @@ def main(config: TrainConfig) -> None:
             peers=world,
             run=checkpoints.rollout(f"iteration-{iteration}"),
         )
-        windows = collection.windows(policy.config.chunk_size)
+        windows = collection.windows(policy.config.chunk_size, config.dataset.max_windows_per_episode)
         timer.split("collect")
         # Improve
         policy.train()

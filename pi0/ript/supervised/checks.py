@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pi0.ript.config import ConfigError
-from pi0.ript.config.validation import attempt, simulated, wrong_places, wrong_policy
+from pi0.ript.config.validation import attempt, moved_aside, simulated, wrong_places, wrong_policy
 from pi0.ript.data.settings import mixture_problems
 from pi0.ript.ranges import wrong_values
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
@@ -21,6 +21,8 @@ def check_settings(settings: SupervisedSettings) -> None:
         *_measurements(settings),
         *mixture_problems(settings.dataset_mixture),
     ]
+    if settings.overwrite and settings.exp_name:
+        problems += moved_aside(settings, Path(settings.output_dir) / settings.exp_name)
     problems += attempt(lambda: require_device(settings.device))[1]
     if problems:
         raise ConfigError(*problems)
@@ -79,7 +81,7 @@ def _value_function(settings: SupervisedSettings) -> Iterator[str]:
 def _measurements(settings: SupervisedSettings) -> Iterator[str]:
     if settings.eval.recording_root is not None:
         yield "eval.recording_root: training keeps no rollouts; record them with pi0-eval"
-    if settings.eval.states != "heldout":
+    if settings.eval.split != "heldout":
         yield "eval.states: training is judged on held-out states; found " + repr(settings.eval.states)
     if not settings.eval_freq:
         return
@@ -87,8 +89,3 @@ def _measurements(settings: SupervisedSettings) -> Iterator[str]:
         yield "eval_freq: a value function does not act; use val_freq"
     else:
         yield from simulated(settings)[1]
-
-
-def run_name(settings: SupervisedSettings) -> str:
-    """Return the name of the run's directory."""
-    return settings.exp_name or settings.policy.type

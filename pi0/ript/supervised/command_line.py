@@ -8,8 +8,8 @@ from dataclasses import replace
 from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_value_pairs
-from pi0.ript.config.loading import switches
-from pi0.ript.supervised.checks import check_settings, run_name
+from pi0.ript.config.loading import load_config, mixed_precision, parse_overrides, say_device
+from pi0.ript.supervised.checks import check_settings
 from pi0.ript.supervised.settings import SupervisedSettings
 
 _EXAMPLES = """
@@ -19,9 +19,9 @@ examples:
   pi0-train --config_path=configs/value_pretrain_config.json --exp_name=value --val_freq=500
   pi0-train --nproc-per-node 2 --config_path=configs/pi0_finetune_config.json --policy.advantage_threshold=0.1
 
-Started again with the same settings, a run goes on where it stopped. Keys are those below; OpenTau's and
-GR00T's names for them (policy.pretrained_path, env.type, eval.n_episodes, max_steps, ...) are taken with a
-notice.
+A run is a directory of outputs/train: exp_name, or its time and policy.type. The same command with --resume,
+or with the same exp_name, goes on where it stopped. Keys are those below; OpenTau's and GR00T's names for
+them (policy.pretrained_path, env.type, eval.n_episodes, max_steps, ...) are taken with a notice.
 
 exit codes: 0 done; 1 failed; 2 unusable settings or data; 128 + n stopped by signal n, with a checkpoint
 """
@@ -35,26 +35,29 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     try:
-        if options.config_path is None:
+        if options.config_path is None and not rest:
             raise ConfigError(
                 "expected a file: --config_path=configs/sft_pi0_config.json; --help has examples"
             )
-        overrides = key_value_pairs(rest, switches(SupervisedSettings))
-        settings = read_settings(options.config_path, overrides)
+        settings = read_settings(options.config_path, key_value_pairs(rest))
         settings = replace(
             settings,
             plugins=[*settings.plugins, *options.plugins],
         )
         load_plugins(settings.plugins)
+        settings.policy.dtype = mixed_precision(settings.policy.dtype)
         check_settings(settings)
+        say_device(settings.device, settings.distributed.backend)
     except ValueError as error:
         sys.stderr.write(f"{parser.prog}: error: {error}\n")
         sys.exit(2)
-    return replace(settings, exp_name=run_name(settings))
+    return settings
 
 
-def read_settings(path: str, overrides: Sequence[str] = ()) -> SupervisedSettings:
-    """Return the settings of a file, with new values for some keys; not checked further."""
+def read_settings(path: str | None, overrides: Sequence[str] = ()) -> SupervisedSettings:
+    """Return the settings of a file (None: defaults), with new values for some keys; not checked further."""
+    if path is None:
+        return load_config([("command line", parse_overrides(overrides))], SupervisedSettings)
     return load_config_from_yaml(path, overrides, schema=SupervisedSettings)
 
 
@@ -63,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="pi0-train",
         description="Train a pi0 policy or a value function on data sets: SFT, advantage-conditioned "
         "fine-tuning, value training.",
-        usage="%(prog)s --config_path=FILE [--overwrite] [--key=value ...]",
+        usage="%(prog)s --config_path=FILE [--resume] [--overwrite] [--key=value ...]",
         epilog=f"{_EXAMPLES}\nkeys, with their defaults:\n{describe_keys(SupervisedSettings)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

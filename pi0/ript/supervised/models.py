@@ -112,10 +112,10 @@ def policy_to_train(
         chunk_size = settings.chunk_size or checkpoint.config.chunk_size
         if settings.n_action_steps is None:
             changes["n_action_steps"] = min(checkpoint.config.n_action_steps, chunk_size)
+        replaced["features"] = _without_absent_cameras(data, checkpoint.features)
         if settings.statistics == "data" and not settings.statistics_path:
-            features = _with_widths_of(data, checkpoint.features)
-            statistics = data.statistics(features.relative_actions, chunk_size)
-            replaced = {"features": features, "statistics": statistics}
+            replaced["features"] = features = _with_widths_of(data, replaced["features"])
+            replaced["statistics"] = data.statistics(features.relative_actions, chunk_size)
     if takes_indicator:
         changes["indicator"] = settings.indicator or ("embedding" if mode == "none" else mode)
     toy = partial(data.toy_policy, config.seed)
@@ -144,18 +144,23 @@ def value_to_train(config: SupervisedSettings, data: DataSummary, device: str) -
     return value.to(device)
 
 
+def _without_absent_cameras(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
+    """Return a checkpoint's conventions, in which a camera is absent that all sets say they lack."""
+    mappings = [dataset.data_features_name_mapping for dataset in data.mixture.datasets]
+    lacking = {key for key in features.image_keys if all(m.get(key, key) is None for m in mappings)}
+    absent = lacking | set(features.absent_cameras)
+    return replace(features, absent_cameras=tuple(key for key in features.image_keys if key in absent))
+
+
 def _with_widths_of(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
-    """Return a checkpoint's conventions with the data's widths, and without cameras that no set has."""
+    """Return a checkpoint's conventions with the data's widths."""
     frames = data.sets[0]
     state, action = frames.states.shape[1], frames.actions.shape[1]
-    mappings = [dataset.data_features_name_mapping for dataset in data.mixture.datasets]
-    absent = [key for key in features.image_keys if all(m.get(key, key) is None for m in mappings)]
     return replace(
         features,
         state_dim=state,
         action_dim=action,
         relative_actions=features.relative_actions[: min(state, action)],
-        absent_cameras=tuple(absent) or features.absent_cameras,
     )
 
 

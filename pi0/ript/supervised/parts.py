@@ -1,12 +1,14 @@
 """What a training is made of: the objective with its model, and the data."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pi0.ript.config import ConfigError
 from pi0.ript.data.settings import MixtureSettings
 from pi0.ript.data.training_data import TrainingData, make_training_data
 from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.recording import require_training_states
 from pi0.ript.supervised.models import DataSummary, fit_statistics, policy_to_train, value_to_train
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.window_labels import PolicyLabels, advantage_modes, policy_labels, window_returns
@@ -29,6 +31,11 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     mixture = settings.dataset_mixture if settings.val_freq else _without_split(settings.dataset_mixture)
     policy, device = settings.policy, world.device(settings.device)
     summary = DataSummary(mixture)
+    for number, (dataset, frames) in enumerate(zip(mixture.datasets, summary.sets, strict=True)):
+        if not dataset.allow_heldout:
+            require_training_states(
+                Path(frames.name), f"dataset_mixture.datasets[{number}].allow_heldout=true"
+            )
     size = samples_per_step(settings, world) // (world.size * settings.gradient_accumulation_steps)
     if policy.type == "value":
         value = value_to_train(settings, summary, device)

@@ -1,15 +1,18 @@
 """The directory of a supervised run (requirement 002): settings, processor, W&B's id, the final model.
 
-<output_dir>/<exp_name>/
+<output_dir>/<exp_name>/                   exp_name: <time>_<type> where the settings name none
   experiment_cfg/config.yaml, conf.yaml    all settings; the same with GR00T's names for some
   processor/statistics.json, processor_config.json
   wandb_config.json, metrics.jsonl, train_rank0.log, profiling/
   checkpoint-{step}/, checkpoint-{step}-best-{metric}_{value}/
+  checkpoints/{step}                       a link to each checkpoint-{step}: requirement 004's name
   config.json, model.safetensors, ...      the final model
 """
 
 import shutil
+import time
 from dataclasses import asdict
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from omegaconf import OmegaConf
 
 from pi0 import PI0Policy
 from pi0.pretrained import WEIGHTS
+from pi0.ript.checkpoint.files import published
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.config import ConfigError, save_config
 from pi0.ript.config.loading import present_settings
@@ -39,7 +43,7 @@ DESCRIPTIONS = ("experiment_cfg", "processor", "wandb_config.json", REWARD_FILE)
 
 _WANDB_FILE = "wandb_config.json"
 ADVICE = Advice(
-    resume="start the same command again",
+    resume="start the same command again with --resume",
     anew="choose another exp_name for a new run, or begin this one again with --overwrite",
     weights="those that policy_path or policy.reads names",
 )
@@ -52,11 +56,11 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
 
     Raises:
         RunInUseError: A live process has the directory.
-        ConfigError: It holds something else than a run.
+        ConfigError: It holds something else than a run, or there is none to go on with.
         ChangedSettingsError: The run there was made with settings that have another result.
         SnapshotError: None of its checkpoints is valid.
     """
-    path = Path(config.output_dir).expanduser() / str(config.exp_name)
+    path = _place(config)
     is_run = (path / "experiment_cfg/config.yaml").exists()
     is_empty = not path.exists() or all(file.name == ".lock" for file in path.iterdir())
     if not is_empty and not is_run and not config.overwrite:
@@ -70,6 +74,33 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
     return path, find_same_run(
         path, config, advice=ADVICE, read=partial(present_settings, schema=type(config))
     )
+
+
+def _place(config: SupervisedSettings) -> Path:
+    """Return the directory of a run: as it is named, the newest of its type, or a new one."""
+    parent, kind = Path(config.output_dir).expanduser(), config.policy.type
+    if config.exp_name is not None:
+        return parent / config.exp_name
+    if not config.resume:
+        while (path := parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{kind}").exists():
+            time.sleep(0.1)
+        return path
+    runs = sorted(file.parents[1] for file in parent.glob(f"*_{kind}/experiment_cfg/config.yaml"))
+    if not runs:
+        raise ConfigError(f"resume: expected a run TIME_{kind} in {parent}, found none; leave --resume out")
+    return runs[-1]
+
+
+def link_checkpoints(run_dir: Path) -> None:
+    """Make checkpoints/{step} a link to each checkpoint-{step}, and to nothing else."""
+    links = run_dir / "checkpoints"
+    links.mkdir(exist_ok=True)
+    there = {path.name.removeprefix("checkpoint-"): path.name for path in published(run_dir)}
+    for link in set(links.iterdir()) - {links / step for step in there}:
+        link.unlink()
+    for step, name in there.items():
+        if not (links / step).is_symlink():
+            (links / step).symlink_to(Path("..") / name)
 
 
 def write_settings(run_dir: Path, config: SupervisedSettings, world_size: int) -> None:

@@ -120,7 +120,8 @@ class SupervisedSettings:
     seed: Whole = 0
     device: str = field(default="auto", metadata=ROUNDING)  # cpu, cuda, cuda:1, ..., or auto
     output_dir: str = field(default="outputs/train", metadata=SAME)
-    exp_name: str | None = field(default=None, metadata=SAME)  # directory in output_dir; null: policy.type
+    exp_name: str | None = field(default=None, metadata=SAME)  # directory in output_dir; null: TIME_TYPE
+    resume: bool = field(default=False, metadata=SAME)  # without exp_name: go on with the newest of the type
     overwrite: bool = field(default=False, metadata=SAME)  # begin again; the earlier run is moved aside
     max_nonfinite_steps: Count = field(default=3, metadata=SAME)  # in a row, skipped, before the run stops
     profile_steps: Whole = field(default=0, metadata=SAME)  # optimizer steps that torch.profiler records

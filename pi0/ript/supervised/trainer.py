@@ -1,6 +1,7 @@
 """Supervised training: optimizer steps, validation, evaluation, checkpoints, the final model."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from pi0.ript.report import write_report
 from pi0.ript.results import new_run_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
-from pi0.ript.supervised.run_layout import ADVICE, open_run, publish_model, write_processor, write_settings
+from pi0.ript.supervised.run_layout import (
+    ADVICE,
+    link_checkpoints,
+    open_run,
+    publish_model,
+    write_processor,
+    write_settings,
+)
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.supervised.simulation import RepeatedEvaluation, require_evaluable
 from pi0.ript.supervised.training_state import ModelFiles, data_hashes
@@ -42,8 +50,10 @@ class Training:
         """
         self.world = world or setup_distributed(settings.device, **asdict(settings.distributed))
         self.batch_size = samples_per_step(settings, self.world)
-        self.settings = settings = replace(settings, batch_size=self.batch_size)
+        settings = replace(settings, batch_size=self.batch_size)
         self.run_dir, checkpoint = self.world.on_main(open_run, settings)
+        name = str(self.run_dir.relative_to(Path(settings.output_dir).expanduser()))
+        self.settings = settings = replace(settings, exp_name=name)
         self.parts = self.world.first(make_parts, settings, self.world)
         model, data = self.parts.objective.model, self.parts.data
         limit_threads(model)
@@ -78,6 +88,7 @@ class Training:
             states={"data": self.parts.data.train},
             data=data_hashes(self.parts),
             extra=self.files,
+            after_write=partial(link_checkpoints, self.run_dir),
         )
         return Steps(
             settings.steps,

@@ -1,6 +1,6 @@
 """The snapshots of one supervised training: when they are due, what is in them, and the way back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -60,6 +60,8 @@ class Snapshots:
     data: Mapping[str, str] = field(default_factory=dict)
     """Hashes of what is learned from, by name."""
     extra: ExtraFiles | None = None
+    after_write: Callable[[], object] | None = None
+    """Called on rank 0 when a snapshot is in its place and old ones are gone."""
 
     def __post_init__(self) -> None:
         """Start the clock; describe the weights that are not trained, which takes a second at real size."""
@@ -113,6 +115,8 @@ class Snapshots:
                 remedy=self.advice.resume,
                 keep_last=self.keep_last,
             )
+            if self.after_write is not None and self.peers.rank == 0:
+                self.after_write()
             self._last_step = step
             self._clock.restart()
         return path

@@ -129,7 +129,8 @@ class Steps:
             self._leave(code)
 
     def _leave(self, code: int) -> None:
-        self._world.print(f"{self.name}: stopped after step {self.step}; the same command goes on from there")
+        remedy = "" if self._snapshots is None else f"; to go on from there, {self._snapshots.advice.resume}"
+        self._world.print(f"{self.name}: stopped after step {self.step}{remedy}")
         raise StoppedError(code)
 
     def _give_up(self) -> str:
@@ -137,5 +138,5 @@ class Steps:
         self.step, self.nonfinite = self.step + 1, self.nonfinite + 1
         return (
             f"The weights before them are kept ({self.save()}). Look at the data of these steps, or lower "
-            "the learning rate; the same command tries the step after them"
+            "the learning rate; continued, the run tries the step after them"
         )
