@@ -1,6 +1,6 @@
 """Cells of a comparison: one small JSON file for what a method had made after a round, found by its name.
 
-A cell is a function of settings and seeds, but for `measured`: CPU seconds and the commit.
+A cell is a function of settings and seeds, but for `measured`: CPU seconds, and which code it was.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pi0.ript.evaluate import EpisodeResult, Evaluation
-from pi0.ript.files import flatten, plain, write_json, write_text
+from pi0.ript.files import flatten, library_hash, plain, write_json, write_text
 from pi0.ript.recap import RecapConfig
 
 SETTINGS = "settings.json"
@@ -69,7 +69,7 @@ class Cells:
             if before == plain({**asdict(cell), **content}):
                 return
             print(f"{cell.file}: differs from what was there (another machine or version); written anew")
-        values = {**asdict(cell), **content, "measured": {"cpu_s": dict(cpu_s), "commit": _commit()}}
+        values = {**asdict(cell), **content, "measured": {"cpu_s": dict(cpu_s), **_code()}}
         # A line for each key: the lists of episodes stay on theirs.
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()]
         write_text(self.directory / cell.file, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -153,7 +153,11 @@ def chosen(validation: Mapping[tuple[int, float], int], guidance: float) -> tupl
     return max(validation, key=lambda at: (validation[at], at[0], at[1] == guidance, -at[1]))
 
 
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+def _code() -> dict[str, str]:
+    """Return the commit of the code, and the hash of the library's source, which may be newer."""
+    root = Path(__file__).parent.parent
+    code = ["pi0", "train_ript_pi0_final.py", ":(glob)benchmarks/*.py"]
+    command = ["git", "-C", str(root), "log", "-1", "--format=%H", "--", *code]
     git = subprocess.run(command, capture_output=True, text=True, check=False)
-    return git.stdout.strip() if git.returncode == 0 else None
+    commit = {"commit": git.stdout.strip()[:12]} if git.returncode == 0 else {}
+    return {**commit, "source": library_hash()}

@@ -81,6 +81,16 @@ def read_outcomes(directory: Path, methods: Sequence[str] = ()) -> list[Outcome]
     return sorted(outcomes, key=place)
 
 
+def unfinished_methods(directory: Path) -> list[str]:
+    """Return a line for each method of a seed and run that has rounds, but nothing chosen in the end."""
+    begun: dict[str, int] = {}
+    for file in directory.glob("seed*-round*.json"):
+        name = file.name.rpartition("-")[0]
+        if not (directory / f"{name}-chosen.json").exists():
+            begun[name] = begun.get(name, 0) + 1
+    return [f"Not in the tables: {name}, which has {count} rounds." for name, count in sorted(begun.items())]
+
+
 def write_results(directory: Path, methods: Sequence[str]) -> str:
     """Write tables (table.md), all figures (summary.json) and success.png; return the tables.
 
@@ -88,9 +98,9 @@ def write_results(directory: Path, methods: Sequence[str]) -> str:
         directory: Of the cells of a task.
         methods: The first is compared with each other one that has finished cells.
     """
-    outcomes = read_outcomes(directory, methods)
+    outcomes, unfinished = read_outcomes(directory, methods), unfinished_methods(directory)
     if not outcomes:
-        return f"{directory}: no method is finished on any seed"
+        return "\n".join([f"{directory}: no method is finished on any seed", *unfinished])
     first = methods[0]
     pairs = [
         _pair(outcome, rival, which)
@@ -107,6 +117,7 @@ def write_results(directory: Path, methods: Sequence[str]) -> str:
             *([_pairs_table(pairs), _summary_table(summary)] if pairs else []),
             *([_noise_table(outcomes)] if any(outcome.cell.run for outcome in outcomes) else []),
             _LEGEND,
+            *unfinished,
         ]
     )
     rows = [

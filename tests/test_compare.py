@@ -169,6 +169,25 @@ def test_cells_of_another_start_or_of_other_settings_are_refused(tmp_path):
         cells.require_settings(RecapConfig(rounds=3), {"guidances": [1.0]})
 
 
+def test_a_cell_is_committed_as_it_ends_and_nothing_else_with_it(tmp_path):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for key in ("name", "email"):
+        subprocess.run([*git, "config", f"user.{key}", "a"], check=True)
+    (tmp_path / "other").write_text("staged by somebody")
+    subprocess.run([*git, "add", "other"], check=True)
+    cells = Cells(tmp_path / "demo", commits=True)
+    for _ in range(2):  # the second time there is nothing new
+        cells.write(Cell(0, 1, "recap", 2), {"policy": "abc"}, {"policy": 1.0})
+    log = subprocess.run(
+        [*git, "log", "--format=%s", "--name-only"], capture_output=True, text=True, check=True
+    )
+    assert log.stdout.split("\n\n") == [
+        "Result: demo, seed0-run1-recap-round2",
+        "demo/seed0-run1-recap-round2.json\n",
+    ]
+
+
 def test_rollouts_that_are_no_multiple_of_a_group_are_refused():
     config = RecapConfig()
     assert groups_in(config) == 32
@@ -199,4 +218,7 @@ def test_the_table_has_paired_differences_and_their_mean_and_range_over_seeds(tm
     assert (pair["of"], pair["won"], pair["lost"]) == ("last", 20, 0)
     assert pair["p"] == pytest.approx(2 / 2**20)
     assert pair["interval"][0] > 20
+    cells.write(Cell(1, 0, "awr", 1), {"policy": "p"}, {})
+    text = write_results(cells.directory, ["recap", "sft"])
+    assert text.endswith("Not in the tables: seed1-run0-awr, which has 1 rounds.")
     assert (cells.directory / "success.png").stat().st_size > 10_000
