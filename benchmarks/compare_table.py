@@ -114,6 +114,7 @@ def write_results(directory: Path, methods: Sequence[str]) -> str:
     text = "\n\n".join(
         [
             _results_table(outcomes),
+            *([_tasks_table(outcomes)] if len(outcomes[0].evaluation(LAST).by_task()) > 1 else []),
             *([_pairs_table(pairs), _summary_table(summary)] if pairs else []),
             *([_noise_table(outcomes)] if any(outcome.cell.run for outcome in outcomes) else []),
             _LEGEND,
@@ -159,6 +160,16 @@ def _results_table(outcomes: Sequence[Outcome]) -> str:
             )
         )
     return _markdown(header, rows)
+
+
+def _tasks_table(outcomes: Sequence[Outcome]) -> str:
+    """Return the success of each task, where there are several."""
+    rows = [
+        (o.cell.seed, o.cell.run, o.cell.method, task, last, o.evaluation(CHOSEN).by_task()[task])
+        for o in outcomes
+        for task, last in o.evaluation(LAST).by_task().items()
+    ]
+    return _markdown(("seed", "run", "method", "task", "last round", "chosen"), rows)
 
 
 def _pair(outcome: Outcome, rival: Outcome, which: str) -> dict[str, Any]:

@@ -169,6 +169,20 @@ def test_cells_of_another_start_or_of_other_settings_are_refused(tmp_path):
         cells.require_settings(RecapConfig(rounds=3), {"guidances": [1.0]})
 
 
+def test_of_several_tasks_each_is_in_the_table(tmp_path):
+    cells = Cells(tmp_path / "demo")
+    episodes = tuple(EpisodeResult(task, task, task == "a", 9) for task in ("a", "b"))
+    content = {"evaluation": to_plain(Evaluation(0, episodes), {"a": 10.0, "b": 10.0}), "policy": "p"}
+    made = {"rollouts": {"made": 8, "learned_from": 6, "success": 0.5}, "updates": 3}
+    cells.write(Cell(0), content, {})
+    cells.write(Cell(0, 0, "recap", 1), {**content, **made}, {})
+    choice = {"chosen_round": 1, "guidance": 3.0, "validation_episodes": 4}
+    cells.write(Cell(0, 0, "recap"), {**content, **choice}, {})
+    text = write_results(cells.directory, ["recap"])
+    assert "| 0 | 0 | recap | a | 1/1 100.0% [20.7, 100.0] | 1/1" in text
+    assert "| 0 | 0 | recap | b | 0/1 0.0% [0.0, 79.3] | 0/1" in text
+
+
 def test_a_cell_is_committed_as_it_ends_and_nothing_else_with_it(tmp_path):
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "--quiet"], check=True)
