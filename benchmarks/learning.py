@@ -3,9 +3,11 @@
     python benchmarks/learning.py --rung 8 --seeds 3
     python benchmarks/learning.py --recap --seeds 3
     python benchmarks/learning.py --recap --config configs/demo_three_tasks.yaml --seeds 1
+    python benchmarks/learning.py --compare recap,ript,filtered,awr,sft --task demo --seeds 3 --runs 2
 
 Each seed has its own demonstrations, warm start (nothing is cached, so that the time includes both) and
-rollouts. The held-out states are not those on which any setting was chosen.
+rollouts. The held-out states are not those on which any setting was chosen. `--compare` has
+several methods start from one SFT policy and keeps what is finished: see compare.py.
 """
 
 import argparse
@@ -19,6 +21,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # --compare trains with the `fit` of the final script
+
+from compare import add_arguments, compare_methods  # noqa: E402
+
 SCRIPTS = {8: "8_train_with_epochs.py"}
 FIRST_EVAL_STATE = 1000  # settings were chosen on states 0 to 399
 
@@ -120,7 +126,11 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs/demo.yaml", help="of RECAP")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--json", type=Path, help="also write all results there")
+    add_arguments(parser)
     options, rest = parser.parse_known_args()
+    if options.compare:
+        compare_methods(options, rest)
+        return
     with tempfile.TemporaryDirectory() as directory:
         place, seeds = Path(directory), range(options.seeds)
         if options.recap:

@@ -91,7 +91,8 @@ class RolloutsRecipe:
 
     def _record(self, directory: Path, policy: Artefact, workshop: Workshop) -> None:
         env, world, guidance = workshop.simulators(self.task), workshop.world, self.rollouts.guidance
-        states = [s for s in self._states(env) for _ in range(self.rollouts.per_state)]
+        states = round_states(env, self.rollouts.pool_size, self.rollouts.num_states, self.round, self.seed)
+        states = [state for state in states for _ in range(self.rollouts.per_state)]
         sequence = np.random.SeedSequence((self.seed, _NOISE_STREAM, self.round))
         seeds = [int(x) for x in sequence.generate_state(len(states))]
         origin = {"policy": policy.hash, "guidance": guidance, "round": self.round}
@@ -101,11 +102,12 @@ class RolloutsRecipe:
         record_rollouts(env, guided, states, seeds, store, world)
         world.on_main(writer.finalize)
 
-    def _states(self, env: BatchedEnv) -> list[InitialState]:
-        pool = InitialStateDataset(env, self.rollouts.pool_size)
-        key = int(np.random.SeedSequence((self.seed, _STATE_STREAM)).generate_state(1)[0])
-        places = range((self.round - 1) * self.rollouts.num_states, self.round * self.rollouts.num_states)
-        return [pool[state_at(place, len(pool), key)] for place in places]
+
+def round_states(env: BatchedEnv, pool_size: int, count: int, number: int, seed: int) -> list[InitialState]:
+    """Return the training states of a round, so many of a pool of some per task; no other round has them."""
+    pool = InitialStateDataset(env, pool_size)
+    key = int(np.random.SeedSequence((seed, _STATE_STREAM)).generate_state(1)[0])
+    return [pool[state_at(place, len(pool), key)] for place in range((number - 1) * count, number * count)]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def choose(run: Run, policy: Artefact, best: Artefact, improved: Artefact) -> tu
     """
     if not run.config.validation.rollouts_per_task:
         return improved, improved
-    new, before, most = (_validate(run, each) for each in (improved, policy, best))
+    new, before, most = (judge_on_validation(run, each) for each in (improved, policy, best))
     change = compare(before, new)
     is_worse = run.config.validation.discard_worse and change.interval[1] < 0
     is_best = new.num_successes >= most.num_successes
@@ -40,8 +40,8 @@ def choose(run: Run, policy: Artefact, best: Artefact, improved: Artefact) -> tu
     return (policy if is_worse else improved), (improved if is_best else best)
 
 
-def _validate(run: Run, policy: Artefact) -> Evaluation:
-    """Return how the policy does on validation states."""
+def judge_on_validation(run: Run, policy: Artefact) -> Evaluation:
+    """Return how the policy does on validation states, with the guidance of the evaluation."""
     settings = replace(run.config.eval, rollouts_per_task=run.config.validation.rollouts_per_task)
     settings = replace(settings, first_state=0, n_video=0)
     return _evaluate(run, policy, Kind.VALIDATION, settings)
