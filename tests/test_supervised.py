@@ -382,9 +382,9 @@ def test_rollouts_from_held_out_states_are_not_trained_on_unasked(root, tmp_path
     file = recorded / "meta/collection.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "origin": {"states_of": "heldout"}}))
     config = settings(str(recorded), tmp_path / "out", steps=1)
-    with pytest.raises(EpisodeDataError, match=r"recorded: .* held-out states.*datasets\[0\].allow_held"):
+    with pytest.raises(EpisodeDataError, match=r"recorded: .* held-out states.*dataset_mixture.allow_held"):
         run(config)
-    config.dataset_mixture.datasets[0].allow_heldout = True
+    config.dataset_mixture.allow_heldout = True
     run(config)
 
 

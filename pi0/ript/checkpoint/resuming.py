@@ -27,6 +27,13 @@ RENAMED = {"policy.norm_stats_path": "policy.statistics_path"}
 _PACKAGES = ("torch", "lerobot", "mujoco", "metaworld", "hf-libero", "robosuite")
 
 
+_ADDED = {
+    **{"algo.beta1": 0.9, "algo.beta2": 0.95, "algo.weight_decay": 1e-4},
+    "dataset.max_windows_per_episode": None,
+}
+"""Settings that version 0.1.0 did not have, with what it did: at these its episodes keep their place."""
+
+
 class ChangedSettingsError(ValueError):
     """A run cannot be continued with settings that change its result."""
 
@@ -95,9 +102,9 @@ def settings_hash(config: Any) -> str:
     """Return a hash of the settings that have an influence on episodes; `config` is a dataclass."""
     marks, values = dict(_marks(config)), flatten(plain(config), into_lists=True)
     first_names = {now: then for then, now in RENAMED.items()}  # or the hash would change with a name
-    return hash_values(
-        {first_names.get(key, key): value for key, value in values.items() if _mark(marks, key) is None}
-    )
+    added = {key for key, default in _ADDED.items() if values.get(key, default) == default}
+    counted = {key: value for key, value in values.items() if _mark(marks, key) is None and key not in added}
+    return hash_values({first_names.get(key, key): value for key, value in counted.items()})
 
 
 def present_names(settings: Mapping[str, Any]) -> dict[str, Any]:

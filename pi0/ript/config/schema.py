@@ -139,9 +139,7 @@ class EvalSettings(Eval):
     rollouts_per_task: Count = 16  # held-out states, an episode from each; LIBERO has 50
     cfg_guidance_scale: NotNegative = 1.0  # towards a positive advantage; 1: given, 0: withheld
     n_video: Whole = field(default=1, metadata=SAME)  # episodes per task in the video
-    states: StatesOf | None = (
-        None  # heldout, validation or train; null: train where pi0-eval records, else heldout
-    )
+    states: StatesOf | None = None  # heldout, validation or train; null: train if recording, else heldout
     recording_root: str | None = None  # pi0-eval: keep the rollouts here as a LeRobotDataset v3 with labels
 
     @property

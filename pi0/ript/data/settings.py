@@ -40,7 +40,6 @@ class DatasetSettings:
     excluded_episodes: list[int] | None = None  # numbers of episodes to leave out, also of those in episodes
     weight: float | None = None  # share of the samples, relative to the other sets; null: its frames
     advantage: Mode | None = None  # on: always positive; use: as labelled; ignore; null: what the run says
-    allow_heldout: bool = False  # take a set of rollouts from held-out states, on which success is judged
     assume_success: bool = False  # for labels: episodes without a success label count as successes
     val_split_ratio: SplitShare | None = None  # share of the episodes for validation; null: the mixture's
     # Policy's name -> column in this set, where they differ. A camera that the set lacks: null.
@@ -74,6 +73,7 @@ class MixtureSettings:
     vector_resample_strategy: Resampling = "nearest"  # of actions: nearest or linear
     # In OpenTau's files, and without effect here: a sample begins at a stored frame, so its images are exact.
     image_resample_strategy: Resampling = "nearest"
+    allow_heldout: bool = field(default=False, metadata=SAME)  # take rollouts from held-out states, too
     val_split_ratio: SplitShare = 0.05  # share of each set's episodes; 0: no validation
     val_split_seed: Whole = 0  # apart from the run's seed, so that runs share their validation episodes
     image_size: Count | None = None  # letterbox images to this square when read; null: as stored

@@ -31,11 +31,8 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     mixture = settings.dataset_mixture if settings.val_freq else _without_split(settings.dataset_mixture)
     policy, device = settings.policy, world.device(settings.device)
     summary = DataSummary(mixture)
-    for number, (dataset, frames) in enumerate(zip(mixture.datasets, summary.sets, strict=True)):
-        if not dataset.allow_heldout:
-            require_training_states(
-                Path(frames.name), f"dataset_mixture.datasets[{number}].allow_heldout=true"
-            )
+    for frames in [] if mixture.allow_heldout else summary.sets:
+        require_training_states(Path(frames.name), "dataset_mixture.allow_heldout=true")
     size = samples_per_step(settings, world) // (world.size * settings.gradient_accumulation_steps)
     if policy.type == "value":
         value = value_to_train(settings, summary, device)
