@@ -79,9 +79,15 @@ def test_workers_go_on_when_their_group_is_signalled_and_end_with_their_parent()
         env._workers = []
 
 
+def _ignores(pid: int, number: int) -> bool:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigIgn"], 16) >> (number - 1) & 1)
+
+
 def test_a_worker_is_deaf_from_its_first_moment():
     env = BatchedEnv(CountingSuite(), num_slots=1, num_workers=1)
-    time.sleep(0.2)  # the interpreter is up, its imports take longer
+    while not _ignores(env._workers[0].process.pid, signal.SIGTERM):  # the interpreter is not up yet
+        time.sleep(0.01)
     os.kill(env._workers[0].process.pid, signal.SIGTERM)
     worker = env._workers[0].process.pid
     env.initial_states("up", "train", [0])

@@ -7,6 +7,7 @@ import torch
 from conftest import metaworld_policy
 
 from pi0 import PI0Policy
+from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.settings import MixtureSettings
 from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
@@ -28,7 +29,7 @@ def recap_value(policy: Path, form: str) -> ValueFunction:
     """Return the value function as a recipe of RECAP makes it."""
     model, reading = ValueModel(form=form, width=16), Reading(None, False, {})
     recipe = ValueRecipe(model, ValueTraining(), RewardConfig(), {}, 0, 0, reading)
-    workshop = Workshop(World(), "cpu", policy.parent, fit, SnapshotPlan())
+    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan())
     return recipe._value({"sft": Artefact(StageName(Kind.POLICY), policy, "")}, workshop)
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from test_checkpoint import tiny_policy
 from test_episodes import make_episode, publish
-from test_recap_training import EPSILON, REWARD, chains, labelled
+from test_recap_training import REWARD, chains, labelled
 
 from pi0.ript import interruption
 from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError, snapshot
@@ -52,7 +52,7 @@ def recap(place: Path, change: Callable[[Any], object] = lambda _: None, **setti
     change(policy)
     plan = SnapshotPlan(place, settings.pop("save_minutes", RecapConfig().save_minutes))
     training = PolicyTraining(**{"steps": NUM_STEPS, "batch_size": 8, **settings})
-    parts = policy_objective(policy, sources, advantages, EPSILON, training)
+    parts = policy_objective(policy, sources, advantages, [a > 0 for a in advantages], training)
     return fit(*parts, training, (4,), plan, World())
 
 

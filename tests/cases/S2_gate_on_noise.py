@@ -10,15 +10,15 @@ import numpy as np
 from harness import check, end  # first: it makes the tests importable
 
 from conftest import TASKS, toy_policy  # isort: skip
+from pi0.ript.data.frame_set import FrameSet
+from pi0.ript.data.records import Episode, EpisodeLabels
 from pi0.ript.distributed import World
-from pi0.ript.episodes import Episode, EpisodeLabels
 from pi0.ript.labels.calibration import Calibration, calibration, heldout_calibration, heldout_episodes
 from pi0.ript.labels.returns import Outcome, RewardConfig, returns
 from pi0.ript.labels.sources import Source
 from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
-from pi0.ript.recap.keeping import Keeping
 from pi0.ript.recap.objectives import value_objective
-from pi0.ript.recording import episode_set
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.training.settings import ValueTraining
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config
@@ -48,10 +48,10 @@ def fitted_to_noise(seed: int) -> Calibration:
     policy = toy_policy(indicator="embedding")
     value = ValueFunction(expert_value_config(policy, 16), policy, seed=seed)
     settings = ValueTraining(steps=500, batch_size=8, micro_batch_size=8)
-    sources = [Source(f"r{seed}", episode_set(made, fps=20))]
+    sources = [Source(f"r{seed}", FrameSet.in_memory(made, fps=20))]
     heldout = [heldout_episodes(source, settings.validation_fraction, (seed,)) for source in sources]
     with contextlib.redirect_stderr(io.StringIO()):
-        fit(*value_objective(value, sources, REWARD, heldout), settings, (seed,), Keeping(), World())
+        fit(*value_objective(value, sources, REWARD, heldout), settings, (seed,), SnapshotPlan(), World())
     return heldout_calibration(value, sources, REWARD, heldout)
 
 

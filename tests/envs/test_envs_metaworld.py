@@ -138,7 +138,7 @@ def test_splits_are_disjoint(env):
         require_disjoint(train, heldout)
         assert len(set(train + heldout)) == 10
     with pytest.raises(ValueError, match="index must be in"):
-        env.initial_states("drawer-open-v3", "train", [1_000_000])
+        env.initial_states("drawer-open-v3", "heldout", [1_000_000])
 
 
 def test_image_is_upright_and_shows_object_and_hand(env, states):

@@ -148,11 +148,13 @@ class Stages:
             "inputs": {role: {"stage": str(a.stage), "hash": a.hash} for role, a in inputs.items()},
             "format": FORMAT,
         }
-        self.names.append(str(name))
+        is_repeated = str(name) in self.names
+        self.names += [] if is_repeated else [str(name)]
         absent = _absent(recipe)
         finished = self.world.on_main(self._finished, name, made_from, absent)
         if finished is not None:
-            self.world.print(f"{name}: up to date, skipped")
+            if not is_repeated:
+                self.world.print(f"{name}: up to date, skipped")
             return finished
         work = self.world.on_main(self._begin, name, made_from, absent)
         start = time.monotonic()
