@@ -345,7 +345,7 @@ def test_changed_settings_are_listed_unless_they_change_nothing(capsys):
         "algo.lr: 0.001 -> 0.002",
         "training.num_train_steps: 4 -> 3",
     ]
-    assert "device: 'cpu' -> 'cuda'" in capsys.readouterr().out
+    assert "device: 'auto' -> 'cuda'" in capsys.readouterr().out
     more = replace(
         begun, training=TrainingSettings(num_train_steps=9, save_freq=2), logging=Logging(use_wandb=True)
     )
