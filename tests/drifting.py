@@ -120,6 +120,12 @@ def install() -> None:
     environments.ENVIRONMENTS.setdefault("drifting", Environment("drifting", None, num_workers=0))
 
 
+def uninstall() -> None:
+    """Make the suite unknown again: other tests look at what comes with the package."""
+    registry._SUITES.pop("drifting")
+    environments.ENVIRONMENTS.pop("drifting")
+
+
 def outcome(directory: Path) -> dict:
     """What a finished run has to show, without times."""
     import json

@@ -26,6 +26,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "write_report", lambda _: None)  # plots take longer than these runs
         yield directory
+    drifting.uninstall()
 
 
 @pytest.fixture(scope="module")
