@@ -122,8 +122,8 @@ def install() -> None:
 
 def uninstall() -> None:
     """Make the suite unknown again: other tests look at what comes with the package."""
-    registry._SUITES.pop("drifting")
-    environments.ENVIRONMENTS.pop("drifting")
+    registry._SUITES.pop("drifting", None)
+    environments.ENVIRONMENTS.pop("drifting", None)
 
 
 def outcome(directory: Path) -> dict:

@@ -58,13 +58,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def once():
-    """Signal handlers are put back, and nobody has asked to stop."""
+    """Signal handlers are put back, nobody has asked to stop, and no suite of a test is known."""
 
     before = {number: signal.getsignal(number) for number in interruption._SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
     interruption._request.code = 0
+    drifting.uninstall()
 
 
 def settings(root: str, output: Path, type: str = "pi0", **changes) -> SupervisedSettings:  # noqa: A002
