@@ -63,13 +63,9 @@ def _headlined(run: RecapRun) -> dict[str, Evaluation]:
 
 def _choice(run: RecapRun) -> str:
     """Return which policy was published, and why."""
-    figures = {
-        name.split("/")[0].removesuffix("-validation").replace("sft", "SFT").replace("-", " "): stage[
-            "figures"
-        ]
-        for name, stage in run.stages.items()
-        if name.endswith("validation")
-    }
+    stages = {name: f"{name.replace(' ', '-')}/validation" for name in run.evaluations}
+    stages |= {"SFT": "sft-validation"}
+    figures = {name: run.stages[stage]["figures"] for name, stage in stages.items() if stage in run.stages}
     counts = [f"{name} {f['num_successes']}/{f['num_episodes']}" for name, f in figures.items()]
     if not counts:
         return ""
