@@ -22,6 +22,7 @@ from pi0.ript.demonstrations.operators import OPERATORS, Demonstrator, Operator,
 from pi0.ript.demonstrations.recorder import Recorder, attempt_seed, demonstrate, initial_state_index
 from pi0.ript.demonstrations.worker import WorkerFailedError, WorkerPool
 from pi0.ript.envs import InitialStateError, make_suite, process
+from pi0.ript.envs.batched import VALIDATION_FIRST
 
 STEPS = 4000
 
@@ -84,6 +85,7 @@ def test_a_sloppy_operator_is_misled_for_whole_episodes_in_its_share_of_them():
 
 def test_states_and_seeds_of_a_data_set_are_distinct():
     assert len({initial_state_index(3, attempt) for attempt in range(5000)}) == 5000
+    assert max(initial_state_index(49, attempt) for attempt in range(20_000)) < VALIDATION_FIRST
     tasks = make_suite("metaworld").tasks()[:3]
     seeds = {attempt_seed(s, t, a) for s in range(5) for t in tasks for a in range(100)}
     assert len(seeds) == 5 * 3 * 100

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Requirement 001: its acceptance commands, word for word, rung by rung.
 # The text of the document begins below the line. Substitutions:
-#   /zhaohan/ZJH/openpi_pytorch   this repository
+#   cd (to the project)           left out: the commands run in this repository
 #   [script_name], [script]       every rung that the template is for, in turn
 #   train_pi0_cfg_rl.yaml         as it is, with a toy, two tiny LIBERO tasks' worth of work and no GPU
 #   Ctrl+C                        SIGINT after a while
 # Added on the command line: fewer groups, states and steps, so that each run takes a minute.
 set -eu -o pipefail
-REPOSITORY=$(builtin cd "$(dirname "$0")/../.." && pwd)
+REPOSITORY=$(cd "$(dirname "$0")/../.." && pwd)
 PYTHON=${PYTHON:-python}
 OUTPUT=${OUTPUT:-$PWD/output}
-builtin cd "$REPOSITORY"
+cd "$REPOSITORY"
 export OMP_NUM_THREADS=1 PYTHONPATH=$REPOSITORY
 small="task.max_episode_length=20 task.num_workers=0 task.num_parallel_envs=4 task.warm_start.episodes=2
     task.warm_start.steps=5 task.warm_start.num_workers=0 algo.rloo_batch_size=2 algo.data_batch_size=2
@@ -25,7 +25,6 @@ substitutes() {
 }
 python() { "$PYTHON" "$@" $(substitutes "$@"); }
 torchrun() { "$PYTHON" -m torch.distributed.run --standalone "$@" $(substitutes "$@"); }
-cd() { test "$1" = /zhaohan/ZJH/openpi_pytorch; }
 timeout() { shift; "$@"; }
 # ------------------------------------------------------------------------------------------------------------
 # 1.3
@@ -45,7 +44,6 @@ CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=2 13_train_production_ready.p
 python train_ript_pi0_final.py --config_path pi0/ript/config/train_pi0_cfg_rl.yaml
 python pi0/ript/scripts/train_ript_pi0.py --config_path pi0/ript/config/train_pi0_cfg_rl.yaml
 # Test case template
-cd /zhaohan/ZJH/openpi_pytorch
 for script_name in 9_train_with_config 13_train_production_ready train_ript_pi0_final; do
     python "$script_name".py --config_path pi0/ript/config/minimal_test.yaml
 done

@@ -84,9 +84,14 @@ class KeptImages:
 class Recent[K: Hashable, V]:
     """The values that were used last, in this process: open files do not survive a fork, nor do decoders."""
 
-    def __init__(self, limit: float, size: Callable[[V], float] = lambda _: 1.0) -> None:
-        """Keep values of up to `limit` in all, one at least."""
-        self._limit, self._size = limit, size
+    def __init__(
+        self,
+        limit: float,
+        size: Callable[[V], float] = lambda _: 1.0,
+        close: Callable[[V], object] = lambda _: None,
+    ) -> None:
+        """Keep values of up to `limit` in all, one at least; what is not kept any more is closed."""
+        self._limit, self._size, self._close = limit, size, close
         self._values: OrderedDict[K, V] = OrderedDict()
         self._total = 0.0
         self._process = os.getpid()
@@ -105,7 +110,9 @@ class Recent[K: Hashable, V]:
         value = self._values[key] = make()
         self._total += self._size(value)
         while self._total > self._limit and len(self._values) > 1:
-            self._total -= self._size(self._values.popitem(last=False)[1])
+            oldest = self._values.popitem(last=False)[1]
+            self._total -= self._size(oldest)
+            self._close(oldest)
         return value
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -134,7 +135,8 @@ def _headers(intervals: Mapping[Path, Sequence[Interval]], fps: float) -> dict[P
         if not path.is_file():
             return "no file"
         try:
-            return Video(path, fps).header(max(part.end for part in intervals[path]))
+            with closing(Video(path, fps)) as video:
+                return video.header(max(part.end for part in intervals[path]))
         except VIDEO_ERRORS as error:
             return reason_of(error)
 
@@ -212,7 +214,8 @@ def _told(root: Path, column: str) -> dict[int, Float64[np.ndarray, " 3"]]:
 
 def _distance(part: Interval, colour: Float64[np.ndarray, " 3"], fps: float) -> float:
     """Return how far the mean colour of the pictures in an interval is from another."""
-    video, count = Video(part.path, fps), min(_FRAMES, part.end - part.first)
+    count = min(_FRAMES, part.end - part.first)
     frames = np.linspace(part.first, part.end - 1, count).round().astype(int).tolist()
-    mean = np.mean([video.image(frame).mean((0, 1)) for frame in frames], axis=0) / 255.0
+    with closing(Video(part.path, fps)) as video:
+        mean = np.mean([video.image(frame).mean((0, 1)) for frame in frames], axis=0) / 255.0
     return float(np.abs(mean - colour).sum())

@@ -26,7 +26,9 @@ from pi0.ript.data.tables import FETCH_AGAIN, UNREADABLE, Fault, FrameTable, rea
 from pi0.ript.data.video import Video
 
 type Rows = int | slice | Sequence[int] | np.ndarray
-_OPEN_VIDEOS = Recent[tuple[Path, float], Video](100.0)  # of this process, whatever set they are of
+_OPEN_VIDEOS = Recent[tuple[Path, float], Video](
+    100.0, close=Video.close
+)  # of this process, whatever set they are of
 _ENCODED_BYTES = 2.0**25  # of one camera's images that a process holds as they are in the file
 
 

@@ -88,6 +88,11 @@ class Video:
             f"{self._path}: frame {number}: expected an image, found {reason}; {FETCH_AGAIN}"
         )
 
+    def close(self) -> None:
+        """Free the decoder and its pictures at once; else they stay until the garbage is collected."""
+        self._frames = iter(())
+        self._container.close()
+
     @property
     def _tick(self) -> float:
         """Return the seconds between two time stamps of the file."""

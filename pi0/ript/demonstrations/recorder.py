@@ -19,6 +19,7 @@ from pi0.ript.envs import (
     Task,
     make_suite,
 )
+from pi0.ript.envs.batched import VALIDATION_FIRST
 
 HELDOUT_CHECKED = 50
 """Held-out states per task that a demonstration is compared with by hash."""
@@ -163,8 +164,8 @@ def demonstrate(
 
 
 def initial_state_index(seed: int, attempt: int) -> int:
-    """Return which training state an attempt starts from; no state twice within a data set."""
-    return (seed * 10_007 + attempt) % _ATTEMPTS_PER_TASK
+    """Return which training state an attempt starts from: none twice in a data set, none of validation."""
+    return (seed * 10_007 + attempt) % VALIDATION_FIRST
 
 
 def attempt_seed(seed: int, task: Task, attempt: int) -> int:
