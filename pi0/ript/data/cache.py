@@ -87,10 +87,16 @@ class Recent[K: Hashable, V]:
     def __init__(
         self,
         limit: float,
-        size: Callable[[V], float] = lambda _: 1.0,
-        close: Callable[[V], object] = lambda _: None,
+        size: Callable[[V], float] | None = None,
+        close: Callable[[V], object] | None = None,
     ) -> None:
-        """Keep values of up to `limit` in all, one at least; what is not kept any more is closed."""
+        """Keep values of up to `limit` in all, one at least; what is not kept any more is closed.
+
+        Args:
+            limit: In the unit of `size`.
+            size: Of a value; without it each counts one.
+            close: Called with a value that is not kept any more.
+        """
         self._limit, self._size, self._close = limit, size, close
         self._values: OrderedDict[K, V] = OrderedDict()
         self._total = 0.0
@@ -100,20 +106,23 @@ class Recent[K: Hashable, V]:
     def get(self, key: K, make: Callable[[], V]) -> V:
         """Return the value of a key, made now if it is not kept."""
         if self._process != os.getpid():
-            self._inherited.append(
-                self._values
-            )  # not closed: that would wait for threads of the other process
+            # Not closed: that would wait for threads of the other process.
+            self._inherited.append(self._values)
             self._values, self._total, self._process = OrderedDict(), 0.0, os.getpid()
         if key in self._values:
             self._values.move_to_end(key)
             return self._values[key]
         value = self._values[key] = make()
-        self._total += self._size(value)
+        self._total += self._size_of(value)
         while self._total > self._limit and len(self._values) > 1:
             oldest = self._values.popitem(last=False)[1]
-            self._total -= self._size(oldest)
-            self._close(oldest)
+            self._total -= self._size_of(oldest)
+            if self._close is not None:
+                self._close(oldest)
         return value
+
+    def _size_of(self, value: V) -> float:
+        return 1.0 if self._size is None else self._size(value)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs: nothing that is open."""
