@@ -156,6 +156,10 @@ class Logging:
     wandb_project: str = "ript-pi0"
     wandb_entity: str | None = None
     wandb_mode: WandbMode = "offline"  # online, offline or disabled
+    # A command of yours, run without a shell when the run stalls, fails or finishes; PI0_EVENT, PI0_RUN and
+    # PI0_REASON in its environment say what happened.
+    on_event: str | None = None
+    stalled_after_s: Positive = 1800.0  # without progress
 
 
 @dataclass
