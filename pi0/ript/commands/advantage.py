@@ -59,7 +59,7 @@ def label_datasets(
         directory: A value function, with the reward that it was trained on (reward.json).
         policy: The policy whose prefix it reads, in its expert form.
         datasets: LeRobotDatasets v3 with success labels, or of successes alone.
-        settings: Share of the ranked frames above epsilon, among which, and one epsilon for all or one per task.
+        settings: Share of ranked frames above epsilon, which are ranked, and whether each task has its own.
         device: Where it is computed.
         batch_size: Frames per forward pass.
     """

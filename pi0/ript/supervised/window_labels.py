@@ -69,7 +69,7 @@ def policy_labels(
     """Return the labels of every frame.
 
     Where the advantage counts, a frame is positive if a person corrected there, or its advantage is above the
-    threshold and, if that was ranked among successes, its episode succeeded. Weights are those of the advantage.
+    threshold and, if that was ranked among successes, its episode succeeded. Weights follow the advantage.
 
     Raises:
         EpisodeDataError: Advantages or a threshold are missing.
