@@ -18,7 +18,13 @@ from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.files import path_argument
-from pi0.ript.labels.advantages import ADVANTAGES_PATH, read_advantages, read_lineage
+from pi0.ript.labels.advantages import (
+    ADVANTAGES_PATH,
+    from_json,
+    positive_frames,
+    read_advantages,
+    read_lineage,
+)
 from pi0.ript.labels.frames import (
     FRAMES_FILE,
     THRESHOLDS_FILE,
@@ -143,11 +149,14 @@ def _labels(options: argparse.Namespace, frames: FrameSet) -> Labels | None:
         return Labels(replace(labelled, tasks=tasks), epsilon)
     if not (Path(frames.name) / ADVANTAGES_PATH).exists():
         return None
-    advantages = read_advantages(frames.name, frames)
-    epsilon = read_lineage(frames.name).get("epsilon", {})
-    if not isinstance(epsilon, Mapping):
-        epsilon = dict.fromkeys(tasks, float(epsilon))
-    return Labels(LabelledFrames(advantages, frames.lengths, tasks=tasks), dict(epsilon))
+    advantages, lineage = read_advantages(frames.name, frames), read_lineage(frames.name)
+    epsilon = lineage.get("epsilon", {})
+    epsilon = from_json(epsilon) if isinstance(epsilon, Mapping) else dict.fromkeys(tasks, float(epsilon))
+    positive = None
+    if epsilon:
+        only_successes = lineage.get("ranked") == "successes"
+        positive = positive_frames(frames, advantages, tasks, epsilon, only_successes=only_successes)
+    return Labels(LabelledFrames(advantages, frames.lengths, tasks=tasks, labels=positive), epsilon)
 
 
 def _frames_file(path: Path) -> Path:

@@ -21,8 +21,8 @@ from pi0.ript.labels.advantages import (
     Scope,
     compute_advantages,
     coverage,
-    is_positive,
     percentiles,
+    positive_frames,
     thresholds,
     to_json,
     write_advantages,
@@ -63,15 +63,14 @@ class FrameLabels:
 
     def positive(self) -> list[Bool[np.ndarray, " _"]]:
         """Return which frames of each source the policy will be told are positive."""
+        only_successes = self.settings.ranked == "successes"
         return [
-            source.frames.is_corrected
-            | (
-                is_positive(advantages, source.frame_tasks(), self.epsilon)
-                & _may_be_positive(source, self.settings)
+            positive_frames(
+                x.frames, advantages, x.frame_tasks(), self.epsilon, only_successes=only_successes
             )
-            if source.advantage == "use"
-            else np.full(source.num_frames, source.advantage == "on")
-            for source, advantages in zip(self.sources, self.advantages, strict=True)
+            if x.advantage == "use"
+            else np.full(x.num_frames, x.advantage == "on")
+            for x, advantages in zip(self.sources, self.advantages, strict=True)
         ]
 
     def figures(self) -> dict[str, Any]:
@@ -119,12 +118,8 @@ def _is_ranked(source: Source, settings: Advantage) -> Bool[np.ndarray, " n"]:
     is_own = ~source.frames.is_corrected
     if settings.ranked == "all":
         return is_own
-    return is_own & (source.role is not Role.DEMONSTRATIONS) & _may_be_positive(source, settings)
-
-
-def _may_be_positive(source: Source, settings: Advantage) -> Bool[np.ndarray, " n"]:
-    """Return which frames of a source are positive if their advantage is above the threshold."""
-    return source.is_success() if settings.ranked == "successes" else np.ones(source.num_frames, bool)
+    is_ranked = is_own & (source.role is not Role.DEMONSTRATIONS)
+    return is_ranked & source.is_success() if settings.ranked == "successes" else is_ranked
 
 
 def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: str) -> None:

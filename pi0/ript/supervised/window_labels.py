@@ -19,7 +19,7 @@ from pi0.ript.labels.advantages import (
     MissingAdvantage,
     fill_missing,
     from_json,
-    is_positive,
+    positive_frames,
     read_advantages,
     read_lineage,
 )
@@ -88,10 +88,11 @@ def policy_labels(
             of_frames = fill_missing(stored, choice, frames.name, used)
         positive = np.ones(source.num_frames, bool)
         if mode == "use":
-            positive = is_positive(of_frames, source.frame_tasks(), _thresholds(frames, source, policy))
-            if read_lineage(frames.name).get("ranked") == "successes":
-                positive &= source.is_success() | np.isposinf(of_frames)
-            positive |= frames.is_corrected
+            epsilon = _thresholds(frames, source, policy)
+            only_successes = read_lineage(frames.name).get("ranked") == "successes"
+            positive = positive_frames(
+                frames, of_frames, source.frame_tasks(), epsilon, only_successes=only_successes
+            )
         parts.append(indicators(source, positive))
         advantages.append(of_frames)
     weight = None
