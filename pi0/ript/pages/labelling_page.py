@@ -48,7 +48,7 @@ def write_labelling_page(path: Path, name: str, frames: FrameSet, shown: Sequenc
             {
                 "number": number,
                 "steps": len(episode),
-                "task": labels.task_id or labels.instruction,
+                "task": labels.instruction,
                 "success": labels.success,
                 "video": quote(video.relative_to(path.parent).as_posix()),
             }
@@ -70,7 +70,7 @@ def beside_each_other(images: Images) -> UInt8[np.ndarray, "t h w 3"]:
     return np.concatenate([np.stack(frames) for frames in scaled], axis=2)
 
 
-def _even(length: float) -> int:
+def _even(length: float | int) -> int:
     """Return the nearest even number above 0, which video needs."""
     return max(2, round(length / 2) * 2)
 
