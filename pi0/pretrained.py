@@ -99,7 +99,18 @@ def load(
     initialize(policy.model, seed, only=new)
     _load_own(policy.model, own, directory / OWN_WEIGHTS)
     policy.source = directory / WEIGHTS
+    _allow_tf32(policy.config, torch.device(device))
     return policy.to(device).eval()
+
+
+def _allow_tf32(config: Pi0Config, device: torch.device) -> None:
+    """On a GPU compute float32 products in TF32 beside bfloat16 ones; for the whole process, as torch has it.
+
+    The image encoder is float32 in every mode. TF32 keeps what its exactness needs, 10 bits of mantissa, at
+    about six times the rate. A float32 policy changes nothing.
+    """
+    if device.type == "cuda" and config.dtype == "bfloat16":
+        torch.set_float32_matmul_precision("high")
 
 
 def require_loadable(path: str | Path) -> tuple[Checkpoint, int]:
