@@ -18,7 +18,7 @@ from pi0.ript.data.tables import UNREADABLE, reason_of
 
 CSV_COLUMNS = ("episode_index", "success")
 _WORDS = {"0": False, "false": False, "1": True, "true": True}
-_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,
