@@ -1,4 +1,7 @@
-"""`pi0-advantage`: the advantage of every frame of some data sets, and the threshold for policy training."""
+"""`pi0-advantage`: the advantage of every frame of some data sets, and the threshold for policy training.
+
+Frames in which a person corrected the policy (column intervention) are positive, and not ranked.
+"""
 
 import argparse
 import json
@@ -56,7 +59,7 @@ def label_datasets(
         directory: A value function, with the reward that it was trained on (reward.json).
         policy: The policy whose prefix it reads, in its expert form.
         datasets: LeRobotDatasets v3 with success labels, or of successes alone.
-        settings: Share of all frames above epsilon, and whether there is one epsilon for all or one per task.
+        settings: Share of ranked frames above epsilon, which are ranked, and whether each task has its own.
         device: Where it is computed.
         batch_size: Frames per forward pass.
     """
@@ -126,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.value,
             options.policy,
             datasets,
-            Advantage(options.positive_fraction, options.scope, ranked="all"),
+            Advantage(options.positive_fraction, options.scope, options.ranked),
             device=options.device,
             batch_size=options.batch_size,
         )
@@ -149,8 +152,10 @@ def _parser() -> argparse.ArgumentParser:
         type=path_argument,
         help="JSON file with 'datasets', besides directories",
     )
-    add("--positive-fraction", type=float, default=0.3, help="share of all frames above epsilon (0.3)")
+    add("--positive-fraction", type=float, default=0.3, help="share of ranked frames above epsilon (0.3)")
     add("--scope", choices=("global", "per_task"), default="global", help="one epsilon, or one per task")
+    ranked = "successes: find epsilon among their frames, and frames of failures are never positive"
+    add("--ranked", choices=("all", "successes"), default="all", help=ranked)
     add("--device", default="auto", help="cpu, cuda, ..., or auto")
     plugins = "import a package that adds configurations; may be repeated"
     add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)

@@ -12,12 +12,20 @@ _OPTIONS = {
 """What a message says of a setting -> what the option is called."""
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --columns and --assume-success."""
+def add_reading_arguments(parser: argparse.ArgumentParser, *, with_success: bool = True) -> None:
+    """Add --columns and, unless labels are what the command makes, --assume-success."""
     add = parser.add_argument
-    columns = "what the set calls observation.state, action and cameras, where it is something else"
+    columns = (
+        "what the set calls observation.state, action, cameras and intervention, where it is something else"
+    )
     add("--columns", nargs="+", default=[], metavar="KEY=NAME", help=columns)
-    add("--assume-success", action="store_true", help="unlabelled episodes are successes (curated data only)")
+    parser.set_defaults(assume_success=False)
+    if with_success:
+        add(
+            "--assume-success",
+            action="store_true",
+            help="unlabelled episodes are successes (curated data only)",
+        )
 
 
 def dataset_settings(name: str, options: argparse.Namespace) -> DatasetSettings:

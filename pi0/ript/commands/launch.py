@@ -39,6 +39,7 @@ COMMANDS = {
     "recap": Command("train_ript_pi0_final", is_parallel=True),
     "eval": Command("pi0.ript.commands.evaluate", is_parallel=True),
     "doctor": Command("pi0.ript.commands.doctor", is_parallel=False),
+    "label": Command("pi0.ript.commands.label", is_parallel=False),
     "advantage": Command("pi0.ript.commands.advantage", is_parallel=False),
     "dataset-viz": Command("pi0.ript.commands.dataset_viz", is_parallel=False),
     "export": Command("pi0.ript.commands.export", is_parallel=False),

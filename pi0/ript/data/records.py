@@ -16,6 +16,8 @@ from jaxtyping import Float32, UInt8
 
 COLLECTION_PATH = Path("meta/collection.json")
 IMAGE_PREFIX = "observation.images."
+INTERVENTION = "intervention"
+"""Column of the frames in which a person acted in place of the policy, to correct it."""
 type Images = Mapping[str, UInt8[np.ndarray, "t h w 3"]]
 
 
