@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pi0 import lerobot_format, openpi_format
 from pi0.config import Pi0Config
+from pi0.errors import UnusableError
 from pi0.features import FeatureConfig
 from pi0.model import Pi0Model
 from pi0.normalize import Statistics
@@ -184,7 +185,7 @@ def resolve(path: str | Path) -> Path:
         try:
             directory = Path(snapshot_download(str(path), allow_patterns=_FILES))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise ValueError(
+            raise UnusableError(
                 f"checkpoint {str(path)!r} is neither a directory nor a hub repository that could be "
                 f"downloaded "
                 f"({type(error).__name__}: {error})"
@@ -214,7 +215,7 @@ def describe(
     values = lerobot_format.without_nulls(read_json(directory / "config.json"))
     is_openpi = "action_horizon" in values and not (directory / OWN_CONFIG).exists()
     if extra_delta_transform is not None and (features is not None or not is_openpi):
-        raise ValueError(
+        raise UnusableError(
             "extra_delta_transform: only openpi checkpoints without features take it; this checkpoint or "
             "your "
             "FeatureConfig.relative_actions says it already"
