@@ -16,6 +16,7 @@ from pi0.ript.commands.dataset_arguments import (
     dataset_settings,
     in_words_of_options,
 )
+from pi0.ript.commands.policy_argument import add_embodiment
 from pi0.ript.config import ConfigError
 from pi0.ript.config.loading import say_device
 from pi0.ript.config.yaml_files import include
@@ -47,6 +48,7 @@ def label_datasets(
     datasets: Sequence[DatasetSettings],
     settings: Advantage,
     *,
+    embodiment: str | None = None,
     device: str = "cpu",
     batch_size: int = 256,
 ) -> FrameLabels:
@@ -57,6 +59,7 @@ def label_datasets(
         policy: The policy whose prefix it reads, in its expert form.
         datasets: LeRobotDatasets v3 with success labels, or of successes alone.
         settings: Share of all frames above epsilon, and whether there is one epsilon for all or one per task.
+        embodiment: The robot that the policy acts as, if it knows several.
         device: Where it is computed.
         batch_size: Frames per forward pass.
     """
@@ -67,7 +70,7 @@ def label_datasets(
     for frames in sets:
         frames.successes()  # an error comes before anything long
     reward = _reward(directory).resolve(max(int(frames.lengths.max()) for frames in sets))
-    reads = PI0Policy.from_pretrained(policy, device=where) if policy else None
+    reads = PI0Policy.from_pretrained(policy, embodiment=embodiment, device=where) if policy else None
     value = ValueFunction.from_pretrained(directory, reads).to(where)
     values = [predict(value, frames, batch_size=batch_size) for frames in sets]
     labels = label_frames(sources, values, reward, settings)
@@ -120,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             datasets.append(replace(dataset_settings("", options), **described))
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
+        if options.embodiment is not None and options.policy is None:
+            raise ConfigError("--embodiment: is of the policy that a value function reads; name it: --policy")
         load_plugins(options.plugins)
         say_device(options.device)
         labels = label_datasets(
@@ -127,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.policy,
             datasets,
             Advantage(options.positive_fraction, options.scope, ranked="all"),
+            embodiment=options.embodiment,
             device=options.device,
             batch_size=options.batch_size,
         )
@@ -144,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     add("datasets", nargs="*", help="LeRobotDatasets v3 with success labels: directories, or hub names")
     add("--value", "--config_path", type=path_argument, required=True, help="directory of the value function")
     add("--policy", type=path_argument, help="directory of the policy whose prefix it reads")
+    add_embodiment(parser)
     add(
         "--dataset_mixture",
         type=path_argument,

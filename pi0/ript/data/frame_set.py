@@ -52,6 +52,8 @@ class FrameSet:
     """By camera, as a batch names it: arrays (n, h, w, 3), or what is indexed like them and decodes."""
     selected: Bool[np.ndarray, " e"]
     """Which episodes were asked for; only these are known to be without fault."""
+    dimension_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the set calls the numbers of a state and of an action, where it says so."""
     collection: Mapping[str, Any] = field(default_factory=dict)
     """How the set was made, and its `content_hash`; empty for one made elsewhere."""
 
