@@ -259,10 +259,9 @@ def describe(
         require_chosen(list(read.embodiments), chosen)
     if chosen is None:
         return replace(read, **replaced)
-    robot = read.embodiments[chosen]
-    read = replace(read, embodiment=chosen, **{**vars(robot), **replaced})
-    own = Embodiment(read.features, read.statistics)
-    return replace(read, embodiments={**read.embodiments, chosen: own})
+    read = replace(read, embodiment=chosen, **{**vars(read.embodiments[chosen]), **replaced})
+    robot = Embodiment(read.features, read.statistics)
+    return replace(read, embodiments={**read.embodiments, chosen: robot})
 
 
 def _own_config(own: Mapping[str, Any], directory: Path) -> Pi0Config:

@@ -34,9 +34,7 @@ class PolicySettings:
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
     # in place of the checkpoint's statistics: a file of pi0-stats, or openpi's norm_stats.json
     statistics_path: str | None = None
-    embodiment: str | None = (
-        None  # tag of the robot that acts, of those that the policy knows; null: the only one
-    )
+    embodiment: str | None = None  # tag of the robot that acts, if the policy knows several
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of the policy's own configuration that are to be others."""

@@ -107,7 +107,7 @@ class DataSummary:
             parts = zip(self.robots.items(), numbers, strict=True)
             policy.use_embodiments(
                 {
-                    tag: Embodiment(fitted(part, policy.features), with_floors(own))
+                    tag: Embodiment(as_in_data(part, policy.features), with_floors(own))
                     for (tag, part), own in parts
                 }
             )
@@ -122,7 +122,7 @@ def without_absent_cameras(data: DataSummary, features: FeatureConfig) -> Featur
     return replace(features, absent_cameras=tuple(key for key in features.image_keys if key in absent))
 
 
-def fitted(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
+def as_in_data(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
     """Return a policy's conventions with the data's widths, and without cameras that all sets lack."""
     frames = data.sets[0]
     state, action = frames.states.shape[1], frames.actions.shape[1]

@@ -16,7 +16,7 @@ from pi0.ript.config import ConfigError
 from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
 from pi0.ript.data.training_data import TrainingData
 from pi0.ript.starting_policy import TOY, make_policy
-from pi0.ript.supervised.data_summary import DataSummary, fitted, without_absent_cameras
+from pi0.ript.supervised.data_summary import DataSummary, as_in_data, without_absent_cameras
 from pi0.ript.supervised.embodiments import (
     Tag,
     change_robot,
@@ -87,7 +87,7 @@ def _robots(data: DataSummary, checkpoint: Checkpoint, chunk_size: int | None) -
         if chunk_size is None:
             robots[tag] = replace(robot, features=without_absent_cameras(part, robot.features))
         else:
-            features = fitted(part, robot.features)
+            features = as_in_data(part, robot.features)
             robots[tag] = Embodiment(features, part.statistics(features.relative_actions, chunk_size))
     return robots
 
@@ -173,27 +173,28 @@ def fit_statistics(model: Model, settings: SupervisedSettings, data: TrainingDat
     Raises:
         ConfigError: Values lie where no model can learn from them; a line for each dimension.
     """
-    is_policy, notes, wrong = isinstance(model, PI0Policy), list[str](), list[str]()
+    policy = model if isinstance(model, PI0Policy) else None
+    notes, wrong = list[str](), list[str]()
     for tag, numbers in sets_by_robot(settings.dataset_mixture).items():
         robot = Embodiment(model.features, model.statistics)
-        if is_policy and tag is not None:
-            robot = model.embodiments.known()[tag]
+        if policy is not None and tag is not None:
+            robot = policy.embodiments.known()[tag]
         dimensions = normalised_dimensions(
             robot.features,
             robot.statistics,
             [data.sets[number] for number in numbers],
             [data.training_rows[number] for number in numbers],
-            chunk_size=model.config.chunk_size if is_policy else 1,
+            chunk_size=1 if policy is None else policy.config.chunk_size,
             settings=settings.dataset_mixture,
-            has_actions=is_policy,
+            has_actions=policy is not None,
         )
         doubtful = [] if settings.policy_path == TOY else doubts(dimensions, robot.features, robot.statistics)
         notes += [f"statistics: {line}" for line in doubtful]  # a toy's are the data's, with a least std
         outside = faults(dimensions, robot.features, robot.statistics)
-        if outside and is_policy and settings.policy.outside_statistics == "widen":
+        if outside and policy is not None and settings.policy.outside_statistics == "widen":
             wide, changes = widened(robot.statistics, robot.features, dimensions)
             notes += changes
-            change_robot(model, tag, replace(robot, statistics=wide))
+            change_robot(policy, tag, replace(robot, statistics=wide))
         else:
             wrong += outside
     if not wrong:
@@ -202,7 +203,7 @@ def fit_statistics(model: Model, settings: SupervisedSettings, data: TrainingDat
         "are they of another robot, of absolute actions for relative ones, or does a dimension hardly move? "
         "Take the data's own (policy.statistics=data), a file's (policy.statistics_path), or widen them "
         "(policy.outside_statistics=widen)"
-        if is_policy
+        if policy is not None
         else "they are those of its checkpoint or of the policy that it reads; train on data like theirs"
     )
     raise ConfigError(*wrong[:-1], f"{wrong[-1]}; {remedy}")
