@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from test_episodes import make_episode, publish
 
 from pi0 import Indicator, PI0Policy, registry
+from pi0.embodiment import Embodiment
 from pi0.ript import interruption
 from pi0.ript.checkpoint import ChangedSettingsError, snapshot
 from pi0.ript.checkpoint.files import published
@@ -662,7 +663,8 @@ def test_statistics_of_a_file_are_taken_and_refused_or_widened_where_they_do_not
 def test_a_value_function_does_not_learn_from_states_that_its_policy_blows_up(root, whole, tmp_path):
     policy = PI0Policy.from_pretrained(whole)
     other = policy.statistics["observation.state"]
-    policy.use_statistics({**policy.statistics, "observation.state": {**other, "std": other["std"] / 1000}})
+    narrow = {**policy.statistics, "observation.state": {**other, "std": other["std"] / 1000}}
+    policy.use_embodiments({None: Embodiment(policy.features, narrow)})
     policy.save_pretrained(tmp_path / "policy")
     config = settings(root, tmp_path, "value", policy={"reads": str(tmp_path / "policy"), "width": 16})
     with pytest.raises(ConfigError, match=r"observation.state\[0\]: expected(.|\n)*policy that it reads"):

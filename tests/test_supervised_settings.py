@@ -319,7 +319,8 @@ def test_groots_command_is_taken_as_it_is(tmp_path, capsys):
     assert made.dataset_mixture.augmentation == AugmentationSettings(
         *(True, 1.0, 0.0), brightness=0.3, contrast=0.4, saturation=0.5, hue=0.08
     )
-    assert "{embodiment_tag, modality_config_path}: a data set says what" in capsys.readouterr().out
+    assert made.policy.embodiment == "NEW_EMBODIMENT"
+    assert "modality_config_path: a data set says what" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         parse_settings(words.replace("--num-gpus 1", "--num-gpus 2").split())
     assert "num_gpus: found 2; each GPU has a process: pi0-train --nproc-p" in capsys.readouterr().err

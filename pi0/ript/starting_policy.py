@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from pi0 import FeatureConfig, PI0Policy
+from pi0.config import Pi0Config
+from pi0.embodiment import require_chosen
 from pi0.errors import UnusableError
-from pi0.pretrained import WEIGHTS
+from pi0.pretrained import WEIGHTS, Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
@@ -33,6 +35,7 @@ class PolicySettings:
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
     # in place of the checkpoint's statistics: a file of pi0-stats, or openpi's norm_stats.json
     statistics_path: str | None = None
+    embodiment: str | None = None  # tag of the robot that acts, if the policy knows several
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of the policy's own configuration that are to be others."""
@@ -86,7 +89,8 @@ def make_policy(
         seed: The seed of the weights that a checkpoint lacks.
         device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         changes: More fields of its configuration, such as how the advantage enters.
-        replaced: `features` and `statistics` in place of a checkpoint's, as in `pi0.pretrained.load`.
+        replaced: `features`, `statistics` and `embodiment` in place of a checkpoint's or of the settings', as
+            in `pi0.pretrained.load`.
 
     Raises:
         ValueError: The device is missing, or nothing is at the path, with the remedy.
@@ -108,7 +112,7 @@ def make_policy(
             extra_delta_transform=None if replaced.get("features") else settings.extra_delta_transform,
             device=place,
             seed=seed,
-            **replaced,
+            **{"embodiment": settings.embodiment, **replaced},
         )
         if file is not None:
             file.require_relative_actions(policy.features.relative_actions)
@@ -169,6 +173,17 @@ def require_policy_path(path: str, field: str = "policy_path") -> None:
             raise UnusableError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
     elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
         raise UnusableError(f"{field}: nothing at {path!r}; {remedy}")
+
+
+def require_robot(path: str | Path, embodiment: str | None, config: Pi0Config | None = None) -> Checkpoint:
+    """Return what a checkpoint says of the robot that its policy is to act as; no weights are read.
+
+    Raises:
+        EmbodimentError: It does not know the robot, or knows several and none is chosen.
+    """
+    described = describe(resolve(path), config, None, None, None, embodiment)
+    require_chosen(list(described.embodiments), described.embodiment)
+    return described
 
 
 def require_device(name: str) -> torch.device:

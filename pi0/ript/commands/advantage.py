@@ -19,6 +19,7 @@ from pi0.ript.commands.dataset_arguments import (
     in_words_of_options,
     with_options,
 )
+from pi0.ript.commands.policy_argument import add_embodiment
 from pi0.ript.config import ConfigError
 from pi0.ript.config.loading import load_config, say_device
 from pi0.ript.config.yaml_files import read_yaml
@@ -50,6 +51,7 @@ def label_datasets(
     datasets: Sequence[DatasetSettings],
     settings: Advantage,
     *,
+    embodiment: str | None = None,
     device: str = "cpu",
     batch_size: int = 256,
 ) -> FrameLabels:
@@ -60,6 +62,7 @@ def label_datasets(
         policy: The policy whose prefix it reads, in its expert form.
         datasets: LeRobotDatasets v3 with success labels, or of successes alone.
         settings: Share of ranked frames above epsilon, which are ranked, and whether each task has its own.
+        embodiment: The robot that the policy acts as, if it knows several.
         device: Where it is computed.
         batch_size: Frames per forward pass.
     """
@@ -70,7 +73,7 @@ def label_datasets(
     for frames in sets:
         frames.successes()  # an error comes before anything long
     reward = _reward(directory).resolve(max(int(frames.lengths.max()) for frames in sets))
-    reads = PI0Policy.from_pretrained(policy, device=where) if policy else None
+    reads = PI0Policy.from_pretrained(policy, embodiment=embodiment, device=where) if policy else None
     value = ValueFunction.from_pretrained(directory, reads).to(where)
     values = [predict(value, frames, batch_size=batch_size) for frames in sets]
     labels = label_frames(sources, values, reward, settings)
@@ -125,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             datasets += [with_options(dataset, options) for dataset in read_mixture(options.dataset_mixture)]
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
+        if options.embodiment is not None and options.policy is None:
+            raise ConfigError("--embodiment: is of the policy that a value function reads; name it: --policy")
         load_plugins(options.plugins)
         say_device(options.device)
         labels = label_datasets(
@@ -132,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.policy,
             datasets,
             Advantage(options.positive_fraction, options.scope, options.ranked),
+            embodiment=options.embodiment,
             device=options.device,
             batch_size=options.batch_size,
         )
@@ -149,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     add("datasets", nargs="*", help="LeRobotDatasets v3 with success labels: directories, or hub names")
     add("--value", "--config_path", type=path_argument, required=True, help="directory of the value function")
     add("--policy", type=path_argument, help="directory of the policy whose prefix it reads")
+    add_embodiment(parser)
     add(
         "--dataset_mixture",
         type=path_argument,

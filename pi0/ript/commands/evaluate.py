@@ -50,6 +50,7 @@ _FLAGS = {
     "eval.cfg_guidance_scale": "--guidance",
     "eval.n_video": "--videos",
     "eval.recording_root": "--recording-root",
+    "policy.embodiment": "--embodiment",
     "policy.extra_delta_transform": "--extra-delta-transform",
     "seed": "--seed",
     "device": "--device",

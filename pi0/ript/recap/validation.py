@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from pi0.ript.config.schema import ConfigError
-from pi0.ript.config.validation import attempt, shared_problems
+from pi0.ript.config.validation import attempt, shared_problems, wrong_robot
 from pi0.ript.data.hub import locate
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import tasks_with_expert
@@ -15,13 +15,13 @@ from pi0.ript.recording import require_training_states
 from pi0.ript.starting_policy import TOY, PolicySettings
 
 _MODEL_KEYS = ("config", "dtype", "gradient_checkpointing", "n_action_steps")
-_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics_path")
+_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics_path", "embodiment")
 _RECORDING_ONLY = ("operator", "episodes")
 
 
 def validate_recap(config: RecapConfig) -> None:
     """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
-    problems = [*_values(config)]
+    problems = [*_values(config), *wrong_robot(config)]
     environment, wrong = shared_problems(config)
     problems += wrong
     if environment is not None:

@@ -9,6 +9,7 @@ from pi0.ript.data.training_data import TrainingData, make_training_data
 from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.recording import require_training_states
+from pi0.ript.supervised.embodiments import robots_of_sets, tagged
 from pi0.ript.supervised.models import DataSummary, fit_statistics, policy_to_train, value_to_train
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.window_labels import PolicyLabels, advantage_modes, policy_labels, window_returns
@@ -30,6 +31,8 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     """Return objective and data, as the settings say."""
     mixture = settings.dataset_mixture if settings.val_freq else _without_split(settings.dataset_mixture)
     policy, device = settings.policy, world.device(settings.device)
+    mixture = tagged(mixture, policy.embodiment)
+    settings = replace(settings, dataset_mixture=mixture)
     summary = DataSummary(mixture)
     for frames in [] if mixture.allow_heldout else summary.sets:
         require_training_states(Path(frames.name), "dataset_mixture.allow_heldout=true")
@@ -46,7 +49,9 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     labels = policy_labels(summary.sets, mixture.datasets, policy) if needs_labels else PolicyLabels()
     model = policy_to_train(settings, summary, takes_indicator, device)
     chunk, seed = model.config.chunk_size, settings.seed
-    data = make_training_data(mixture, model.features, chunk, size, world, seed, labels.usable)
+    robots = robots_of_sets(model, mixture)
+    features = model.features if robots is None else model.embodiments.joint_features
+    data = make_training_data(mixture, features, chunk, size, world, seed, labels.usable, robots=robots)
     _require_validation(settings, data)
     notes = [str(data), *fit_statistics(model, settings, data)]
     objective = PolicyObjective(
