@@ -28,7 +28,8 @@ class MoreSft(Method):
 
     def improve(self, number: int, policy: Artefact) -> Round:
         """Return what a round makes of a policy."""
-        made = self._imitated(number, policy, self.demonstrations, is_of_successes=False)
+        seed = int(np.random.SeedSequence((self.draws, number)).generate_state(1)[0])
+        made = recap.imitate(self.run, StageName(Kind.POLICY, number), policy, self.demonstrations, seed)
         return Round(made, 0, 0, None)
 
 
@@ -44,9 +45,8 @@ class Filtered(Method):
         """Return what a round makes of a policy."""
         rollouts = recap.collect(self.run, number, policy)
         episodes, success = rollouts.figures["episodes"], rollouts.figures["success"]
-        made = policy
-        if success > 0:
-            made = self._imitated(number, policy, rollouts, is_of_successes=True)
+        name = StageName(Kind.POLICY, number)
+        made = recap.imitate_successes(self.run, name, policy, rollouts, self.draws)
         return Round(made, episodes, round(episodes * success), success)
 
 

@@ -18,7 +18,7 @@ from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import DemonstrationPlan
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.envs.initial_state import Split
-from pi0.ript.evaluate import Evaluation
+from pi0.ript.evaluate import Evaluation, joined
 from pi0.ript.groups import InitialStateDataset, state_at, states_outside
 from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.calibration import predict
@@ -146,20 +146,30 @@ class EvaluationRecipe:
     """How many training states there are per task; none of them may be among the states of the evaluation."""
     states: Split = field(default="heldout", metadata={"absent": "heldout"})
     """heldout, or validation."""
+    guidance: dict[str, float] | None = field(default=None, metadata={"absent": None})
+    """By task, where tasks have different ones; None: that of `eval` for all."""
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the evaluation and its videos."""
         env, policy, settings = workshop.simulators(self.task), inputs["policy"], self.eval
-        pool = InitialStateDataset(env, self.pool_size)
-        evaluation = evaluate_once(
-            env,
-            GuidedPolicy(workshop.load_policy(policy), guidance_of(policy, settings.cfg_guidance_scale)),
-            states_outside(pool, env, self.states, settings.first_state, settings.rollouts_per_task),
-            0,
-            EpisodeJournal(work / "episodes"),
-            num_recorded=settings.n_video,
-            peers=workshop.world,
-        )
+        pool, model = InitialStateDataset(env, self.pool_size), workshop.load_policy(policy)
+        states = states_outside(pool, env, self.states, settings.first_state, settings.rollouts_per_task)
+        groups = [(guidance_of(policy, settings.cfg_guidance_scale), states)]
+        if self.guidance is not None:
+            groups = [(g, [s for s in states if s.task == task]) for task, g in self.guidance.items()]
+        parts = [
+            evaluate_once(
+                env,
+                GuidedPolicy(model, guidance),
+                group,
+                0,
+                EpisodeJournal(work / "episodes"),
+                num_recorded=settings.n_video,
+                peers=workshop.world,
+            )
+            for guidance, group in groups
+        ]
+        evaluation = joined(parts)
         workshop.world.on_main(_write_evaluation, work, evaluation)
         figures = evaluation.to_dict()
         return {key: value for key, value in figures.items() if key not in ("episodes", "tasks")}
@@ -167,7 +177,7 @@ class EvaluationRecipe:
 
 def guidance_of(policy: Artefact, guidance: float) -> float:
     """Return the guidance of a policy, of which SFT and its rivals have none: they know no negative."""
-    return guidance if policy.round else 1.0
+    return guidance if policy.round and not policy.stage.rival else 1.0
 
 
 def _write_evaluation(work: Path, evaluation: Evaluation) -> None:
