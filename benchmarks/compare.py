@@ -11,10 +11,12 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from compare_ablation import CHANGES
 from compare_cells import Cell, Cells, OtherCellsError, to_plain
 from compare_methods import METHODS
 from compare_ript import Ript, groups_in
@@ -51,6 +53,8 @@ TASKS: dict[str, tuple[str, list[str]]] = {
     "plate_slide": (_DEMO, [*_STATES, "task.task_names=[plate-slide-v3]", "reward.C_neg=-42"]),
     "three_tasks": ("demo_three_tasks.yaml", ["eval.rollouts_per_task=100", "eval.first_state=1000"]),
     "sloppy": (_DEMO, [*_STATES, "demonstrations.operator=sloppy"]),
+    # Two rounds, on states that nothing else is judged on.
+    "ablation": (_DEMO, ["eval.rollouts_per_task=200", "eval.first_state=500", "rounds=2"]),
     # The benchmark has 50 states a task. Every method goes on from its round before.
     "libero": ("recap_libero_toy.yaml", ["rounds=2", "finetuning.start_from=previous"]),
 }
@@ -66,7 +70,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--compare", metavar="METHODS", help=f"some of {','.join(METHODS)}; the first beside each"
     )
-    group.add_argument("--task", choices=TASKS, default="demo")
+    group.add_argument(
+        "--change", metavar="PARTS", help=f"also RECAP with one part changed, each of {','.join(CHANGES)}"
+    )
+    group.add_argument(
+        "--ablation", action="store_true", help="RECAP, and every change; the task is ablation"
+    )
+    group.add_argument("--task", choices=TASKS, help="default: demo; with changes: ablation")
     group.add_argument("--first_seed", type=int, default=0)
     group.add_argument("--runs", type=int, default=1, help="of each method and seed, other training draws")
     group.add_argument("--guidance", default="1,2,3", help="to choose from, for methods that have one")
@@ -109,10 +119,15 @@ def compare_methods(options: Namespace, overrides: Sequence[str]) -> None:
 
 
 def _comparison(options: Namespace, overrides: Sequence[str]) -> Comparison:
-    methods = options.compare.split(",")
+    methods = (options.compare or "recap").split(",")
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError(f"--compare: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
-    file, changes = TASKS[options.task]
+    parts = options.change.split(",") if options.change else list(CHANGES) if options.ablation else []
+    if unknown := [part for part in parts if part not in CHANGES]:
+        raise ConfigError(f"--change: expected some of {', '.join(CHANGES)}, found {unknown[0]!r}")
+    methods += [f"recap_{part}" for part in parts]
+    task = options.task or ("ablation" if parts else "demo")
+    file, changes = TASKS[task]
     changes = [*changes, *_ALONE, *overrides]
     config = load_config_from_yaml(ROOT / "configs" / file, changes, schema=RecapConfig)
     validate_recap(config)
@@ -123,8 +138,8 @@ def _comparison(options: Namespace, overrides: Sequence[str]) -> Comparison:
         guidances = parse_guidances(options.guidance)
     except ValueError as error:
         raise ConfigError(f"--guidance: {error}") from error
-    cells = Cells(options.results / options.task, commits=options.commit)
-    return Comparison(config, methods, guidances, options.runs, cells, options.work / options.task)
+    cells = Cells(options.results / task, commits=options.commit)
+    return Comparison(config, methods, guidances, options.runs, cells, options.work / task)
 
 
 def compare_on_seed(comparison: Comparison, seed: int) -> list[str]:
@@ -152,7 +167,7 @@ def compare_on_seed(comparison: Comparison, seed: int) -> list[str]:
             print(f"{name}: seed {seed}, run {number}")
             draws = draws_of(seed, number)
             place = directory / f"run{number}-{name}"
-            method = METHODS[name](start, place, draws, sft, demonstrations)
+            method = method_of(name)(start, place, draws, sft, demonstrations)
             try:
                 make_cells(comparison, method, Cell(seed, number, name))
             except GateError as error:
@@ -160,6 +175,11 @@ def compare_on_seed(comparison: Comparison, seed: int) -> list[str]:
     finally:
         start.close()
     return stopped
+
+
+def method_of(name: str) -> type[Method]:
+    """Return a method, or RECAP with a part changed."""
+    return METHODS[name] if name in METHODS else CHANGES[name.removeprefix("recap_")]
 
 
 def is_finished(comparison: Comparison, seed: int, run: int, name: str) -> bool:
@@ -198,7 +218,7 @@ def make_cells(comparison: Comparison, method: Method, cell: Cell) -> None:
             "validation": {f"{g:g}": each.num_successes for g, each in trials.items()},
             "evaluation": evaluation,
         }
-        cells.write(Cell(cell.seed, cell.run, cell.method, number), content, _cpu(number, run))
+        cells.write(Cell(cell.seed, cell.run, cell.method, number), content, _cpu(number, method))
         heldout[made.policy.hash] = evaluation
         policy, best = choose(run, policy, best, made.policy)
     guidance = guidance_on_validation(run, best)
@@ -221,11 +241,13 @@ def rates(run: recap.Run) -> dict[str, float]:
     return {task.id: task.hz for task in tasks}
 
 
-def _cpu(number: int, run: recap.Run) -> dict[str, float]:
+def _cpu(number: int, method: Method) -> dict[str, float]:
     """Return the CPU seconds of a round by what they were spent on; the first round has what came before."""
     spent: dict[str, float] = {}
-    figures, tried = run.stages.figures(), [None, *tried_guidances(run.config)]
-    for kind in Kind:
+    tried = [None, *tried_guidances(method.run.config)]
+    for kind, figures in product(
+        Kind, [stages.figures() for stages in (method.stages, *method.stages_apart)]
+    ):
         names = [StageName(kind, number, guidance=guidance) for guidance in tried]
         names += [StageName(kind)] if number == 1 else []
         for name in {str(n) for n in names} & figures.keys():

@@ -18,7 +18,7 @@ from pi0.ript.recap import RecapConfig
 SETTINGS = "settings.json"
 _NO_SETTINGS = {
     *("output_dir", "exp_name", "seed", "device", "on_stale", "save_minutes", "cache_gib", "baselines"),
-    *("filtered_rounds", "guidances"),
+    "filtered_rounds",
     *("logging", "distributed", "max_nonfinite_steps", "algorithm"),
 }
 """What the cells do not depend on, or say in their names."""

@@ -66,12 +66,15 @@ class Recap(Method):
         data = [self.demonstrations, *self.rollouts[-config.rollouts.keep_rounds :]]
         start = self.pretrained if config.value.start_from == "pretrained" else self.value
         self.value = recap.fit_value(run, self.sft, data, start, number)
-        labels = recap.label(run, number, self.sft, self.value, data)
+        labels = self._label(number, data)
         if self.has_gates:
             recap.require_gates(run, self.value, labels, self.rollouts)
         start = self.sft if config.finetuning.start_from == "sft" else policy
         made, figures = self._fit(number, start, labels, data), self.rollouts[-1].figures
         return Round(made, figures["episodes"], figures["episodes"], figures["success"])
+
+    def _label(self, number: int, data: Sequence[Artefact]) -> Artefact:
+        return recap.label(self.training_run, number, self.sft, self.value, data)
 
     def _fit(self, number: int, start: Artefact, labels: Artefact, data: Sequence[Artefact]) -> Artefact:
         return recap.fit_labels(self.training_run, number, start, labels, data)

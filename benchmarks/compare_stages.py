@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,6 +47,8 @@ class Method:
     """With which it acts, None: as the configuration says; 1 for a method that knows no guidance."""
     is_guided: ClassVar[bool] = False
     """Whether its guidance can be chosen."""
+    changes: ClassVar[Mapping[str, Any]] = {}
+    """Settings that it has otherwise, by key."""
 
     def __init__(self, start: recap.Run, directory: Path, draws: int, sft: Artefact, data: Artefact) -> None:
         """Prepare the first round.
@@ -58,11 +61,15 @@ class Method:
             data: The demonstrations.
         """
         config = copy.deepcopy(start.config)
+        for key, value in self.changes.items():
+            *sections, name = key.split(".")
+            setattr(reduce(getattr, sections, config), name, value)
         if not self.is_guided:
             config.validation.guidances = None
         if self.guidance is not None:
             config.eval.cfg_guidance_scale = config.rollouts.guidance = self.guidance
         self.stages = TimedStages(directory, start.world)
+        self.stages_apart: list[Stages] = []
         self.run = replace(start, config=config, stages=self.stages)
         self.training_run = replace(self.run, config=replace(config, seed=draws))
         self.sft, self.demonstrations, self.draws = sft, data, draws

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pi0.pretrained import OWN_CONFIG
+from pi0.ript.envs.initial_state import Split
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.files import write_json
 from pi0.weights import read_json
@@ -75,3 +76,22 @@ def recorded_guidance(policy: Path) -> Guidance | None:
     """Return what a policy's directory says that it acts with; None: nothing."""
     file = policy / OWN_CONFIG
     return read_json(file).get("guidance") if file.exists() else None
+
+
+def write_choice(file: Path, policy: str, states: Split, evaluations: Mapping[float, Evaluation]) -> str:
+    """Write which guidance a policy should act with and what that follows from; return it as text.
+
+    Args:
+        file: JSON.
+        policy: The name of the policy.
+        states: Where it was evaluated.
+        evaluations: By guidance.
+    """
+    chosen = choose_guidance(evaluations)
+    best, guidance = acting_with(evaluations, chosen), in_short(chosen)
+    counts = {f"{guidance:g}": evaluation.to_dict() for guidance, evaluation in evaluations.items()}
+    write_json(file, {"policy": policy, "states": states, "guidance": guidance, "evaluations": counts})
+    text = f"to take: guidance {guidance_text(guidance)}, {best} (most successes; of equal ones the smallest)"
+    if states == "heldout":
+        text += "; chosen on held-out states, so this rate is too good to be reported"
+    return text

@@ -4,12 +4,13 @@ A recipe is all that its artefact depends on, besides the artefacts that it read
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.config.schema import EnvironmentSettings, Eval
@@ -24,6 +25,7 @@ from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.sources import Source
 from pi0.ript.ranges import SAME
 from pi0.ript.recap.config import RolloutPlan
 from pi0.ript.recap.data import (
@@ -123,17 +125,23 @@ class LabelsRecipe:
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the labels of each source, and every figure of every frame."""
-        world, value = workshop.world, inputs["value"]
+        world = workshop.world
         options = {"mode": self.mode, "deadlines": self.deadlines}
         sources = open_sources(inputs, self.reading, workshop, **options)
-        function = workshop.load_value(value, inputs["sft"])
-        values = [predict(function, source.frames, peers=world) for source in sources]
+        values = self.values(inputs, sources, workshop)
         reward = resolved_reward(self.reward, inputs["demonstrations"], self.deadlines)
         labels = label_frames(sources, values, reward, self.advantage)
         world.print(labels)
-        world.on_main(write_labels, labels, [work / source.name for source in sources], value.hash)
+        world.on_main(write_labels, labels, [work / source.name for source in sources], inputs["value"].hash)
         world.on_main(write_labelled_frames, labels, work)
         return labels.figures()
+
+    def values(
+        self, inputs: Inputs, sources: Sequence[Source], workshop: Workshop
+    ) -> list[Float64[np.ndarray, " _"]]:
+        """Return the value of every frame of each source."""
+        function = workshop.load_value(inputs["value"], inputs["sft"])
+        return [predict(function, source.frames, peers=workshop.world) for source in sources]
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def round_metrics(run: Run, number: int) -> dict[str, Any]:
 
 
 def fit_rivals(run: Run, sft: Artefact, data: Sequence[Artefact], first: Artefact) -> dict[str, Artefact]:
-    """Return the rivals by name: SFT that goes on with what it has or all that succeeded, and `Filtered`.
+    """Return the rivals by name: SFT that goes on with what it has, or what succeeded; filtered imitation.
 
     Args:
         run: Says which are asked for.
