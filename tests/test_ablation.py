@@ -1,7 +1,6 @@
 """An ablation changes one part of RECAP's recipe at a time, and nothing else."""
 
 from argparse import ArgumentParser
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +14,10 @@ from pi0.ript.config import ConfigError
 from pi0.ript.distributed import World
 from pi0.ript.files import flatten, plain
 from pi0.ript.recap.artefacts import LabelsRecipe
-from pi0.ript.recap.rounds import Run
+from pi0.ript.recap.rounds import start_run
 from pi0.ript.recap.stages import Artefact, Kind, StageName
 from pi0.ript.recap.validation import validate_recap
+from train_ript_pi0_final import fit
 
 
 def comparison(tmp_path: Path, *words: str) -> compare.Comparison:
@@ -41,11 +41,7 @@ def test_an_ablation_is_recap_and_every_change_in_two_rounds_on_states_of_its_ow
 
 @pytest.mark.parametrize("part", CHANGES)
 def test_a_change_changes_what_it_names_alone(tmp_path, part):
-    start = object.__new__(Run)
-    config = comparison(tmp_path, "--ablation").config
-    nothing = dict.fromkeys(field.name for field in fields(Run))
-    for name, value in (nothing | {"config": config, "world": World()}).items():
-        object.__setattr__(start, name, value)
+    start = start_run(comparison(tmp_path, "--ablation").config, tmp_path / "start", World(), fit)
     sft = Artefact(StageName(Kind.POLICY), Path(), "sft")
     places = tmp_path / "a", 0, sft, sft
     changed, usual = (
