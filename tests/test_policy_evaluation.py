@@ -433,3 +433,54 @@ def test_recording_is_of_one_policy_and_into_a_new_directory(policies, tmp_path,
     assert "old exists already; choose another directory" in capsys.readouterr().err
     assert main([*argv, str(tmp_path / "new"), "--compare", str(policies / "second")]) == 2
     assert "one policy's rollouts make a data set" in capsys.readouterr().err
+
+
+# Which guidance ------------------------------------------------------------------------------------------
+
+
+def test_several_guidances_are_tried_on_validation_states_and_one_is_to_be_taken(
+    policies, tmp_path, metaworld, capsys
+):
+    PI0Policy.from_pretrained(policies / "first", changes={"indicator": "embedding"}).save_pretrained(
+        tmp_path / "guided"
+    )
+    argv = arguments(policies, "--tasks", BUTTON, "--episodes", 2, "--videos", 0, "--guidance", "2,0,2")
+    argv[1] = str(tmp_path / "guided")
+    assert main([*argv, "--output", str(tmp_path / "eval")]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'guided'} acts with each guidance; validation states" in said
+    assert re.search(r"^guidance 2 +0/2 0\.0% \[0\.0, 65\.8\]\s", said, re.MULTILINE)
+    assert "to take: guidance 0, 0/2 0.0% [0.0, 65.8] (most successes; of equal ones the smallest)" in said
+    choice = read(tmp_path / "eval/choice.json")
+    assert (choice["guidance"], choice["states"], list(choice["evaluations"])) == (
+        0.0,
+        "validation",
+        ["2", "0"],
+    )
+    for name in ("2", "0"):
+        of_file = read(tmp_path / f"eval/guidance-{name}.json")
+        assert of_file["episodes"] == choice["evaluations"][name]["episodes"]
+    assert [e["state"] for e in choice["evaluations"]["0"]["episodes"]] == [
+        state.hash for state in metaworld.initial_states(next(iter(metaworld.tasks)), "validation", range(2))
+    ]
+    assert "to take: guidance 0" in (tmp_path / "eval/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            ["--guidance", "1,x"],
+            "--guidance: expected numbers of 0 or more with commas between them, found '1,x'",
+        ),
+        (["--guidance", "1,1"], "--guidance: expected two or more numbers of 0 or more, found [1.0]"),
+        (
+            ["--guidance", "1,2", "--compare", "{}"],
+            "--guidance: a choice is made for one policy alone; leave out compare",
+        ),
+    ],
+)
+def test_a_choice_of_guidance_that_cannot_be_made(policies, tmp_path, capsys, extra, message):
+    extra = [word.format(policies / "second") for word in extra]
+    assert main([*arguments(policies), "--output", str(tmp_path / "eval"), *extra]) == 2
+    assert message in capsys.readouterr().err

@@ -71,14 +71,15 @@ class StageName:
     round: int = 0
     """0: of no round."""
     rival: str = ""
-    """What a policy that the last round is compared with is called; empty: it is none."""
+    """What a policy that RECAP's are compared with is called; empty: it is none."""
+    guidance: float | None = None
+    """With which the policy is tried, if another than its own."""
 
     def __str__(self) -> str:
-        if self.round:
-            return f"round-{self.round}/{self.kind}"
-        if self.rival:
-            return f"baseline-{self.rival}/{self.kind}"
-        return _BEFORE_ROUNDS.get(self.kind, str(self.kind))
+        name = str(self.kind) if self.round or self.rival else _BEFORE_ROUNDS.get(self.kind, str(self.kind))
+        tried = "" if self.guidance is None else f"-guidance-{self.guidance:g}"
+        rival = f"baseline-{self.rival}/" if self.rival else ""
+        return f"{rival}{f'round-{self.round}/' if self.round else ''}{name}{tried}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class Artefact:
     @property
     def label(self) -> str:
         """Return what tables call a policy: SFT, or its round."""
-        return f"round {self.round}" if self.round else "SFT"
+        name = f"round {self.round}" if self.round else "SFT"
+        return f"{self.stage.rival}, {name}" if self.stage.rival else name
 
 
 Inputs = Mapping[str, Artefact]
