@@ -191,7 +191,7 @@ def _as_config_error() -> Iterator[None]:
 
 def _embodiment(config: EvaluationConfig, path: str) -> str | None:
     """Return the robot of a policy; of two, one without tags can be the base of the other."""
-    paths = (place for place in _paths(config).values() if place != TOY)
+    paths = (trial.path for trial in _trials(config) if trial.path != TOY)
     named = [place for place in paths if (resolve(Path(place).expanduser()) / IDS).is_file()]
     return config.policy.embodiment if path in named or not named else None
 

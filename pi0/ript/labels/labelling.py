@@ -22,11 +22,8 @@ from pi0.ript.labels.advantages import (
     compute_advantages,
     coverage,
     percentiles,
-<<<<<<< HEAD
     positive_frames,
-=======
     smoothed,
->>>>>>> recipe
     thresholds,
     to_json,
     write_advantages,
