@@ -31,14 +31,15 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     mixture = settings.dataset_mixture if settings.val_freq else _without_split(settings.dataset_mixture)
     policy, device = settings.policy, world.device(settings.device)
     summary = DataSummary(mixture)
-    for frames in [] if mixture.allow_heldout else summary.sets:
-        require_training_states(Path(frames.name), "dataset_mixture.allow_heldout=true")
+    judged = [] if mixture.allow_heldout else [Path(frames.name) for frames in summary.sets]
+    doubts = [require_training_states(root, "dataset_mixture.allow_heldout=true") for root in judged]
+    doubtful = tuple(line for line in doubts if line is not None)
     size = samples_per_step(settings, world) // (world.size * settings.gradient_accumulation_steps)
     if policy.type == "value":
         value = value_to_train(settings, summary, device)
         data = make_training_data(mixture, value.features, 1, size, world, settings.seed)
         _require_validation(settings, data)
-        notes = (str(data), *fit_statistics(value, settings, data))
+        notes = (str(data), *doubtful, *fit_statistics(value, settings, data))
         returns, reward = window_returns(data.sets, policy.reward_config)
         return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward, notes)
     takes_indicator = set(advantage_modes(mixture.datasets, policy)) != {"ignore"}
@@ -48,7 +49,7 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     chunk, seed = model.config.chunk_size, settings.seed
     data = make_training_data(mixture, model.features, chunk, size, world, seed, labels.usable)
     _require_validation(settings, data)
-    notes = [str(data), *fit_statistics(model, settings, data)]
+    notes = [str(data), *doubtful, *fit_statistics(model, settings, data)]
     objective = PolicyObjective(
         model,
         labels.indicator if takes_indicator else None,
