@@ -55,7 +55,7 @@ class PI0Policy(nn.Module):
         self.config, self.features, self.tokenizer = config, features, tokenizer
         self.use_statistics(statistics)
         self.model = model if model is not None else config.create(seed)
-        self.source: Path | None = None  # weights file it came from; see pretrained.save
+        self.source: Path | None = None  # directory it came from; see pretrained.save
         self.reset()
 
     @classmethod

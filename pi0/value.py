@@ -29,12 +29,11 @@ from pi0.observation import Indicator, Observation
 from pi0.policy import Batch, PI0Policy
 from pi0.preprocess import checked_vector, model_images, padded, tasks
 from pi0.prompts import PromptTokenizer, build_prompts
+from pi0.tensor_files import WEIGHTS, CheckpointError, read_json, read_tensors
 from pi0.trainable import initialize
 from pi0.value_config import ValueConfig, require_readable
 from pi0.vision import VisionTower
-from pi0.weights import CheckpointError, read_json, read_tensors
 
-WEIGHTS = "model.safetensors"
 CONFIG = "value_config.json"
 TOKENIZER = "tokenizer"
 
@@ -226,8 +225,10 @@ def prefix_hash(policy: PI0Policy) -> str:
     digest = hashlib.sha256()
     for name, parameter in policy.model.named_parameters():
         if name.startswith(("vision.", "vlm.")):
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            # The values count, not the dtype that they happen to be held in.
+            digest.update(f"{name} {torch.float32} {tuple(parameter.shape)}".encode())
+            for part in parameter.detach().reshape(-1).split(2**24):
+                digest.update(part.float().cpu().numpy().data)
     return digest.hexdigest()
 
 

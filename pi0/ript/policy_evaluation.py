@@ -194,7 +194,7 @@ def _load(environment: Environment, config: EvaluationConfig, device: str, path:
         return warm_start(spec, Path(TrainConfig.warm_start_dir), indicator="embedding", **changes)
 
     with _as_config_error():
-        policy = make_policy(path, config.policy, toy, config.seed, device)
+        policy = make_policy(path, config.policy, toy, config.seed, device, only_acts=True)
         require_acts(policy, environment)
     limit_threads(policy)
     return policy

@@ -28,8 +28,8 @@ from pi0.ript.labels.labelling import Advantage, FrameLabels, label_frames, writ
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.starting_policy import require_device
+from pi0.tensor_files import CheckpointError
 from pi0.value import ValueFunction
-from pi0.weights import CheckpointError
 
 _READING = ("repo_id", "root", "revision", "assume_success", "data_features_name_mapping")
 _EXAMPLES = """

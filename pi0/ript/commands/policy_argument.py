@@ -7,6 +7,7 @@ from pathlib import Path
 from pi0 import PI0Policy
 from pi0.registry import load_plugins
 from pi0.ript.starting_policy import require_device
+from pi0.trainable import inference_dtypes
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +20,18 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
 
 
-def load_policy(options: argparse.Namespace) -> PI0Policy:
-    """Return the policy in evaluation mode; what is wrong with an argument is a ValueError."""
+def load_policy(options: argparse.Namespace, *, only_acts: bool = False) -> PI0Policy:
+    """Return the policy in evaluation mode; what is wrong with an argument is a ValueError.
+
+    A policy that `only_acts` has its large weights in the dtype of its computation.
+    """
     device = require_device(options.device)
     load_plugins(options.plugins)
     path = Path(options.checkpoint).expanduser()
     if not path.is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", options.checkpoint):
         raise ValueError(f"CHECKPOINT: no directory at {options.checkpoint!r}")
-    return PI0Policy.from_pretrained(path if path.is_dir() else options.checkpoint, device=device)
+    return PI0Policy.from_pretrained(
+        path if path.is_dir() else options.checkpoint,
+        dtypes=(lambda model: inference_dtypes(model, model.dtype)) if only_acts else None,
+        device=device,
+    )
