@@ -55,7 +55,7 @@ class PI0Policy(nn.Module):
         self.config, self.features, self.tokenizer = config, features, tokenizer
         self.use_statistics(statistics)
         self.model = model if model is not None else config.create(seed)
-        self.source: Path | None = None  # directory it came from; see pretrained.save
+        self.source: Path | None = None  # directory it came from; see saving.save
         self.reset()
 
     @classmethod
@@ -65,11 +65,11 @@ class PI0Policy(nn.Module):
 
         return load(path, **options)
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write a directory that both this class and lerobot's policy load; see `pi0.pretrained.save`."""
-        from pi0.pretrained import save
+    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+        """Write a directory that both this class and lerobot's policy load; see `pi0.saving.save`."""
+        from pi0.saving import save  # it saves policies, so it imports this module
 
-        save(self, Path(directory))
+        save(self, Path(directory), **options)
 
     def use_statistics(self, statistics: Statistics | None) -> None:
         """Normalise by these statistics from now on; move the policy to its device again."""

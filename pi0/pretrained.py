@@ -1,14 +1,12 @@
-"""Loads pi0 checkpoints of lerobot and openpi, and saves what both lerobot and this library load.
+"""Loads pi0 checkpoints of lerobot and openpi, and what `pi0.saving` saved.
 
 A checkpoint is a directory (or hub repository) with `model.safetensors` and `config.json`. Only safetensors
 and JSON are read, never a pickle.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pi0 import lerobot_format, openpi_format
 from pi0.config import Pi0Config
 from pi0.features import FeatureConfig
-from pi0.lerobot_names import EMBEDDING, LM_HEAD, canonical_keys, lerobot_sources, unused_shapes
+from pi0.lerobot_names import canonical_keys
 from pi0.model import Pi0Model
 from pi0.normalize import Statistics
 from pi0.policy import PI0Policy
 from pi0.prompts import PALIGEMMA_TOKENIZER, PromptTokenizer
-from pi0.registry import class_name, get_config
+from pi0.registry import get_config
 from pi0.tensor_files import (
     INDEX,
     WEIGHTS,
@@ -33,10 +31,9 @@ from pi0.tensor_files import (
     read_json,
     stored_tensors,
     stored_weights,
-    write_tensor_file,
 )
 from pi0.trainable import initialize
-from pi0.weights import WeightLoader, lerobot_tensors, merged_parameters
+from pi0.weights import WeightLoader
 
 OWN_CONFIG = "pi0_config.json"  # sizes and conventions that lerobot's config.json cannot express
 OWN_WEIGHTS = "pi0_extra.safetensors"  # parameters that lerobot's model does not have
@@ -121,36 +118,6 @@ def require_loadable(path: str | Path) -> tuple[Checkpoint, int]:
 def _allowing(weights: WeightLoader, own: Mapping[str, Deferred]) -> WeightLoader:
     """Return the policy with what may be new in any checkpoint: adapters, the indicator, what `own` has."""
     return replace(weights, new=(*weights.new, *_MAY_BE_NEW, *(f"^{re.escape(name)}$" for name in own)))
-
-
-def save(policy: PI0Policy, directory: Path) -> None:
-    """Write the policy so that lerobot's `from_pretrained` computes the same, adapters merged.
-
-    What lerobot's model lacks (the indicator, parameters of an own configuration class) is kept beside it.
-
-    lerobot insists on tensors that pi0 never computes with (see `unused_shapes`). They are copied from the
-    checkpoint that the policy came from if it is still there; otherwise the language head is the embedding
-    and the rest is zero.
-    """
-    kind = class_name(policy.config)
-    directory.mkdir(parents=True, exist_ok=True)
-    parameters, known = merged_parameters(policy.model), lerobot_sources(policy.config)
-    tensors = lerobot_tensors(parameters, policy.config)
-    tensors |= _unused_tensors(policy, tensors[EMBEDDING])
-    write_tensor_file(directory / WEIGHTS, {f"model.{key}": value for key, value in tensors.items()})
-    own = {name: parameter for name, parameter in parameters.items() if name not in known}
-    (directory / OWN_WEIGHTS).unlink(missing_ok=True)
-    if own:
-        write_tensor_file(directory / OWN_WEIGHTS, own)
-    tokenizer = _save_tokenizer(policy.tokenizer, directory)
-    settings = {
-        "config": policy.config.to_dict(),
-        "features": policy.features.to_dict(),
-        "tokenizer": tokenizer,
-        **({"config_name": kind} if kind else {}),
-    }
-    (directory / OWN_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
-    lerobot_format.write(directory, policy.config, policy.features, policy.statistics, tokenizer)
 
 
 def resolve(path: str | Path) -> Path:
@@ -259,26 +226,3 @@ def _load_own(model: Pi0Model, tensors: Mapping[str, Deferred], file: Path) -> N
             )
         with torch.no_grad():
             model.get_parameter(name).copy_(tensor.read())
-
-
-def _unused_tensors(policy: PI0Policy, embedding: Deferred) -> dict[str, Deferred]:
-    """Return what lerobot's model has and pi0 never reads: as it was in the checkpoint, else zeros."""
-    shapes, dtype = unused_shapes(policy.config), embedding.dtype
-    unused = {
-        key: Deferred(shape, dtype, partial(torch.zeros, shape, dtype=dtype)) for key, shape in shapes.items()
-    }
-    source = policy.source
-    if source is not None and any((source / name).exists() for name in (WEIGHTS, INDEX)):
-        stored = canonical_keys(stored_weights(source), policy.config)
-        unused |= {key: stored[key] for key in shapes if key in stored}
-    # lerobot copies the head over the embedding when it loads, so the head must be the embedding.
-    return unused | {LM_HEAD: embedding}
-
-
-def _save_tokenizer(tokenizer: PromptTokenizer, directory: Path) -> str:
-    """Return the name under which the tokenizer is found again: its hub name, or the saved directory."""
-    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", tokenizer.name) and not Path(tokenizer.name).exists()
-    if is_hub_name:
-        return tokenizer.name
-    tokenizer.save(directory / "tokenizer")
-    return "tokenizer"

@@ -1,14 +1,17 @@
 """Safetensors files, read and written tensor by tensor, so that no second copy of a model is in memory.
 
 The weights of a model are one file, or several with an index that says which tensor is in which
-(`model.safetensors.index.json`, as transformers writes it).
+(`model.safetensors.index.json`, as transformers writes it). The index of a run's checkpoint can also name a
+file outside its directory: the weights that the run does not train, which it stores once.
 """
 
+import hashlib
 import json
+import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from torch import Tensor
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+_HASHES = "sha256"  # of the files that an index names outside its directory, in its metadata
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -99,30 +103,45 @@ def stored_weights(directory: Path) -> dict[str, Deferred]:
     """Return the weights of a model's directory: those of its one file, or of all that its index names.
 
     Raises:
-        CheckpointError: A file is missing or not whole, or has not what the index says.
+        CheckpointError: A file is missing, not whole or another one, or has not what the index says.
     """
     if (directory / WEIGHTS).exists():
         return stored_tensors(directory / WEIGHTS)
     index = read_json(directory / INDEX)
-    places = index.get("weight_map")
+    places, hashes = index.get("weight_map"), index.get("metadata", {}).get(_HASHES, {})
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise CheckpointError(
             f"{directory / INDEX}: expected weight_map, the file of each tensor by its name"
         )
     weights: dict[str, Deferred] = {}
     for place in sorted(set(places.values())):
-        if not (directory / place).is_file():
-            raise CheckpointError(
-                f"{directory / INDEX} names {place}, which is not there; copy all its files"
-            )
+        _require_file(directory, place, hashes.get(place))
         tensors = stored_tensors(directory / place)
         names = [name for name in places if places[name] == place]
         if lacking := sorted(set(names) - set(tensors)):
-            raise CheckpointError(
-                f"{directory / place}: expected {lacking[0]}, as {INDEX} says; it is not in it"
-            )
+            raise CheckpointError(f"{directory / place}: expected {lacking[0]}, which {INDEX} says is in it")
         weights |= {name: tensors[name] for name in names}
     return weights
+
+
+def _require_file(directory: Path, place: str, expected: str | None) -> None:
+    """Raise CheckpointError unless a file of an index is there, and, outside its directory, the same."""
+    file = directory / place
+    if not file.is_file() and expected:
+        raise CheckpointError(
+            f"{directory}: what its run did not train is in {place}, seen from there, and is missing: copy "
+            "the whole run, or have `pi0-export --format lerobot` write the policy where the run is"
+        )
+    if not file.is_file():
+        raise CheckpointError(f"{directory / INDEX} names {place}, which is not there; copy all its files")
+    if expected and _hash(file, file.stat().st_mtime_ns) != expected:
+        raise CheckpointError(f"{file}: its content is not that which {directory / INDEX} refers to")
+
+
+@cache
+def _hash(file: Path, modified: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read(file: Path, name: str) -> Tensor:
@@ -135,12 +154,80 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{file}: not a readable safetensors file ({error})")
 
 
+def write_weights(
+    directory: Path,
+    tensors: Mapping[str, Deferred],
+    *,
+    untrained: Collection[str] = (),
+    store: Path | None = None,
+    max_shard_size: int | None = None,
+) -> None:
+    """Write the weights of a model to its directory, in place of those that were there.
+
+    Args:
+        directory: It is there.
+        tensors: All of them.
+        untrained: Names of tensors that go to `store`.
+        store: Where files are called after their content, so that each is written once; the index of
+            `directory` refers to it by its relative path and its hash.
+        max_shard_size: Bytes of one file, unless a single tensor has more; None: any number.
+    """
+    outside = {name: tensors[name] for name in untrained} if store is not None else {}
+    parts = _shards({name: x for name, x in tensors.items() if name not in outside}, max_shard_size)
+    if not outside and len(parts) == 1:
+        write_tensor_file(directory / WEIGHTS, tensors)
+        names = {WEIGHTS}
+    else:
+        files = {f"model-{i + 1:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts)}
+        for name, part in files.items():
+            write_tensor_file(directory / name, part)
+        places, hashes = {key: name for name, part in files.items() for key in part}, {}
+        if outside and store is not None:
+            file, digest = _keep(store, outside)
+            place = Path(os.path.relpath(file, directory)).as_posix()
+            places |= dict.fromkeys(outside, place)
+            hashes[place] = digest
+        metadata = {"total_size": sum(x.num_bytes for x in tensors.values())}
+        metadata |= {_HASHES: hashes} if hashes else {}
+        text = json.dumps({"metadata": metadata, "weight_map": places}, indent=2)
+        (directory / INDEX).write_text(text + "\n")
+        names = {INDEX, *files}
+    for old in {directory / WEIGHTS, directory / INDEX, *directory.glob("model-*-of-*.safetensors")}:
+        if old.name not in names:
+            old.unlink(missing_ok=True)
+
+
+def _shards(tensors: Mapping[str, Deferred], max_size: int | None) -> list[dict[str, Deferred]]:
+    parts, size = [dict[str, Deferred]()], 0
+    for name, tensor in sorted(tensors.items()):
+        if max_size is not None and parts[-1] and size + tensor.num_bytes > max_size:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += tensor.num_bytes
+    return parts
+
+
+def _keep(store: Path, tensors: Mapping[str, Deferred]) -> tuple[Path, str]:
+    """Return the file of a store that has these tensors, written if it is not there, and its hash."""
+    digest = hashlib.sha256()
+    for part in serialized(tensors):
+        digest.update(part)
+    file = store / f"{digest.hexdigest()}.safetensors"
+    if not file.exists():
+        store.mkdir(parents=True, exist_ok=True)
+        write_tensor_file(file, tensors)
+    return file, digest.hexdigest()
+
+
 def write_tensor_file(file: Path, tensors: Mapping[str, Deferred]) -> None:
-    """Write a safetensors file; a file that was there is replaced when the new one is whole."""
+    """Write a safetensors file; a file that was there is replaced when the new one is on the disk."""
     partial_file = file.with_name(f"{file.name}.part")
     with partial_file.open("wb") as stream:
         for part in serialized(tensors):
             stream.write(part)
+        stream.flush()
+        os.fsync(stream.fileno())
     partial_file.replace(file)
 
 
