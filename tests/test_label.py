@@ -13,13 +13,14 @@ import pytest
 import torch
 from browser import CHROMIUM, Tab, headless_tab
 from conftest import opened, toy_policy
-from small_sets import Draft, draft, write
+from small_sets import CAMERAS, Draft, draft, picture, write
 from test_recap_training import chain
 from test_supervised import settings as supervised_settings
 
 from pi0 import Indicator
 from pi0.ript.commands import advantage, dataset_viz
 from pi0.ript.commands.label import main
+from pi0.ript.data.encoding import video_frames
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
@@ -30,7 +31,7 @@ from pi0.ript.labels.frames import FRAMES_FILE, read_labelled_frames
 from pi0.ript.labels.labelling import label_frames, write_labelled_frames
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Role, Source
-from pi0.ript.pages import dataset_page
+from pi0.ript.pages import dataset_page, labelling_page
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
@@ -448,6 +449,24 @@ def test_corrections_are_marked_on_the_page_of_the_set(tmp_path, monkeypatch):
 
 
 # The page ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", ["image", "video"])
+def test_the_video_of_an_episode_shows_all_its_frames_and_cameras(tmp_path, monkeypatch, storage):
+    monkeypatch.setattr(labelling_page, "_DECODED", 4)
+    made = draft(LENGTHS, storage, num_cameras=2, episodes_per_film=2)
+    root = write(made, tmp_path / "set")
+    assert (
+        dataset_viz.main([str(root), "--label", "--episodes", "3", "--output", f"{tmp_path}/there/x.html"])
+        == 0
+    )
+    frames = list(video_frames(tmp_path / "there/x/episode-3.mp4"))
+    assert len(frames) == 8
+    for code, frame in enumerate(frames, 3000):
+        seen = np.concatenate([picture(code, camera) for camera in CAMERAS], axis=1).astype(float)
+        assert np.abs(frame - seen).mean() < 25, "not exact: H.264"
+        assert frame.shape == seen.shape
+
 
 VIDEO_WIDTH = """
 new Promise(done => {
