@@ -54,6 +54,8 @@ class FrameSet:
     """Which episodes were asked for; only these are known to be without fault."""
     is_corrected: Bool[np.ndarray, " n"]
     """In which frames a person acted in place of the policy (column `INTERVENTION`)."""
+    dimension_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the set calls the numbers of a state and of an action, where it says so."""
     collection: Mapping[str, Any] = field(default_factory=dict)
     """How the set was made, and its `content_hash`; empty for one made elsewhere."""
 

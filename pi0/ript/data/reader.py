@@ -209,8 +209,20 @@ def _frame_set(
         images=images,
         selected=selected,
         is_corrected=table.is_corrected,
+        dimension_names={
+            key: _flat(tables.info["features"].get(column, {}).get("names"))
+            for key, column in tables.names.items()
+        },
         collection=collection,
     )
+
+
+def _flat(names: Any) -> tuple[str, ...]:
+    """Return names of dimensions, which lerobot has as a list, or as lists by what they are of."""
+    if isinstance(names, Mapping):
+        lists = [value for value in names.values() if isinstance(value, list)]
+        names = [name for values in lists for name in values] if lists else list(names)
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _instructions(tables: Tables) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:

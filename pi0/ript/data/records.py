@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8
 
+from pi0.errors import UnusableError
+
 COLLECTION_PATH = Path("meta/collection.json")
 IMAGE_PREFIX = "observation.images."
 INTERVENTION = "intervention"
@@ -21,10 +23,8 @@ INTERVENTION = "intervention"
 type Images = Mapping[str, UInt8[np.ndarray, "t h w 3"]]
 
 
-class EpisodeDataError(ValueError):
+class EpisodeDataError(UnusableError):
     """An episode or a data set cannot be written or read; the message says why and what to do."""
-
-    explains_itself = True
 
 
 @dataclass(frozen=True)

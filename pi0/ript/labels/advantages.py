@@ -51,6 +51,22 @@ def compute_advantages(
     return np.round(np.concatenate(parts), _DECIMALS)
 
 
+def smoothed(
+    advantages: Float64[np.ndarray, " n"], lengths: Sequence[int], decay: float
+) -> Float64[np.ndarray, " n"]:
+    """Return a mean of the advantages of each frame and of those after it in its episode.
+
+    The k-th after it has the weight `decay^k`. A frame without advantage leaves those before it without.
+    """
+    means = np.empty_like(advantages)
+    for end, length in zip(np.cumsum(lengths).tolist(), lengths, strict=True):
+        total = weight = 0.0
+        for t in range(end - 1, end - 1 - length, -1):
+            total, weight = advantages[t] + decay * total, 1.0 + decay * weight
+            means[t] = total / weight
+    return np.round(means, _DECIMALS)
+
+
 def threshold(advantages: Float64[np.ndarray, " n"], positive_fraction: float) -> float:
     """Return epsilon, between two neighbouring advantages, such that `A > epsilon` for the share asked for.
 

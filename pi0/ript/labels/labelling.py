@@ -23,6 +23,7 @@ from pi0.ript.labels.advantages import (
     coverage,
     percentiles,
     positive_frames,
+    smoothed,
     thresholds,
     to_json,
     write_advantages,
@@ -35,7 +36,11 @@ from pi0.ript.ranges import ProperShare, one_of
 
 @dataclass
 class Advantage:
-    """How frames are labelled."""
+    """How frames are labelled.
+
+    A task without any ranked frame, such as one that never succeeded in a round, has no positive frame; the
+    others keep theirs. Where no task has one the labels do not pass the gate of a round.
+    """
 
     positive_fraction: ProperShare = 0.3  # share of the ranked frames that is positive
     scope: Annotated[str, one_of(*get_args(Scope))] = "per_task"  # one threshold per_task, or global
@@ -43,6 +48,7 @@ class Advantage:
     ranked: Annotated[str, one_of("rollouts", "all", "successes")] = (
         "rollouts"  # where the threshold is found: rollouts, all, or successes among rollouts
     )
+    smoothing: ProperShare | None = None  # decay, a frame, of a mean over the next frames; null: no mean
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,9 @@ def label_frames(
         compute_advantages(of_frames, source.frames.lengths.tolist(), source.ends, reward)
         for source, of_frames in zip(sources, values, strict=True)
     ]
+    if settings.smoothing is not None:
+        pairs = zip(sources, advantages, strict=True)
+        advantages = [smoothed(a, source.frames.lengths.tolist(), settings.smoothing) for source, a in pairs]
     ranked = [_is_ranked(source, settings) for source in sources]
     tasks = [np.array(source.frame_tasks()) for source in sources]
     epsilon = dict.fromkeys(sorted(set(np.concatenate(tasks).tolist())), np.inf)

@@ -72,8 +72,9 @@ class PolicyServer:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a client is told first: names, widths and lengths of observations and actions."""
-        features, config = self.policy.features, self.policy.config
+        features, config, robot = self.policy.features, self.policy.config, self.policy.embodiments.chosen
         return {
+            **({} if robot is None else {"embodiment": robot}),
             "policy": "pi05" if config.pi05 else "pi0",
             "cameras": list(features.present_cameras),
             "state_dim": features.state_dim,

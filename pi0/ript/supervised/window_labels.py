@@ -107,16 +107,21 @@ def policy_labels(
 def _require_one_value_function(
     sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: ModelSettings
 ) -> None:
-    """Raise EpisodeDataError if advantages that are used together are of several value functions."""
+    """Raise EpisodeDataError if advantages of a robot that are used are of several value functions."""
     modes = advantage_modes(datasets, policy)
-    used = [x.name for x, mode in zip(sets, modes, strict=True) if mode == "use" or policy.use_awr]
-    makers = {name: value for name in used if (value := read_lineage(name).get("value")) is not None}
-    if len(set(makers.values())) > 1:
-        said = ", ".join(f"{name}: {value[:8]}" for name, value in makers.items())
-        raise EpisodeDataError(
-            f"advantages: expected those of one value function, found several ({said}); label all data sets "
-            "with one pi0-advantage command"
-        )
+    for tag in dict.fromkeys(dataset.embodiment_tag for dataset in datasets):
+        used = [
+            frames.name
+            for frames, mode, dataset in zip(sets, modes, datasets, strict=True)
+            if dataset.embodiment_tag == tag and (mode == "use" or policy.use_awr)
+        ]
+        makers = {name: value for name in used if (value := read_lineage(name).get("value")) is not None}
+        if len(set(makers.values())) > 1:
+            said = ", ".join(f"{name}: {value[:8]}" for name, value in makers.items())
+            raise EpisodeDataError(
+                f"advantages: expected those of one value function, found several ({said}); label all data "
+                "sets with one pi0-advantage command"
+            )
 
 
 def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict[str, float]:
