@@ -27,7 +27,7 @@ from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.distributed import World
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import read_advantages, read_lineage
-from pi0.ript.labels.frames import FRAMES_FILE, read_labelled_frames
+from pi0.ript.labels.frames import read_positive
 from pi0.ript.labels.labelling import label_frames, write_labelled_frames
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Role, Source
@@ -316,8 +316,7 @@ def test_recap_trains_on_corrections_as_positive(tmp_path):
     values = np.random.default_rng(1).normal(size=80)
     labels = label_frames([source], [values], REWARD, RecapConfig().advantage)
     write_labelled_frames(labels, tmp_path)
-    stored = read_labelled_frames(tmp_path / FRAMES_FILE)["rollouts"].positive(labels.epsilon)
-    assert stored is not None
+    (stored,) = read_positive(tmp_path, [source])
     assert np.flatnonzero(stored[:40]).tolist() == [3, 4], "of failures nothing but what was corrected"
     settings = PolicyTraining(steps=2, batch_size=4)
     for uncond_weight in (None, 0.1):
