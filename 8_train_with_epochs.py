@@ -5,7 +5,7 @@ Introduces: pi0.ript.starting_policy, groups, rollout, advantage, windows, loss,
 Run: python 8_train_with_epochs.py
 
 On a fresh machine this records demonstrations of a hesitating operator, trains a toy pi0 on them (both are
-cached), improves it by RL, and compares both on held-out states. `--env libero` does so on LIBERO; see --help.
+cached), improves it by RL, and compares both on held-out states. `--env libero` does so on LIBERO.
 """
 
 import argparse
