@@ -174,7 +174,7 @@ HAS = {  # images, videos
     recap: (7, 4),
     pi0_train: (4, 3),
     pi0_eval: (0, 2),
-    pi0_dataset_viz: (7, 0),
+    pi0_dataset_viz: (9, 0),
 }
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from pi0.ript import page
-from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.files import flatten
 from pi0.ript.labels.frames import LabelledFrames
-from pi0.ript.pages.episode_figures import draw_episode
+from pi0.ript.pages.episode_figures import WHY, draw_beside, typical_episodes
 from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
 from pi0.ript.pages.success_figures import steps_figure, success_figure, task_success_figure
 from pi0.ript.recap.run_record import RecapRun, read_recap_run
@@ -33,7 +32,7 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
     sections = [
         ("", headline(_headlined(run)) + _choice(run)),
         ("Success by round", _success(run)),
-        ("Value over time", _values_over_time(run)),
+        ("Why a frame is positive: a success beside a failure", _values_over_time(run)),
         ("Advantages", _advantages(run)),
         ("Value function", _calibration(run)),
         ("Videos", page.grid([page.video(run_dir, path, name) for name, path in run.videos.items()])),
@@ -115,40 +114,22 @@ def _two_episodes(run: RecapRun, number: int, source: LabelledFrames) -> str:
             f"round {number}: labels of other episodes than the {rollouts.num_episodes} in "
             f"{run.rollouts(number)}; compute the advantages again"
         )
-    for index in typical_episodes(rollouts):
+    typical = typical_episodes(rollouts)
+    figures = draw_beside(
+        [(rollouts.episode(index), source.episode(index)) for index in typical],
+        run.thresholds[number],
+        value_limits([source]),
+    )
+    for index, figure in zip(typical, figures, strict=True):
         labels = rollouts.labels[index]
         outcome = "success" if labels.is_success else "failure"
         task = labels.task_id or labels.instruction
-        figure = draw_episode(
-            rollouts.episode(index),
-            source.episode(index),
-            run.thresholds[number],
-            value_limits=value_limits([source]),
-            num_cameras=1,
-        )
         caption = (
             f"{outcome}: episode {index} of the rollouts of round {number}, {task}, "
             f"{rollouts.lengths[index]} steps; the {outcome} of median length"
         )
         parts.append(page.plot(run.directory, f"value_{outcome}", figure, caption))
-    return "".join(parts)
-
-
-def typical_episodes(frames: FrameSet) -> list[int]:
-    """Return a success and a failure, each of median length, of the first task that has both.
-
-    If no task has both, those of all tasks together; only one if all episodes ended alike.
-    """
-    tasks = [labels.task_id or labels.instruction for labels in frames.labels]
-    ends = frames.successes().tolist()
-    seen = set(zip(tasks, ends, strict=True))
-    both = [task for task in dict.fromkeys(tasks) if {(task, True), (task, False)} <= seen]
-    chosen = [i for i, task in enumerate(tasks) if not both or task == both[0]]
-    typical = []
-    for end in (True, False):
-        ranked = sorted((i for i in chosen if ends[i] is end), key=lambda i: (frames.lengths[i], i))
-        typical += ranked[(len(ranked) - 1) // 2 :][:1]
-    return typical
+    return page.paragraph(WHY) + page.grid(parts)
 
 
 def _advantages(run: RecapRun) -> str:
