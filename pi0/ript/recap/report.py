@@ -14,7 +14,7 @@ from pi0.ript.files import flatten
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import WHY, draw_beside, typical_episodes
 from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
-from pi0.ript.pages.success_figures import steps_figure, success_figure, task_success_figure
+from pi0.ript.pages.success_figures import rival_figure, steps_figure, success_figure, task_success_figure
 from pi0.ript.recap.run_record import RecapRun, read_recap_run
 from pi0.ript.report import configuration, headline, success_section
 
@@ -50,7 +50,23 @@ def _success(run: RecapRun) -> str:
         page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, run.baselines)),
     ]
     tasks = page.plot(run.directory, "success_by_task", task_success_figure(run.evaluations))
-    return page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
+    beside = page.plot(run.directory, "recap_beside_filtered", figure_beside_filtered(run))
+    return beside + page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
+
+
+def figure_beside_filtered(run: RecapRun) -> Any | None:
+    """Return RECAP beside filtered imitation on its own rollouts; None if that was not asked for."""
+    rival = [e for name, e in run.baselines.items() if name.startswith("baseline-filtered/")]
+    rollouts = run.stages.get("round-1/rollouts", {}).get("figures", {}).get("episodes")
+    updates = run.stages.get("round-1/policy", {}).get("figures", {}).get("steps")
+    both = (
+        f"Both begin from one SFT policy; a round: {rollouts} rollouts of its own policy, {updates} updates."
+    )
+    shorter = f"\nFiltered imitation was given {len(rival)} rounds, so that the run ends sooner."
+    rounds = len(run.evaluations) - 1
+    return rival_figure(
+        list(run.evaluations.values()), rival, both + (shorter if len(rival) < rounds else "")
+    )
 
 
 def _headlined(run: RecapRun) -> dict[str, Evaluation]:
