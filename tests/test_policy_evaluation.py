@@ -13,17 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import METAWORLD, metaworld_policy, opened
+from conftest import METAWORLD, metaworld_policy, opened, toy_policy
 
 from pi0 import PI0Policy
 from pi0.ript import policy_evaluation, results
+from pi0.ript.commands import evaluate as command
 from pi0.ript.commands.evaluate import main
 from pi0.ript.config import validation
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.evaluate import Evaluation, compare, evaluate
-from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
+from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy, require_usable
 from pi0.ript.recording import require_training_states
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import PolicySettings
@@ -356,7 +358,7 @@ def test_a_directory_that_another_process_writes_to(policies, tmp_path, capsys, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_keys": ("observation.images.wrist",)}, "camera_names: the policy takes ['wrist']"),
+        ({"image_keys": ("observation.images.wrist",)}, "cameras: the policy takes ['wrist']"),
         ({"action_dim": 3}, "action: expected float32 (3,), found float32 (4,)"),
     ],
 )
@@ -365,7 +367,33 @@ def test_a_policy_of_another_robot(tmp_path, capsys, changes, message):
     assert main(["--policy", str(tmp_path / "policy"), "--env", "metaworld", "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert ("--env-option camera_names=" in error) == ("camera_names" in message)
+    assert ("data_features_name_mapping says null" in error) == ("cameras" in message)
+
+
+def test_the_remedy_for_other_cameras_is_an_option_that_is_there(tmp_path, capsys, monkeypatch):
+    """Renaming LIBERO's cameras, in words of options or of a file; each is then taken."""
+    monkeypatch.setattr(command, "evaluate_policy", require_usable)  # as far as no simulator is needed
+    monkeypatch.setattr(
+        type(get_environment("libero_object").suite()), "check", lambda *_: None
+    )  # nor are assets
+    names = ("observation.images.front", "observation.images.wrist")
+    features = {"image_keys": names, "state_dim": 8, "action_dim": 7, "state_normalization": "identity"}
+    toy_policy(features).save_pretrained(tmp_path / "policy")
+    options = [f"--policy={tmp_path / 'policy'}", "--env", "libero_object", "--tasks", "0", "--device", "cpu"]
+    file = tmp_path / "rollouts.json"
+    file.write_text(json.dumps({"policy_path": str(tmp_path / "policy"), "env": {"suite": "libero_object"}}))
+    of_file = [f"--config_path={file}", "--device=cpu"]
+    for words, said, option in (
+        (
+            options,
+            "with --env-option camera_names=..., third",
+            ["--env-option", "camera_names=[front,wrist]"],
+        ),
+        (of_file, "with task.camera_names, third", ["--task.camera_names=[front,wrist]"]),
+    ):
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
+        assert main([*words, *option]) == 0, capsys.readouterr().err
 
 
 def test_guidance_needs_an_indicator(tmp_path, capsys):

@@ -9,6 +9,7 @@ from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, opened, toy_pol
 from plugin_example.line import LineSuite
 
 from pi0 import FeatureConfig, Indicator
+from pi0.embodiment import Embodiment
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
@@ -459,7 +460,7 @@ def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monk
     policy = toy_policy(indicator="embedding")
 
     def make_from(statistics: dict):
-        policy.use_statistics(statistics)
+        policy.use_embodiments({None: Embodiment(policy.features, statistics)})
         policy.save_pretrained(tmp_path / "checkpoint")
         path, settings = str(tmp_path / "checkpoint"), RecapPolicy()
         recipe = SupervisedRecipe(path, None, None, settings, 8, None, "on", 0, reading, environment)
@@ -498,9 +499,10 @@ def test_the_policy_learns_to_tell_positive_from_negative():
     source = Source("both", FrameSet.in_memory(made, 20))
     advantages = np.repeat(np.arange(8) % 2, 10).astype(float)
     policy = fresh()
-    policy.action_normalizer.low.zero_()
-    policy.action_normalizer.scale_in.fill_(1.0)
-    policy.action_normalizer.scale_out.fill_(1.0)
+    normalizer = policy.embodiments.acting.action_normalizer
+    normalizer.low.zero_()
+    normalizer.scale_in.fill_(1.0)
+    normalizer.scale_out.fill_(1.0)
     settings = PolicyTraining(steps=50, batch_size=12, learning_rate=4e-3, num_draws=1)
     epsilon = thresholds(advantages, source.frame_tasks(), 0.5)
     train_policy(policy, [source], [advantages], epsilon, settings)

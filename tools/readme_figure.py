@@ -74,7 +74,12 @@ def write_animation(run: RecapRun, path: Path) -> None:
     hold = 12 * [frames[-1]]
     rate = imageio.get_reader(run.videos["SFT"]).get_meta_data()["fps"]
     frames[0].save(
-        path, save_all=True, append_images=[*frames[1:], *hold], duration=_SLOWER * 1000 / rate, loop=0, optimize=True
+        path,
+        save_all=True,
+        append_images=[*frames[1:], *hold],
+        duration=_SLOWER * 1000 / rate,
+        loop=0,
+        optimize=True,
     )
 
 

@@ -5,12 +5,13 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pi0 import PI0Policy
+from pi0.embodiment import IDS, EmbodimentError, chosen_tag, require_chosen
 from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
 from pi0.ript.checkpoint.journal import EpisodeJournal
@@ -182,16 +183,28 @@ def _wrong_choice(config: EvaluationConfig) -> list[str]:
 def _as_config_error() -> Iterator[None]:
     try:
         yield
+    except EmbodimentError as error:
+        raise ConfigError(f"policy.{error}") from error
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise ConfigError(str(error)) from error
 
 
+def _embodiment(config: EvaluationConfig, path: str) -> str | None:
+    """Return the robot of a policy; of two, one without tags can be the base of the other."""
+    paths = (trial.path for trial in _trials(config) if trial.path != TOY)
+    named = [place for place in paths if (resolve(Path(place).expanduser()) / IDS).is_file()]
+    return config.policy.embodiment if path in named or not named else None
+
+
 def _require_policy(path: str, environment: Environment, config: EvaluationConfig) -> None:
+    robot = _embodiment(config, path)
     if path == TOY:
+        chosen_tag([], robot)
         return
     named = get_config(config.policy.config) if config.policy.config else None
     directory = resolve(Path(path).expanduser())
-    checkpoint = describe(directory, named, None, None, config.policy.extra_delta_transform)
+    checkpoint = describe(directory, named, None, None, config.policy.extra_delta_transform, robot)
+    require_chosen(list(checkpoint.embodiments), checkpoint.embodiment)
     require_fits(checkpoint.features, environment)
     guided = [trial.guidance for trial in _trials(config) if trial.guidance != 1.0]
     if guided and checkpoint.config.indicator == "none":
@@ -242,7 +255,8 @@ def _load(environment: Environment, config: EvaluationConfig, device: str, path:
         return warm_start(spec, Path(TrainConfig.warm_start_dir), indicator="embedding", **changes)
 
     with _as_config_error():
-        policy = make_policy(path, config.policy, toy, config.seed, device)
+        settings = replace(config.policy, embodiment=_embodiment(config, path))
+        policy = make_policy(path, settings, toy, config.seed, device)
         require_acts(policy, environment)
     limit_threads(policy)
     return policy

@@ -124,6 +124,25 @@ def is_positive(
     return advantages > frame_limits(tasks, epsilon)
 
 
+def positive_frames(
+    frames: FrameSet,
+    advantages: Float64[np.ndarray, " n"],
+    tasks: Sequence[str],
+    epsilon: Mapping[str, float],
+    *,
+    only_successes: bool,
+) -> Bool[np.ndarray, " n"]:
+    """Return which frames are positive: better than their task's epsilon, or corrected by a person.
+
+    `only_successes`: a failure's frames are better only where they count so for want of an advantage
+    (infinity, `fill_missing`), because epsilon was found among successes.
+    """
+    is_better = is_positive(advantages, tasks, epsilon)
+    if only_successes:
+        is_better &= np.repeat(frames.successes(), frames.lengths) | np.isposinf(advantages)
+    return is_better | frames.is_corrected
+
+
 def frame_limits(tasks: Sequence[str], epsilon: Mapping[str, float]) -> Float64[np.ndarray, " n"]:
     """Return the epsilon of each frame's task."""
     unknown = sorted(set(tasks) - epsilon.keys())

@@ -1,5 +1,10 @@
 """Labels of frames: the advantages of all sources, and the threshold that makes a share of them positive.
 
+Where a person corrected the policy, a frame is positive whatever its advantage and however its episode ended,
+as in RECAP. It is not ranked, whatever `ranked` says: the threshold tells better from worse among what the
+policy did by itself, and a person, who acts better, would push the policy's own good frames below it. So
+`positive_fraction` is a share of the other frames.
+
 Axes: n frame of a source.
 """
 
@@ -16,8 +21,8 @@ from pi0.ript.labels.advantages import (
     Scope,
     compute_advantages,
     coverage,
-    is_positive,
     percentiles,
+    positive_frames,
     smoothed,
     thresholds,
     to_json,
@@ -64,12 +69,14 @@ class FrameLabels:
 
     def positive(self) -> list[Bool[np.ndarray, " _"]]:
         """Return which frames of each source the policy will be told are positive."""
+        only_successes = self.settings.ranked == "successes"
         return [
-            is_positive(advantages, source.frame_tasks(), self.epsilon)
-            & _may_be_positive(source, self.settings)
-            if source.advantage == "use"
-            else np.full(source.num_frames, source.advantage == "on")
-            for source, advantages in zip(self.sources, self.advantages, strict=True)
+            positive_frames(
+                x.frames, advantages, x.frame_tasks(), self.epsilon, only_successes=only_successes
+            )
+            if x.advantage == "use"
+            else np.full(x.num_frames, x.advantage == "on")
+            for x, advantages in zip(self.sources, self.advantages, strict=True)
         ]
 
     def figures(self) -> dict[str, Any]:
@@ -117,14 +124,11 @@ def label_frames(
 
 def _is_ranked(source: Source, settings: Advantage) -> Bool[np.ndarray, " n"]:
     """Return which frames of a source the threshold is found among."""
+    is_own = ~source.frames.is_corrected
     if settings.ranked == "all":
-        return np.ones(source.num_frames, bool)
-    return (source.role is not Role.DEMONSTRATIONS) & _may_be_positive(source, settings)
-
-
-def _may_be_positive(source: Source, settings: Advantage) -> Bool[np.ndarray, " n"]:
-    """Return which frames of a source are positive if their advantage is above the threshold."""
-    return source.is_success() if settings.ranked == "successes" else np.ones(source.num_frames, bool)
+        return is_own
+    is_ranked = is_own & (source.role is not Role.DEMONSTRATIONS)
+    return is_ranked & source.is_success() if settings.ranked == "successes" else is_ranked
 
 
 def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: str) -> None:
@@ -135,6 +139,8 @@ def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: s
         "epsilon": to_json(labels.epsilon),
         "positive_fraction": labels.settings.positive_fraction,
     }
+    if labels.settings.ranked == "successes":
+        lineage["ranked"] = "successes"  # says to whoever uses the threshold that failures are below it
     for directory, source, advantages in zip(directories, labels.sources, labels.advantages, strict=True):
         (directory / "meta").mkdir(parents=True, exist_ok=True)
         write_advantages(directory, source.frames, advantages, lineage)

@@ -88,6 +88,7 @@ def draw_episode(
     value_limits: tuple[float, float] | None = None,
     with_motion: bool = False,
     num_cameras: int | None = None,
+    corrected: Bool[np.ndarray, " t"] | None = None,
 ) -> Any:
     """Return a matplotlib figure of an episode.
 
@@ -98,8 +99,10 @@ def draw_episode(
         value_limits: Limits of the axis of values, to make figures comparable; None: those of the curves.
         with_motion: Draw states and actions too.
         num_cameras: How many cameras are shown, the first ones; None: all.
+        corrected: Steps in which a person acted, to be marked; None: none.
     """
-    return _draw(episode, labels, epsilon, _ALONE, value_limits, None, num_cameras, with_motion=with_motion)
+    shown = {"num_cameras": num_cameras, "with_motion": with_motion, "corrected": corrected}
+    return _draw(episode, labels, epsilon, _ALONE, value_limits, **shown)
 
 
 def _draw(
@@ -108,10 +111,11 @@ def _draw(
     epsilon: Mapping[str, float] | None,
     layout: _Layout,
     value_limits: tuple[float, float] | None,
-    advantage_limits: tuple[float, float] | None,
-    num_cameras: int | None = None,
+    advantage_limits: tuple[float, float] | None = None,
     *,
+    num_cameras: int | None = None,
     with_motion: bool = False,
+    corrected: Bool[np.ndarray, " t"] | None = None,
 ) -> Any:
     from matplotlib.figure import Figure
 
@@ -139,6 +143,8 @@ def _draw(
         _draw_strip(place, camera, frames, layout.frames, 2 * margin)
     for draw, place in zip(panels, axes[len(strips) :], strict=True):
         draw(place)
+        if corrected is not None and draw.__name__ != "band":
+            _shade(place, corrected, ORANGE, "corrected")
         _finish(place, has_legend=not layout.below)
     axes[-1].set_xlabel("step")
     axes[-1].tick_params(labelbottom=True)
@@ -219,18 +225,18 @@ def _draw_values(
     axes.plot(values, color=BLUE, linewidth=1.6, label="value")
     axes.plot(shown, values[list(shown)], "o", color=BLUE, markersize=4)
     if positive is not None:
-        _mark_positive(axes, positive)
+        _shade(axes, positive, GREEN, "positive")
     if limits is not None:
         axes.set_ylim(*limits)
     axes.set_ylabel("value")
 
 
-def _mark_positive(axes: Any, positive: np.ndarray) -> None:
-    """Shade the positive steps, neighbours in one piece."""
-    bounds = np.flatnonzero(np.diff(positive.astype(int), prepend=0, append=0)).tolist()
+def _shade(axes: Any, steps: np.ndarray, color: str, label: str) -> None:
+    """Shade some steps, neighbours in one piece."""
+    bounds = np.flatnonzero(np.diff(steps.astype(int), prepend=0, append=0)).tolist()
     for number, (first, end) in enumerate(zip(bounds[::2], bounds[1::2], strict=True)):
-        label = "positive" if number == 0 else None
-        axes.axvspan(first - 0.5, end - 0.5, color=GREEN, alpha=0.22, linewidth=0, label=label)
+        name = label if number == 0 else None
+        axes.axvspan(first - 0.5, end - 0.5, color=color, alpha=0.22, linewidth=0, label=name)
 
 
 def _draw_advantages(

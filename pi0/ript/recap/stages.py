@@ -28,6 +28,7 @@ from pi0.ript.files import (
     unused_path,
     write_json,
 )
+from pi0.ript.progress import doing
 from pi0.ript.recap.snapshot_plan import remove_snapshots
 
 STATE = "recap_state.json"
@@ -159,11 +160,11 @@ class Stages:
                 self.world.print(f"{name}: up to date, skipped")
             return finished
         work = self.world.on_main(self._begin, name, made_from, absent)
-        start = time.monotonic()
+        start, doing.stage = time.monotonic(), str(name)
         figures = dict(make(recipe, inputs, work))
         self.world.gather([])  # nobody is in the directory any more
         seconds = round(time.monotonic() - start, 1)
-        self.num_made += 1
+        self.num_made, doing.stage = self.num_made + 1, None
         artefact = self.world.on_main(self._finish, name, work, made_from, figures, seconds)
         self.world.print(f"{name}: done in {seconds:.0f} s")
         return artefact
