@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,10 +27,9 @@ from pi0.ript.config.validation import attempt, moved_aside, shared_problems
 from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.envs.initial_state import Split
 from pi0.ript.evaluate import Evaluation, compare, episode_seed
 from pi0.ript.files import flatten, plain, write_json
-from pi0.ript.guidance import guidance_text, recorded_guidance, write_choice
+from pi0.ript.guidance import choice_problems, guidance_text, recorded_guidance, states_of, write_choice
 from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
 from pi0.ript.ranges import Whole
 from pi0.ript.recording import DatasetStore, rollouts_writer
@@ -86,7 +84,8 @@ def require_usable(config: EvaluationConfig) -> Environment:
     problems += moved_aside(config, Path(config.output_dir))
     if config.compare is not None:
         problems += attempt(lambda: require_policy_path(str(config.compare), "compare"))[1]
-    problems += _wrong_choice(config)
+    others = {"compare": config.compare, "eval.recording_root": config.eval.recording_root}
+    problems += choice_problems(config.guidances, [key for key, value in others.items() if value])
     if environment is None or problems:
         raise ConfigError(*problems)
     with _as_config_error():
@@ -116,7 +115,11 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     evaluations = []
     with environment.make() as env:
         indices = range(config.eval.first_state, config.eval.first_state + config.eval.rollouts_per_task)
-        states = [s for task in env.tasks for s in env.initial_states(task, _split(config), indices)]
+        states = [
+            s
+            for task in env.tasks
+            for s in env.initial_states(task, states_of(config.guidances, config.eval), indices)
+        ]
         load = partial(world.first, _load, environment, config, world.device(config.device))
         policy = load(config.policy_path)
         # Not before: what cannot be evaluated must not move an earlier evaluation aside.
@@ -142,10 +145,8 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
 class _Trial:
     """A policy that acts with a guidance."""
 
-    name: str
-    """Of its finished episodes."""
-    label: str
-    """In tables."""
+    name: str  # of its finished episodes
+    label: str  # in tables
     file: str
     path: str
     guidance: float
@@ -161,22 +162,6 @@ def _trials(config: EvaluationConfig) -> list[_Trial]:
         other = _Trial("compare", "after", "compared", config.compare, own)
         return [_Trial("policy", "before", "evaluation", path, own), other]
     return [_Trial("policy", "policy", "evaluation", path, own)]
-
-
-def _split(config: EvaluationConfig) -> Split:
-    """Return which states the episodes begin from: what is chosen is not chosen where it is reported."""
-    if config.guidances is not None and config.eval.states is None:
-        return "validation"
-    return config.eval.split
-
-
-def _wrong_choice(config: EvaluationConfig) -> list[str]:
-    if config.guidances is None:
-        return []
-    if len(set(config.guidances)) < 2 or not all(0 <= g < math.inf for g in config.guidances):
-        return [f"guidances: expected two or more numbers of 0 or more, found {config.guidances}"]
-    others = {"compare": config.compare, "eval.recording_root": config.eval.recording_root}
-    return [f"guidances: a choice is made for one policy alone; leave out {k}" for k in others if others[k]]
 
 
 @contextlib.contextmanager
@@ -311,12 +296,14 @@ def _report(run_dir: Path, config: EvaluationConfig, evaluations: Sequence[Evalu
     names = [trial.label for trial in trials]
     meaning = [f"{trial.label}: {trial.path}" for trial in trials]
     kinds = {"heldout": "held-out", "validation": "validation", "train": "training"}
-    states = f"{kinds[_split(config)]} states"
+    states = f"{kinds[states_of(config.guidances, config.eval)]} states"
     legend, advice = "; ".join([*meaning, states]), ""
     if config.guidances is not None:
         legend = f"{config.policy_path} acts with each guidance; {states}"
         tried = {trial.guidance: e for trial, e in zip(trials, evaluations, strict=True)}
-        advice = write_choice(run_dir / "choice.json", config.policy_path, _split(config), tried)
+        advice = write_choice(
+            run_dir / "choice.json", config.policy_path, states_of(config.guidances, config.eval), tried
+        )
     files = {trial.label: trial.file for trial in trials}
     write_report(run_dir, files, "; ".join(filter(None, [legend, advice])))
     table = success_text(dict(zip(names, evaluations, strict=True)))

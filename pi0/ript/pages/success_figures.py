@@ -62,7 +62,12 @@ def rival_figure(own: Sequence[Evaluation], rival: Sequence[Evaluation], rounds:
         return None
     figure, (success, steps) = new_axes(2, (4.6, 3.3), most_columns=2)
     for shift, evaluations, color, name in (
-        (-0.03, own, BLUE, "RECAP: the frames that went better than its value function expected"),
+        (
+            -0.03,
+            own,
+            BLUE,
+            "RECAP: of what succeeded, the frames that went better than its value function expected",
+        ),
         (0.03, [own[0], *rival], ORANGE, "filtered imitation: every frame of what succeeded"),
     ):
         places = [number + shift for number in range(len(evaluations))]
