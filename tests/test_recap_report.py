@@ -267,6 +267,20 @@ def test_success_is_drawn_with_its_interval():
     assert success_figures.steps_figure({"SFT": evaluation(0, 40)}, {}) is None
 
 
+def test_recap_stands_beside_filtered_imitation_by_round():
+    own, rival = [evaluation(4, 40), evaluation(9, 30), evaluation(13, 20)], [evaluation(8, 40)]
+    success, steps = success_figures.rival_figure(own, rival, "256 rollouts").axes
+    recap, filtered = success.get_lines()[0], next(x for x in success.get_lines() if "every" in x.get_label())
+    assert list(recap.get_ydata()) == [20.0, 45.0, 65.0]
+    assert list(filtered.get_ydata()) == [20.0, 40.0], "both begin with SFT"
+    bars = [container[2][0].get_segments()[0][:, 1] for container in success.containers]
+    np.testing.assert_allclose(bars, 100 * np.array([e.interval for e in (*own, own[0], *rival)]))
+    means = [e.mean_steps_to_success for e in own]
+    assert list(steps.get_lines()[0].get_ydata()) == means
+    assert success_figures.rival_figure(own, [], "") is None
+    assert success_figures.rival_figure(own[:1], rival, "") is None
+
+
 def test_the_histogram_counts_every_frame_once():
     rng = np.random.default_rng(1)
     advantages = np.append(rng.normal(size=400), [50.0, np.nan])
