@@ -187,7 +187,7 @@ HAS = {  # images, videos
     recap: (7, 4),
     pi0_train: (4, 3),
     pi0_eval: (0, 2),
-    pi0_dataset_viz: (7, 0),
+    pi0_dataset_viz: (9, 0),
     labelling: (0, 1),
 }
 
