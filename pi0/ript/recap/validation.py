@@ -15,7 +15,7 @@ from pi0.ript.recording import require_training_states
 from pi0.ript.starting_policy import TOY, PolicySettings
 
 _MODEL_KEYS = ("config", "dtype", "frozen_dtype", "gradient_checkpointing", "n_action_steps")
-_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics_path")
+_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics", "statistics_path")
 _RECORDING_ONLY = ("operator", "episodes")
 
 
@@ -44,6 +44,8 @@ def _values(config: RecapConfig) -> Iterator[str]:
     ignored = [key for key in _CHECKPOINTS_ONLY if getattr(config.policy, key) != getattr(defaults, key)]
     for key in ignored if config.policy_path == TOY else ():
         yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; leave the key out"
+    if config.policy.statistics == "data" and config.policy.statistics_path:
+        yield "policy.statistics: 'data' and policy.statistics_path name two sources; leave one of them out"
     if config.policy_path != TOY and config.policy.chunk_size is not None:
         yield "policy.chunk_size: is that of the checkpoint; use policy.chunk_size=null"
 

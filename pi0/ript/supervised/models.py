@@ -22,6 +22,7 @@ from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.training_data import TrainingData, open_sets, split_rows
 from pi0.ript.starting_policy import TOY, make_policy
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping, SupervisedSettings
+from pi0.ript.training.fitted_features import with_widths_of, without_absent_cameras
 from pi0.ript.training.objectives import Model
 from pi0.ript.training.starting_value import starting_value
 from pi0.ript.warm_start import sized_toy_policy
@@ -112,9 +113,10 @@ def policy_to_train(
         chunk_size = settings.chunk_size or checkpoint.config.chunk_size
         if settings.n_action_steps is None:
             changes["n_action_steps"] = min(checkpoint.config.n_action_steps, chunk_size)
-        replaced["features"] = _without_absent_cameras(data, checkpoint.features)
+        mappings = [dataset.data_features_name_mapping for dataset in data.mixture.datasets]
+        replaced["features"] = without_absent_cameras(checkpoint.features, mappings)
         if settings.statistics == "data" and not settings.statistics_path:
-            replaced["features"] = features = _with_widths_of(data, replaced["features"])
+            replaced["features"] = features = with_widths_of(replaced["features"], data.sets[0])
             replaced["statistics"] = data.statistics(features.relative_actions, chunk_size)
     if takes_indicator:
         changes["indicator"] = settings.indicator or ("embedding" if mode == "none" else mode)
@@ -142,26 +144,6 @@ def value_to_train(config: SupervisedSettings, data: DataSummary, device: str) -
     for name, parameter in value.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return value.to(device)
-
-
-def _without_absent_cameras(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
-    """Return a checkpoint's conventions, in which a camera is absent that all sets say they lack."""
-    mappings = [dataset.data_features_name_mapping for dataset in data.mixture.datasets]
-    lacking = {key for key in features.image_keys if all(m.get(key, key) is None for m in mappings)}
-    absent = lacking | set(features.absent_cameras)
-    return replace(features, absent_cameras=tuple(key for key in features.image_keys if key in absent))
-
-
-def _with_widths_of(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
-    """Return a checkpoint's conventions with the data's widths."""
-    frames = data.sets[0]
-    state, action = frames.states.shape[1], frames.actions.shape[1]
-    return replace(
-        features,
-        state_dim=state,
-        action_dim=action,
-        relative_actions=features.relative_actions[: min(state, action)],
-    )
 
 
 def _read_policy(settings: ModelSettings, device: str) -> PI0Policy | None:
