@@ -11,6 +11,7 @@ from pi0.ript.config.schema import Eval
 from pi0.ript.evaluate import Evaluation, compare
 from pi0.ript.files import FORMAT, write_json
 from pi0.ript.recap.artefacts import EvaluationRecipe
+from pi0.ript.recap.budget import tell_remaining
 from pi0.ript.recap.rounds import Run
 from pi0.ript.recap.stages import Artefact, Kind
 from pi0.ript.results import read_evaluation
@@ -50,7 +51,11 @@ def judge_on_validation(run: Run, policy: Artefact) -> Evaluation:
 
 def judge(run: Run, policy: Artefact) -> Evaluation:
     """Return how the policy does on held-out states; the stage beside its own has the videos."""
-    return _evaluate(run, policy, Kind.EVALUATION, run.config.eval)
+    num_made = run.stages.num_made
+    evaluation = _evaluate(run, policy, Kind.EVALUATION, run.config.eval)
+    if run.stages.num_made > num_made:
+        tell_remaining(run)
+    return evaluation
 
 
 def _evaluate(run: Run, policy: Artefact, kind: Kind, settings: Eval) -> Evaluation:

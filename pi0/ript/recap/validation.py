@@ -10,9 +10,9 @@ from pi0.ript.data.hub import locate
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
-from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recap.config import RecapConfig, RecapPolicy
 from pi0.ript.recording import require_training_states
-from pi0.ript.starting_policy import TOY, PolicySettings
+from pi0.ript.starting_policy import TOY
 
 _MODEL_KEYS = ("config", "dtype", "frozen_dtype", "gradient_checkpointing", "n_action_steps")
 _CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics", "statistics_path")
@@ -40,7 +40,7 @@ def _values(config: RecapConfig) -> Iterator[str]:
         )
     if config.policy_path == TOY and config.skip_sft:
         yield "skip_sft: a toy policy is made by SFT; use skip_sft=false, or a checkpoint as policy_path"
-    defaults = PolicySettings()
+    defaults = RecapPolicy()
     ignored = [key for key in _CHECKPOINTS_ONLY if getattr(config.policy, key) != getattr(defaults, key)]
     for key in ignored if config.policy_path == TOY else ():
         yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; leave the key out"
