@@ -42,11 +42,10 @@ class WeightLoader:
         tensors = canonical_keys(tensors, config)
         new = self.require_fits(model, config, tensors, file)
         parameters, sources = dict(model.named_parameters()), lerobot_sources(config)
+        dtypes = stored_dtypes(config, tensors) | dict(dtypes or {})
         # The largest first: what is read meanwhile then never adds to a model that is nearly complete.
         for name in sorted(parameters, key=lambda name: -parameters[name].numel()):
-            stored = [] if name in new else [tensors[key].dtype for key in sources[name].keys]
-            dtype = reduce(torch.promote_types, stored) if stored else torch.float32
-            target = _with_memory(model, name, (dtypes or {}).get(name, dtype))
+            target = with_memory(model, name, dtypes.get(name, torch.float32))
             if name not in new:
                 with torch.no_grad():
                     sources[name].read_into(target, tensors)
@@ -90,7 +89,16 @@ class WeightLoader:
         return new
 
 
-def _with_memory(model: nn.Module, name: str, dtype: torch.dtype) -> nn.Parameter:
+def stored_dtypes(config: Pi0Config, tensors: Mapping[str, Tensor | Deferred]) -> dict[str, torch.dtype]:
+    """Return the dtype of each parameter that a checkpoint of `canonical_keys` has."""
+    return {
+        name: reduce(torch.promote_types, [tensors[key].dtype for key in source.keys])
+        for name, source in lerobot_sources(config).items()
+        if source.keys[0] in tensors
+    }
+
+
+def with_memory(model: nn.Module, name: str, dtype: torch.dtype) -> nn.Parameter:
     """Return a parameter of the model; one on the meta device is given undefined values of the dtype."""
     parameter = model.get_parameter(name)
     if not parameter.is_meta:
