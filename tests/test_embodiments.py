@@ -485,6 +485,9 @@ def test_advantages_are_of_the_robot_that_the_value_function_read(sets, trained,
     )
     assert advantage.main(fixed) == 2
     assert "pass --embodiment hand" in last_line(capsys)
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": two_robots(sets)}))
+    assert advantage.main([*fixed, "--dataset_mixture", str(tmp_path / "mixture.json")]) == 2
+    assert "embodiment_tag: a value function is of one robot, found arm, hand" in last_line(capsys)
     assert advantage.main([*fixed, "--embodiment", "hand"]) == 0
     assert (copied / "meta/advantages.json").exists()
 

@@ -32,7 +32,10 @@ from pi0.ript.starting_policy import require_device
 from pi0.value import ValueFunction
 from pi0.weights import CheckpointError
 
-_READING = ("repo_id", "root", "revision", "assume_success", "data_features_name_mapping")
+_READING = (
+    *("repo_id", "root", "revision"),
+    *("assume_success", "data_features_name_mapping", "embodiment_tag"),
+)
 _EXAMPLES = """
 examples:
   pi0-advantage --value runs/demo/round-1/value --policy runs/demo/sft data/demonstrations data/rollouts
@@ -121,6 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         datasets = [dataset_settings(name, options) for name in options.datasets]
         for described in read_mixture(options.dataset_mixture) if options.dataset_mixture else ():
             datasets.append(replace(dataset_settings("", options), **described))
+        tags = dict.fromkeys(x.embodiment_tag for x in datasets if x.embodiment_tag is not None)
+        if len(tags) > 1:
+            raise ConfigError(
+                f"embodiment_tag: a value function is of one robot, found {', '.join(tags)}; label the "
+                "data sets of each by themselves"
+            )
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
         if options.embodiment is not None and options.policy is None:
