@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pi0.errors import say_errors_in_one_line
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.files import flatten
@@ -89,6 +90,7 @@ class AdvancedTrainingConfig:
 def parse_arguments() -> AdvancedTrainingConfig:
     config = AdvancedTrainingConfig()
     parser = argparse.ArgumentParser()
+    say_errors_in_one_line(parser.prog)
     parser.add_argument("--env", dest="task.benchmark_name", default=argparse.SUPPRESS)
     for name, default in flatten(asdict(config)).items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")

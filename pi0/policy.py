@@ -21,10 +21,11 @@ from pi0.asker import Asker
 from pi0.config import Pi0Config
 from pi0.embodiment import EMBODIMENT, Embodiment, Embodiments
 from pi0.features import ACTION, STATE, FeatureConfig
+from pi0.graphs import GraphedSampler
 from pi0.model import Pi0Model, Prefix
 from pi0.normalize import Statistics
 from pi0.observation import Indicator, Observation, withhold
-from pi0.preprocess import model_images, padded, tasks
+from pi0.preprocess import model_images, padded, tasks, valid_steps
 from pi0.prompts import PromptTokenizer, build_prompts
 
 Batch = Mapping[str, Any]
@@ -53,6 +54,7 @@ class PI0Policy(nn.Module):
         self.use_embodiments({None: Embodiment(features, statistics or {})})
         self.model = model if model is not None else config.create(seed)
         self.source: Path | None = None  # weights file it came from; see pretrained.save
+        self._graphed: GraphedSampler | None = None
         self.reset()
 
     @classmethod
@@ -81,6 +83,12 @@ class PI0Policy(nn.Module):
     def statistics(self) -> Statistics:
         """Statistics of the robot that the policy acts as; of the first one while none is chosen."""
         return self.embodiments.default.statistics
+
+    def use_graphs(self) -> "PI0Policy":
+        """Sample by CUDA graphs if the policy is on a GPU, and return it; see `GraphedSampler`."""
+        if self.device.type == "cuda" and self._graphed is None:
+            self._graphed = GraphedSampler(self.model)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -219,13 +227,7 @@ class PI0Policy(nn.Module):
             generator=generator,
         )
         losses = self.embodiments.counted(batch, losses)
-        is_pad = batch.get("action_is_pad")
-        valid = torch.ones(raw.shape[:2], device=self.device)
-        if is_pad is not None:
-            is_pad = torch.as_tensor(is_pad, device=self.device)
-            if is_pad.shape != valid.shape:
-                raise ValueError(f"action_is_pad: expected {tuple(valid.shape)}, found {tuple(is_pad.shape)}")
-            valid = 1.0 - is_pad.to(valid.dtype)
+        valid = valid_steps(batch, raw.shape[:2], self.device)
         losses = losses * valid[..., None]
         if reduction == "element":
             return losses
@@ -277,7 +279,7 @@ class PI0Policy(nn.Module):
         unconditional = None
         if has_two_prompts:
             unconditional = self._with_prompt(observation, batch, None, pad_prompts)
-        chunk = self.model.sample(
+        chunk = (self._graphed or self.model.sample)(
             observation,
             num_steps=num_steps,
             noise=noise,

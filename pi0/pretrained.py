@@ -21,6 +21,7 @@ from torch import Tensor
 from pi0 import lerobot_format, openpi_format
 from pi0.config import Pi0Config
 from pi0.embodiment import Embodiment, chosen_tag, read_embodiments, require_chosen, write_embodiments
+from pi0.errors import UnusableError
 from pi0.features import FeatureConfig
 from pi0.model import Pi0Model
 from pi0.normalize import Statistics
@@ -106,7 +107,18 @@ def load(
     initialize(policy.model, seed, only=new)
     _load_own(policy.model, own, directory / OWN_WEIGHTS)
     policy.source = directory / WEIGHTS
+    _allow_tf32(policy.config, torch.device(device))
     return policy.to(device).eval()
+
+
+def _allow_tf32(config: Pi0Config, device: torch.device) -> None:
+    """On a GPU compute float32 products in TF32 beside bfloat16 ones; for the whole process, as torch has it.
+
+    The image encoder is float32 in every mode. TF32 keeps what its exactness needs, 10 bits of mantissa, at
+    about six times the rate. A float32 policy changes nothing.
+    """
+    if device.type == "cuda" and config.dtype == "bfloat16":
+        torch.set_float32_matmul_precision("high")
 
 
 def require_loadable(path: str | Path) -> tuple[Checkpoint, int]:
@@ -182,7 +194,7 @@ def resolve(path: str | Path) -> Path:
         try:
             directory = Path(snapshot_download(str(path), allow_patterns=_FILES))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise ValueError(
+            raise UnusableError(
                 f"checkpoint {str(path)!r} is neither a directory nor a hub repository that could be "
                 f"downloaded "
                 f"({type(error).__name__}: {error})"
@@ -213,7 +225,7 @@ def describe(
     values = lerobot_format.without_nulls(read_json(directory / "config.json"))
     is_openpi = "action_horizon" in values and not (directory / OWN_CONFIG).exists()
     if extra_delta_transform is not None and (features is not None or not is_openpi):
-        raise ValueError(
+        raise UnusableError(
             "extra_delta_transform: only openpi checkpoints without features take it; this checkpoint or "
             "your "
             "FeatureConfig.relative_actions says it already"

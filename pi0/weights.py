@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pi0.config import GemmaConfig, Pi0Config
+from pi0.errors import UnusableError
 from pi0.layers import Linear
 
 _PALIGEMMA = "paligemma_with_expert.paligemma."
@@ -42,10 +43,8 @@ _RENAMES = [
 ]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UnusableError):
     """A checkpoint that does not fit: lists every missing, unexpected and mis-shaped key, and the file."""
-
-    explains_itself = True
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -126,8 +125,10 @@ class WeightLoader:
         ]
         if problems:
             raise CheckpointError(
-                f"{file} does not fit the configuration:\n" + "\n".join(problems) + "\nIf the difference is "
-                "meant, name what may be new or extra: WeightLoader(new=..., extra=...)."
+                f"{file} does not fit the configuration:\n"
+                + "\n".join(problems)
+                + "\nTake another checkpoint; a configuration's weight_loader() names a difference that is "
+                "meant (docs/extending.md)."
             )
         with torch.no_grad():
             for name in loaded:

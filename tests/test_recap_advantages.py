@@ -19,6 +19,7 @@ from pi0.ript.labels.advantages import (
     percentiles,
     read_advantages,
     read_lineage,
+    smoothed,
     threshold,
     thresholds,
     write_advantages,
@@ -69,6 +70,14 @@ def test_where_the_value_is_the_return_there_is_no_advantage(n):
     if n < 12:
         expected[19 - n] -= 0.25
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_mean_over_the_next_frames_in_closed_form():
+    values = np.array([1.0, 0.0, 4.0, -2.0, NAN, 3.0])
+    found = smoothed(values, [3, 1, 2], 0.5)
+    expected = [(1 + 0.25 * 4) / 1.75, (0.5 * 4) / 1.5, 4.0, -2.0, NAN, 3.0]
+    np.testing.assert_allclose(found, np.round(expected, 6))
+    np.testing.assert_array_equal(smoothed(values[:4], [4], 1e-12), values[:4])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.305, 0.5, 1.0])
@@ -280,6 +289,15 @@ def test_under_the_default_recipe_no_frame_of_a_failure_is_positive(sources):
     assert not positive[~succeeded].any()
     assert positive[succeeded].mean() == pytest.approx(0.6, abs=0.51 / succeeded.sum())
     assert labels.figures()["positive_fraction"] == positive[succeeded].mean()
+
+
+def test_smoothing_changes_the_advantages_that_are_ranked_and_nothing_else(sources):
+    settings = RecapConfig().advantage
+    plain, other = (label_frames(*sources, REWARD, replace(settings, smoothing=s)) for s in (None, 0.9))
+    for source, before, after in zip(plain.sources, plain.advantages, other.advantages, strict=True):
+        np.testing.assert_array_equal(after, smoothed(before, source.frames.lengths.tolist(), 0.9))
+        assert not np.array_equal(after, before)
+    assert other.figures()["positive_fraction"] == pytest.approx(0.6, abs=0.02)
 
 
 def test_a_task_without_success_has_no_positive_frame_and_the_others_have_their_share(sources, tmp_path):

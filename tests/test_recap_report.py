@@ -247,6 +247,37 @@ def test_calibration_is_drawn_from_all_frames():
     assert axes.get_title() == "round 1: 3 frames"
 
 
+def test_the_report_says_which_guidance_each_round_acts_with_and_why(tmp_path):
+    put_evaluation(tmp_path / "sft-evaluation", evaluation(4, 40))
+    put_evaluation(tmp_path / "round-1/evaluation", evaluation(9, 30))
+    put_evaluation(tmp_path / "round-2/evaluation", evaluation(11, 30))
+
+    def stage(successes: int | None, guidance: float, by_task: dict | None = None) -> dict:
+        figures = (
+            {}
+            if successes is None
+            else {"num_successes": successes, "num_episodes": 20, "interval": [0.25, 0.5]}
+        )
+        settings = {"eval": {"cfg_guidance_scale": guidance}, "guidance": by_task}
+        return {"seconds": 1.0, "figures": figures, "settings": settings}
+
+    stages = {
+        "sft-validation": stage(5, 3.0),
+        "round-1/validation": stage(8, 3.0),
+        "round-1/validation-guidance-1": stage(9, 1.0),
+        "round-1/evaluation": stage(None, 1.0),
+        "round-2/validation": stage(8, 3.0),
+        "round-2/validation-guidance-1": stage(8, 1.0),
+        "round-2/evaluation": stage(None, 3.0, {"suite/0": 3.0, "suite/1": 1.0}),
+    }
+    (tmp_path / "recap_state.json").write_text(json.dumps({"stages": stages}))
+    (tmp_path / "results.json").write_text(json.dumps({"published": "round 1", "format": 1}))
+    text = plain(write_recap_report(tmp_path).read_text())
+    assert "Published: round 1. Chosen by most successes on validation states" in text
+    assert "SFT 1 5/20 [25, 50]% yes round 1 3 8/20 [25, 50]% round 1 1 9/20 [25, 50]% yes" in text
+    assert "round 2 3 8/20 [25, 50]% in suite/0 round 2 1 8/20 [25, 50]% in suite/1" in text
+
+
 # Runs under way, and damaged ones
 
 

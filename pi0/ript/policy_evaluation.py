@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +15,7 @@ from pi0.embodiment import IDS, EmbodimentError, chosen_tag, require_chosen
 from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
 from pi0.ript.checkpoint.journal import EpisodeJournal
-from pi0.ript.config.loading import say_device
+from pi0.ript.config.loading import say, say_device
 from pi0.ript.config.schema import (
     NO_ENVIRONMENT,
     ConfigError,
@@ -27,8 +28,10 @@ from pi0.ript.config.validation import attempt, moved_aside, shared_problems
 from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.envs.initial_state import Split
 from pi0.ript.evaluate import Evaluation, compare, episode_seed
 from pi0.ript.files import flatten, plain, write_json
+from pi0.ript.guidance import guidance_text, recorded_guidance, write_choice
 from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
 from pi0.ript.ranges import Whole
 from pi0.ript.recording import DatasetStore, rollouts_writer
@@ -58,6 +61,9 @@ class EvaluationConfig:
 
     policy_path: str = TOY  # checkpoint directory or hub repository; toy: trained here on demonstrations
     compare: str | None = None  # another policy, for the same states
+    guidances: list[float] | None = (
+        None  # to choose from, on validation states unless eval.states says others
+    )
     task: EnvironmentSettings = field(default_factory=lambda: EnvironmentSettings(NO_ENVIRONMENT))
     policy: PolicySettings = field(default_factory=PolicySettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
@@ -80,12 +86,13 @@ def require_usable(config: EvaluationConfig) -> Environment:
     problems += moved_aside(config, Path(config.output_dir))
     if config.compare is not None:
         problems += attempt(lambda: require_policy_path(str(config.compare), "compare"))[1]
+    problems += _wrong_choice(config)
     if environment is None or problems:
         raise ConfigError(*problems)
     with _as_config_error():
         suite = environment.suite()
         suite.check(suite.select(environment.tasks))
-    for path in _paths(config).values():
+    for path in dict.fromkeys(trial.path for trial in _trials(config)):
         with _as_config_error():
             _require_policy(path, environment, config)
     _require_recordable(config)
@@ -95,9 +102,9 @@ def require_usable(config: EvaluationConfig) -> Environment:
 def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     """Return the evaluation of the policy, and of the one to compare with; write everything to `output_dir`.
 
-    Under torchrun the processes share the work, and each returns the whole. Writes `evaluation.json`, a
-    video, `settings.json`, and with `compare` also `compared.json`, its video and `comparison.json`; and
-    `report.html`, which shows all of it.
+    Under torchrun the processes share the work, and each returns the whole. Writes `settings.json`, a page,
+    `report.html`, and `evaluation.json` with a video; with `compare` also `compared.json`, its video and
+    `comparison.json`; with `guidances` `guidance-G.json` of each in place of it, and `choice.json`.
 
     Raises:
         ConfigError: As `require_usable`, or a checkpoint's weights do not fit.
@@ -109,17 +116,17 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     evaluations = []
     with environment.make() as env:
         indices = range(config.eval.first_state, config.eval.first_state + config.eval.rollouts_per_task)
-        states = [s for task in env.tasks for s in env.initial_states(task, config.eval.split, indices)]
+        states = [s for task in env.tasks for s in env.initial_states(task, _split(config), indices)]
         load = partial(world.first, _load, environment, config, world.device(config.device))
         policy = load(config.policy_path)
         # Not before: what cannot be evaluated must not move an earlier evaluation aside.
         run_dir = world.on_main(_open_output, config)
-        for name, path in _paths(config).items():
-            policy = policy if name == "policy" else load(path)
-            evaluations.append(_evaluate(name, env, policy, states, config, world))
-            file = "evaluation" if name == "policy" else "compared"
-            world.on_main(write_evaluation, run_dir / file, evaluations[-1])
-    if len(evaluations) == 2:
+        for trial in _trials(config):
+            policy = load(trial.path) if trial.name == "compare" else policy
+            acting = GuidedPolicy(policy, trial.guidance)
+            evaluations.append(_evaluate(trial.name, env, acting, states, config, world))
+            world.on_main(write_evaluation, run_dir / trial.file, evaluations[-1])
+    if config.compare is not None:
         world.on_main(write_json, run_dir / "comparison.json", _comparison(config, *evaluations))
     world.print(world.on_main(_report, run_dir, config, evaluations))
     world.on_main(shutil.rmtree, run_dir / _EPISODES)
@@ -131,9 +138,45 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
 # Checks -------------------------------------------------------------------------------------------------
 
 
-def _paths(config: EvaluationConfig) -> dict[str, str]:
-    paths = {"policy": config.policy_path, "compare": config.compare}
-    return {name: path for name, path in paths.items() if path is not None}
+@dataclass(frozen=True)
+class _Trial:
+    """A policy that acts with a guidance."""
+
+    name: str
+    """Of its finished episodes."""
+    label: str
+    """In tables."""
+    file: str
+    path: str
+    guidance: float
+
+
+def _trials(config: EvaluationConfig) -> list[_Trial]:
+    """Return what is evaluated, in order."""
+    path, own = config.policy_path, config.eval.cfg_guidance_scale
+    if config.guidances is not None:
+        names = {f"guidance-{g:g}": g for g in config.guidances}
+        return [_Trial(name, name.replace("-", " "), name, path, g) for name, g in names.items()]
+    if config.compare is not None:
+        other = _Trial("compare", "after", "compared", config.compare, own)
+        return [_Trial("policy", "before", "evaluation", path, own), other]
+    return [_Trial("policy", "policy", "evaluation", path, own)]
+
+
+def _split(config: EvaluationConfig) -> Split:
+    """Return which states the episodes begin from: what is chosen is not chosen where it is reported."""
+    if config.guidances is not None and config.eval.states is None:
+        return "validation"
+    return config.eval.split
+
+
+def _wrong_choice(config: EvaluationConfig) -> list[str]:
+    if config.guidances is None:
+        return []
+    if len(set(config.guidances)) < 2 or not all(0 <= g < math.inf for g in config.guidances):
+        return [f"guidances: expected two or more numbers of 0 or more, found {config.guidances}"]
+    others = {"compare": config.compare, "eval.recording_root": config.eval.recording_root}
+    return [f"guidances: a choice is made for one policy alone; leave out {k}" for k in others if others[k]]
 
 
 @contextlib.contextmanager
@@ -148,7 +191,7 @@ def _as_config_error() -> Iterator[None]:
 
 def _embodiment(config: EvaluationConfig, path: str) -> str | None:
     """Return the robot of a policy; of two, one without tags can be the base of the other."""
-    paths = (place for place in _paths(config).values() if place != TOY)
+    paths = (trial.path for trial in _trials(config) if trial.path != TOY)
     named = [place for place in paths if (resolve(Path(place).expanduser()) / IDS).is_file()]
     return config.policy.embodiment if path in named or not named else None
 
@@ -163,11 +206,16 @@ def _require_policy(path: str, environment: Environment, config: EvaluationConfi
     checkpoint = describe(directory, named, None, None, config.policy.extra_delta_transform, robot)
     require_chosen(list(checkpoint.embodiments), checkpoint.embodiment)
     require_fits(checkpoint.features, environment)
-    if config.eval.cfg_guidance_scale != 1.0 and checkpoint.config.indicator == "none":
+    guided = [trial.guidance for trial in _trials(config) if trial.guidance != 1.0]
+    if guided and checkpoint.config.indicator == "none":
         raise ConfigError(
             f"eval.cfg_guidance_scale: expected 1 for {path}, a policy without an indicator of the "
-            f"advantage, found {config.eval.cfg_guidance_scale:g}; there is nothing to guide by"
+            f"advantage, found {guided[0]:g}; there is nothing to guide by"
         )
+    recorded = recorded_guidance(directory)
+    if recorded is not None and config.guidances is None and recorded != config.eval.cfg_guidance_scale:
+        acts = f"{path} says that it acts with guidance {guidance_text(recorded)}; evaluated here is"
+        say(f"{acts} {config.eval.cfg_guidance_scale:g} (eval.cfg_guidance_scale, --guidance)")
 
 
 def _require_recordable(config: EvaluationConfig) -> None:
@@ -217,13 +265,12 @@ def _load(environment: Environment, config: EvaluationConfig, device: str, path:
 def _evaluate(
     name: str,
     env: BatchedEnv,
-    policy: PI0Policy,
+    acting: GuidedPolicy,
     states: Sequence[InitialState],
     config: EvaluationConfig,
     world: World,
 ) -> Evaluation:
-    acting, root = GuidedPolicy(policy, config.eval.cfg_guidance_scale), config.eval.recording_root
-    videos, seed = config.eval.n_video, config.seed
+    root, videos, seed = config.eval.recording_root, config.eval.n_video, config.seed
     if root is None:
         journal = world.on_main(_journal, Path(config.output_dir) / _EPISODES, name, env, acting)
         return evaluate_once(env, acting, states, seed, journal, num_recorded=videos, peers=world)
@@ -232,7 +279,7 @@ def _evaluate(
         "env": config.task.benchmark_name,
         "env_options": {**options, **config.options},
         "policy": config.policy_path,
-        "source": f"policy:{world.on_main(policy_hash, policy)}",
+        "source": f"policy:{world.on_main(policy_hash, acting.policy)}",
         "guidance": config.eval.cfg_guidance_scale,
         "seed": seed,
         "states": [state.hash for state in states],
@@ -260,13 +307,20 @@ def _journal(directory: Path, name: str, env: BatchedEnv, policy: GuidedPolicy) 
 
 def _report(run_dir: Path, config: EvaluationConfig, evaluations: Sequence[Evaluation]) -> str:
     """Write the page of what is in the directory, and return the table with what its names mean."""
-    names = ("policy",) if len(evaluations) == 1 else ("before", "after")
-    meaning = [f"{name}: {path}" for name, path in zip(names, _paths(config).values(), strict=True)]
+    trials = _trials(config)
+    names = [trial.label for trial in trials]
+    meaning = [f"{trial.label}: {trial.path}" for trial in trials]
     kinds = {"heldout": "held-out", "validation": "validation", "train": "training"}
-    states = f"{kinds[config.eval.split]} states"
-    legend = "; ".join([*meaning, states])
-    write_report(run_dir, dict(zip(names, ("evaluation", "compared"), strict=False)), legend)
-    return f"{legend}\n{success_text(dict(zip(names, evaluations, strict=True)))}"
+    states = f"{kinds[_split(config)]} states"
+    legend, advice = "; ".join([*meaning, states]), ""
+    if config.guidances is not None:
+        legend = f"{config.policy_path} acts with each guidance; {states}"
+        tried = {trial.guidance: e for trial, e in zip(trials, evaluations, strict=True)}
+        advice = write_choice(run_dir / "choice.json", config.policy_path, _split(config), tried)
+    files = {trial.label: trial.file for trial in trials}
+    write_report(run_dir, files, "; ".join(filter(None, [legend, advice])))
+    table = success_text(dict(zip(names, evaluations, strict=True)))
+    return "\n".join(filter(None, [legend, table, advice]))
 
 
 def _comparison(config: EvaluationConfig, before: Evaluation, after: Evaluation) -> dict[str, Any]:

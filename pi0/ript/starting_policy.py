@@ -11,6 +11,7 @@ import torch
 from pi0 import FeatureConfig, PI0Policy
 from pi0.config import Pi0Config
 from pi0.embodiment import require_chosen
+from pi0.errors import UnusableError
 from pi0.pretrained import WEIGHTS, Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
@@ -132,13 +133,18 @@ def task_features(task: Task) -> dict[str, dict[str, Any]]:
 def require_fits(features: FeatureConfig, environment: Environment) -> None:
     """Raise ValueError unless the environment shows and takes what a policy of these features does."""
     expected = [key.removeprefix("observation.images.") for key in features.present_cameras]
-    task = environment.suite().tasks()[0]
-    if not set(expected) <= set(task.cameras):
-        raise ValueError(
-            f"camera_names: the policy takes {expected}, the environment shows {list(task.cameras)}; "
+    suite = environment.suite()
+    shown = list(suite.tasks()[0].cameras)
+    if not set(expected) <= set(shown):
+        is_of_names = len(expected) <= len(shown) and hasattr(suite, "camera_names")
+        remedy = (
             "rename the environment's with task.camera_names, third-person view first"
+            if is_of_names
+            else "train the policy on data of these cameras first, as pi0-train does where "
+            "data_features_name_mapping says null for a camera that the data lack"
         )
-    for task in environment.suite().select(environment.tasks):
+        raise UnusableError(f"cameras: the policy takes {expected}, the environment shows {shown}; {remedy}")
+    for task in suite.select(environment.tasks):
         features.require_inputs(task_features(task), f"environment {task.id}")
 
 
@@ -160,13 +166,13 @@ def require_policy_path(path: str, field: str = "policy_path") -> None:
     if path == TOY:
         return
     if re.search(r"[{}<>]", path):
-        raise ValueError(f"{field}: nobody filled in the placeholder {path!r}; {remedy}")
+        raise UnusableError(f"{field}: nobody filled in the placeholder {path!r}; {remedy}")
     if place.is_dir():
         missing = [name for name in ("config.json", WEIGHTS) if not (place / name).exists()]
         if missing:
-            raise ValueError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
+            raise UnusableError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
     elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
-        raise ValueError(f"{field}: nothing at {path!r}; {remedy}")
+        raise UnusableError(f"{field}: nothing at {path!r}; {remedy}")
 
 
 def require_robot(path: str | Path, embodiment: str | None, config: Pi0Config | None = None) -> Checkpoint:
@@ -185,10 +191,10 @@ def require_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f"device: expected cpu, cuda, cuda:1, ... or auto, found {name!r}")
+        raise UnusableError(f"device: expected cpu, cuda, cuda:1, ... or auto, found {name!r}")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
+        raise UnusableError(
             f"device: {name!r} is not there, found {torch.cuda.device_count()} CUDA devices; "
             "use device=cpu, or device=auto"
         )

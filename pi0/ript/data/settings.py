@@ -43,7 +43,8 @@ class DatasetSettings:
     advantage: Mode | None = None  # on: always positive; use: as labelled; ignore; null: what the run says
     assume_success: bool = False  # for labels: episodes without a success label count as successes
     val_split_ratio: SplitShare | None = None  # share of the episodes for validation; null: the mixture's
-    # Policy's name -> column in this set, where they differ. A camera that the set lacks: null.
+    # Policy's name -> column in this set, where they differ. A camera that the set lacks: null. The column
+    # "intervention" is true where a person corrected the policy; null: the set's means something else.
     data_features_name_mapping: dict[str, str | None] = field(default_factory=dict)
 
 

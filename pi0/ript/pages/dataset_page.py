@@ -71,6 +71,9 @@ def _facts(frames: FrameSet, labels: Labels | None) -> list[tuple[str, str, str]
         ("cameras", str(len(sizes)), ", ".join(sizes)),
         ("state, action", f"{frames.states.shape[1]}, {frames.actions.shape[1]}", "dimensions"),
     ]
+    if frames.is_corrected.any():
+        share = f"{frames.is_corrected.mean():.1%}"
+        facts.append(("corrected", share, "of the frames, by a person (orange): positive"))
     if labels is not None:
         advantages = labels.frames.advantages
         facts.append(("with advantage", f"{np.isfinite(advantages).mean():.1%}", "of the frames"))
@@ -128,7 +131,11 @@ def _episodes(frames: FrameSet, shown: Sequence[int], labels: Labels | None) -> 
         place = frames.episodes.tolist().index(number)
         episode, own = frames.episode(place), None if labels is None else labels.frames.episode(place)
         epsilon = None if labels is None else labels.epsilon
-        figure = draw_episode(episode, own, epsilon, value_limits=limits, with_motion=True)
+        rows = slice(frames.starts[place], frames.starts[place] + frames.lengths[place])
+        corrected = frames.is_corrected[rows]
+        figure = draw_episode(
+            episode, own, epsilon, value_limits=limits, with_motion=True, corrected=corrected
+        )
         parts.append(f"<h3>{html.escape(_title(number, episode.labels, len(episode)))}</h3>")
         parts.append(page.image(figure, f"episode {number}"))
     return "".join(parts)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 
 from pi0.ript.data.records import Episode
 from pi0.ript.labels.frames import LabelledFrames
@@ -27,6 +27,7 @@ def draw_episode(
     value_limits: tuple[float, float] | None = None,
     with_motion: bool = False,
     num_cameras: int | None = None,
+    corrected: Bool[np.ndarray, " t"] | None = None,
 ) -> Any:
     """Return a matplotlib figure of an episode.
 
@@ -37,6 +38,7 @@ def draw_episode(
         value_limits: Limits of the axis of values, to make figures comparable; None: those of the curves.
         with_motion: Draw states and actions too.
         num_cameras: How many cameras are shown, the first ones; None: all.
+        corrected: Steps in which a person acted, to be marked; None: none.
     """
     from matplotlib.figure import Figure
 
@@ -61,6 +63,8 @@ def draw_episode(
         _draw_strip(place, camera, frames, count, 2 * margin)
     for draw, place in zip(panels, axes[len(strips) :], strict=True):
         draw(place)
+        if corrected is not None:
+            _shade(place, corrected, ORANGE, "corrected")
         _finish(place)
     axes[-1].set_xlabel("step")
     axes[-1].tick_params(labelbottom=True)
@@ -121,18 +125,18 @@ def _draw_values(
     shown = shown_frames(len(values))
     axes.plot(shown, values[shown], "o", color=BLUE, markersize=4)
     if positive is not None:
-        _mark_positive(axes, positive)
+        _shade(axes, positive, GREEN, "positive")
     if limits is not None:
         axes.set_ylim(*limits)
     axes.set_ylabel("value")
 
 
-def _mark_positive(axes: Any, positive: np.ndarray) -> None:
-    """Shade the positive steps, neighbours in one piece."""
-    bounds = np.flatnonzero(np.diff(positive.astype(int), prepend=0, append=0)).tolist()
+def _shade(axes: Any, steps: np.ndarray, color: str, label: str) -> None:
+    """Shade some steps, neighbours in one piece."""
+    bounds = np.flatnonzero(np.diff(steps.astype(int), prepend=0, append=0)).tolist()
     for number, (first, end) in enumerate(zip(bounds[::2], bounds[1::2], strict=True)):
-        label = "positive" if number == 0 else None
-        axes.axvspan(first - 0.5, end - 0.5, color=GREEN, alpha=0.22, linewidth=0, label=label)
+        name = label if number == 0 else None
+        axes.axvspan(first - 0.5, end - 0.5, color=color, alpha=0.22, linewidth=0, label=name)
 
 
 def _draw_advantages(

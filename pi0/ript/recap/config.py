@@ -115,6 +115,10 @@ class Validation:
 
     rollouts_per_task: Whole = 50  # validation states; 0: the last round is published
     discard_worse: bool = True  # a round that is worse (paired 95% interval below zero) is not built upon
+    # Of each round's policy, for each task by itself; rollouts keep rollouts.guidance.
+    guidances: list[NotNegative] | None = (
+        None  # tried there besides eval.cfg_guidance_scale, the best is acted with; null: none
+    )
 
 
 @dataclass
@@ -133,6 +137,7 @@ class RecapConfig:
         "refuse"  # a stage whose inputs have changed: refuse, or redo (the old one is kept)
     )
     baselines: bool = False  # also train on the demonstrations alone, and on successes alone, to compare
+    filtered_rounds: Whole = 0  # to compare: rounds of imitating the successes among a policy's own rollouts
     save_minutes: Positive | None = (
         10.0  # between snapshots of a training; one comes at its end and at a stop
     )

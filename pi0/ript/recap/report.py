@@ -62,15 +62,41 @@ def _headlined(run: RecapRun) -> dict[str, Evaluation]:
 
 
 def _choice(run: RecapRun) -> str:
-    """Return which policy was published, and why."""
-    stages = {name: f"{name.replace(' ', '-')}/validation" for name in run.evaluations}
-    stages |= {"SFT": "sft-validation"}
-    figures = {name: run.stages[stage]["figures"] for name, stage in stages.items() if stage in run.stages}
-    counts = [f"{name} {f['num_successes']}/{f['num_episodes']}" for name, f in figures.items()]
-    if not counts:
+    """Return which policy was published and which guidance each acts with, and why."""
+    rows = [row for name in run.evaluations for row in _validated(run, name)]
+    if not rows:
         return ""
     chosen = f"Published: {run.published}. " if run.published else ""
-    return f"<p>{chosen}On validation states: {', '.join(counts)}.</p>"
+    rule = (
+        "Chosen by most successes on validation states, which are neither trained on nor reported; of equal "
+        "ones the later round, and in it the guidance of the settings, then the smallest."
+    )
+    header = ["policy", "guidance", "validation states [95%]", "acts with it"]
+    return page.paragraph(chosen + rule) + page.table(header, rows)
+
+
+def _validated(run: RecapRun, name: str) -> list[list[str]]:
+    """Return a row for each guidance that a policy was tried with; SFT has 1."""
+    directory = "" if name == "SFT" else f"{name.replace(' ', '-')}/"
+    judged = run.stages.get(f"{directory}evaluation", {}).get("settings", {})
+    acts_with = judged.get("guidance") or judged.get("eval", {}).get("cfg_guidance_scale", 1.0)
+    first, rows = f"{directory}validation" if directory else "sft-validation", []
+    for stage, record in run.stages.items():
+        if stage != first and not stage.startswith(f"{first}-guidance-"):
+            continue
+        figures = record["figures"]
+        guidance = record["settings"]["eval"]["cfg_guidance_scale"] if directory else 1.0
+        low, high = (100 * bound for bound in figures["interval"])
+        count = f"{figures['num_successes']}/{figures['num_episodes']} [{low:.0f}, {high:.0f}]%"
+        rows.append([name, f"{guidance:g}", count, _where(acts_with, guidance)])
+    return rows
+
+
+def _where(acts_with: Any, guidance: float) -> str:
+    if isinstance(acts_with, dict):
+        tasks = [task for task, chosen in acts_with.items() if chosen == guidance]
+        return f"in {', '.join(tasks)}" if tasks else ""
+    return "yes" if acts_with == guidance else ""
 
 
 def _values_over_time(run: RecapRun) -> str:

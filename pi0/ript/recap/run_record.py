@@ -68,7 +68,8 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
     named = {f"round {number}": path for number, path in rounds.items()}
     stages = {"SFT": directory / "sft-evaluation"} | {n: path / "evaluation" for n, path in named.items()}
     values = {"pretrained": directory / "value"} | {n: path / "value" for n, path in named.items()}
-    others = {path.parent.name: path for path in sorted(directory.glob("baseline-*/evaluation"))}
+    judged = [*directory.glob("baseline-*/evaluation"), *directory.glob("baseline-*/round-*/evaluation")]
+    others = {path.parent.relative_to(directory).as_posix(): path for path in sorted(judged)}
     evaluations, baselines = files("evaluation.json", stages), files("evaluation.json", others)
     labels = files(FRAMES_FILE, {number: path / "advantages" for number, path in rounds.items()})
     return RecapRun(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from math import inf
 
 from pi0.ript.config.schema import ConfigError
 from pi0.ript.config.validation import attempt, shared_problems, wrong_robot
@@ -44,6 +45,15 @@ def _values(config: RecapConfig) -> Iterator[str]:
     ignored = [key for key in _CHECKPOINTS_ONLY if getattr(config.policy, key) != getattr(defaults, key)]
     for key in ignored if config.policy_path == TOY else ():
         yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; leave the key out"
+    if config.validation.guidances and not config.validation.rollouts_per_task:
+        yield "validation.guidances: are chosen by validation.rollouts_per_task, found 0; set both or none"
+    if wrong := [x for x in config.validation.guidances or [] if not 0 <= x < inf]:
+        yield f"validation.guidances: expected numbers of 0 or more, found {wrong}"
+    if config.filtered_rounds > config.rounds:
+        yield (
+            f"filtered_rounds: expected at most the {config.rounds} rounds that it is compared with, found "
+            f"{config.filtered_rounds}"
+        )
     if config.policy_path != TOY and config.policy.chunk_size is not None:
         yield "policy.chunk_size: is that of the checkpoint; use policy.chunk_size=null"
 

@@ -53,7 +53,12 @@ class PolicyServer:
             raise ValueError(f"guidance: expected 1 for a policy without indicator, found {guidance}")
         if not max_message_mb > 0:
             raise ValueError(f"max_message_mb: expected more than 0, found {max_message_mb}")
-        self.policy, self.guidance, self.num_steps, self.prompt = policy, guidance, num_steps, prompt
+        self.policy, self.guidance, self.num_steps, self.prompt = (
+            policy.use_graphs(),
+            guidance,
+            num_steps,
+            prompt,
+        )
         self.max_message_bytes = int(max_message_mb * 2**20)
         self.generator = torch.Generator(policy.device)
         if seed is None:

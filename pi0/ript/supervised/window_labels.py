@@ -19,7 +19,7 @@ from pi0.ript.labels.advantages import (
     MissingAdvantage,
     fill_missing,
     from_json,
-    is_positive,
+    positive_frames,
     read_advantages,
     read_lineage,
 )
@@ -68,6 +68,9 @@ def policy_labels(
 ) -> PolicyLabels:
     """Return the labels of every frame.
 
+    Where the advantage counts, a frame is positive if a person corrected there, or its advantage is above the
+    threshold and, if that was ranked among successes, its episode succeeded. Weights follow the advantage.
+
     Raises:
         EpisodeDataError: Advantages or a threshold are missing.
     """
@@ -80,10 +83,16 @@ def policy_labels(
         if is_asked_for:
             choice = cast("MissingAdvantage", policy.missing_advantage)
             used = frames.rows(frames.selected)
-            of_frames = fill_missing(read_advantages(frames.name, frames), choice, frames.name, used)
+            stored = read_advantages(frames.name, frames)
+            stored[frames.is_corrected & np.isnan(stored)] = np.inf  # positive without one
+            of_frames = fill_missing(stored, choice, frames.name, used)
         positive = np.ones(source.num_frames, bool)
         if mode == "use":
-            positive = is_positive(of_frames, source.frame_tasks(), _thresholds(frames, source, policy))
+            epsilon = _thresholds(frames, source, policy)
+            only_successes = read_lineage(frames.name).get("ranked") == "successes"
+            positive = positive_frames(
+                frames, of_frames, source.frame_tasks(), epsilon, only_successes=only_successes
+            )
         parts.append(indicators(source, positive))
         advantages.append(of_frames)
     weight = None
