@@ -14,23 +14,34 @@ import torch
 from browser import CHROMIUM, Tab, headless_tab
 from conftest import opened, toy_policy
 from small_sets import Draft, draft, write
+from test_recap_training import chain
 from test_supervised import settings as supervised_settings
 
 from pi0 import Indicator
 from pi0.ript.commands import advantage, dataset_viz
 from pi0.ript.commands.label import main
+from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.distributed import World
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import read_advantages, read_lineage
-from pi0.ript.labels.labelling import label_frames
+from pi0.ript.labels.frames import FRAMES_FILE, read_labelled_frames
+from pi0.ript.labels.labelling import label_frames, write_labelled_frames
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Role, Source
+from pi0.ript.pages import dataset_page
 from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recap.objectives import policy_objective
+from pi0.ript.recap.snapshot_plan import SnapshotPlan
+from pi0.ript.recap.trainings import _is_imitated
 from pi0.ript.supervised import Training
+from pi0.ript.supervised.settings import ModelSettings
+from pi0.ript.supervised.window_labels import policy_labels
+from pi0.ript.training.settings import PolicyTraining
 from pi0.value import ValueFunction
 from pi0.value_config import expert_value_config
+from train_ript_pi0_final import fit
 
 LENGTHS = [5, 6, 7, 8]
 NAMED = {"names": ["x", "y", "z", "gripper"]}
@@ -265,10 +276,6 @@ def corrected(made: Draft) -> None:
 
 def rollouts(is_corrected: np.ndarray | None = None) -> Source:
     """Eight episodes of ten frames, the first four of them failures."""
-    from test_recap_training import chain
-
-    from pi0.ript.data.frame_set import FrameSet
-
     frames = FrameSet.in_memory([chain(2 * i, 10, success=i >= 4) for i in range(8)], fps=20)
     if is_corrected is not None:
         frames = replace(frames, is_corrected=is_corrected)
@@ -302,9 +309,26 @@ def test_corrected_frames_are_positive_and_not_ranked(ranked):
     assert everything.epsilon == {"suite/0": np.inf}
 
 
-def test_the_rival_imitates_corrections_of_failures_too():
-    from pi0.ript.recap.trainings import _is_imitated
+def test_recap_trains_on_corrections_as_positive(tmp_path):
+    """Both losses, by the labels that a round reads from its frames.npz."""
+    source = rollouts(np.isin(np.arange(80), [3, 4, 55]))
+    values = np.random.default_rng(1).normal(size=80)
+    labels = label_frames([source], [values], REWARD, RecapConfig().advantage)
+    write_labelled_frames(labels, tmp_path)
+    stored = read_labelled_frames(tmp_path / FRAMES_FILE)["rollouts"].positive(labels.epsilon)
+    assert stored is not None
+    assert np.flatnonzero(stored[:40]).tolist() == [3, 4], "of failures nothing but what was corrected"
+    settings = PolicyTraining(steps=2, batch_size=4)
+    for uncond_weight in (None, 0.1):
+        policy = toy_policy(indicator="embedding")
+        parts = policy_objective(policy, [source], labels.advantages, [stored], settings, uncond_weight)
+        assert np.array_equal(parts[0].indicator == Indicator.POSITIVE, stored)
+        rows = fit(*parts, settings, (0,), SnapshotPlan(), World())
+        assert np.isfinite([row["loss"] for row in rows]).all()
+        assert len(rows) == 2
 
+
+def test_the_rival_imitates_corrections_of_failures_too():
     source = rollouts(np.arange(80) % 10 == 3)
     assert np.array_equal(_is_imitated(source), (np.arange(80) >= 40) | (np.arange(80) % 10 == 3))
 
@@ -367,9 +391,6 @@ def test_recordings_are_labelled_and_trained_on_with_corrections_positive(tmp_pa
 
 
 def test_a_corrected_frame_needs_no_advantage(tmp_path, value):
-    from pi0.ript.supervised.settings import ModelSettings
-    from pi0.ript.supervised.window_labels import policy_labels
-
     root = write(unlabelled(corrected), tmp_path / "set")
     assert main([str(root), "--rule=state[0] > 0.1"]) == 0
     assert advantage.main([*value, str(root)]) == 0
@@ -410,8 +431,6 @@ def test_a_column_of_corrections_that_is_none_is_refused_or_left_out(tmp_path):
 
 
 def test_corrections_are_marked_on_the_page_of_the_set(tmp_path, monkeypatch):
-    from pi0.ript.pages import dataset_page
-
     marked = []
     real = dataset_page.draw_episode
 

@@ -22,6 +22,7 @@ from pi0.ript.commands.evaluate import main
 from pi0.ript.config import validation
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.evaluate import Evaluation, compare, evaluate
 from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy, require_usable
@@ -372,7 +373,9 @@ def test_a_policy_of_another_robot(tmp_path, capsys, changes, message):
 def test_the_remedy_for_other_cameras_is_an_option_that_is_there(tmp_path, capsys, monkeypatch):
     """Renaming LIBERO's cameras, in words of options or of a file; each is then taken."""
     monkeypatch.setattr(command, "evaluate_policy", require_usable)  # as far as no simulator is needed
-    monkeypatch.setattr(type(make_suite("libero_object")), "check", lambda *_: None)  # nor are assets
+    monkeypatch.setattr(
+        type(get_environment("libero_object").suite()), "check", lambda *_: None
+    )  # nor are assets
     names = ("observation.images.front", "observation.images.wrist")
     features = {"image_keys": names, "state_dim": 8, "action_dim": 7, "state_normalization": "identity"}
     toy_policy(features).save_pretrained(tmp_path / "policy")

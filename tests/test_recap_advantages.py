@@ -25,7 +25,13 @@ from pi0.ript.labels.advantages import (
     write_advantages,
 )
 from pi0.ript.labels.calibration import Calibration
-from pi0.ript.labels.frames import read_labelled_frames, read_thresholds
+from pi0.ript.labels.frames import (
+    FRAMES_FILE,
+    THRESHOLDS_FILE,
+    read_labelled_frames,
+    read_positive,
+    read_thresholds,
+)
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns
 from pi0.ript.labels.sources import Role, Source
@@ -379,3 +385,18 @@ def test_an_episode_of_two_instructions_has_two_thresholds(tmp_path):
     (line,) = [line for line in figure.axes[-1].get_lines() if "epsilon" in str(line.get_label())]
     limits = [labels.epsilon[task] for task in read.tasks[:6]]
     assert line.get_ydata().tolist() == [*limits, limits[-1]]
+
+
+def test_labels_of_an_earlier_version_are_read_by_the_tasks_of_the_data(sources, tmp_path):
+    """They had neither labels nor tasks of frames, and perhaps a threshold for each task."""
+    labels = label_frames(*sources, REWARD, Advantage(0.4, "per_task", ranked="all"))
+    assert len(set(labels.epsilon.values())) > 1
+    write_labelled_frames(labels, tmp_path)
+    with np.load(tmp_path / FRAMES_FILE) as file:
+        old = {key: file[key] for key in file if not key.endswith(("/tasks", "/positive"))}
+    np.savez(tmp_path / FRAMES_FILE, **old)
+    for positive, expected in zip(read_positive(tmp_path, sources[0]), labels.positive(), strict=True):
+        assert positive.tolist() == expected.tolist()
+    (tmp_path / THRESHOLDS_FILE).unlink()
+    with pytest.raises(EpisodeDataError, match="expected labels or thresholds for the frames of demonstr"):
+        read_positive(tmp_path, sources[0])

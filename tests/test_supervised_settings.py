@@ -377,11 +377,17 @@ def test_pi0_eval_takes_a_file_or_options_but_not_both(written, capsys, monkeypa
     seen = []
     monkeypatch.setattr(evaluate_command, "evaluate_policy", seen.append)
     path = written(**GUIDE_ROLLOUT)
-    assert evaluate_command.main([f"--config_path={path}", "--eval.num_episodes=7"]) == 0
+    words = ["--eval.num_episodes=7", "--seed=3", "--device", "cpu"]
+    assert evaluate_command.main([f"--config_path={path}", *words]) == 0
     assert evaluate_command.main(["--policy", "toy", "--env", "metaworld", "--states", "train"]) == 0
     assert [(c.eval.rollouts_per_task, c.eval.split) for c in seen] == [(7, "train"), (20, "train")]
+    assert (seen[0].seed, seen[0].device) == (3, "cpu")
     assert evaluate_command.main([f"--config_path={path}", "--episodes", "7"]) == 2
-    assert "options are keys of the file" in capsys.readouterr().err
+    assert "keys of the file; write --eval.rollouts_per_task=VALUE" in capsys.readouterr().err
+    assert evaluate_command.main([f"--config_path={path}", "--env-option", "hide_arm=true"]) == 2
+    assert "--env-option: with --config_path, options are keys of the file; write --task.KEY=VALUE" in (
+        capsys.readouterr().err
+    )
     assert evaluate_command.main([f"--config_path={path}", "--eval.n_episode=7"]) == 2
     assert "did you mean 'eval.n_episodes'" in capsys.readouterr().err
     for arguments, message in ((["--env", "metaworld"], "--policy"), (["--polcy", "x"], "unrecognized")):

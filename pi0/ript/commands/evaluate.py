@@ -124,11 +124,12 @@ def _of_file(
     """Return what a file and new values for its keys ask for; what is wrong is a ConfigError."""
     values = vars(options)
     path, plugins = values.pop("config_path"), values.pop("plugins")
+    keys = [key for key, flag in _FLAGS.items() if flag == f"--{key}"]  # are both, and mean the same
+    rest = [*rest, *(f"--{key}={value}" for key in keys if (value := values.pop(key)) is not None)]
     if changed := [key for key, value in values.items() if value != parser.get_default(key)]:
-        raise ConfigError(
-            f"{_FLAGS.get(changed[0], '--env-option')}: with --config_path, options are keys of the file, "
-            "such as --policy_path=DIR or --eval.rollouts_per_task=50"
-        )
+        key = changed[0] if changed[0] in _FLAGS else "task.KEY"
+        flag = _FLAGS.get(changed[0], "--env-option")
+        raise ConfigError(f"{flag}: with --config_path, options are keys of the file; write --{key}=VALUE")
     overrides, unused = key_value_pairs(rest), {"of training": [f"policy.{key}" for key in _TRAINING]}
     config = load_config_from_yaml(path, overrides, schema=EvaluationConfig, without_effect=unused)
     load_plugins(config.plugins)

@@ -73,7 +73,7 @@ def _facts(frames: FrameSet, labels: Labels | None) -> list[tuple[str, str, str]
     ]
     if frames.is_corrected.any():
         share = f"{frames.is_corrected.mean():.1%}"
-        facts.append(("corrected", share, "of the frames, by a person (orange): positive"))
+        facts.append(("corrected", share, "of the frames, by a person (orange)"))
     if labels is not None:
         advantages = labels.frames.advantages
         facts.append(("with advantage", f"{np.isfinite(advantages).mean():.1%}", "of the frames"))

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from pi0 import PI0Policy
 from pi0.ript.data.frame_set import FrameSet
@@ -20,7 +19,7 @@ from pi0.ript.environments import Environment
 from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import fill_missing, read_advantages
 from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
-from pi0.ript.labels.frames import FRAMES_FILE, THRESHOLDS_FILE, read_labelled_frames, read_thresholds
+from pi0.ript.labels.frames import read_positive
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Mixture, Source
 from pi0.ript.ranges import SAME
@@ -132,9 +131,7 @@ class FineTuningRecipe:
         for source in sources:
             place = labels / source.name
             advantages.append(fill_missing(read_advantages(place, source.frames), "error", place))
-        frames = read_labelled_frames(labels / FRAMES_FILE)
-        epsilon = read_thresholds(labels / THRESHOLDS_FILE)
-        positive = [cast("Bool[np.ndarray, ' _']", frames[s.name].positive(epsilon)) for s in sources]
+        positive = read_positive(labels, sources)
         policy = workshop.load_policy(inputs["start"])
         policy.model.freeze(self.freeze)
         objective = policy_objective(policy, sources, advantages, positive, self.training, self.uncond_weight)

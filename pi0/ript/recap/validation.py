@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from math import inf
 
+from pi0.ript.config.loading import say
 from pi0.ript.config.schema import ConfigError
 from pi0.ript.config.validation import attempt, shared_problems, wrong_robot
 from pi0.ript.data.hub import locate
@@ -67,7 +68,10 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
             yield from wrong
             if place is not None and not settings.allow_heldout:
                 check = partial(require_training_states, place.root, "demonstrations.allow_heldout=true")
-                yield from attempt(check, "demonstrations.root: ")[1]
+                doubt, wrong = attempt(check, "demonstrations.root: ")
+                yield from wrong
+                if doubt is not None:
+                    say(doubt)
         keys = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
         for key in [*keys, *(f"quality.{name}" for name in settings.quality.changes())]:
             yield f"demonstrations.{key}: nothing is recorded, as a data set is given; leave it out"

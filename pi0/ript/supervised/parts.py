@@ -34,14 +34,15 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     mixture = tagged(mixture, policy.embodiment)
     settings = replace(settings, dataset_mixture=mixture)
     summary = DataSummary(mixture)
-    for frames in [] if mixture.allow_heldout else summary.sets:
-        require_training_states(Path(frames.name), "dataset_mixture.allow_heldout=true")
+    judged = [] if mixture.allow_heldout else [Path(frames.name) for frames in summary.sets]
+    doubts = [require_training_states(root, "dataset_mixture.allow_heldout=true") for root in judged]
+    doubtful = tuple(line for line in doubts if line is not None)
     size = samples_per_step(settings, world) // (world.size * settings.gradient_accumulation_steps)
     if policy.type == "value":
         value = value_to_train(settings, summary, device)
         data = make_training_data(mixture, value.features, 1, size, world, settings.seed)
         _require_validation(settings, data)
-        notes = (str(data), *fit_statistics(value, settings, data))
+        notes = (str(data), *doubtful, *fit_statistics(value, settings, data))
         returns, reward = window_returns(data.sets, policy.reward_config)
         return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward, notes)
     takes_indicator = set(advantage_modes(mixture.datasets, policy)) != {"ignore"}
@@ -53,7 +54,7 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     features = model.features if robots is None else model.embodiments.joint_features
     data = make_training_data(mixture, features, chunk, size, world, seed, labels.usable, robots=robots)
     _require_validation(settings, data)
-    notes = [str(data), *fit_statistics(model, settings, data)]
+    notes = [str(data), *doubtful, *fit_statistics(model, settings, data)]
     objective = PolicyObjective(
         model,
         labels.indicator if takes_indicator else None,
