@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from pi0 import PI0Policy
 from pi0.ript.data.frame_set import FrameSet
