@@ -18,9 +18,9 @@ from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setu
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.evaluate import Evaluation, compare, episode_seed
-from pi0.ript.evaluation_plan import (
+from pi0.ript.evaluation_settings import (
     EvaluationConfig,
-    as_config_error,
+    as_config_errors,
     require_usable,
     robot_of,
     split_of,
@@ -82,9 +82,6 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     return tuple(evaluations)
 
 
-# The work -----------------------------------------------------------------------------------------------
-
-
 def _open_output(config: EvaluationConfig) -> Path:
     """Return the directory of the results: that of this evaluation if it was interrupted, or a new one."""
     path, chosen = Path(config.output_dir), plain(config)
@@ -106,9 +103,9 @@ def _load(environment: Environment, config: EvaluationConfig, device: str, path:
         spec = environment.warm_start_spec(config.seed)
         return warm_start(spec, Path(TrainConfig.warm_start_dir), indicator="embedding", **changes)
 
-    with as_config_error():
+    with as_config_errors():
         settings = replace(config.policy, embodiment=robot_of(config, path))
-        policy = make_policy(path, settings, toy, config.seed, device)
+        policy = make_policy(path, settings, toy, config.seed, device, only_acts=True)
         require_acts(policy, environment)
     limit_threads(policy)
     return policy
@@ -137,7 +134,7 @@ def _evaluate(
         "states": [state.hash for state in states],
         "states_of": config.eval.split,
     }
-    with as_config_error():
+    with as_config_errors():
         writer = world.first(rollouts_writer, Path(root).expanduser(), env, origin)
     store = DatasetStore(writer, states, [episode_seed(seed, state) for state in states], origin["source"])
     evaluation = evaluate_once(env, acting, states, seed, store, num_recorded=videos, peers=world)
@@ -159,17 +156,17 @@ def _journal(directory: Path, name: str, env: BatchedEnv, policy: GuidedPolicy) 
 
 def _report(run_dir: Path, config: EvaluationConfig, evaluations: Sequence[Evaluation]) -> str:
     """Write the page of what is in the directory, and return the table with what its names mean."""
-    tried = trials(config)
-    names = [trial.label for trial in tried]
-    meaning = [f"{trial.label}: {trial.path}" for trial in tried]
+    acted = trials(config)
+    names = [trial.label for trial in acted]
+    meaning = [f"{trial.label}: {trial.path}" for trial in acted]
     kinds = {"heldout": "held-out", "validation": "validation", "train": "training"}
     states = f"{kinds[split_of(config)]} states"
     legend, advice = "; ".join([*meaning, states]), ""
     if config.guidances is not None:
         legend = f"{config.policy_path} acts with each guidance; {states}"
-        by_guidance = {trial.guidance: e for trial, e in zip(tried, evaluations, strict=True)}
-        advice = write_choice(run_dir / "choice.json", config.policy_path, split_of(config), by_guidance)
-    files = {trial.label: trial.file for trial in tried}
+        tried = {trial.guidance: e for trial, e in zip(acted, evaluations, strict=True)}
+        advice = write_choice(run_dir / "choice.json", config.policy_path, split_of(config), tried)
+    files = {trial.label: trial.file for trial in acted}
     write_report(run_dir, files, "; ".join(filter(None, [legend, advice])))
     table = success_text(dict(zip(names, evaluations, strict=True)))
     return "\n".join(filter(None, [legend, table, advice]))

@@ -25,6 +25,7 @@ from pi0.ript.recap.rounds import Run
 from pi0.ript.recap.stages import Artefact, Kind, StageName
 from pi0.ript.results import read_evaluation
 from pi0.ript.success_table import success_text
+from pi0.saving import copy_complete
 
 
 def choose(run: Run, policy: Artefact, best: Artefact, improved: Artefact) -> tuple[Artefact, Artefact]:
@@ -131,7 +132,7 @@ def publish_policy(run: Run, policy: Artefact, guidance: Guidance) -> None:
     path = run.stages.run_dir / "policy"
     partial_copy = path.with_suffix(".partial")
     shutil.rmtree(partial_copy, ignore_errors=True)
-    shutil.copytree(policy.path, partial_copy)
+    copy_complete(policy.path, partial_copy)
     record_guidance(partial_copy, guidance)
     shutil.rmtree(path, ignore_errors=True)
     partial_copy.rename(path)

@@ -62,7 +62,7 @@ class SupervisedRecipe:
         if self.policy_path != TOY:
             _look_at_statistics(policy, [source.frames for source in sources], workshop)
         if self.sft is None:
-            workshop.world.on_main(policy.save_pretrained, work)
+            workshop.world.on_main(workshop.save, policy, work)
             return {"steps": 0}
         no_advantages = [np.full(source.num_frames, np.nan) for source in sources]
         positive = [np.ones(source.num_frames, bool) for source in sources]

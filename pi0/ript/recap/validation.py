@@ -16,7 +16,7 @@ from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recording import require_training_states
 from pi0.ript.starting_policy import TOY, PolicySettings
 
-_MODEL_KEYS = ("config", "dtype", "gradient_checkpointing", "n_action_steps")
+_MODEL_KEYS = ("config", "dtype", "frozen_dtype", "gradient_checkpointing", "n_action_steps")
 _CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics_path", "embodiment")
 _RECORDING_ONLY = ("operator", "episodes")
 

@@ -1,4 +1,4 @@
-"""What pi0-eval is asked to do: its settings, the policies that act, and whether all can be done."""
+"""Settings of pi0-eval, what they ask for, and whether it can be done."""
 
 import contextlib
 import math
@@ -23,12 +23,7 @@ from pi0.ript.environments import Environment
 from pi0.ript.envs.initial_state import Split
 from pi0.ript.guidance import guidance_text, recorded_guidance
 from pi0.ript.ranges import Whole
-from pi0.ript.starting_policy import (
-    TOY,
-    PolicySettings,
-    require_fits,
-    require_policy_path,
-)
+from pi0.ript.starting_policy import TOY, PolicySettings, require_fits, require_policy_path
 
 
 @dataclass
@@ -37,7 +32,9 @@ class EvaluationConfig:
 
     policy_path: str = TOY  # checkpoint directory or hub repository; toy: trained here on demonstrations
     compare: str | None = None  # another policy, for the same states
-    guidances: list[float] | None = None  # to choose from, on validation states or those of eval.states
+    guidances: list[float] | None = (
+        None  # to choose from, on validation states unless eval.states says others
+    )
     task: EnvironmentSettings = field(default_factory=lambda: EnvironmentSettings(NO_ENVIRONMENT))
     policy: PolicySettings = field(default_factory=PolicySettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
@@ -63,11 +60,11 @@ def require_usable(config: EvaluationConfig) -> Environment:
     problems += _wrong_choice(config)
     if environment is None or problems:
         raise ConfigError(*problems)
-    with as_config_error():
+    with as_config_errors():
         suite = environment.suite()
         suite.check(suite.select(environment.tasks))
     for path in dict.fromkeys(trial.path for trial in trials(config)):
-        with as_config_error():
+        with as_config_errors():
             _require_policy(path, environment, config)
     _require_recordable(config)
     return environment
@@ -115,8 +112,8 @@ def _wrong_choice(config: EvaluationConfig) -> list[str]:
 
 
 @contextlib.contextmanager
-def as_config_error() -> Iterator[None]:
-    """Raise what a policy or an environment finds wrong as a ConfigError."""
+def as_config_errors() -> Iterator[None]:
+    """Turn what is wrong with a checkpoint or a file into a ConfigError."""
     try:
         yield
     except EmbodimentError as error:
