@@ -28,7 +28,8 @@ _HEADER, _COLORS, _SLOWER = 26, 64, 2  # pixels above a tile for its name; colou
 
 def tiles(file: Path, count: int) -> list[UInt8[np.ndarray, "t h w 3"]]:
     """Return the tiles of a video that `pi0.ript.video.write_grid` wrote, each of them over time."""
-    frames = np.stack(imageio.mimread(file, memtest=False))
+    with imageio.get_reader(file) as reader:
+        frames = np.stack([frame for frame in reader])  # noqa: C416 - list() asks for its length: infinite
     columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
     height, width = frames.shape[1] // rows, frames.shape[2] // columns
