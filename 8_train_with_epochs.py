@@ -5,8 +5,7 @@ Introduces: pi0.ript.starting_policy, groups, rollout, advantage, windows, loss,
 Run: python 8_train_with_epochs.py
 
 On a fresh machine this records demonstrations of a hesitating operator, trains a toy pi0 on them (both are
-cached), improves it by reinforcement learning, and compares both on held-out states. Nothing is downloaded.
-`--env libero` does the same on LIBERO; `--help` lists the settings.
+cached), improves it by RL, and compares both on held-out states. `--env libero` does so on LIBERO.
 """
 
 import argparse
@@ -96,8 +95,7 @@ def parse_arguments() -> AdvancedTrainingConfig:
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
     for name, value in vars(parser.parse_args()).items():
         section, _, key = name.rpartition(".")
-        settings = getattr(config, section) if section else config
-        setattr(settings, key, value)
+        setattr(getattr(config, section) if section else config, key, value)
     return config
 
 

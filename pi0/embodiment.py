@@ -19,7 +19,7 @@ from pi0.config import Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.normalize import Normalizer, Statistics
 from pi0.preprocess import checked_vector, padded
-from pi0.weights import CheckpointError, read_json
+from pi0.tensor_files import CheckpointError, read_json
 
 EMBODIMENT = "embodiment_id"
 """Batch key of the id of each sample's robot, in a batch of several robots."""

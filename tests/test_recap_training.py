@@ -8,8 +8,9 @@ import torch
 from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, opened, toy_policy
 from plugin_example.line import LineSuite
 
-from pi0 import FeatureConfig, Indicator
+from pi0 import FeatureConfig, Indicator, PI0Policy
 from pi0.embodiment import Embodiment
+from pi0.normalize import MissingStatisticsError
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
@@ -454,7 +455,7 @@ def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monk
     monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
     monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
     workshop, reading = (
-        Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan()),
+        Workshop(World(), "cpu", ImageCache(0.0), fit, tmp_path / "untrained", SnapshotPlan()),
         Reading(None, True, {}),
     )
     policy = toy_policy(indicator="embedding")
@@ -475,6 +476,38 @@ def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monk
     doubtful = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + 50}}
     assert make_from(doubtful) == {"steps": 0}
     assert "are they those of such values?" in capsys.readouterr().out
+
+
+def test_a_base_model_takes_statistics_and_widths_of_the_demonstrations(tmp_path, monkeypatch):
+    source, environment = chains(0, 3), get_environment("metaworld")
+    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
+    monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
+    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, tmp_path / "untrained", SnapshotPlan())
+    base = toy_policy({"state_normalization": "identity", "action_normalization": "identity"})
+    base.features = replace(
+        base.features,
+        state_dim=8,
+        action_dim=8,
+        state_normalization="mean_std",
+        action_normalization="mean_std",
+    )
+    base.statistics = {}
+    base.save_pretrained(tmp_path / "base")
+    reading = Reading(None, True, {}, {"observation.images.front": "observation.images.front"})
+
+    def make_with(**settings):
+        named = RecapPolicy(**settings)
+        path = str(tmp_path / "base")
+        recipe = SupervisedRecipe(path, None, None, named, 8, None, "on", 0, reading, environment)
+        return recipe.make({}, tmp_path / "work", workshop)
+
+    with pytest.raises(MissingStatisticsError):
+        make_with()
+    assert make_with(statistics="data") == {"steps": 0}
+    made = PI0Policy.from_pretrained(tmp_path / "work")
+    assert (made.features.state_dim, made.features.action_dim) == (4, 3)
+    expected = mixture_statistics([source.frames], [np.arange(source.num_frames)])
+    torch.testing.assert_close(made.statistics["action"]["mean"], expected["action"]["mean"])
 
 
 def test_policies_that_cannot_take_the_label_are_refused():

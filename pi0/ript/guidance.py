@@ -3,16 +3,14 @@
 How far to guide towards a positive advantage is no part of training, so it is chosen afterwards.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pi0.pretrained import OWN_CONFIG
-from pi0.ript.config.schema import EvalSettings
 from pi0.ript.envs.initial_state import Split
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.files import write_json
-from pi0.weights import read_json
+from pi0.tensor_files import read_json
 
 Guidance = float | dict[str, float]
 """One for all tasks, or by task id."""
@@ -78,23 +76,6 @@ def recorded_guidance(policy: Path) -> Guidance | None:
     """Return what a policy's directory says that it acts with; None: nothing."""
     file = policy / OWN_CONFIG
     return read_json(file).get("guidance") if file.exists() else None
-
-
-def choice_problems(guidances: Sequence[float] | None, others: Sequence[str]) -> list[str]:
-    """Return what is wrong with the guidances that one is to be chosen from; None: there is no choice.
-
-    `others`: keys that are set and ask for more than one policy's success.
-    """
-    if guidances is None:
-        return []
-    if len(set(guidances)) < 2 or not all(0 <= guidance < math.inf for guidance in guidances):
-        return [f"guidances: expected two or more numbers of 0 or more, found {list(guidances)}"]
-    return [f"guidances: a choice is made for one policy alone; leave out {key}" for key in others]
-
-
-def states_of(guidances: Sequence[float] | None, settings: EvalSettings) -> Split:
-    """Return which states episodes begin from; a choice is not made on held-out ones unless that is said."""
-    return "validation" if guidances is not None and settings.states is None else settings.split
 
 
 def write_choice(file: Path, policy: str, states: Split, evaluations: Mapping[float, Evaluation]) -> str:

@@ -33,8 +33,8 @@ from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.starting_policy import require_device
 from pi0.ript.supervised.settings import SupervisedSettings
+from pi0.tensor_files import CheckpointError
 from pi0.value import ValueFunction
-from pi0.weights import CheckpointError
 
 _EXAMPLES = """
 examples:
