@@ -12,6 +12,7 @@ from test_recap_report import put_evaluation
 from test_video import episode
 
 from pi0.ript.evaluate import EpisodeResult, Evaluation
+from pi0.ript.recap.run_record import read_recap_run
 from pi0.ript.results import write_evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +41,7 @@ def test_the_animation_is_of_a_state_that_only_the_published_policy_masters(run_
     assert readme_figure.main() == 0
     assert '"before_after.gif": ' in capsys.readouterr().out
     assert (run_dir / "images/recap.png").stat().st_size > 10_000
+    assert list(read_recap_run(run_dir).baselines) == ["filtered, round 1"]
     with Image.open(run_dir / "images/before_after.gif") as animation:
         assert animation.n_frames > 1
         sheet = np.asarray(animation.convert("RGB")).astype(int)

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -28,7 +29,9 @@ _HEADER, _COLORS, _SLOWER = 26, 64, 2  # pixels above a tile for its name; colou
 
 def tiles(file: Path, count: int) -> list[UInt8[np.ndarray, "t h w 3"]]:
     """Return the tiles of a video that `pi0.ript.video.write_grid` wrote, each of them over time."""
-    frames = np.stack(imageio.mimread(file, memtest=False))  # pyright: ignore[reportArgumentType]
+    reader: Any = imageio.get_reader(file)
+    with reader:
+        frames = np.stack([frame for frame in reader])  # noqa: C416 - list() asks for its length: infinite
     columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
     height, width = frames.shape[1] // rows, frames.shape[2] // columns

@@ -45,9 +45,10 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
 def _success(run: RecapRun) -> str:
     if not (run.evaluations or run.baselines):
         return ""
+    others = {name: e for name, e in run.baselines.items() if not name.startswith("filtered, ")}
     plots = [
-        page.plot(run.directory, "success", success_figure(run.evaluations, run.baselines)),
-        page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, run.baselines)),
+        page.plot(run.directory, "success", success_figure(run.evaluations, others)),
+        page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, others)),
     ]
     tasks = page.plot(run.directory, "success_by_task", task_success_figure(run.evaluations))
     beside = page.plot(run.directory, "recap_beside_filtered", figure_beside_filtered(run))
@@ -56,7 +57,7 @@ def _success(run: RecapRun) -> str:
 
 def figure_beside_filtered(run: RecapRun) -> Any | None:
     """Return RECAP beside filtered imitation on its own rollouts; None if that was not asked for."""
-    rival = [e for name, e in run.baselines.items() if name.startswith("baseline-filtered/")]
+    rival = [e for name, e in run.baselines.items() if name.startswith("filtered, ")]
     rollouts = run.stages.get("round-1/rollouts", {}).get("figures", {}).get("episodes")
     updates = run.stages.get("round-1/policy", {}).get("figures", {}).get("steps")
     both = (
