@@ -2,13 +2,14 @@
 
 from dataclasses import asdict, replace
 
+import drifting
 import numpy as np
 import pytest
 import torch
 from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, opened, toy_policy
 from plugin_example.line import LineSuite
 
-from pi0 import FeatureConfig, Indicator
+from pi0 import FeatureConfig, Indicator, PI0Policy
 from pi0.embodiment import Embodiment
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.frame_set import FrameSet
@@ -475,6 +476,26 @@ def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monk
     doubtful = {**own, "action": {**own["action"], "mean": own["action"]["mean"] + 50}}
     assert make_from(doubtful) == {"steps": 0}
     assert "are they those of such values?" in capsys.readouterr().out
+
+
+def test_sft_takes_a_policy_with_an_absent_camera(tmp_path, monkeypatch):
+    """The real base has three cameras, of which the simulator shows two."""
+    drifting.install()
+    source, wrist = replace(chains(0, 2), advantage="on"), "observation.images.right_wrist_0_rgb"
+    own = mixture_statistics([source.frames], [np.arange(source.num_frames)])
+    features = {"image_keys": (CAMERA, wrist), "absent_cameras": (wrist,)}
+    policy = toy_policy(features, indicator="embedding")
+    policy.use_embodiments({None: Embodiment(policy.features, own)})
+    policy.save_pretrained(tmp_path / "checkpoint")
+    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
+    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan())
+    settings = PolicyTraining(steps=1, batch_size=4)
+    recipe = SupervisedRecipe(str(tmp_path / "checkpoint"), None, None, RecapPolicy(), 8, settings, "on", 0,
+                              Reading(None, True, {}), get_environment("drifting"))  # fmt: skip
+    assert recipe.make({}, tmp_path / "work", workshop)["steps"] == 1
+    trained = PI0Policy.from_pretrained(tmp_path / "work")
+    assert (trained.features.absent_cameras, trained.features.present_cameras) == ((wrist,), (CAMERA,))
+    drifting.uninstall()
 
 
 def test_policies_that_cannot_take_the_label_are_refused():
