@@ -1,9 +1,11 @@
 """`pi0-advantage`: labels written into data sets, with the threshold, or one clear error."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import opened, toy_policy
@@ -11,6 +13,7 @@ from test_recap_training import REWARD, chain
 
 from pi0 import PI0Policy
 from pi0.ript.commands.advantage import main, read_mixture
+from pi0.ript.commands.dataset_viz import main as show
 from pi0.ript.config import ConfigError
 from pi0.ript.data.records import CollectionInfo
 from pi0.ript.data.settings import DatasetSettings
@@ -74,6 +77,31 @@ def test_data_sets_come_from_a_mixture_too(place, tmp_path, capsys):
     (tmp_path / "including.json").write_text('{"dataset_mixture": {"$ref": "mixture.json"}}')
     assert read_mixture(tmp_path / "including.json") == expected
     assert main([*arguments(place), f"--dataset_mixture={file}"]) == 0
+
+
+def test_sets_with_other_column_names_and_without_labels_are_labelled_and_shown(place, tmp_path, capsys):
+    """As somebody else's: a column `state`, and no word about success."""
+    theirs = shutil.copytree(place / "one", tmp_path / "theirs")
+    for path in [*(theirs / "data").rglob("*.parquet"), *(theirs / "meta/episodes").rglob("*.parquet")]:
+        table = pq.read_table(path)
+        table = table.drop_columns([name for name in ("success",) if name in table.column_names])
+        names = ["state" if name == "observation.state" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), path)
+    info = theirs / "meta/info.json"
+    info.write_text(info.read_text().replace('"observation.state"', '"state"'))
+    columns = {"observation.state": "state"}
+    file = tmp_path / "mixture.json"
+    described = {"root": str(theirs), "assume_success": True, "data_features_name_mapping": columns}
+    file.write_text(json.dumps({"datasets": [described]}))
+    assert main([*arguments(place), f"--dataset_mixture={file}"]) == 0, capsys.readouterr().err
+    told = ["--columns", "observation.state=state", "--assume-success"]
+    assert main([*arguments(place), str(theirs), *told]) == 0, capsys.readouterr().err
+    page = tmp_path / "page.html"
+    shown = [str(theirs), *told, "--output", str(page), "--max-episodes=1"]
+    assert show(shown) == 0, capsys.readouterr().err
+    assert page.exists()
+    assert main([*arguments(place), str(theirs)]) == 2
+    assert "with --columns observation.state=state" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -397,6 +397,19 @@ def test_the_remedy_for_other_cameras_is_an_option_that_is_there(tmp_path, capsy
         assert main([*words, *option]) == 0, capsys.readouterr().err
 
 
+def test_a_policy_with_an_absent_camera_is_evaluated(tmp_path, capsys):
+    cameras = ("observation.images.front", "observation.images.right_wrist_0_rgb")
+    metaworld_policy({"image_keys": cameras, "absent_cameras": cameras[1:]}).save_pretrained(
+        tmp_path / "policy"
+    )
+    small = ("max_episode_length=3", "num_parallel_envs=1")
+    options = [word for option in small for word in ("--env-option", option)]
+    words = ["--policy", str(tmp_path / "policy"), "--env", "metaworld", "--tasks", "button-press-v3"]
+    more = ["--episodes", "1", "--videos", "0", "--num-workers", "0", "--device", "cpu"]
+    assert main([*words, *more, *options, "--output", str(tmp_path / "eval")]) == 0, capsys.readouterr().err
+    assert read(tmp_path / "eval/evaluation.json")["num_episodes"] == 1
+
+
 def test_guidance_needs_an_indicator(tmp_path, capsys):
     metaworld_policy(indicator="none").save_pretrained(tmp_path / "policy")
     argv = ["--policy", str(tmp_path / "policy"), "--env", "metaworld", "--device", "cpu", "--guidance", "2"]
