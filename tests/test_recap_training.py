@@ -484,15 +484,17 @@ def test_a_base_model_takes_statistics_and_widths_of_the_demonstrations(tmp_path
     monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
     workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, tmp_path / "untrained", SnapshotPlan())
     base = toy_policy({"state_normalization": "identity", "action_normalization": "identity"})
-    base.features = replace(
+    features = replace(
         base.features,
         state_dim=8,
         action_dim=8,
         state_normalization="mean_std",
         action_normalization="mean_std",
     )
-    base.statistics = {}
-    base.save_pretrained(tmp_path / "base")
+    with monkeypatch.context() as without_statistics:
+        without_statistics.setattr(PI0Policy, "features", features)
+        without_statistics.setattr(PI0Policy, "statistics", {})
+        base.save_pretrained(tmp_path / "base")
     reading = Reading(None, True, {}, {"observation.images.front": "observation.images.front"})
 
     def make_with(**settings):
