@@ -1,7 +1,7 @@
 """RECAP: one supervised fit, three times, and a relabelling; a configuration of RIPT trains as rung 13 does.
 
 Parent: 13_train_production_ready.py
-Introduces: recap, training, labels, pages, kept_evaluation, guidance, scripts, pi0.value,
+Introduces: recap, training, labels, pages, kept_evaluation, guidance, scripts, pi0.needs, pi0.value,
     pi0.value_config, data.mixture, data.normalised, data.statistics, data.training_data
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 

@@ -80,7 +80,11 @@ class Scripted(Method):
 
     def __init__(self, place: Path, validation: dict[tuple[int, float], int], heldout: dict[int, int]):
         self.place, self.validation, self.heldout = place, validation, heldout
-        self.sft, self.stages = Artefact(StageName(Kind.POLICY), Path(), "sft"), SimpleNamespace(figures=dict)
+        self.sft, self.stages = (
+            Artefact(StageName(Kind.POLICY), Path(), "sft"),
+            SimpleNamespace(figures=dict, num_made=0),
+        )
+        self.stages_apart: list = []
         self.run = self.judging_apart(2.0)
 
     def judging_apart(self, guidance: float) -> rounds.Run:
