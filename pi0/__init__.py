@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pi0.observation import Indicator, Observation
     from pi0.policy import PI0Policy
     from pi0.prompts import PromptTokenizer
-    from pi0.weights import CheckpointError, WeightLoader
+    from pi0.tensor_files import CheckpointError
+    from pi0.weights import WeightLoader
 
 __all__ = [
     "CheckpointError",
@@ -42,7 +43,8 @@ _MODULES = {
     "observation": ("Indicator", "Observation"),
     "policy": ("PI0Policy",),
     "prompts": ("PromptTokenizer",),
-    "weights": ("CheckpointError", "WeightLoader"),
+    "tensor_files": ("CheckpointError",),
+    "weights": ("WeightLoader",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pi0.config import Pi0Config
+from pi0.errors import UnusableError
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.normalize import Normalizer, Statistics
 from pi0.preprocess import checked_vector, padded
-from pi0.weights import CheckpointError, read_json
+from pi0.tensor_files import CheckpointError, read_json
 
 EMBODIMENT = "embodiment_id"
 """Batch key of the id of each sample's robot, in a batch of several robots."""
@@ -27,10 +28,8 @@ IDS, STATISTICS = "embodiment_id.json", "embodiment_statistics.json"
 """Files of a policy whose robots have tags: tag -> id, and tag -> statistics."""
 
 
-class EmbodimentError(ValueError):
+class EmbodimentError(UnusableError):
     """A policy does not know the robot that it is asked to act as, or is not told which."""
-
-    explains_itself = True
 
 
 @dataclass(frozen=True)

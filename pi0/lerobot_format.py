@@ -20,7 +20,7 @@ from pi0.config import VARIANTS, GemmaConfig, Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig, NormalizationMode
 from pi0.normalize import Statistics
 from pi0.prompts import PALIGEMMA_TOKENIZER
-from pi0.weights import CheckpointError, read_json, read_tensors
+from pi0.tensor_files import CheckpointError, Deferred, read_json, read_tensors
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 _MODES: dict[str, NormalizationMode] = {
@@ -147,10 +147,12 @@ def read_tokenizer_name(directory: Path) -> str:
     return settings.get("tokenizer_name", PALIGEMMA_TOKENIZER)
 
 
-def split_embedded_statistics(tensors: Mapping[str, Tensor]) -> tuple[Statistics, dict[str, Tensor]]:
+def split_embedded_statistics(
+    tensors: Mapping[str, Deferred],
+) -> tuple[Statistics, dict[str, Deferred]]:
     """Return the statistics that early lerobot releases kept among the weights, and the weights proper."""
     statistics: dict[str, dict[str, Tensor]] = {}
-    rest: dict[str, Tensor] = {}
+    rest: dict[str, Deferred] = {}
     for key, value in tensors.items():
         match = re.match(
             r"(normalize_inputs|normalize_targets|unnormalize_outputs)\.buffer_(.+)\.(\w+)$", key
@@ -159,7 +161,7 @@ def split_embedded_statistics(tensors: Mapping[str, Tensor]) -> tuple[Statistics
             rest[key] = value
         elif match[1] != "unnormalize_outputs":
             feature = {"observation_state": STATE, "action": ACTION}.get(match[2], match[2])
-            statistics.setdefault(feature, {})[match[3]] = value
+            statistics.setdefault(feature, {})[match[3]] = value.read()
     return statistics, rest
 
 

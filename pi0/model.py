@@ -21,7 +21,7 @@ from pi0.flow import euler, interpolate, sample_time, time_embedding
 from pi0.gemma import ActionExpert, KeyValues, LanguageModel
 from pi0.layers import Linear
 from pi0.observation import Indicator, Observation
-from pi0.trainable import frozen_names, initialize
+from pi0.trainable import frozen_names, hold, inference_dtypes, initialize, training_dtypes
 from pi0.vision import VisionTower
 
 
@@ -275,22 +275,20 @@ class Pi0Model(PrefixModel[Pi0Config]):
 
         return euler(velocity, noise, num_steps)
 
-    def freeze(self, which: str | None = None) -> None:
-        """Withhold gradients from the parameters that `frozen_names` names; None: as `config` says."""
-        frozen = frozen_names(self, self.config.freeze_filter() if which is None else which)
+    def freeze(self, which: str | None = None, frozen_dtype: str | None = None) -> None:
+        """Withhold gradients from the parameters that `frozen_names` names; None: as `config` says.
+
+        From then on they are held in the dtypes of `training_dtypes`.
+        """
+        which = self.config.freeze_filter() if which is None else which
+        hold(self, training_dtypes(self, self.dtype, which, frozen_dtype))
+        frozen = frozen_names(self, which)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in frozen)
 
     def to_inference(self) -> "Pi0Model":
-        """Store the large weights in the compute dtype and return the model; not for training.
-
-        Vision, norms and the state, action and time projections stay as they are, because they are computed
-        in float32.
-        """
-        for stack in (self.vlm, self.expert):
-            for name, module in stack.named_modules():
-                if isinstance(module, Linear | nn.Embedding) and not name.endswith(".dense"):
-                    module.to(self.dtype)
+        """Hold the large weights in the compute dtype and return the model; not for training."""
+        hold(self, inference_dtypes(self, self.dtype))
         return self
 
     def compile_blocks(self, **options: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pi0.config import VARIANTS, Pi0Config
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.normalize import Statistics
-from pi0.weights import CheckpointError, read_json
+from pi0.tensor_files import CheckpointError, read_json, stored_weights
 
 CAMERAS = tuple(
     f"observation.images.{name}" for name in ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -20,10 +20,7 @@ LIBERO_STATE_DIM, LIBERO_ACTION_DIM = 8, 7
 
 def read_config(values: dict[str, Any], directory: Path) -> Pi0Config:
     """Return the sizes; pi05 is told by its weights, because the file does not say it."""
-    from safetensors import safe_open
-
-    with safe_open(directory / "model.safetensors", framework="pt") as file:
-        pi05 = not any("state_proj" in key for key in file.keys())  # noqa: SIM118
+    pi05 = not any("state_proj" in key for key in stored_weights(directory))
     try:
         vlm, expert = VARIANTS[values["paligemma_variant"]], VARIANTS[values["action_expert_variant"]]
         horizon, width = int(values["action_horizon"]), int(values["action_dim"])

@@ -53,7 +53,7 @@ class PI0Policy(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         self.use_embodiments({None: Embodiment(features, statistics or {})})
         self.model = model if model is not None else config.create(seed)
-        self.source: Path | None = None  # weights file it came from; see pretrained.save
+        self.source: Path | None = None  # directory it came from; see saving.save
         self._graphed: GraphedSampler | None = None
         self.reset()
 
@@ -64,11 +64,11 @@ class PI0Policy(nn.Module):
 
         return load(path, **options)
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write a directory that both this class and lerobot's policy load; see `pi0.pretrained.save`."""
-        from pi0.pretrained import save
+    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+        """Write a directory that both this class and lerobot's policy load; see `pi0.saving.save`."""
+        from pi0.saving import save  # it saves policies, so it imports this module
 
-        save(self, Path(directory))
+        save(self, Path(directory), **options)
 
     def use_embodiments(self, known: Mapping[Any, Embodiment], chosen: str | None = None) -> None:
         """Know these robots and act as the chosen one (see `Embodiments`); move it to its device again."""

@@ -1,12 +1,12 @@
-"""Loads pi0 checkpoints of lerobot and openpi, and saves what both lerobot and this library load.
+"""Loads pi0 checkpoints of lerobot and openpi, and what `pi0.saving` saved.
 
 A checkpoint is a directory (or hub repository) with `model.safetensors` and `config.json`. Only safetensors
 and JSON are read, never a pickle.
 """
 
-import json
+import ctypes
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,38 +14,34 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from pi0 import lerobot_format, openpi_format
 from pi0.config import Pi0Config
-from pi0.embodiment import Embodiment, chosen_tag, read_embodiments, require_chosen, write_embodiments
+from pi0.embodiment import Embodiment, chosen_tag, read_embodiments, require_chosen
 from pi0.errors import UnusableError
 from pi0.features import FeatureConfig
+from pi0.lerobot_names import canonical_keys
 from pi0.model import Pi0Model
 from pi0.normalize import Statistics
 from pi0.policy import PI0Policy
 from pi0.prompts import PALIGEMMA_TOKENIZER, PromptTokenizer
-from pi0.registry import class_name, get_config
-from pi0.trainable import initialize
-from pi0.weights import (
-    EMBEDDING,
-    LM_HEAD,
+from pi0.registry import get_config
+from pi0.tensor_files import (
+    INDEX,
+    WEIGHTS,
     CheckpointError,
-    WeightLoader,
-    lerobot_sources,
-    lerobot_state_dict,
-    merged_parameters,
+    Deferred,
     read_json,
-    read_tensors,
-    unused_shapes,
+    stored_tensors,
+    stored_weights,
 )
+from pi0.trainable import initialize
+from pi0.weights import WeightLoader
 
-WEIGHTS = "model.safetensors"
 OWN_CONFIG = "pi0_config.json"  # sizes and conventions that lerobot's config.json cannot express
 OWN_WEIGHTS = "pi0_extra.safetensors"  # parameters that lerobot's model does not have
 _MAY_BE_NEW = (r"\.lora_[ab]$", r"^indicator_embedding\.")
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _FILES = ["*.json", "*.safetensors", "*.model", "assets/**", "tokenizer/**"]
 
 
@@ -72,10 +68,14 @@ def load(
     weights: WeightLoader | None = None,
     extra_delta_transform: bool | None = None,
     embodiment: str | None = None,
+    dtypes: Callable[[Pi0Model], Mapping[str, torch.dtype]] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> PI0Policy:
     """Return the policy of a lerobot or openpi checkpoint, in evaluation mode.
+
+    Its weights are held in the dtypes that they are stored in, or that `dtypes` names for a model of these
+    sizes; `Pi0Model.freeze` prepares them for training. Loading takes hardly more memory than the policy.
 
     `changes` replaces single fields of the checkpoint's configuration (`{"dtype": "bfloat16"}`). `config`,
     `features` (cameras, conventions) and `statistics` each replace the whole of what it says. `weights`
@@ -89,24 +89,25 @@ def load(
     described = describe(directory, config, features, statistics, extra_delta_transform, embodiment)
     if not isinstance(tokenizer, PromptTokenizer):
         tokenizer = PromptTokenizer.from_pretrained(tokenizer or described.tokenizer)
-    tensors = read_tensors(directory / WEIGHTS)
-    embedded, tensors = lerobot_format.split_embedded_statistics(tensors)
+    embedded, tensors = lerobot_format.split_embedded_statistics(stored_weights(directory))
     described = replace(described, config=replace(described.config, **(changes or {})))
+    _return_freed_blocks()
     policy = PI0Policy(
         described.config,
         described.features,
         tokenizer,
         described.statistics or embedded,
-        model=described.config.create(seed=None),
+        model=described.config.create(seed=None, device="meta"),
     )
     if described.embodiments:
         policy.use_embodiments(described.embodiments, described.embodiment)
-    own = _own_tensors(directory / OWN_WEIGHTS, described.config)
+    model, own = policy.model, _own_tensors(directory, described.config)
     weights = _allowing(weights or described.config.weight_loader(), own)
-    new = weights.load(policy.model, described.config, tensors, str(directory / WEIGHTS))
-    initialize(policy.model, seed, only=new)
-    _load_own(policy.model, own, directory / OWN_WEIGHTS)
-    policy.source = directory / WEIGHTS
+    held = {} if dtypes is None else dtypes(model)
+    new = weights.load(model, described.config, tensors, str(directory), held)
+    initialize(model, seed, only=new)
+    _load_own(model, own, directory / OWN_WEIGHTS)
+    policy.source = directory
     _allow_tf32(policy.config, torch.device(device))
     return policy.to(device).eval()
 
@@ -121,6 +122,17 @@ def _allow_tf32(config: Pi0Config, device: torch.device) -> None:
         torch.set_float32_matmul_precision("high")
 
 
+def _return_freed_blocks() -> None:
+    """Have glibc give memory back to the system when a block of a MiB or more is freed; elsewhere nothing.
+
+    Otherwise it learns to keep blocks of up to 32 MiB, such as gradients and activations, and their gaps cost
+    a real-sized training more than a GiB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
 def require_loadable(path: str | Path) -> tuple[Checkpoint, int]:
     """Return what a checkpoint says and its number of parameters, if `load` would take it.
 
@@ -129,62 +141,16 @@ def require_loadable(path: str | Path) -> tuple[Checkpoint, int]:
     directory = resolve(path)
     described = describe(directory, None, None, None, None)
     PromptTokenizer.from_pretrained(described.tokenizer)
-    file, model = directory / WEIGHTS, described.config.create(seed=None, device="meta")
-    _, tensors = lerobot_format.split_embedded_statistics(_without_content(file))
-    own = _own_tensors(directory / OWN_WEIGHTS, described.config)
-    weights = _allowing(described.config.weight_loader(), own)
-    weights.load(model, described.config, tensors, str(file))
+    config, model = described.config, described.config.create(seed=None, device="meta")
+    _, tensors = lerobot_format.split_embedded_statistics(stored_weights(directory))
+    weights = _allowing(config.weight_loader(), _own_tensors(directory, config))
+    weights.require_fits(model, config, canonical_keys(tensors, config), str(directory))
     return described, sum(parameter.numel() for parameter in model.parameters())
 
 
-def _allowing(weights: WeightLoader, own: Mapping[str, Tensor]) -> WeightLoader:
+def _allowing(weights: WeightLoader, own: Mapping[str, Deferred]) -> WeightLoader:
     """Return the policy with what may be new in any checkpoint: adapters, the indicator, what `own` has."""
     return replace(weights, new=(*weights.new, *_MAY_BE_NEW, *(f"^{re.escape(name)}$" for name in own)))
-
-
-def _without_content(file: Path) -> dict[str, Tensor]:
-    """Return a tensor on the meta device for each of a safetensors file; the file must be whole."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = opened.keys()
-            return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
-
-
-def save(policy: PI0Policy, directory: Path) -> None:
-    """Write the policy so that lerobot's `from_pretrained` computes the same, adapters merged.
-
-    What lerobot's model lacks (the indicator, parameters of an own configuration class, robots but the chosen
-    one, or else the first) is kept beside it.
-
-    lerobot insists on tensors that pi0 never computes with (see `unused_shapes`). They are copied from the
-    checkpoint that the policy came from if it is still there; otherwise the language head is the embedding
-    and the rest is zero.
-    """
-    kind = class_name(policy.config)
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = lerobot_state_dict(policy.model, policy.config)
-    tensors.update(_unused_tensors(policy, tensors))
-    named = {f"model.{key}": value.cpu().contiguous() for key, value in tensors.items()}
-    # Renamed into place, so that a policy can be saved over the checkpoint it came from.
-    save_file(named, directory / f"{WEIGHTS}.part", metadata={"format": "pt"})
-    (directory / f"{WEIGHTS}.part").replace(directory / WEIGHTS)
-    parameters, known = merged_parameters(policy.model), lerobot_sources(policy.config)
-    own = {name: p.cpu().contiguous() for name, p in parameters.items() if name not in known}
-    (directory / OWN_WEIGHTS).unlink(missing_ok=True)
-    if own:
-        save_file(own, directory / OWN_WEIGHTS)
-    tokenizer = _save_tokenizer(policy.tokenizer, directory)
-    settings = {
-        "config": policy.config.to_dict(),
-        "features": policy.features.to_dict(),
-        "tokenizer": tokenizer,
-        **({"config_name": kind} if kind else {}),
-        **write_embodiments(directory, policy.embodiments),
-    }
-    (directory / OWN_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
-    lerobot_format.write(directory, policy.config, policy.features, policy.statistics, tokenizer)
 
 
 def resolve(path: str | Path) -> Path:
@@ -199,12 +165,11 @@ def resolve(path: str | Path) -> Path:
                 f"downloaded "
                 f"({type(error).__name__}: {error})"
             ) from error
-    if not (directory / WEIGHTS).exists():
+    if not any((directory / name).exists() for name in (WEIGHTS, INDEX)):
         found = sorted(p.name for p in directory.iterdir())
         raise CheckpointError(
-            f"{directory}: expected {WEIGHTS}, found {found}. Other containers (.bin, .pt, orbax) are not "
-            f"read: "
-            "convert them to safetensors with the tool that wrote them."
+            f"{directory}: expected {WEIGHTS} or {INDEX}, found {found}. Other containers (.bin, .pt, orbax) "
+            "are not read: convert them to safetensors with the tool that wrote them."
         )
     return directory
 
@@ -289,44 +254,22 @@ def _own_config(own: Mapping[str, Any], directory: Path) -> Pi0Config:
     return kind.from_dict(own["config"])
 
 
-def _own_tensors(file: Path, config: Pi0Config) -> dict[str, Tensor]:
+def _own_tensors(directory: Path, config: Pi0Config) -> dict[str, Deferred]:
     """Return the parameters that are in no lerobot checkpoint, without an indicator that is not asked for."""
-    tensors = read_tensors(file) if file.exists() else {}
+    file = directory / OWN_WEIGHTS
+    tensors = stored_tensors(file) if file.exists() else {}
     if config.indicator == "embedding":
         return tensors
     return {name: x for name, x in tensors.items() if not name.startswith("indicator_embedding.")}
 
 
-def _load_own(model: Pi0Model, tensors: Mapping[str, Tensor], file: Path) -> None:
-    parameters = dict(model.named_parameters())
+def _load_own(model: Pi0Model, tensors: Mapping[str, Deferred], file: Path) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name, tensor in tensors.items():
-        if name not in parameters or parameters[name].shape != tensor.shape:
+        if shapes.get(name) != tensor.shape:
             raise CheckpointError(
                 f"{file}: {name} {list(tensor.shape)} does not fit; the configuration is a "
                 f"{type(model.config).__name__} with indicator {model.config.indicator!r}"
             )
         with torch.no_grad():
-            parameters[name].copy_(tensor)
-
-
-def _unused_tensors(policy: PI0Policy, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    shapes = unused_shapes(policy.config)
-    embedding = tensors[EMBEDDING]
-    # lerobot copies the head over the embedding when it loads, so the head must be the embedding.
-    unused = {key: torch.zeros(shape, dtype=embedding.dtype) for key, shape in shapes.items()}
-    unused[LM_HEAD] = embedding.clone()
-    if policy.source is not None and policy.source.exists():
-        with safe_open(policy.source, framework="pt") as file:
-            for key in set(shapes) - {LM_HEAD}:
-                for name in {key, f"model.{key}"} & set(file.keys()):
-                    unused[key] = file.get_tensor(name).to(embedding.dtype)
-    return unused
-
-
-def _save_tokenizer(tokenizer: PromptTokenizer, directory: Path) -> str:
-    """Return the name under which the tokenizer is found again: its hub name, or the saved directory."""
-    is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", tokenizer.name) and not Path(tokenizer.name).exists()
-    if is_hub_name:
-        return tokenizer.name
-    tokenizer.save(directory / "tokenizer")
-    return "tokenizer"
+            model.get_parameter(name).copy_(tensor.read())

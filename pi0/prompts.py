@@ -53,7 +53,7 @@ def build_prompt(
 def build_prompts(
     tasks: Sequence[str],
     indicators: Sequence[Indicator],
-    states: Sequence[Float[np.ndarray, " s"] | None],
+    states: Sequence[Float[np.ndarray, " _"] | None],
     style: Literal["lerobot", "openpi"],
 ) -> list[str]:
     """Return the prompt of each sample."""

@@ -9,7 +9,7 @@ import torch
 from pi0 import openpi_format
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
-from pi0.weights import CheckpointError, read_json
+from pi0.tensor_files import CheckpointError, read_json
 
 
 @dataclass(frozen=True)

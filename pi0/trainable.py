@@ -1,12 +1,14 @@
-"""Which parameters are trained, and how fresh ones start."""
+"""Which parameters are trained, in which dtypes they are held, and how fresh ones start."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from pi0.errors import UnusableError
+from pi0.layers import Linear
 
 FREEZE_CHOICES = {
     "none": r"(?!)",  # everything is trained
@@ -36,6 +38,55 @@ def frozen_names(model: nn.Module, which: str) -> set[str]:
             "freeze: 'lora' needs adapters; set lora_rank in the configuration of vlm or expert"
         )
     return frozen
+
+
+def training_dtypes(
+    model: nn.Module, compute: torch.dtype, which: str, frozen_dtype: str | None = None
+) -> dict[str, torch.dtype]:
+    """Return the dtypes of the parameters in training, by name; what is not named is held as it is stored.
+
+    What is trained is held in float32, because steps are smaller than a rounding of bfloat16. What `which`
+    freezes is held in `frozen_dtype`, but for what a `compute` in bfloat16 keeps exact (see
+    `inference_dtypes`); by default as it is stored, and in a computation in bfloat16 in that.
+    """
+    frozen = frozen_names(model, which)
+    dtypes = {name: torch.float32 for name, _ in model.named_parameters() if name not in frozen}
+    if frozen_dtype is None and compute is torch.float32:
+        return dtypes
+    held = inference_dtypes(model, compute if frozen_dtype is None else getattr(torch, frozen_dtype))
+    return dtypes | {name: dtype for name, dtype in held.items() if name in frozen}
+
+
+def inference_dtypes(model: nn.Module, compute: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the compute dtype for each large weight that is rounded to it anyway, by name.
+
+    Vision, norms and the state, action and time projections are not among them: they are computed in float32.
+    """
+    return {
+        f"{stack}.{name}.{parameter}": compute
+        for stack in ("vlm", "expert")
+        for name, module in getattr(model, stack).named_modules()
+        if isinstance(module, Linear | nn.Embedding) and not name.endswith(".dense")
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
+
+
+def hold(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Hold the parameters in these dtypes from now on, by name; they are converted one by one."""
+    for name, parameter in model.named_parameters():
+        if name in dtypes and dtypes[name] is not parameter.dtype:
+            parameter.grad = None
+            parameter.data = parameter.data.to(dtypes[name])
+
+
+def require_float32(parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError if a parameter that is to be trained, by name, is held in less than float32."""
+    for name, parameter in parameters.items():
+        if parameter.dtype is not torch.float32:
+            raise ValueError(
+                f"{name}: expected float32 in training, found {parameter.dtype}, whose rounding is more "
+                "than a step; call model.freeze(...), which also holds what is trained in float32"
+            )
 
 
 def initialize(model: nn.Module, seed: int, only: Collection[str] | None = None) -> None:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pi0.embodiment import plain_statistics, require_chosen
@@ -30,12 +29,19 @@ from pi0.observation import Indicator, Observation
 from pi0.policy import Batch, PI0Policy
 from pi0.preprocess import checked_vector, model_images, padded, tasks
 from pi0.prompts import PromptTokenizer, build_prompts
+from pi0.tensor_files import (
+    INDEX,
+    WEIGHTS,
+    CheckpointError,
+    Deferred,
+    read_json,
+    stored_weights,
+    write_weights,
+)
 from pi0.trainable import initialize
 from pi0.value_config import ValueConfig, require_readable
 from pi0.vision import VisionTower
-from pi0.weights import CheckpointError, read_json, read_tensors
 
-WEIGHTS = "model.safetensors"
 CONFIG = "value_config.json"
 TOKENIZER = "tokenizer"
 
@@ -182,12 +188,16 @@ class ValueFunction(PrefixModel[ValueConfig]):
 
     # Files --------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write weights, sizes and conventions; in the expert form also a hash of the prefix it reads."""
+    def save_pretrained(self, directory: str | Path, *, untrained: Path | None = None) -> None:
+        """Write weights, sizes and conventions; in the expert form also a hash of the prefix it reads.
+
+        `untrained` as in `pi0.saving.save`.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
-        save_file(tensors, directory / WEIGHTS)
+        tensors = {name: Deferred.of(p.detach()) for name, p in self.named_parameters()}
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        write_weights(directory, tensors, untrained=frozen, store=untrained)
         described = {
             "config": asdict(self.config),
             "features": self.features.to_dict(),
@@ -208,7 +218,8 @@ class ValueFunction(PrefixModel[ValueConfig]):
         """
         directory = Path(directory)
         for name in (WEIGHTS, CONFIG):
-            if not (directory / name).exists():
+            names = (WEIGHTS, INDEX) if name == WEIGHTS else (name,)
+            if not any((directory / name).exists() for name in names):
                 raise CheckpointError(f"{directory}: expected {name} of a value function; it is not there")
         described = read_json(directory / CONFIG)
         config = ValueConfig.from_dict(described["config"])
@@ -221,7 +232,7 @@ class ValueFunction(PrefixModel[ValueConfig]):
                 FeatureConfig.from_dict(described["features"]), tokenizer, described["statistics"]
             )
         value = cls(config, source, seed=None)
-        _load(value, read_tensors(directory / WEIGHTS), directory / WEIGHTS)
+        _load(value, stored_weights(directory), directory / WEIGHTS)
         return value.eval()
 
 
@@ -230,8 +241,10 @@ def prefix_hash(policy: PI0Policy) -> str:
     digest = hashlib.sha256()
     for name, parameter in policy.model.named_parameters():
         if name.startswith(("vision.", "vlm.")):
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            # The values count, not the dtype that they happen to be held in.
+            digest.update(f"{name} {torch.float32} {tuple(parameter.shape)}".encode())
+            for part in parameter.detach().reshape(-1).split(2**24):
+                digest.update(part.float().cpu().numpy().data)
     return digest.hexdigest()
 
 
@@ -257,7 +270,7 @@ def _require_policy(
     return policy
 
 
-def _load(value: ValueFunction, tensors: Mapping[str, Tensor], file: Path) -> None:
+def _load(value: ValueFunction, tensors: Mapping[str, Deferred], file: Path) -> None:
     parameters = dict(value.named_parameters())
     problems = [f"  missing    {name}" for name in parameters if name not in tensors]
     problems += [f"  unexpected {name}" for name in tensors if name not in parameters]
@@ -270,4 +283,4 @@ def _load(value: ValueFunction, tensors: Mapping[str, Tensor], file: Path) -> No
         raise CheckpointError(f"{file} does not fit its {CONFIG}:\n" + "\n".join(problems))
     with torch.no_grad():
         for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+            parameters[name].copy_(tensor.read())

@@ -46,6 +46,17 @@ def toy_policy(features: dict | None = None, **config) -> PI0Policy:
     return policy.eval()
 
 
+def lerobot_state_dict(model, config, values=None) -> dict[str, torch.Tensor]:
+    """The model's parameters, or values of their shapes, under lerobot's names."""
+    from pi0.tensor_files import Deferred
+    from pi0.weights import lerobot_tensors, merged_parameters
+
+    here = merged_parameters(model)
+    if values is not None:
+        here = {name: Deferred.of(value) for name, value in values.items()}
+    return {name: value.read() for name, value in lerobot_tensors(here, config).items()}
+
+
 METAWORLD = {"button-press-v3": "Press a button", "plate-slide-v3": "Slide a plate into a cabinet"}
 
 

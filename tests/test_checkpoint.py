@@ -45,7 +45,7 @@ CONFIG = {"algo": {"lr": 1e-3}, "training": {"num_train_steps": 4, "save_freq": 
 PROGRESS = Progress(2, 3, [0.1, 1 / 3, 7e-9], [{"iteration": 0, "train/loss": None}, {"iteration": 1}], 1)
 SAMPLER = {"position": 9, "skips": {"3": 2}}
 FILES = ("checkpoint.json", "trainable.safetensors", "trainer.pt", "rng_rank0.pt", "progress.json")
-FILES = (*FILES, "policy/model.safetensors", "policy/config.json")
+FILES = (*FILES, "policy/model-00001-of-00001.safetensors", "policy/config.json")
 
 
 def tiny_policy(**changes) -> PI0Policy:

@@ -18,7 +18,8 @@ from test_pretrained import lerobot_actions_of, raw_batch, raw_noise, tiny_polic
 
 from pi0 import PI0Policy, compute_statistics
 from pi0.embodiment import Embodiment, EmbodimentError
-from pi0.ript.commands import advantage, evaluate, export, serve
+from pi0.ript.commands import advantage, evaluate, export, serve, trial_checks
+from pi0.ript.commands.findings import Request
 from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings
 from pi0.ript.environments import get_environment
@@ -170,8 +171,9 @@ def test_a_base_gets_robots_from_the_data_and_keeps_those_that_it_knows(sets, tr
     assert train.main([settings_file(tmp_path, two_robots(sets), policy_path=path)]) == 2
     assert "the checkpoint are those of one robot, found arm, hand; take the data's own" in last_line(capsys)
     own = {"statistics": "data"}
-    file = settings_file(tmp_path, two_robots(sets), policy_path=path, policy=own, steps=1)
+    file = settings_file(tmp_path, two_robots(sets), policy_path=path, policy=own, steps=1, val_freq=1)
     assert train.main([file]) == 0
+    assert '"val_loss"' in (tmp_path / "run/metrics.jsonl").read_text()
     first = PI0Policy.from_pretrained(tmp_path / "run", embodiment="hand")
     assert (first.features.state_dim, first.embodiments.tags) == (7, ("arm", "hand"))
     only = settings_file(
@@ -362,6 +364,16 @@ def test_ript_and_recap_say_before_any_work_that_a_robot_is_to_be_chosen(tmp_pat
             check(config)
 
 
+def test_the_doctor_finds_the_robot_that_fits(tmp_path):
+    path = str(two_in_metaworld(tmp_path) / "both")
+    request = Request(env="metaworld", checkpoint=path)
+    assert trial_checks.checkpoint(request)[0].level == "ok"
+    policy = PI0Policy.from_pretrained(path, embodiment="other")
+    policy.save_pretrained(path)
+    with pytest.raises(ValueError, match=r"observation.state: expected float32 \(3,\), found float32 \(4,\)"):
+        trial_checks.checkpoint(request)
+
+
 def test_what_was_trained_as_one_robot_goes_on_as_that_one(tmp_path):
     """RIPT and RECAP write policies that are loaded again without being told."""
     environment = get_environment("metaworld", task_names=list(METAWORLD))
@@ -485,6 +497,9 @@ def test_advantages_are_of_the_robot_that_the_value_function_read(sets, trained,
     )
     assert advantage.main(fixed) == 2
     assert "pass --embodiment hand" in last_line(capsys)
+    (tmp_path / "mixture.json").write_text(json.dumps({"datasets": two_robots(sets)}))
+    assert advantage.main([*fixed, "--dataset_mixture", str(tmp_path / "mixture.json")]) == 2
+    assert "embodiment_tag: a value function is of one robot, found arm, hand" in last_line(capsys)
     assert advantage.main([*fixed, "--embodiment", "hand"]) == 0
     assert (copied / "meta/advantages.json").exists()
 

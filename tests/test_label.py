@@ -13,24 +13,25 @@ import pytest
 import torch
 from browser import CHROMIUM, Tab, headless_tab
 from conftest import opened, toy_policy
-from small_sets import Draft, draft, write
+from small_sets import CAMERAS, Draft, draft, picture, write
 from test_recap_training import chain
 from test_supervised import settings as supervised_settings
 
 from pi0 import Indicator
 from pi0.ript.commands import advantage, dataset_viz
 from pi0.ript.commands.label import main
+from pi0.ript.data.encoding import video_frames
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.distributed import World
 from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import read_advantages, read_lineage
-from pi0.ript.labels.frames import FRAMES_FILE, read_labelled_frames
+from pi0.ript.labels.frames import read_positive
 from pi0.ript.labels.labelling import label_frames, write_labelled_frames
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Role, Source
-from pi0.ript.pages import dataset_page
+from pi0.ript.pages import dataset_page, labelling_page
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
@@ -315,8 +316,7 @@ def test_recap_trains_on_corrections_as_positive(tmp_path):
     values = np.random.default_rng(1).normal(size=80)
     labels = label_frames([source], [values], REWARD, RecapConfig().advantage)
     write_labelled_frames(labels, tmp_path)
-    stored = read_labelled_frames(tmp_path / FRAMES_FILE)["rollouts"].positive(labels.epsilon)
-    assert stored is not None
+    (stored,) = read_positive(tmp_path, [source])
     assert np.flatnonzero(stored[:40]).tolist() == [3, 4], "of failures nothing but what was corrected"
     settings = PolicyTraining(steps=2, batch_size=4)
     for uncond_weight in (None, 0.1):
@@ -448,6 +448,24 @@ def test_corrections_are_marked_on_the_page_of_the_set(tmp_path, monkeypatch):
 
 
 # The page ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", ["image", "video"])
+def test_the_video_of_an_episode_shows_all_its_frames_and_cameras(tmp_path, monkeypatch, storage):
+    monkeypatch.setattr(labelling_page, "_DECODED", 4)
+    made = draft(LENGTHS, storage, num_cameras=2, episodes_per_film=2)
+    root = write(made, tmp_path / "set")
+    assert (
+        dataset_viz.main([str(root), "--label", "--episodes", "3", "--output", f"{tmp_path}/there/x.html"])
+        == 0
+    )
+    frames = list(video_frames(tmp_path / "there/x/episode-3.mp4"))
+    assert len(frames) == 8
+    for code, frame in enumerate(frames, 3000):
+        seen = np.concatenate([picture(code, camera) for camera in CAMERAS], axis=1).astype(float)
+        assert np.abs(frame - seen).mean() < 25, "not exact: H.264"
+        assert frame.shape == seen.shape
+
 
 VIDEO_WIDTH = """
 new Promise(done => {

@@ -28,8 +28,9 @@ from pi0.ript.data.records import CollectionInfo
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.distributed import World
 from pi0.ript.evaluate import EpisodeResult, Evaluation
+from pi0.ript.evaluation_settings import EvaluationConfig
 from pi0.ript.labels.advantages import write_advantages
-from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
+from pi0.ript.policy_evaluation import evaluate_policy
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.report import write_report
 from pi0.ript.results import write_evaluation
@@ -186,7 +187,7 @@ HAS = {  # images, videos
     recap: (7, 4),
     pi0_train: (4, 3),
     pi0_eval: (0, 2),
-    pi0_dataset_viz: (7, 0),
+    pi0_dataset_viz: (9, 0),
     labelling: (0, 1),
 }
 

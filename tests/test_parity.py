@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import lerobot_state_dict, tiny_config
 from contenders import observation, pi0_config
 from peers import lerobot_actions, lerobot_loss, lerobot_pi0, lerobot_pi05
 from sizes import SIZES, GemmaSize, SiglipSize, make_inputs
 
 from pi0 import Pi0Model
-from pi0.weights import WeightLoader, lerobot_state_dict
+from pi0.weights import WeightLoader
 
 RTOL = 1e-5
 

@@ -25,7 +25,8 @@ from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.evaluate import Evaluation, compare, evaluate
-from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy, require_usable
+from pi0.ript.evaluation_settings import EvaluationConfig, require_usable
+from pi0.ript.policy_evaluation import evaluate_policy
 from pi0.ript.recording import require_training_states
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import PolicySettings

@@ -382,7 +382,7 @@ def test_an_episode_of_two_instructions_has_two_thresholds(tmp_path):
     assert read.tasks == (*["open"] * 3, *["suite/close"] * 3, *["open"] * 6)
     np.testing.assert_array_equal(read.positive(labels.epsilon), positive)
     figure = draw_episode(frames.episode(0), read.episode(0), labels.epsilon)
-    (line,) = [line for line in figure.axes[-1].get_lines() if "epsilon" in str(line.get_label())]
+    (line,) = [line for line in figure.axes[-2].get_lines() if "epsilon" in str(line.get_label())]
     limits = [labels.epsilon[task] for task in read.tasks[:6]]
     assert line.get_ydata().tolist() == [*limits, limits[-1]]
 

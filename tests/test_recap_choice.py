@@ -53,7 +53,8 @@ def chosen(tmp_path: Path, validation: list, heldout: list[int], **settings) -> 
         return Artefact(name, place, "")
 
     run = object.__new__(rounds.Run)
-    for name, value in {"config": config, "make": make, "world": World()}.items():
+    stages = SimpleNamespace(num_made=0)
+    for name, value in {"config": config, "make": make, "world": World(), "stages": stages}.items():
         object.__setattr__(run, name, value)
     policy = best = POLICIES[0]
     found: list[tuple[int, int]] = []

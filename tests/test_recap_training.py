@@ -11,6 +11,7 @@ from plugin_example.line import LineSuite
 
 from pi0 import FeatureConfig, Indicator, PI0Policy
 from pi0.embodiment import Embodiment
+from pi0.normalize import MissingStatisticsError
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
@@ -455,7 +456,7 @@ def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monk
     monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
     monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
     workshop, reading = (
-        Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan()),
+        Workshop(World(), "cpu", ImageCache(0.0), fit, tmp_path / "untrained", SnapshotPlan()),
         Reading(None, True, {}),
     )
     policy = toy_policy(indicator="embedding")
@@ -488,7 +489,7 @@ def test_sft_takes_a_policy_with_an_absent_camera(tmp_path, monkeypatch):
     policy.use_embodiments({None: Embodiment(policy.features, own)})
     policy.save_pretrained(tmp_path / "checkpoint")
     monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
-    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan())
+    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, tmp_path / "untrained", SnapshotPlan())
     settings = PolicyTraining(steps=1, batch_size=4)
     recipe = SupervisedRecipe(str(tmp_path / "checkpoint"), None, None, RecapPolicy(), 8, settings, "on", 0,
                               Reading(None, True, {}), get_environment("drifting"))  # fmt: skip
@@ -496,6 +497,40 @@ def test_sft_takes_a_policy_with_an_absent_camera(tmp_path, monkeypatch):
     trained = PI0Policy.from_pretrained(tmp_path / "work")
     assert (trained.features.absent_cameras, trained.features.present_cameras) == ((wrist,), (CAMERA,))
     drifting.uninstall()
+
+
+def test_a_base_model_takes_statistics_and_widths_of_the_demonstrations(tmp_path, monkeypatch):
+    source, environment = chains(0, 3), get_environment("metaworld")
+    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
+    monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
+    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, tmp_path / "untrained", SnapshotPlan())
+    base = toy_policy({"state_normalization": "identity", "action_normalization": "identity"})
+    features = replace(
+        base.features,
+        state_dim=8,
+        action_dim=8,
+        state_normalization="mean_std",
+        action_normalization="mean_std",
+    )
+    with monkeypatch.context() as without_statistics:
+        without_statistics.setattr(PI0Policy, "features", features)
+        without_statistics.setattr(PI0Policy, "statistics", {})
+        base.save_pretrained(tmp_path / "base")
+    reading = Reading(None, True, {}, {"observation.images.front": "observation.images.front"})
+
+    def make_with(**settings):
+        named = RecapPolicy(**settings)
+        path = str(tmp_path / "base")
+        recipe = SupervisedRecipe(path, None, None, named, 8, None, "on", 0, reading, environment)
+        return recipe.make({}, tmp_path / "work", workshop)
+
+    with pytest.raises(MissingStatisticsError):
+        make_with()
+    assert make_with(statistics="data") == {"steps": 0}
+    made = PI0Policy.from_pretrained(tmp_path / "work")
+    assert (made.features.state_dim, made.features.action_dim) == (4, 3)
+    expected = mixture_statistics([source.frames], [np.arange(source.num_frames)])
+    torch.testing.assert_close(made.statistics["action"]["mean"], expected["action"]["mean"])
 
 
 def test_policies_that_cannot_take_the_label_are_refused():

@@ -29,7 +29,7 @@ def recap_value(policy: Path, form: str) -> ValueFunction:
     """Return the value function as a recipe of RECAP makes it."""
     model, reading = ValueModel(form=form, width=16), Reading(None, False, {})
     recipe = ValueRecipe(model, ValueTraining(), RewardConfig(), {}, 0, 0, reading)
-    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan())
+    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, Path(), SnapshotPlan())
     return recipe._value({"sft": Artefact(StageName(Kind.POLICY), policy, "")}, workshop)
 
 

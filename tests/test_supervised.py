@@ -845,6 +845,9 @@ def test_labels_of_two_value_functions_are_not_mixed(root, tmp_path):
             continue
         with pytest.raises(EpisodeDataError, match=message):
             policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
+    for dataset, tag in zip(mixture.datasets, ("arm", "hand"), strict=True):  # of a robot there is one
+        dataset.embodiment_tag = tag
+    policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
 
 
 @pytest.mark.parametrize("column", ["action", "success"])

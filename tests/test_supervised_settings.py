@@ -13,7 +13,7 @@ from pi0.ript.commands import evaluate as evaluate_command
 from pi0.ript.commands.advantage import read_mixture
 from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
 from pi0.ript.data.settings import AugmentationSettings
-from pi0.ript.policy_evaluation import EvaluationConfig, require_usable
+from pi0.ript.evaluation_settings import EvaluationConfig, require_usable
 from pi0.ript.scripts import train as train_script
 from pi0.ript.supervised import read_settings
 from pi0.ript.supervised.checks import check_settings

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import lerobot_state_dict, tiny_config
 from contenders import observation
 from peers import lerobot_pi0, lerobot_pi05
 from sizes import SIZES, make_inputs
 
 from pi0 import CheckpointError, Pi0Model, WeightLoader
 from pi0.config import Pi0Config, pi05_config
-from pi0.weights import EMBEDDING, LM_HEAD, lerobot_sources, lerobot_state_dict, unused_shapes
+from pi0.lerobot_names import EMBEDDING, LM_HEAD, lerobot_sources, unused_shapes
 
 STATE_PROJ = "state_proj.weight"
 Q_PROJ = "paligemma_with_expert.gemma_expert.model.layers.0.self_attn.q_proj.weight"

@@ -10,7 +10,7 @@ from pi0.pretrained import OWN_CONFIG
 from pi0.ript.envs.initial_state import Split
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.files import write_json
-from pi0.weights import read_json
+from pi0.tensor_files import read_json
 
 Guidance = float | dict[str, float]
 """One for all tasks, or by task id."""

@@ -34,6 +34,7 @@ SAME, ROUNDING, LONGER = ({"result": kind} for kind in ("same", "rounding", "lon
 """Metadata of a field: which result a run has that goes on with another value."""
 Dtype = Annotated[str, one_of("float32", "bfloat16")]
 Indicator = Annotated[str, one_of("embedding", "text")]
+StatisticsOf = Annotated[str, one_of("checkpoint", "data")]
 ValueForm = Annotated[str, one_of("expert", "separate")]
 
 

@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 
-from pi0 import FeatureConfig, PI0Policy
+from pi0 import FeatureConfig, Pi0Model, PI0Policy
 from pi0.config import Pi0Config
 from pi0.embodiment import require_chosen
 from pi0.errors import UnusableError
-from pi0.pretrained import WEIGHTS, Checkpoint, describe, resolve
+from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
 from pi0.ript.ranges import Count, Dtype
 from pi0.ript.warm_start import warm_start
 from pi0.statistics_file import read_statistics_file
+from pi0.tensor_files import INDEX, WEIGHTS
+from pi0.trainable import inference_dtypes, training_dtypes
 
 TOY = "toy"
 
@@ -30,6 +32,8 @@ class PolicySettings:
     config: str | None = None  # a registered configuration (pi0.registry) in place of the checkpoint's
     freeze: str | None = "none"  # vision, expert_only, lora, or a regular expression; null: the config's own
     dtype: Dtype | None = None  # of computation: float32 or bfloat16; null: as the checkpoint says
+    # in which frozen weights are held; null: as they are stored, with dtype bfloat16 in that (but vision)
+    frozen_dtype: Dtype | None = None
     gradient_checkpointing: bool = False  # less memory, a third more time
     n_action_steps: Count | None = None  # actions of a chunk that are executed; null: as the checkpoint says
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
@@ -42,6 +46,11 @@ class PolicySettings:
         changes = {name: getattr(self, name) for name in ("dtype", "n_action_steps")}
         changes["gradient_checkpointing"] = self.gradient_checkpointing or None
         return {name: value for name, value in changes.items() if value is not None}
+
+    def dtypes(self, model: Pi0Model) -> dict[str, torch.dtype]:
+        """Return the dtypes in which a model is held that is trained so, by parameter."""
+        which = model.config.freeze_filter() if self.freeze is None else self.freeze
+        return training_dtypes(model, model.dtype, which, self.frozen_dtype)
 
 
 def starting_policy(
@@ -78,9 +87,10 @@ def make_policy(
     device: str = "cpu",
     *,
     changes: Mapping[str, Any] | None = None,
+    only_acts: bool = False,
     **replaced: Any,
 ) -> PI0Policy:
-    """Return a policy to train: the one maker of the ladder, of RECAP and of pi0-train.
+    """Return a policy to train: the one maker of the ladder, of RECAP, of pi0-train and of pi0-eval.
 
     Args:
         path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
@@ -89,6 +99,7 @@ def make_policy(
         seed: The seed of the weights that a checkpoint lacks.
         device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         changes: More fields of its configuration, such as how the advantage enters.
+        only_acts: It will not be trained, so its large weights are held in the dtype of its computation.
         replaced: `features`, `statistics` and `embodiment` in place of a checkpoint's or of the settings', as
             in `pi0.pretrained.load`.
 
@@ -110,14 +121,20 @@ def make_policy(
             config=get_config(settings.config) if settings.config else None,
             changes=fields,
             extra_delta_transform=None if replaced.get("features") else settings.extra_delta_transform,
+            dtypes=_acting if only_acts else settings.dtypes,
             device=place,
             seed=seed,
             **{"embodiment": settings.embodiment, **replaced},
         )
         if file is not None:
             file.require_relative_actions(policy.features.relative_actions)
-    policy.model.freeze(settings.freeze)
+    if not only_acts:
+        policy.model.freeze(settings.freeze, settings.frozen_dtype)
     return policy.to(place)
+
+
+def _acting(model: Pi0Model) -> dict[str, torch.dtype]:
+    return inference_dtypes(model, model.dtype)
 
 
 def task_features(task: Task) -> dict[str, dict[str, Any]]:
@@ -168,7 +185,8 @@ def require_policy_path(path: str, field: str = "policy_path") -> None:
     if re.search(r"[{}<>]", path):
         raise UnusableError(f"{field}: nobody filled in the placeholder {path!r}; {remedy}")
     if place.is_dir():
-        missing = [name for name in ("config.json", WEIGHTS) if not (place / name).exists()]
+        weights = INDEX if (place / INDEX).exists() else WEIGHTS
+        missing = [name for name in ("config.json", weights) if not (place / name).exists()]
         if missing:
             raise UnusableError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
     elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):

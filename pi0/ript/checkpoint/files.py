@@ -16,6 +16,8 @@ from typing import Any
 from pi0.ript.files import FORMAT, FormatError, hash_file, read_versioned_json
 
 MANIFEST = "checkpoint.json"
+UNTRAINED = "untrained"
+"""The directory, in that of a run, of the weights that it does not train; checkpoints refer to it."""
 _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pi0.errors import UnusableError
 from pi0.ript.checkpoint.files import SnapshotError, position, published, verify
@@ -254,12 +254,18 @@ def require_same_run(
 def _fingerprint(model: nn.Module, reads: nn.Module | None) -> str:
     """Return a hash of what is not trained; sums of bits, because hashing gigabytes would take seconds."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     frozen = {name: value for name, value in model.state_dict().items() if name not in trained}
     if reads is not None:
         frozen |= {f"reads.{name}": value for name, value in reads.state_dict().items()}
-    sums = {
-        name: int(value.detach().contiguous().view(kinds[value.element_size()]).sum(dtype=torch.int64))
-        for name, value in frozen.items()
-    }
+    sums = {name: _sum_of_bits(value.detach()) for name, value in frozen.items()}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def _sum_of_bits(value: Tensor) -> int:
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    total = 0
+    for part in value.reshape(-1).split(2**24):
+        # The values count, not the dtype that they happen to be held in.
+        exact = part.float() if part.dtype in (torch.bfloat16, torch.float16) else part.contiguous()
+        total += int(exact.view(kinds[exact.element_size()]).sum(dtype=torch.int64))
+    return total

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pi0 import PI0Policy
-from pi0.ript.checkpoint.files import checkpoint_path, verify
+from pi0.ript.checkpoint.files import UNTRAINED, checkpoint_path, verify
 from pi0.ript.checkpoint.resuming import RUNG_13, run_facts
 from pi0.ript.checkpoint.snapshot import (
     Stateful,
@@ -88,8 +88,9 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint that is there completely or not at all, and return it; all processes call this.
 
-    Its `policy` is what `PI0Policy.from_pretrained` and lerobot load. A write that fails leaves the
-    checkpoints before as they were. On more than one machine `output_dir` must be shared.
+    Its `policy` is what `PI0Policy.from_pretrained` loads, and lerobot if all of it is trained: other weights
+    are stored once, beside the checkpoints. A write that fails leaves the checkpoints before as they were. On
+    more than one machine `output_dir` must be shared.
 
     Args:
         model: The policy, or a learner that has it as `policy`, not wrapped.
@@ -111,7 +112,7 @@ def save_checkpoint(
 
     def write(partial: Path) -> None:
         write_training(partial, policy, optimizer, {"sampler": sampler_state}, asdict(progress), _WEIGHTS)
-        policy.save_pretrained(partial / "policy")
+        policy.save_pretrained(partial / "policy", untrained=path.parent / UNTRAINED)
 
     facts = {"position": list(progress.position), **run_facts(config, policy, peers)}
     write_snapshot(

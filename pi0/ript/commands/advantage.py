@@ -33,8 +33,8 @@ from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.starting_policy import require_device
 from pi0.ript.supervised.settings import SupervisedSettings
+from pi0.tensor_files import CheckpointError
 from pi0.value import ValueFunction
-from pi0.weights import CheckpointError
 
 _EXAMPLES = """
 examples:
@@ -126,6 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         datasets = [dataset_settings(name, options) for name in options.datasets]
         if options.dataset_mixture:
             datasets += [with_options(dataset, options) for dataset in read_mixture(options.dataset_mixture)]
+        tags = dict.fromkeys([*(dataset.embodiment_tag for dataset in datasets), options.embodiment])
+        if len(robots := [tag for tag in tags if tag is not None]) > 1:
+            raise ConfigError(
+                f"embodiment_tag: a value function is of one robot, found {', '.join(robots)}; label the "
+                "data sets of each by themselves"
+            )
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
         if options.embodiment is not None and options.policy is None:

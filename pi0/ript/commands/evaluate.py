@@ -14,8 +14,9 @@ from pi0.ript.config import ConfigError, TrainConfig, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_comments, key_value_pairs
 from pi0.ript.config.loading import default_values, load_config, mixed_precision
 from pi0.ript.config.yaml_files import parse_yaml
+from pi0.ript.evaluation_settings import EvaluationConfig
 from pi0.ript.guidance import parse_guidances
-from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
+from pi0.ript.policy_evaluation import evaluate_policy
 from pi0.ript.results import RunInUseError
 from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.supervised.settings import ModelSettings

@@ -123,9 +123,11 @@ def _description(policy: PI0Policy, inputs: dict[str, Tensor], num_steps: int) -
     }
 
 
-def export_lerobot(policy: PI0Policy, directory: Path, num_steps: int) -> float:
+def export_lerobot(
+    policy: PI0Policy, directory: Path, num_steps: int, max_shard_size: int | None = None
+) -> float:
     """Write lerobot's directory; return the largest difference between it, read back, and the policy."""
-    policy.save_pretrained(directory)
+    policy.save_pretrained(directory, max_shard_size=max_shard_size)
     again = PI0Policy.from_pretrained(directory, device=policy.device)
     inputs = example_inputs(policy, 1, len(policy.features.present_cameras))
     first, second = (Sampler(p.model, num_steps)(**inputs) for p in (policy, again))
@@ -172,7 +174,8 @@ def export(policy: PI0Policy, options: argparse.Namespace) -> float:
         if options.format == "torch":
             difference = export_torch(policy, partial, options.batch_size, num_cameras, num_steps)
         else:
-            difference = export_lerobot(policy, partial, num_steps)
+            shard = options.max_shard_size and int(options.max_shard_size * 1e9)
+            difference = export_lerobot(policy, partial, num_steps, shard)
         if not difference <= options.tolerance:  # also true for NaN
             raise ExportDiffersError(
                 f"the exported policy differs by {difference:.3g}, more than --tolerance "
@@ -194,6 +197,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=count, default=1, help="of the program (default %(default)s)")
     add("--num-steps", type=count, help="of the sampler (default: as the checkpoint says)")
     add("--cameras", type=count, help="of the program (default: those that the robot has)")
+    shards = "GB of one file of weights; lerobot reads only what is in one file, the default"
+    add("--max-shard-size", type=float, metavar="GB", help=shards)
     add("--tolerance", type=float, default=1e-4, help="of normalised actions (default %(default)s)")
     return parser
 

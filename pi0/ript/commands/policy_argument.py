@@ -8,6 +8,7 @@ from pi0 import PI0Policy
 from pi0.embodiment import EmbodimentError
 from pi0.registry import load_plugins
 from pi0.ript.starting_policy import require_device, require_robot
+from pi0.trainable import inference_dtypes
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +28,11 @@ def add_embodiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embodiment", metavar="TAG", help=robot)
 
 
-def load_policy(options: argparse.Namespace) -> PI0Policy:
-    """Return the policy in evaluation mode; what is wrong with an argument is a ValueError."""
+def load_policy(options: argparse.Namespace, *, only_acts: bool = False) -> PI0Policy:
+    """Return the policy in evaluation mode; what is wrong with an argument is a ValueError.
+
+    A policy that `only_acts` has its large weights in the dtype of its computation.
+    """
     device = require_device(options.device)
     load_plugins(options.plugins)
     path = Path(options.checkpoint).expanduser()
@@ -39,4 +43,9 @@ def load_policy(options: argparse.Namespace) -> PI0Policy:
         require_robot(where, options.embodiment)
     except EmbodimentError as error:
         raise ValueError(f"--{error}") from error
-    return PI0Policy.from_pretrained(where, embodiment=options.embodiment, device=device)
+    return PI0Policy.from_pretrained(
+        where,
+        embodiment=options.embodiment,
+        dtypes=(lambda model: inference_dtypes(model, model.dtype)) if only_acts else None,
+        device=device,
+    )

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         server = PolicyServer(
-            load_policy(options),
+            load_policy(options, only_acts=True),
             guidance=options.guidance,
             num_steps=options.num_steps,
             prompt=options.prompt,

@@ -13,7 +13,7 @@ from pi0.ript import page
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import IMAGE_PREFIX, EpisodeLabels
 from pi0.ript.labels.frames import LabelledFrames
-from pi0.ript.pages.episode_figures import draw_episode
+from pi0.ript.pages.episode_figures import WHY, draw_beside, draw_episode, typical_episodes
 from pi0.ript.pages.frame_figures import advantage_figure, positive_text, value_limits
 from pi0.ript.progress import progress_bar
 
@@ -54,6 +54,7 @@ def write_dataset_page(
         ("Who acted", _groups(frames, "source", lambda label: label.source or "unknown")),
         ("Lengths", page.image(_length_figure(frames), "lengths")),
         ("Advantages", _advantages(labels)),
+        ("Why a frame is positive: a success beside a failure", _beside(frames, labels)),
         (f"Episodes ({count})", _episodes(frames, shown, labels)),
         ("How it was made", _origin(frames)),
     ]
@@ -122,6 +123,21 @@ def _advantages(labels: Labels | None) -> str:
     limits = page.pairs({f"epsilon of {task}": value for task, value in labels.epsilon.items()})
     text = f"{positive_text(labels.frames, labels.epsilon)}; {limits or 'no threshold is known'}"
     return page.image(figure, "advantages", text)
+
+
+def _beside(frames: FrameSet, labels: Labels | None) -> str:
+    """Return a success and a failure of median length beside each other, where both have labels."""
+    typical = typical_episodes(frames)
+    if labels is None or not labels.epsilon or len(typical) < 2:
+        return ""
+    pair = [(frames.episode(place), labels.frames.episode(place)) for place in typical]
+    figures = draw_beside(pair, labels.epsilon, value_limits([labels.frames]))
+    numbers = frames.episodes[typical].tolist()
+    parts = [
+        page.image(figure, f"why {number}", _title(number, episode.labels, len(episode)))
+        for number, figure, (episode, _) in zip(numbers, figures, pair, strict=True)
+    ]
+    return page.paragraph(WHY) + page.grid(parts)
 
 
 def _episodes(frames: FrameSet, shown: Sequence[int], labels: Labels | None) -> str:

@@ -1,7 +1,8 @@
 """The page on which a person watches the episodes of a data set, says which succeeded, and saves a CSV."""
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,11 +14,12 @@ from jaxtyping import UInt8
 from pi0.ript import page
 from pi0.ript.data.encoding import encode_video
 from pi0.ript.data.frame_set import FrameSet
-from pi0.ript.data.records import EpisodeDataError, Images
+from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.progress import progress_bar
 
 _TEMPLATE = Path(__file__).with_name("labelling.html")
 _HEIGHT = 256  # pixels of a video, at most
+_DECODED = 32  # frames of each camera that are in memory together
 
 
 def write_labelling_page(path: Path, name: str, frames: FrameSet, shown: Sequence[int]) -> Path:
@@ -40,34 +42,41 @@ def write_labelling_page(path: Path, name: str, frames: FrameSet, shown: Sequenc
     videos.mkdir(parents=True, exist_ok=True)
     episodes = []
     for number in progress_bar(shown, unit="episode", desc="videos", disable=len(shown) < 2):
-        place = frames.episodes.tolist().index(number)
-        episode, video = frames.episode(place), videos / f"episode-{number}.mp4"
-        encode_video(video, beside_each_other(episode.images), max(1, round(frames.fps)))
-        labels = episode.labels
+        place, video = frames.episodes.tolist().index(number), videos / f"episode-{number}.mp4"
+        encode_video(video, _pictures(frames, place), max(1, round(frames.fps)))
+        labels = frames.labels[place]
         episodes.append(
             {
                 "number": number,
-                "steps": len(episode),
+                "steps": int(frames.lengths[place]),
                 "task": labels.instruction,
                 "success": labels.success,
                 "video": quote(video.relative_to(path.parent).as_posix()),
             }
         )
-    then = f"Save the CSV and run: pi0-label {frames.name} --csv {name}-success.csv"
+    command = shlex.join(["pi0-label", frames.name, "--csv", f"{name}-success.csv"])
     sections = [
-        ("", page.paragraph(then) + _data({"name": name, "episodes": episodes}) + _TEMPLATE.read_text())
+        (
+            "",
+            page.paragraph(f"Save the CSV and run: {command}")
+            + _data({"name": name, "episodes": episodes})
+            + _TEMPLATE.read_text(),
+        )
     ]
     return page.write_page(path, f"{name}: which episodes succeeded?", sections)
 
 
-def beside_each_other(images: Images) -> UInt8[np.ndarray, "t h w 3"]:
-    """Return the images of all cameras in one, of an equal and even height and an even width."""
-    height = _even(min(_HEIGHT, max(frames.shape[1] for frames in images.values())))
-    scaled = []
-    for frames in images.values():
-        width = _even(frames.shape[2] * height / frames.shape[1])
-        scaled.append([cv2.resize(x, (width, height), interpolation=cv2.INTER_AREA) for x in frames])
-    return np.concatenate([np.stack(frames) for frames in scaled], axis=2)
+def _pictures(frames: FrameSet, place: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Yield the frames of an episode, the images of all cameras beside each other."""
+    first, end = int(frames.starts[place]), int(frames.starts[place] + frames.lengths[place])
+    for row in range(first, end, _DECODED):
+        rows = slice(row, min(row + _DECODED, end))
+        for views in zip(*(column[rows] for column in frames.images.values()), strict=True):
+            height = _even(min(_HEIGHT, max(view.shape[0] for view in views)))
+            sizes = [(_even(view.shape[1] * height / view.shape[0]), height) for view in views]
+            scaled = [cv2.resize(x, size, interpolation=cv2.INTER_AREA)
+                      for x, size in zip(views, sizes, strict=True)]  # fmt: skip
+            yield np.concatenate(scaled, axis=1)
 
 
 def _even(length: float | int) -> int:

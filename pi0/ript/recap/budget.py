@@ -3,8 +3,10 @@
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -12,7 +14,8 @@ import psutil
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.distributed import World
 from pi0.ript.labels.sources import Source
-from pi0.ript.recap.judging import tried_guidances
+from pi0.ript.recap.config import tried_guidances
+from pi0.ript.recap.model_budget import model_budget
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.rounds import Run
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
@@ -21,6 +24,8 @@ from pi0.ript.recording import rollout_episode
 from pi0.ript.rollout import FunctionPolicy, rollout
 from pi0.ript.starting_policy import TOY
 from pi0.ript.warm_start import toy_policy
+
+_WORTH_TELLING_S = 300
 
 
 class BudgetError(RuntimeError):
@@ -102,13 +107,19 @@ def print_budget(run: Run) -> None:
         f"budget: {needs.recorded} episodes to record and {needs.judged} to judge, of up to {needs.steps} "
         f"steps; {needs.policy_updates} updates of the policy, {needs.value_updates} of the value function\n"
         f"budget: up to {needs.images_gb:.2g} GB of images in use, of which {kept:.2g} GB stay in memory "
-        f"once decoded (cache_gib); at most {needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free or its own)"
+        f"once decoded (cache_gib); recordings at most {needs.disk_gb:.2g} GB on disk ({disk:.3g} GB free or "
+        "its own)"
     )
     if kept > memory:
         print(f"budget: cache_gib is more than the {memory:.3g} GB of memory available; lower it")  # noqa: T201
     elif needs.images_gb > kept:
         print("budget: the others are decoded again and again: slow, so raise cache_gib if you can")  # noqa: T201
-    if needs.disk_gb > disk:
+    models = None if run.config.policy_path == TOY else model_budget(run)
+    if models is not None:
+        print(models)  # noqa: T201
+        if models.memory / 1e9 > memory:
+            print(f"budget: that is more than the {memory:.3g} GB of memory available")  # noqa: T201
+    if needs.disk_gb + (models.kept + models.snapshot if models else 0) / 1e9 > disk:
         raise BudgetError(
             "the disk is too small for this run: lower rollouts.num_states, rollouts.per_state or "
             "task.image_size, or choose another output_dir"
@@ -116,6 +127,41 @@ def print_budget(run: Run) -> None:
     if run.config.policy_path == TOY and run.stages.recorded_settings(StageName(Kind.POLICY)) is None:
         minutes = _seconds(needs, measure(run)) / 60
         print(f"budget: about {minutes:.0f} minutes, at the speed that this machine has just now")  # noqa: T201
+
+
+def tell_remaining(run: Run) -> None:
+    """Print how long the rest of the run takes, if minutes, at the speed of the stages that are finished."""
+    needs, records = budget(run), [run.stages.record(name) for name in dict.fromkeys(run.stages.names)]
+    planned = {
+        "updates of the policy": needs.policy_updates,
+        "updates of the value function": needs.value_updates,
+        "episodes to record": needs.recorded,
+        "episodes to judge": needs.judged,
+    }
+    seconds, unknown = 0.0, []
+    for kind, total in planned.items():
+        units = [(_units(kind, record), record["seconds"]) for record in records]
+        done = sum(count for count, _ in units)
+        if done:
+            spent = sum(taken for count, taken in units if count)
+            seconds += max(0, total - done) * spent / done
+        elif total:
+            unknown.append(kind)
+    if seconds >= _WORTH_TELLING_S:
+        without = f", without the {' and the '.join(unknown)}: none was made yet" if unknown else ""
+        run.world.print(f"about {seconds / 3600:.1f} h are left at the speed so far{without}")
+
+
+def _units(kind: str, record: Mapping[str, Any]) -> int:
+    """Return how many units of a kind a stage has made."""
+    figures, settings = record["figures"], record["settings"]
+    if kind == "updates of the policy":
+        return figures.get("steps", 0)
+    if kind == "updates of the value function":
+        return settings["training"]["steps"] if "calibration" in figures else 0
+    if kind == "episodes to judge":
+        return figures.get("num_episodes", 0)
+    return figures.get("episodes", 0) if "root" not in settings else 0
 
 
 def measure(run: Run) -> Rates:

@@ -10,7 +10,7 @@ from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Loggi
 from pi0.ript.data.settings import ADVANTAGE_MODES
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.ranges import Count, Indicator, NotNegative, Positive, ValueForm, Whole, one_of
+from pi0.ript.ranges import Count, Indicator, NotNegative, Positive, StatisticsOf, ValueForm, Whole, one_of
 from pi0.ript.recap.gates import Gates
 from pi0.ript.recap.stages import OnStale
 from pi0.ript.starting_policy import PolicySettings
@@ -28,6 +28,8 @@ class RecapPolicy(PolicySettings):
     """The policy that SFT starts from."""
 
     indicator: Indicator = "embedding"  # how the advantage enters: embedding (state token) or text (prompt)
+    # checkpoint, or data: normalisation and widths are those of the demonstrations; null: checkpoint
+    statistics: StatisticsOf | None = None
     chunk_size: Count | None = None  # of a toy: actions that it predicts at once; null: the environment's own
 
 
@@ -158,3 +160,10 @@ class RecapConfig:
     eval: Eval = field(default_factory=lambda: Eval(cfg_guidance_scale=3.0))
     distributed: Distributed = field(default_factory=Distributed)
     logging: Logging = field(default_factory=Logging)
+
+
+def tried_guidances(config: RecapConfig) -> list[float]:
+    """Return the guidances that the policy of a round is tried with on validation states, its own first."""
+    settings = config.validation
+    others = (settings.guidances or []) if settings.rollouts_per_task else []
+    return list(dict.fromkeys([config.eval.cfg_guidance_scale, *others]))

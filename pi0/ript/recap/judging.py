@@ -20,11 +20,13 @@ from pi0.ript.guidance import (
     record_guidance,
 )
 from pi0.ript.recap.artefacts import EvaluationRecipe, guidance_of
-from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recap.budget import tell_remaining
+from pi0.ript.recap.config import tried_guidances
 from pi0.ript.recap.rounds import Run
 from pi0.ript.recap.stages import Artefact, Kind, StageName
 from pi0.ript.results import read_evaluation
 from pi0.ript.success_table import success_text
+from pi0.saving import copy_complete
 
 
 def choose(run: Run, policy: Artefact, best: Artefact, improved: Artefact) -> tuple[Artefact, Artefact]:
@@ -59,13 +61,6 @@ def _told(run: Run, policy: Artefact, evaluation: Evaluation) -> str:
         return ""
     guidance = guidance_text(guidance_on_validation(run, policy))
     return f"acts with guidance {guidance} ({evaluation.num_successes}/{evaluation.num_episodes}); "
-
-
-def tried_guidances(config: RecapConfig) -> list[float]:
-    """Return the guidances that the policy of a round is tried with on validation states, its own first."""
-    settings = config.validation
-    others = (settings.guidances or []) if settings.rollouts_per_task else []
-    return list(dict.fromkeys([config.eval.cfg_guidance_scale, *others]))
 
 
 def _tried(run: Run, policy: Artefact) -> list[float]:
@@ -107,14 +102,16 @@ def judge(run: Run, policy: Artefact, guidance: Guidance | None = None) -> Evalu
 
     The stage beside its own has the videos.
     """
-    settings = run.config.eval
+    settings, num_made = run.config.eval, run.stages.num_made
     guidance = guidance_on_validation(run, policy) if guidance is None else guidance
     name = replace(policy.stage, kind=Kind.EVALUATION)
-    if isinstance(guidance, dict):
-        return _evaluate(run, policy, name, settings, guidance)
-    if policy.round:
+    by_task = guidance if isinstance(guidance, dict) else None
+    if not isinstance(guidance, dict) and policy.round:
         settings = replace(settings, cfg_guidance_scale=guidance)
-    return _evaluate(run, policy, name, settings)
+    evaluation = _evaluate(run, policy, name, settings, by_task)
+    if run.stages.num_made > num_made:
+        tell_remaining(run)
+    return evaluation
 
 
 def _evaluate(
@@ -131,7 +128,7 @@ def publish_policy(run: Run, policy: Artefact, guidance: Guidance) -> None:
     path = run.stages.run_dir / "policy"
     partial_copy = path.with_suffix(".partial")
     shutil.rmtree(partial_copy, ignore_errors=True)
-    shutil.copytree(policy.path, partial_copy)
+    copy_complete(policy.path, partial_copy)
     record_guidance(partial_copy, guidance)
     shutil.rmtree(path, ignore_errors=True)
     partial_copy.rename(path)

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pi0.ript import page
-from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.files import flatten
 from pi0.ript.labels.frames import LabelledFrames
-from pi0.ript.pages.episode_figures import draw_episode
+from pi0.ript.pages.episode_figures import WHY, draw_beside, typical_episodes
 from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
-from pi0.ript.pages.success_figures import steps_figure, success_figure, task_success_figure
+from pi0.ript.pages.success_figures import rival_figure, steps_figure, success_figure, task_success_figure
 from pi0.ript.recap.run_record import RecapRun, read_recap_run
 from pi0.ript.report import configuration, headline, success_section
 
@@ -33,7 +32,7 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
     sections = [
         ("", headline(_headlined(run)) + _choice(run)),
         ("Success by round", _success(run)),
-        ("Value over time", _values_over_time(run)),
+        ("Why a frame is positive: a success beside a failure", _values_over_time(run)),
         ("Advantages", _advantages(run)),
         ("Value function", _calibration(run)),
         ("Videos", page.grid([page.video(run_dir, path, name) for name, path in run.videos.items()])),
@@ -46,12 +45,29 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
 def _success(run: RecapRun) -> str:
     if not (run.evaluations or run.baselines):
         return ""
+    others = {name: e for name, e in run.baselines.items() if not name.startswith("filtered, ")}
     plots = [
-        page.plot(run.directory, "success", success_figure(run.evaluations, run.baselines)),
-        page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, run.baselines)),
+        page.plot(run.directory, "success", success_figure(run.evaluations, others)),
+        page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, others)),
     ]
     tasks = page.plot(run.directory, "success_by_task", task_success_figure(run.evaluations))
-    return page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
+    beside = page.plot(run.directory, "recap_beside_filtered", figure_beside_filtered(run))
+    return beside + page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
+
+
+def figure_beside_filtered(run: RecapRun) -> Any | None:
+    """Return RECAP beside filtered imitation on its own rollouts; None if that was not asked for."""
+    rival = [e for name, e in run.baselines.items() if name.startswith("filtered, ")]
+    rollouts = run.stages.get("round-1/rollouts", {}).get("figures", {}).get("episodes")
+    updates = run.stages.get("round-1/policy", {}).get("figures", {}).get("steps")
+    both = (
+        f"Both begin from one SFT policy; a round: {rollouts} rollouts of its own policy, {updates} updates."
+    )
+    shorter = f"\nFiltered imitation was given {len(rival)} rounds, so that the run ends sooner."
+    rounds = len(run.evaluations) - 1
+    return rival_figure(
+        list(run.evaluations.values()), rival, both + (shorter if len(rival) < rounds else "")
+    )
 
 
 def _headlined(run: RecapRun) -> dict[str, Evaluation]:
@@ -115,40 +131,22 @@ def _two_episodes(run: RecapRun, number: int, source: LabelledFrames) -> str:
             f"round {number}: labels of other episodes than the {rollouts.num_episodes} in "
             f"{run.rollouts(number)}; compute the advantages again"
         )
-    for index in typical_episodes(rollouts):
+    typical = typical_episodes(rollouts)
+    figures = draw_beside(
+        [(rollouts.episode(index), source.episode(index)) for index in typical],
+        run.thresholds[number],
+        value_limits([source]),
+    )
+    for index, figure in zip(typical, figures, strict=True):
         labels = rollouts.labels[index]
         outcome = "success" if labels.is_success else "failure"
         task = labels.task_id or labels.instruction
-        figure = draw_episode(
-            rollouts.episode(index),
-            source.episode(index),
-            run.thresholds[number],
-            value_limits=value_limits([source]),
-            num_cameras=1,
-        )
         caption = (
             f"{outcome}: episode {index} of the rollouts of round {number}, {task}, "
             f"{rollouts.lengths[index]} steps; the {outcome} of median length"
         )
         parts.append(page.plot(run.directory, f"value_{outcome}", figure, caption))
-    return "".join(parts)
-
-
-def typical_episodes(frames: FrameSet) -> list[int]:
-    """Return a success and a failure, each of median length, of the first task that has both.
-
-    If no task has both, those of all tasks together; only one if all episodes ended alike.
-    """
-    tasks = [labels.task_id or labels.instruction for labels in frames.labels]
-    ends = frames.successes().tolist()
-    seen = set(zip(tasks, ends, strict=True))
-    both = [task for task in dict.fromkeys(tasks) if {(task, True), (task, False)} <= seen]
-    chosen = [i for i, task in enumerate(tasks) if not both or task == both[0]]
-    typical = []
-    for end in (True, False):
-        ranked = sorted((i for i in chosen if ends[i] is end), key=lambda i: (frames.lengths[i], i))
-        typical += ranked[(len(ranked) - 1) // 2 :][:1]
-    return typical
+    return page.paragraph(WHY) + page.grid(parts)
 
 
 def _advantages(run: RecapRun) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from pi0.ript.checkpoint.files import UNTRAINED
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.hub import locate
 from pi0.ript.data.settings import DatasetSettings
@@ -95,7 +96,7 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
             )
     plan = SnapshotPlan(None, config.save_minutes, config.max_nonfinite_steps)
     cache = ImageCache(config.cache_gib, world)
-    workshop = Workshop(world, world.device(config.device), cache, fit, plan)
+    workshop = Workshop(world, world.device(config.device), cache, fit, run_dir / UNTRAINED, plan)
     stages = Stages(run_dir, world, cast("Any", config.on_stale))
     environment = get_environment(**asdict(config.task))
     root = world.on_main(_root_of, config.demonstrations)

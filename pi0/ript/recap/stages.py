@@ -173,6 +173,10 @@ class Stages:
         """Return what the stages so far found out, by name."""
         return {name: record["figures"] for name, record in self._state()["stages"].items()}
 
+    def record(self, name: str) -> Mapping[str, Any]:
+        """Return what is written down of a finished stage: settings, figures, seconds."""
+        return self._state()["stages"][name]
+
     def recorded_settings(self, name: StageName) -> Mapping[str, Any] | None:
         """Return the settings that a stage was made with, None if it has never been finished."""
         return self._state()["stages"].get(str(name), {}).get("settings")

@@ -13,9 +13,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from pi0 import PI0Policy
+from pi0.pretrained import describe, resolve
+from pi0.registry import get_config
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.normalised import doubts, faults, normalised_dimensions
 from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.environments import Environment
 from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import fill_missing, read_advantages
@@ -30,6 +33,7 @@ from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.stages import Inputs
 from pi0.ript.recap.workshop import Workshop
 from pi0.ript.starting_policy import TOY, make_policy, require_fits
+from pi0.ript.training.fitted_features import with_widths_of, without_absent_cameras
 from pi0.ript.training.objectives import PolicyObjective
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 from pi0.ript.training.starting_value import starting_value
@@ -58,23 +62,37 @@ class SupervisedRecipe:
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the policy."""
         sources = open_sources(inputs, self.reading, workshop, mode=self.advantage)
-        policy = self._new_policy(sources[0].frames, workshop.device)
+        policy = self._new_policy([source.frames for source in sources], workshop.device)
         if self.policy_path != TOY:
             _look_at_statistics(policy, [source.frames for source in sources], workshop)
         if self.sft is None:
-            workshop.world.on_main(policy.save_pretrained, work)
+            workshop.world.on_main(workshop.save, policy, work)
             return {"steps": 0}
         no_advantages = [np.full(source.num_frames, np.nan) for source in sources]
         positive = [np.ones(source.num_frames, bool) for source in sources]
         objective = policy_objective(policy, sources, no_advantages, positive, self.sft)
         return _train_policy(*objective, self.sft, (self.seed, 0), work, workshop)
 
-    def _new_policy(self, frames: FrameSet, device: str) -> PI0Policy:
-        toy = partial(toy_policy, frames, self.chunk_size, self.seed)
-        changes = {"indicator": self.policy.indicator}
-        policy = make_policy(self.policy_path, self.policy, toy, self.seed, device, changes=changes)
+    def _new_policy(self, sets: Sequence[FrameSet], device: str) -> PI0Policy:
+        toy = partial(toy_policy, sets[0], self.chunk_size, self.seed)
+        changes, fitted = {"indicator": self.policy.indicator}, {}
+        if self.policy.statistics == "data":
+            fitted = self._fitted(sets)
+        policy = make_policy(self.policy_path, self.policy, toy, self.seed, device, changes=changes, **fitted)
         require_fits(policy.features, self.environment)
         return policy
+
+    def _fitted(self, sets: Sequence[FrameSet]) -> dict[str, Any]:
+        """Return the checkpoint's conventions with the widths of the demonstrations, and their statistics."""
+        settings, directory = self.policy, resolve(Path(self.policy_path).expanduser())
+        named = get_config(settings.config) if settings.config else None
+        said = describe(directory, named, None, None, settings.extra_delta_transform)
+        names = self.reading.data_features_name_mapping
+        features = with_widths_of(without_absent_cameras(said.features, [names]), sets[0])
+        rows = [np.arange(frames.num_frames) for frames in sets]
+        relative, chunk_size = features.relative_actions, said.config.chunk_size
+        statistics = mixture_statistics(sets, rows, relative_actions=relative, chunk_size=chunk_size)
+        return {"features": features, "statistics": statistics}
 
 
 @dataclass(frozen=True)
@@ -176,7 +194,7 @@ def _look_at_statistics(policy: PI0Policy, sets: Sequence[FrameSet], workshop: W
     features, statistics, size = policy.features, policy.statistics, policy.config.chunk_size
     dimensions = normalised_dimensions(features, statistics, sets, rows, chunk_size=size)
     if wrong := faults(dimensions, features, statistics):
-        remedy = "name statistics of such data: policy.statistics_path=FILE, which pi0-stats makes"
+        remedy = "take theirs (policy.statistics=data), or a file of pi0-stats (policy.statistics_path=FILE)"
         raise EpisodeDataError("\n".join([*wrong[:-1], f"{wrong[-1]}; {remedy}"]))
     for line in doubts(dimensions, features, statistics):
         workshop.world.print(f"statistics: {line}")

@@ -12,12 +12,12 @@ from pi0.ript.data.hub import locate
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
-from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recap.config import RecapConfig, RecapPolicy
 from pi0.ript.recording import require_training_states
-from pi0.ript.starting_policy import TOY, PolicySettings
+from pi0.ript.starting_policy import TOY
 
-_MODEL_KEYS = ("config", "dtype", "gradient_checkpointing", "n_action_steps")
-_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics_path", "embodiment")
+_MODEL_KEYS = ("config", "dtype", "frozen_dtype", "gradient_checkpointing", "n_action_steps")
+_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics", "statistics_path", "embodiment")
 _RECORDING_ONLY = ("operator", "episodes")
 
 
@@ -42,7 +42,7 @@ def _values(config: RecapConfig) -> Iterator[str]:
         )
     if config.policy_path == TOY and config.skip_sft:
         yield "skip_sft: a toy policy is made by SFT; use skip_sft=false, or a checkpoint as policy_path"
-    defaults = PolicySettings()
+    defaults = RecapPolicy()
     ignored = [key for key in _CHECKPOINTS_ONLY if getattr(config.policy, key) != getattr(defaults, key)]
     for key in ignored if config.policy_path == TOY else ():
         yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; leave the key out"
@@ -55,6 +55,8 @@ def _values(config: RecapConfig) -> Iterator[str]:
             f"filtered_rounds: expected at most the {config.rounds} rounds that it is compared with, found "
             f"{config.filtered_rounds}"
         )
+    if config.policy.statistics == "data" and config.policy.statistics_path:
+        yield "policy.statistics: 'data' and policy.statistics_path name two sources; leave one of them out"
     if config.policy_path != TOY and config.policy.chunk_size is not None:
         yield "policy.chunk_size: is that of the checkpoint; use policy.chunk_size=null"
 

@@ -37,6 +37,8 @@ class Workshop:
     cache: ImageCache
     """Decoded images, while their data sets are open."""
     fit: FitFunction
+    untrained: Path
+    """Where weights are that the run does not train; stages refer to it."""
     plan: SnapshotPlan
     """How often trainings write snapshots; each stage has a directory of its own for them."""
     _simulators: dict[str, BatchedEnv] = field(default_factory=dict)
@@ -76,16 +78,16 @@ class Workshop:
         """Train in a stage's directory, write the model there, and return the figures of every step."""
         plan = replace(self.plan, directory=work)
         rows = self.fit(objective, mixture, settings, key, plan, self.world)
-        self.world.on_main(_save, work, objective.model, rows)
+        self.world.on_main(self.save, objective.model, work)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        self.world.on_main((work / "training.jsonl").write_text, text)
         return rows
+
+    def save(self, model: Model, work: Path) -> None:
+        """Write a model to a stage's directory, but what the run does not train: that is written once."""
+        model.save_pretrained(work, untrained=self.untrained)
 
     def close(self) -> None:
         """Stop the simulators."""
         for env in self._simulators.values():
             env.close()
-
-
-def _save(work: Path, model: Model, rows: Sequence[Row]) -> None:
-    """Write what was trained and the figures of every step."""
-    model.save_pretrained(work)
-    (work / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -19,6 +19,7 @@ from pi0.ript.data.settings import MixtureSettings, mixture_weights
 from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.training_data import open_sets, split_rows
 from pi0.ript.supervised.embodiments import Tag, require_alike, sets_by_robot
+from pi0.ript.training.fitted_features import with_widths_of, without_absent_cameras
 from pi0.ript.warm_start import sized_toy_policy, with_floors
 
 _LARGEST_TOY_IMAGE = 64
@@ -51,6 +52,15 @@ class DataSummary:
             weights=weights and [weights[number] for number in numbers],
         )
         return DataSummary(part, sets)
+
+    @property
+    def mappings(self) -> list[dict[str, str | None]]:
+        """What each data set calls the cameras and numbers of the policy; null: it lacks one."""
+        return [dataset.data_features_name_mapping for dataset in self.mixture.datasets]
+
+    def fitted(self, features: FeatureConfig) -> FeatureConfig:
+        """Return a policy's conventions with the data's widths, and without cameras that all sets lack."""
+        return with_widths_of(without_absent_cameras(features, self.mappings), self.sets[0])
 
     @property
     def training_rows(self) -> list[Int64[np.ndarray, " _"]]:
@@ -107,28 +117,8 @@ class DataSummary:
             parts = zip(self.robots.items(), numbers, strict=True)
             policy.use_embodiments(
                 {
-                    tag: Embodiment(as_in_data(part, policy.features), with_floors(own))
+                    tag: Embodiment(part.fitted(policy.features), with_floors(own))
                     for (tag, part), own in parts
                 }
             )
         return policy
-
-
-def without_absent_cameras(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
-    """Return a checkpoint's conventions, in which a camera is absent that all sets say they lack."""
-    mappings = [dataset.data_features_name_mapping for dataset in data.mixture.datasets]
-    lacking = {key for key in features.image_keys if all(m.get(key, key) is None for m in mappings)}
-    absent = lacking | set(features.absent_cameras)
-    return replace(features, absent_cameras=tuple(key for key in features.image_keys if key in absent))
-
-
-def as_in_data(data: DataSummary, features: FeatureConfig) -> FeatureConfig:
-    """Return a policy's conventions with the data's widths, and without cameras that all sets lack."""
-    frames = data.sets[0]
-    state, action = frames.states.shape[1], frames.actions.shape[1]
-    return replace(
-        without_absent_cameras(data, features),
-        state_dim=state,
-        action_dim=action,
-        relative_actions=features.relative_actions[: min(state, action)],
-    )

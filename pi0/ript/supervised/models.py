@@ -16,7 +16,7 @@ from pi0.ript.config import ConfigError
 from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
 from pi0.ript.data.training_data import TrainingData
 from pi0.ript.starting_policy import TOY, make_policy
-from pi0.ript.supervised.data_summary import DataSummary, as_in_data, without_absent_cameras
+from pi0.ript.supervised.data_summary import DataSummary
 from pi0.ript.supervised.embodiments import (
     Tag,
     change_robot,
@@ -26,6 +26,7 @@ from pi0.ript.supervised.embodiments import (
     sets_by_robot,
 )
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping, SupervisedSettings
+from pi0.ript.training.fitted_features import without_absent_cameras
 from pi0.ript.training.objectives import Model
 from pi0.ript.training.starting_value import starting_value
 from pi0.trainable import frozen_names
@@ -85,9 +86,9 @@ def _robots(data: DataSummary, checkpoint: Checkpoint, chunk_size: int | None) -
         before = Embodiment(checkpoint.features, checkpoint.statistics)
         robot = before if tag is None else checkpoint.embodiments.get(tag, before)
         if chunk_size is None:
-            robots[tag] = replace(robot, features=without_absent_cameras(part, robot.features))
+            robots[tag] = replace(robot, features=without_absent_cameras(robot.features, part.mappings))
         else:
-            features = as_in_data(part, robot.features)
+            features = part.fitted(robot.features)
             robots[tag] = Embodiment(features, part.statistics(features.relative_actions, chunk_size))
     return robots
 

@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 
 from pi0 import PI0Policy
 from pi0.embodiment import plain_statistics, write_ids
-from pi0.pretrained import WEIGHTS
 from pi0.ript.checkpoint.files import published
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.config import ConfigError, save_config
@@ -35,6 +34,7 @@ from pi0.ript.results import lock_directory
 from pi0.ript.starting_policy import TOY
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model
+from pi0.tensor_files import WEIGHTS
 
 REWARD_FILE = "reward.json"
 """Beside a value function: the reward whose returns it foretells; `pi0-advantage` reads it."""

@@ -25,6 +25,7 @@ from pi0.ript.ranges import (
     Positive,
     ProperShare,
     Share,
+    StatisticsOf,
     ValueForm,
     Whole,
     one_of,
@@ -37,7 +38,6 @@ BATCH_SIZE = 32
 
 ModelType = Annotated[str, one_of("pi0", "value")]
 Normalization = Annotated[str, one_of("MEAN_STD", "MIN_MAX", "QUANTILES", "IDENTITY")]
-StatisticsOf = Annotated[str, one_of("checkpoint", "data")]
 OutsideStatistics = Annotated[str, one_of("refuse", "widen")]
 MissingAdvantage = Annotated[str, one_of("error", "positive", "negative", "drop")]
 

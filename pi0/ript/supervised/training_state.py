@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from pi0.ript.checkpoint.files import UNTRAINED
 from pi0.ript.checkpoint.snapshot import copy_tensors, write_snapshot, write_tensors
 from pi0.ript.data.frame_set import hash_arrays
 from pi0.ript.distributed import World
@@ -73,7 +74,7 @@ class ModelFiles:
 
     def _write_model(self, directory: Path) -> None:
         with self.published_weights():
-            self.model.save_pretrained(directory)
+            self.model.save_pretrained(directory, untrained=self.run_dir / UNTRAINED)
         copy_descriptions(self.run_dir, directory)
 
 

@@ -11,11 +11,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pi0.ript.checkpoint.snapshot import copy_tensors, trained_parameters
 from pi0.ript.training.settings import Optimizer, Scheduler, Training
+from pi0.trainable import require_float32
 
 
 def make_optimizer(model: nn.Module, settings: Training | Optimizer) -> torch.optim.AdamW:
     """Return AdamW over what is trained; an embedded indicator can have a learning rate of its own."""
     trained = trained_parameters(model)
+    require_float32(trained)
     indicator = {name: p for name, p in trained.items() if "indicator_embedding" in name}
     others = [p for name, p in trained.items() if name not in indicator]
     rate = settings.learning_rate

@@ -1,0 +1,131 @@
+"""What a model takes in memory, on disk and in arithmetic, counted before any weights are read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from pi0.config import Pi0Config
+from pi0.layers import Linear
+from pi0.lerobot_format import split_embedded_statistics
+from pi0.lerobot_names import LM_HEAD, canonical_keys, unused_shapes
+from pi0.model import Pi0Model
+from pi0.observation import Observation
+from pi0.tensor_files import stored_weights
+from pi0.trainable import hold
+from pi0.weights import merged_parameters, stored_dtypes, with_memory
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What a training of a model takes, in bytes."""
+
+    weights: int
+    gradients: int
+    moments: int
+    """The optimizer's averages."""
+    activations: int
+    """What a forward pass keeps for the backward pass, copies of weights in the compute dtype included."""
+
+    @property
+    def peak(self) -> int:
+        """Return the most at once: activations are gone when all gradients are there."""
+        return self.weights + self.moments + max(self.gradients, self.activations)
+
+
+@dataclass(frozen=True)
+class DiskNeeds:
+    """What the files of a policy take, in bytes."""
+
+    untrained: int
+    """What is stored once in a run."""
+    trained: int
+    """What each policy of the run has for itself."""
+    complete: int
+    """A policy that refers to nothing."""
+    snapshot: int
+    """What continues its training: trained parameters and the optimizer's averages."""
+
+
+def sized_model(config: Pi0Config, directory: Path) -> Pi0Model:
+    """Return a model without memory whose parameters have the dtypes of a checkpoint's."""
+    _, tensors = split_embedded_statistics(stored_weights(directory))
+    model = config.create(seed=None, device="meta")
+    hold(model, stored_dtypes(config, canonical_keys(tensors, config)))
+    return model
+
+
+def training_memory(model: Pi0Model, batch_size: int, num_cameras: int, *, num_draws: int = 1) -> MemoryNeeds:
+    """Return what a step of training takes for a frozen model of `sized_model`, with the longest prompts."""
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    config = model.config
+
+    def loss(twin: Pi0Model) -> Tensor:
+        observation = example_observation(config, batch_size, num_cameras, config.tokenizer_max_length)
+        shape = (batch_size, config.chunk_size, config.max_action_dim)
+        return twin.loss(observation, torch.zeros(shape), num_draws=num_draws)
+
+    return MemoryNeeds(weights, gradients, 2 * gradients, _saved_bytes(model, loss))
+
+
+def example_observation(
+    config: Pi0Config, batch_size: int = 1, num_cameras: int = 2, num_tokens: int = 20
+) -> Observation:
+    """Return an observation in which nothing is masked; its values mean nothing."""
+    size = config.vision.image_size
+    return Observation(
+        images=torch.zeros(batch_size, num_cameras, 3, size, size),
+        image_mask=torch.ones(batch_size, num_cameras, dtype=torch.bool),
+        tokens=torch.zeros(batch_size, num_tokens, dtype=torch.long),
+        token_mask=torch.ones(batch_size, num_tokens, dtype=torch.bool),
+        state=torch.zeros(batch_size, config.max_state_dim),
+        is_dense=True,
+    )
+
+
+def without_memory[T](model: Pi0Model, function: Callable[[Pi0Model], T]) -> T:
+    """Return what a function makes of a model of `sized_model`, where tensors have shapes alone."""
+    twin = model.config.create(seed=None, device="meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for name, parameter in model.named_parameters():
+            with_memory(twin, name, parameter.dtype).requires_grad_(parameter.requires_grad)
+        return function(twin)
+
+
+def _saved_bytes(model: Pi0Model, loss: Callable[[Pi0Model], Tensor]) -> int:
+    def count(model: Pi0Model) -> int:
+        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        saved: dict[int, Any] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                saved[storage._cdata] = storage  # which keeps its address from being used again
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss(model)
+        return sum(storage.nbytes() for storage in saved.values())
+
+    return without_memory(model, count)
+
+
+def disk_needs(model: Pi0Model) -> DiskNeeds:
+    """Return what the files of a frozen model of `sized_model` take."""
+    merged, config = merged_parameters(model), model.config
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapted = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Linear) and m.lora_rank}
+    own = sum(merged[name].num_bytes for name in merged if name in trained | adapted)
+    rest = sum(merged[name].num_bytes for name in merged if name not in trained | adapted)
+    embedding = merged["vlm.embed.weight"]
+    sizes = {key: torch.Size(shape).numel() for key, shape in unused_shapes(config).items()}
+    dead = sum(size for key, size in sizes.items() if key != LM_HEAD) * embedding.dtype.itemsize
+    whole = own + rest + dead + embedding.num_bytes
+    snapshot = 3 * 4 * sum(model.get_parameter(name).numel() for name in trained)
+    return DiskNeeds(rest + dead, own, whole, snapshot) if rest else DiskNeeds(0, whole, whole, snapshot)
