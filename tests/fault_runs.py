@@ -40,6 +40,7 @@ COMMANDS = {
     "pi0-train": "pi0.ript.scripts.train",
     "pi0-eval": "pi0.ript.commands.evaluate",
     "pi0-advantage": "pi0.ript.commands.advantage",
+    "pi0-label": "pi0.ript.commands.label",
     "pi0-export": "pi0.ript.commands.export",
     "pi0-serve": "pi0.ript.commands.serve",
     "pi0-dataset-viz": "pi0.ript.commands.dataset_viz",
@@ -146,12 +147,17 @@ def evaluation(policy: str, *more: str) -> tuple[str, ...]:
     return (f"--policy={{place}}/{policy}", *options, "--output={place}/out/eval", *more)
 
 
+_UNFIT = {"lacking": "lacking does not fit", "misshapen": "misshapen does not fit",
+          "damaged": "damaged/model.safetensors"}  # fmt: skip
+"""What is said of a checkpoint."""
+
+
 def _of_rungs() -> Iterator[Case]:
     for name in RUNGS:
         code = 1 if name == "8" else 2  # of what is checked with the configuration, which it has none of
         for fault in ("lacking", "misshapen", "damaged"):
             words = rung(name, f"policy_path={{place}}/{fault}")
-            yield Case(name, fault, words, 1, f"{fault}/model.safetensors")
+            yield Case(name, fault, words, 1, _UNFIT[fault])
         words = rung(name, "policy_path={place}/two_cameras")
         yield Case(name, "two cameras", words, 1, "cameras: the policy takes")
         words = rung(name, "policy_path={place}/nowhere")
@@ -173,7 +179,7 @@ def _of_rungs() -> Iterator[Case]:
 
 def _of_recap() -> Iterator[Case]:
     for fault, setting, code, said in (
-        ("lacking", "policy_path={place}/lacking", 1, "lacking/model.safetensors"),
+        ("lacking", "policy_path={place}/lacking", 1, _UNFIT["lacking"]),
         ("two cameras", "policy_path={place}/two_cameras", 1, "cameras: the policy takes"),
         ("no checkpoint", "policy_path={place}/nowhere", 2, "policy_path: nothing at"),
         ("loss not finite", "sft.learning_rate=1e30", 1, "not finite"),
@@ -200,10 +206,10 @@ def _of_commands() -> Iterator[Case]:
     of_policy = {"pi0-export": ("--output={place}/out/exported",), "pi0-serve": ("--port=0",)}
     for name, more in of_policy.items():
         for fault in ("lacking", "damaged"):
-            yield Case(name, fault, (f"{{place}}/{fault}", *more), 2, f"{fault}/model.safetensors")
+            yield Case(name, fault, (f"{{place}}/{fault}", *more), 2, _UNFIT[fault])
         yield Case(name, "no checkpoint", ("{place}/nowhere", *more), 2, "no directory at")
     for fault in ("lacking", "misshapen", "damaged"):
-        said = f"{fault}/model.safetensors"
+        said = _UNFIT[fault]
         yield Case("pi0-train", fault, train(f"policy_path={{place}}/{fault}"), 2, said)
         yield Case("pi0-eval", fault, evaluation(fault), 2, said)
     yield Case("pi0-eval", "no checkpoint", evaluation("nowhere"), 2, "--policy: nothing at")
@@ -226,6 +232,8 @@ def _of_commands() -> Iterator[Case]:
         yield Case("pi0-train", number.name, words, 128 + number, "stopping with a checkpoint", number)
     words = evaluation("start", "--episodes=5000", "--num-workers=1")
     yield Case("pi0-eval", "SIGINT", words, 130, "interrupted", signal.SIGINT)
+    yield Case("pi0-label", "no data set", ("{place}/nowhere", "--csv={place}/none.csv"), 2, "nowhere")
+    yield Case("pi0-label", "no file", ("{place}/data", "--csv={place}/none.csv"), 2, "none.csv")
     words = ("--env=metaworld", "--task=buton-press-v3", "--episodes=1", "--output={place}/out/demos")
     yield Case("pi0-demos", "no such task", words, 2, "did you mean 'button-press-v3'")
 

@@ -479,6 +479,26 @@ def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monk
     assert "are they those of such values?" in capsys.readouterr().out
 
 
+def test_sft_takes_a_policy_with_an_absent_camera(tmp_path, monkeypatch):
+    """The real base has three cameras, of which the simulator shows two."""
+    drifting.install()
+    source, wrist = replace(chains(0, 2), advantage="on"), "observation.images.right_wrist_0_rgb"
+    own = mixture_statistics([source.frames], [np.arange(source.num_frames)])
+    features = {"image_keys": (CAMERA, wrist), "absent_cameras": (wrist,)}
+    policy = toy_policy(features, indicator="embedding")
+    policy.use_embodiments({None: Embodiment(policy.features, own)})
+    policy.save_pretrained(tmp_path / "checkpoint")
+    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
+    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, tmp_path / "untrained", SnapshotPlan())
+    settings = PolicyTraining(steps=1, batch_size=4)
+    recipe = SupervisedRecipe(str(tmp_path / "checkpoint"), None, None, RecapPolicy(), 8, settings, "on", 0,
+                              Reading(None, True, {}), get_environment("drifting"))  # fmt: skip
+    assert recipe.make({}, tmp_path / "work", workshop)["steps"] == 1
+    trained = PI0Policy.from_pretrained(tmp_path / "work")
+    assert (trained.features.absent_cameras, trained.features.present_cameras) == ((wrist,), (CAMERA,))
+    drifting.uninstall()
+
+
 def test_a_base_model_takes_statistics_and_widths_of_the_demonstrations(tmp_path, monkeypatch):
     source, environment = chains(0, 3), get_environment("metaworld")
     monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
@@ -511,26 +531,6 @@ def test_a_base_model_takes_statistics_and_widths_of_the_demonstrations(tmp_path
     assert (made.features.state_dim, made.features.action_dim) == (4, 3)
     expected = mixture_statistics([source.frames], [np.arange(source.num_frames)])
     torch.testing.assert_close(made.statistics["action"]["mean"], expected["action"]["mean"])
-
-
-def test_sft_takes_a_policy_with_an_absent_camera(tmp_path, monkeypatch):
-    """The real base has three cameras, of which the simulator shows two."""
-    drifting.install()
-    source, wrist = replace(chains(0, 2), advantage="on"), "observation.images.right_wrist_0_rgb"
-    own = mixture_statistics([source.frames], [np.arange(source.num_frames)])
-    features = {"image_keys": (CAMERA, wrist), "absent_cameras": (wrist,)}
-    policy = toy_policy(features, indicator="embedding")
-    policy.use_embodiments({None: Embodiment(policy.features, own)})
-    policy.save_pretrained(tmp_path / "checkpoint")
-    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
-    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan())
-    settings = PolicyTraining(steps=1, batch_size=4)
-    recipe = SupervisedRecipe(str(tmp_path / "checkpoint"), None, None, RecapPolicy(), 8, settings, "on", 0,
-                              Reading(None, True, {}), get_environment("drifting"))  # fmt: skip
-    assert recipe.make({}, tmp_path / "work", workshop)["steps"] == 1
-    trained = PI0Policy.from_pretrained(tmp_path / "work")
-    assert (trained.features.absent_cameras, trained.features.present_cameras) == ((wrist,), (CAMERA,))
-    drifting.uninstall()
 
 
 def test_policies_that_cannot_take_the_label_are_refused():

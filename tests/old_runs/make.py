@@ -195,12 +195,25 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     rows = [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in lines]
     models = {}
-    for file in sorted(run_dir.rglob("model.safetensors")):
+    for file in sorted(run_dir.rglob("model.safetensors*")):
         name = file.parent.relative_to(run_dir).as_posix()
         if not name.startswith("checkpoint-"):
-            tensors = [tensor.astype(float) for tensor in load_file(file).values()]
+            with tempfile.TemporaryDirectory() as place:
+                tensors = [
+                    tensor.astype(float) for tensor in load_file(_complete(file, Path(place))).values()
+                ]
             models[name] = [sum(t.size for t in tensors), sum(float((t**2).sum()) for t in tensors)]
     return {"rows": rows, "models": models}
+
+
+def _complete(file: Path, place: Path) -> Path:
+    """Return the file of all weights of a directory, which can refer to a file of its run."""
+    if file.suffix == ".safetensors":
+        return file
+    from pi0.saving import copy_complete  # version 0.1.0 has neither this nor such directories
+
+    copy_complete(file.parent, place / "complete")
+    return place / "complete" / "model.safetensors"
 
 
 def make(checkout: Path, place: Path) -> dict[str, Any]:
