@@ -1,7 +1,7 @@
 """RIPT with a record: per-process log files, metrics as JSON lines, plots, a report, Weights & Biases.
 
 Parent: 10_train_with_distributed.py
-Introduces: pi0.ript.run_logging, console_log, wandb_run, report, report_plots, page
+Introduces: pi0.ript.run_logging, console_log, run_status, wandb_run, report, report_plots, page
 Run: python 11_train_with_logging.py --config_path pi0/ript/config/minimal_test.yaml
 
 The run's directory has train_rank0.log, metrics.jsonl and report.html. W&B is off unless

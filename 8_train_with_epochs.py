@@ -5,8 +5,7 @@ Introduces: pi0.ript.starting_policy, groups, rollout, advantage, windows, loss,
 Run: python 8_train_with_epochs.py
 
 On a fresh machine this records demonstrations of a hesitating operator, trains a toy pi0 on them (both are
-cached), improves it by reinforcement learning, and compares both on held-out states. Nothing is downloaded.
-`--env libero` does the same on LIBERO; `--help` lists the settings.
+cached), improves it by RL, and compares both on held-out states. `--env libero` does so on LIBERO.
 """
 
 import argparse
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pi0.errors import say_errors_in_one_line
 from pi0.ript.environments import get_environment
 from pi0.ript.evaluate import evaluate
 from pi0.ript.files import flatten
@@ -89,13 +89,13 @@ class AdvancedTrainingConfig:
 def parse_arguments() -> AdvancedTrainingConfig:
     config = AdvancedTrainingConfig()
     parser = argparse.ArgumentParser()
+    say_errors_in_one_line(parser.prog)
     parser.add_argument("--env", dest="task.benchmark_name", default=argparse.SUPPRESS)
     for name, default in flatten(asdict(config)).items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
     for name, value in vars(parser.parse_args()).items():
         section, _, key = name.rpartition(".")
-        settings = getattr(config, section) if section else config
-        setattr(settings, key, value)
+        setattr(getattr(config, section) if section else config, key, value)
     return config
 
 

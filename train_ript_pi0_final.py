@@ -1,8 +1,8 @@
 """RECAP: one supervised fit, three times, and a relabelling; a configuration of RIPT trains as rung 13 does.
 
 Parent: 13_train_production_ready.py
-Introduces: recap, training, labels, pages, kept_evaluation, scripts, pi0.value, pi0.value_config,
-    data.mixture, data.normalised, data.statistics, data.training_data
+Introduces: recap, training, labels, pages, kept_evaluation, guidance, scripts, pi0.needs, pi0.value,
+    pi0.value_config, data.mixture, data.normalised, data.statistics, data.training_data
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 
 `fit` trains the policy on demonstrations (SFT), the value function, and in every round both again, the policy
@@ -25,7 +25,7 @@ from pi0.ript.recap import RECAP, RecapConfig
 from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
 from pi0.ript.recap.endings import exits_with_message
-from pi0.ript.recap.judging import choose, judge, publish_policy, write_summary
+from pi0.ript.recap.judging import choose, guidance_on_validation, judge, publish_policy, write_summary
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.results import lock_directory
@@ -107,12 +107,12 @@ def train_recap(config: RecapConfig) -> None:
         log_metrics(recap.round_metrics(run, number) | monitor_memory(), number)
         if run.stages.num_made:
             world.on_main(write_recap_report, run_dir, run.stages.names)
-    world.on_main(publish_policy, run, best)
-    if config.baselines:
-        rivals = recap.fit_rivals(run, sft, data)
-        evaluations |= {name: judge(run, rival) for name, rival in rivals.items()}
+    guidance = guidance_on_validation(run, best)
+    world.on_main(publish_policy, run, best, guidance)
+    rivals = recap.fit_rivals(run, sft, data, rollouts[0])
+    evaluations |= {name: judge(run, rival) for name, rival in rivals.items()}
 
-    world.on_main(write_summary, run, evaluations, best)
+    world.on_main(write_summary, run, evaluations, best, guidance)
     world.on_main(write_recap_report, run_dir, run.stages.names)
     run.close()
     close_run_logging()

@@ -6,16 +6,18 @@ What is finished is a cell (`compare_cells`) and is not made again. Simulators r
 its CPU time is all there is: two seeds on two cores are two commands, each with its --first_seed.
 """
 
+import copy
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from compare_cells import Cell, Cells, OtherCellsError, chosen, to_plain
+from compare_ablation import CHANGES
+from compare_cells import Cell, Cells, OtherCellsError, to_plain
 from compare_methods import METHODS
 from compare_ript import Ript, groups_in
 from compare_stages import Method
@@ -23,13 +25,21 @@ from compare_table import write_results
 
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.distributed import World
+from pi0.ript.guidance import parse_guidances
 from pi0.ript.interruption import setup_signal_handlers
 from pi0.ript.recap import RecapConfig
 from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.endings import exits_with_message
 from pi0.ript.recap.gates import GateError
-from pi0.ript.recap.judging import choose, judge, judge_on_validation
-from pi0.ript.recap.stages import Artefact, Kind, StageName, Stages
+from pi0.ript.recap.judging import (
+    choose,
+    guidance_on_validation,
+    judge,
+    judge_as_chosen,
+    tried_guidances,
+    validations,
+)
+from pi0.ript.recap.stages import Kind, StageName
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.results import RunInUseError, lock_directory
 from train_ript_pi0_final import fit
@@ -43,12 +53,15 @@ TASKS: dict[str, tuple[str, list[str]]] = {
     "plate_slide": (_DEMO, [*_STATES, "task.task_names=[plate-slide-v3]", "reward.C_neg=-42"]),
     "three_tasks": ("demo_three_tasks.yaml", ["eval.rollouts_per_task=100", "eval.first_state=1000"]),
     "sloppy": (_DEMO, [*_STATES, "demonstrations.operator=sloppy"]),
+    # Two rounds, on states that nothing else is judged on.
+    "ablation": (_DEMO, ["eval.rollouts_per_task=200", "eval.first_state=500", "rounds=2"]),
     # The benchmark has 50 states a task. Every method goes on from its round before.
     "libero": ("recap_libero_toy.yaml", ["rounds=2", "finetuning.start_from=previous"]),
 }
 """The configuration of each task, and what is changed in it."""
 
-_ALONE = ["task.num_workers=0", "demonstrations.num_workers=0", "eval.n_video=0", "baselines=false"]
+_ALONE = ["task.num_workers=0", "demonstrations.num_workers=0", "eval.n_video=0", "baselines=false",
+          "filtered_rounds=0"]  # fmt: skip
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -57,7 +70,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--compare", metavar="METHODS", help=f"some of {','.join(METHODS)}; the first beside each"
     )
-    group.add_argument("--task", choices=TASKS, default="demo")
+    group.add_argument(
+        "--change", metavar="PARTS", help=f"also RECAP with one part changed, each of {','.join(CHANGES)}"
+    )
+    group.add_argument(
+        "--ablation", action="store_true", help="RECAP, and every change; the task is ablation"
+    )
+    group.add_argument("--task", choices=TASKS, help="default: demo; with changes: ablation")
     group.add_argument("--first_seed", type=int, default=0)
     group.add_argument("--runs", type=int, default=1, help="of each method and seed, other training draws")
     group.add_argument("--guidance", default="1,2,3", help="to choose from, for methods that have one")
@@ -100,19 +119,27 @@ def compare_methods(options: Namespace, overrides: Sequence[str]) -> None:
 
 
 def _comparison(options: Namespace, overrides: Sequence[str]) -> Comparison:
-    methods = options.compare.split(",")
+    methods = (options.compare or "recap").split(",")
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError(f"--compare: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
-    file, changes = TASKS[options.task]
+    parts = options.change.split(",") if options.change else list(CHANGES) if options.ablation else []
+    if unknown := [part for part in parts if part not in CHANGES]:
+        raise ConfigError(f"--change: expected some of {', '.join(CHANGES)}, found {unknown[0]!r}")
+    methods += [f"recap_{part}" for part in parts]
+    task = options.task or ("ablation" if parts else "demo")
+    file, changes = TASKS[task]
     changes = [*changes, *_ALONE, *overrides]
     config = load_config_from_yaml(ROOT / "configs" / file, changes, schema=RecapConfig)
     validate_recap(config)
     if not config.validation.rollouts_per_task:
         raise ConfigError("validation.rollouts_per_task: expected 1 or more: every method chooses its round")
     groups_in(config)
-    guidances = [float(text) for text in options.guidance.split(",")]
-    cells = Cells(options.results / options.task, commits=options.commit)
-    return Comparison(config, methods, guidances, options.runs, cells, options.work / options.task)
+    try:
+        guidances = parse_guidances(options.guidance)
+    except ValueError as error:
+        raise ConfigError(f"--guidance: {error}") from error
+    cells = Cells(options.results / task, commits=options.commit)
+    return Comparison(config, methods, guidances, options.runs, cells, options.work / task)
 
 
 def compare_on_seed(comparison: Comparison, seed: int) -> list[str]:
@@ -127,7 +154,8 @@ def compare_on_seed(comparison: Comparison, seed: int) -> list[str]:
         return []
     directory, stopped = comparison.work / f"seed{seed}", []
     lock_directory(directory)
-    config = replace(comparison.config, seed=seed)
+    config = copy.deepcopy(replace(comparison.config, seed=seed))
+    config.validation.guidances = list(comparison.guidances)
     start = recap.start_run(config, directory, World(), fit)
     try:
         demonstrations = recap.obtain_demonstrations(start)
@@ -139,7 +167,7 @@ def compare_on_seed(comparison: Comparison, seed: int) -> list[str]:
             print(f"{name}: seed {seed}, run {number}")
             draws = draws_of(seed, number)
             place = directory / f"run{number}-{name}"
-            method = METHODS[name](start, place, draws, sft, demonstrations)
+            method = method_of(name)(start, place, draws, sft, demonstrations)
             try:
                 make_cells(comparison, method, Cell(seed, number, name))
             except GateError as error:
@@ -147,6 +175,11 @@ def compare_on_seed(comparison: Comparison, seed: int) -> list[str]:
     finally:
         start.close()
     return stopped
+
+
+def method_of(name: str) -> type[Method]:
+    """Return a method, or RECAP with a part changed."""
+    return METHODS[name] if name in METHODS else CHANGES[name.removeprefix("recap_")]
 
 
 def is_finished(comparison: Comparison, seed: int, run: int, name: str) -> bool:
@@ -164,16 +197,14 @@ def make_cells(comparison: Comparison, method: Method, cell: Cell) -> None:
     """Run a method, and write a cell after each round and one of the round that is chosen in the end."""
     run, cells = method.run, comparison.cells
     own = run.config.eval.cfg_guidance_scale
-    guidances = [own, *(g for g in comparison.guidances if g != own)] if method.is_guided else [own]
     policy = best = method.sft
-    policies = {0: method.sft}
-    validation = {(0, 1.0): judge_on_validation(run, method.sft).num_successes}
-    heldout = {(0, 1.0): cells.read(Cell(cell.seed))["evaluation"]}
+    num_judged = len(validations(run, policy))
+    heldout = {policy.hash: cells.read(Cell(cell.seed))["evaluation"]}
     for number in range(1, run.config.rounds + 1):
         made = method.improve(number, policy)
-        runs = {g: method.acting_with(g) for g in guidances}
-        trials = {g: judge_on_validation(r, made.policy).num_successes for g, r in runs.items()}
-        evaluation = to_plain(judge(run, made.policy), rates(run))
+        trials = validations(run, made.policy)
+        num_judged += len(trials)
+        evaluation = to_plain(judge(run, made.policy, own), rates(run))
         content = {
             "policy": made.policy.hash[:16],
             "started_from": policy.label,
@@ -184,37 +215,21 @@ def make_cells(comparison: Comparison, method: Method, cell: Cell) -> None:
             },
             "updates": 0 if made.policy is policy else made.policy.figures["steps"],
             "guidance": own,
-            "validation": {f"{g:g}": count for g, count in trials.items()},
+            "validation": {f"{g:g}": each.num_successes for g, each in trials.items()},
             "evaluation": evaluation,
         }
-        cpu = _cpu(number, [method.stages, *(r.stages for r in runs.values() if r is not run)])
-        cells.write(Cell(cell.seed, cell.run, cell.method, number), content, cpu)
-        policies[number], heldout[number, own] = made.policy, evaluation
-        validation |= {(number, g): count for g, count in trials.items()}
+        cells.write(Cell(cell.seed, cell.run, cell.method, number), content, _cpu(number, method))
+        heldout[made.policy.hash] = evaluation
         policy, best = choose(run, policy, best, made.policy)
-    _write_choice(cells, cell, method, policies, validation, heldout)
-
-
-def _write_choice(
-    cells: Cells,
-    cell: Cell,
-    method: Method,
-    policies: Mapping[int, Artefact],
-    validation: Mapping[tuple[int, float], int],
-    heldout: Mapping[tuple[int, float], Any],
-) -> None:
-    """Write the cell of what is chosen, which looks at nothing but validation states."""
-    number, guidance = chosen(validation, method.run.config.eval.cfg_guidance_scale)
-    evaluation = heldout.get((number, guidance))
-    if evaluation is None:
-        acting = method.acting_with(guidance)
-        evaluation = to_plain(judge(acting, policies[number]), rates(acting))
-    tasks = len(method.run.deadlines)
+    guidance = guidance_on_validation(run, best)
+    evaluation = heldout[best.hash]
+    if best.round and guidance != own:
+        evaluation = to_plain(judge(method.judging_apart(guidance), best, guidance), rates(run))
     content = {
-        "chosen_round": number,
+        "chosen_round": best.round,
         "guidance": guidance,
-        "validation_successes": validation[number, guidance],
-        "validation_episodes": len(validation) * method.run.config.validation.rollouts_per_task * tasks,
+        "validation_successes": judge_as_chosen(run, best).num_successes,
+        "validation_episodes": num_judged * run.config.validation.rollouts_per_task * len(run.deadlines),
         "evaluation": evaluation,
     }
     cells.write(cell, content, {})
@@ -226,12 +241,15 @@ def rates(run: recap.Run) -> dict[str, float]:
     return {task.id: task.hz for task in tasks}
 
 
-def _cpu(number: int, stages: Sequence[Stages]) -> dict[str, float]:
+def _cpu(number: int, method: Method) -> dict[str, float]:
     """Return the CPU seconds of a round by what they were spent on; the first round has what came before."""
     spent: dict[str, float] = {}
-    for figures in (each.figures() for each in stages):
-        for kind in Kind:
-            names = [StageName(kind, number), *([StageName(kind)] if number == 1 else [])]
-            for name in {str(n) for n in names} & figures.keys():
-                spent[kind.value] = round(spent.get(kind.value, 0.0) + figures[name]["cpu_s"], 1)
+    tried = [None, *tried_guidances(method.run.config)]
+    for kind, figures in product(
+        Kind, [stages.figures() for stages in (method.stages, *method.stages_apart)]
+    ):
+        names = [StageName(kind, number, guidance=guidance) for guidance in tried]
+        names += [StageName(kind)] if number == 1 else []
+        for name in {str(n) for n in names} & figures.keys():
+            spent[kind.value] = round(spent.get(kind.value, 0.0) + figures[name]["cpu_s"], 1)
     return spent

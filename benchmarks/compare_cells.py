@@ -18,6 +18,7 @@ from pi0.ript.recap import RecapConfig
 SETTINGS = "settings.json"
 _NO_SETTINGS = {
     *("output_dir", "exp_name", "seed", "device", "on_stale", "save_minutes", "cache_gib", "baselines"),
+    "filtered_rounds",
     *("logging", "distributed", "max_nonfinite_steps", "algorithm"),
 }
 """What the cells do not depend on, or say in their names."""
@@ -139,18 +140,6 @@ def successes_per_minute(values: Mapping[str, Any]) -> float:
     """Return the successes of a cell's evaluation per simulated minute of all its episodes."""
     seconds = sum(sum(part["steps"]) / part["hz"] for part in values["tasks"].values())
     return 60 * values["num_successes"] / seconds
-
-
-def chosen(validation: Mapping[tuple[int, float], int], guidance: float) -> tuple[int, float]:
-    """Return the round and the guidance with most successes on validation states.
-
-    Of equal ones the last round counts, and in it the method's own guidance; then the smallest.
-
-    Args:
-        validation: Successes by round (0: SFT) and guidance.
-        guidance: The method's own.
-    """
-    return max(validation, key=lambda at: (validation[at], at[0], at[1] == guidance, -at[1]))
 
 
 def _code() -> dict[str, str]:

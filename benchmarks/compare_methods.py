@@ -28,7 +28,8 @@ class MoreSft(Method):
 
     def improve(self, number: int, policy: Artefact) -> Round:
         """Return what a round makes of a policy."""
-        made = self._imitated(number, policy, self.demonstrations, is_of_successes=False)
+        seed = int(np.random.SeedSequence((self.draws, number)).generate_state(1)[0])
+        made = recap.imitate(self.run, StageName(Kind.POLICY, number), policy, self.demonstrations, seed)
         return Round(made, 0, 0, None)
 
 
@@ -44,9 +45,8 @@ class Filtered(Method):
         """Return what a round makes of a policy."""
         rollouts = recap.collect(self.run, number, policy)
         episodes, success = rollouts.figures["episodes"], rollouts.figures["success"]
-        made = policy
-        if success > 0:
-            made = self._imitated(number, policy, rollouts, is_of_successes=True)
+        name = StageName(Kind.POLICY, number)
+        made = recap.imitate_successes(self.run, name, policy, rollouts, self.draws)
         return Round(made, episodes, round(episodes * success), success)
 
 
@@ -66,12 +66,15 @@ class Recap(Method):
         data = [self.demonstrations, *self.rollouts[-config.rollouts.keep_rounds :]]
         start = self.pretrained if config.value.start_from == "pretrained" else self.value
         self.value = recap.fit_value(run, self.sft, data, start, number)
-        labels = recap.label(run, number, self.sft, self.value, data)
+        labels = self._label(number, data)
         if self.has_gates:
             recap.require_gates(run, self.value, labels, self.rollouts)
         start = self.sft if config.finetuning.start_from == "sft" else policy
         made, figures = self._fit(number, start, labels, data), self.rollouts[-1].figures
         return Round(made, figures["episodes"], figures["episodes"], figures["success"])
+
+    def _label(self, number: int, data: Sequence[Artefact]) -> Artefact:
+        return recap.label(self.training_run, number, self.sft, self.value, data)
 
     def _fit(self, number: int, start: Artefact, labels: Artefact, data: Sequence[Artefact]) -> Artefact:
         return recap.fit_labels(self.training_run, number, start, labels, data)

@@ -4,14 +4,13 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
+from pi0.ript.guidance import Guidance
 from pi0.ript.recap import rounds as recap
-from pi0.ript.recap.stages import Artefact, Inputs, Kind, StageName, Stages
-from pi0.ript.recap.trainings import RivalRecipe
+from pi0.ript.recap.stages import Artefact, Inputs, StageName, Stages
 
 
 class TimedStages(Stages):
@@ -48,6 +47,8 @@ class Method:
     """With which it acts, None: as the configuration says; 1 for a method that knows no guidance."""
     is_guided: ClassVar[bool] = False
     """Whether its guidance can be chosen."""
+    changes: ClassVar[Mapping[str, Any]] = {}
+    """Settings that it has otherwise, by key."""
 
     def __init__(self, start: recap.Run, directory: Path, draws: int, sft: Artefact, data: Artefact) -> None:
         """Prepare the first round.
@@ -60,9 +61,15 @@ class Method:
             data: The demonstrations.
         """
         config = copy.deepcopy(start.config)
+        for key, value in self.changes.items():
+            *sections, name = key.split(".")
+            setattr(reduce(getattr, sections, config), name, value)
+        if not self.is_guided:
+            config.validation.guidances = None
         if self.guidance is not None:
             config.eval.cfg_guidance_scale = config.rollouts.guidance = self.guidance
         self.stages = TimedStages(directory, start.world)
+        self.stages_apart: list[Stages] = []
         self.run = replace(start, config=config, stages=self.stages)
         self.training_run = replace(self.run, config=replace(config, seed=draws))
         self.sft, self.demonstrations, self.draws = sft, data, draws
@@ -71,18 +78,10 @@ class Method:
         """Return what a round makes of a policy."""
         raise NotImplementedError
 
-    def acting_with(self, guidance: float) -> recap.Run:
+    def judging_apart(self, guidance: Guidance) -> recap.Run:
         """Return the run that judges with another guidance, in a directory of its own."""
-        config, place = copy.deepcopy(self.run.config), self.stages.run_dir / f"guidance-{guidance:g}"
-        if guidance == config.eval.cfg_guidance_scale:
-            return self.run
-        config.eval.cfg_guidance_scale = guidance
-        return replace(self.run, config=config, stages=TimedStages(place, self.run.world))
-
-    def _imitated(self, number: int, policy: Artefact, data: Artefact, *, is_of_successes: bool) -> Artefact:
-        """Return the policy trained further on data, all of it positive, without value function."""
-        config = self.run.config
-        training, mode = config.finetuning.training, config.demonstrations.sft_advantage
-        seed = int(np.random.SeedSequence((self.draws, number)).generate_state(1)[0])
-        recipe = RivalRecipe(training, config.policy.freeze, mode, seed, is_of_successes, self.run.reading)
-        return self.run.make(StageName(Kind.POLICY, number), recipe, sft=policy, data=data)
+        name = (
+            "-".join(f"{g:g}" for g in guidance.values()) if isinstance(guidance, dict) else f"{guidance:g}"
+        )
+        place = self.stages.run_dir / f"guidance-{name}"
+        return replace(self.run, stages=TimedStages(place, self.run.world))

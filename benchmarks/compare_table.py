@@ -10,6 +10,7 @@ from compare_cells import Cell, Cells, from_plain, successes_per_minute
 
 from pi0.ript.evaluate import Evaluation, compare
 from pi0.ript.files import write_json, write_text
+from pi0.ript.guidance import guidance_text
 from pi0.ript.page import BLUE, GREEN, GREY, ORANGE, new_axes
 from pi0.ript.success_table import mean_steps
 
@@ -154,7 +155,7 @@ def _results_table(outcomes: Sequence[Outcome]) -> str:
                 *(cell.seed, cell.run, cell.method, from_plain(outcome.start["evaluation"]).num_successes),
                 " / ".join(str(made["evaluation"]["num_successes"]) for made in outcome.rounds),
                 *(last, mean_steps(last), f"{outcome.figures(LAST)['successes_per_simulated_minute']:.1f}"),
-                *(best, f"{choice['chosen_round']} @ {choice['guidance']:g}", mean_steps(best)),
+                *(best, f"{choice['chosen_round']} @ {guidance_text(choice['guidance'])}", mean_steps(best)),
                 f"{outcome.total('made')} ({outcome.total('learned_from')})",
                 *(outcome.updates, choice["validation_episodes"], f"{outcome.cpu_s:.0f}"),
             )

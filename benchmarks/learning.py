@@ -4,10 +4,13 @@
     python benchmarks/learning.py --recap --seeds 3
     python benchmarks/learning.py --recap --config configs/demo_three_tasks.yaml --seeds 1
     python benchmarks/learning.py --compare recap,ript,filtered,awr,sft --task demo --seeds 3 --runs 2
+    python benchmarks/learning.py --ablation
+    python benchmarks/learning.py --compare recap --change loss,smooth
 
 Each seed has its own demonstrations, warm start (nothing is cached, so that the time includes both) and
 rollouts. The held-out states are not those on which any setting was chosen. `--compare` has
-several methods start from one SFT policy and keeps what is finished: see compare.py.
+several methods start from one SFT policy and keeps what is finished: see compare.py. `--ablation` compares
+RECAP with itself, one part changed at a time, in two rounds on two seeds: see compare_ablation.py.
 """
 
 import argparse
@@ -124,11 +127,13 @@ def main() -> None:
     parser.add_argument("--rung", type=int, choices=sorted(SCRIPTS), default=8)
     parser.add_argument("--recap", action="store_true", help="RECAP, in place of a rung")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/demo.yaml", help="of RECAP")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=int, help="seeds 0, 1, ... (default: 3, of an ablation 2)")
     parser.add_argument("--json", type=Path, help="also write all results there")
     add_arguments(parser)
     options, rest = parser.parse_known_args()
-    if options.compare:
+    is_ablation = options.ablation or options.change
+    options.seeds = options.seeds or (2 if is_ablation else 3)
+    if options.compare or is_ablation:
         compare_methods(options, rest)
         return
     with tempfile.TemporaryDirectory() as directory:

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from pi0.errors import UnusableError
+
 if TYPE_CHECKING:
     from pi0.model import Pi0Model
     from pi0.weights import WeightLoader
@@ -25,9 +27,11 @@ class GemmaConfig:
 
     def __post_init__(self) -> None:
         if self.num_kv_heads != 1:
-            raise ValueError(f"num_kv_heads: expected 1 (all Gemma sizes of pi0), found {self.num_kv_heads}")
+            raise UnusableError(
+                f"num_kv_heads: expected 1 (all Gemma sizes of pi0), found {self.num_kv_heads}"
+            )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim: rotary embedding needs an even number, found {self.head_dim}")
+            raise UnusableError(f"head_dim: rotary embedding needs an even number, found {self.head_dim}")
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,13 @@ class SiglipConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
-            raise ValueError(
+            raise UnusableError(
                 f"image_size: expected a multiple of patch_size {self.patch_size}, found {self.image_size}"
             )
         if self.width % self.num_heads:
-            raise ValueError(f"width: expected a multiple of num_heads {self.num_heads}, found {self.width}")
+            raise UnusableError(
+                f"width: expected a multiple of num_heads {self.num_heads}, found {self.width}"
+            )
 
     @property
     def num_patches(self) -> int:
@@ -110,9 +116,9 @@ class Pi0Config:
         ]
         for name, is_ok, expected in checks:
             if not is_ok:
-                raise ValueError(f"{name}: expected {expected}, found {self._found(name)}")
+                raise UnusableError(f"{name}: expected {expected}, found {self._found(name)}")
         if self.pi05 and self.indicator == "embedding":
-            raise ValueError(
+            raise UnusableError(
                 "indicator: 'embedding' is added to the state token, which pi05 does not have; use 'text'"
             )
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pi0.errors import UnusableError
+
 NormalizationMode = Literal["mean_std", "quantiles", "min_max", "identity"]
 STATE = "observation.state"
 ACTION = "action"
@@ -39,17 +41,17 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         if not self.present_cameras:
-            raise ValueError(
+            raise UnusableError(
                 "image_keys: expected at least one camera that is not in absent_cameras, found "
                 f"{self.image_keys} without {self.absent_cameras}"
             )
         unknown = set(self.absent_cameras) - set(self.image_keys)
         if unknown:
-            raise ValueError(
+            raise UnusableError(
                 f"absent_cameras: expected names from {list(self.image_keys)}, found {sorted(unknown)}"
             )
         if len(self.relative_actions) > min(self.action_dim, self.state_dim):
-            raise ValueError(
+            raise UnusableError(
                 f"relative_actions: expected at most {min(self.action_dim, self.state_dim)} entries (a "
                 f"relative action needs a state dimension), found {len(self.relative_actions)}"
             )
@@ -83,7 +85,7 @@ class FeatureConfig:
                     f"{name}: expected {dtype} {size}, found {offer['dtype']} {tuple(offer['shape'])}"
                 )
         if problems:
-            raise ValueError(f"{source} does not offer what the policy takes: " + "; ".join(problems))
+            raise UnusableError(f"{source} does not offer what the policy takes: " + "; ".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values for JSON."""

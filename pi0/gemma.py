@@ -127,7 +127,7 @@ class Block(nn.Module):
         if past is not None and in_place:
             keys, values = past
             room = [old[:, -x.shape[1] :] for old in past]
-            torch._foreach_copy_(room, [key, value])
+            torch._foreach_copy_(room, [key, value])  # pyright: ignore[reportPrivateImportUsage]
         elif past is not None:
             keys, values = (torch.cat(pair, dim=1) for pair in zip(past, (key, value), strict=True))
         x = _add(x, self.o(attention(query, keys, values, mask, in_place)), gate)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pi0.errors import UnusableError
 from pi0.features import NormalizationMode
 
 Statistics = Mapping[str, Mapping[str, "Tensor | np.ndarray | list[float]"]]
@@ -34,10 +35,8 @@ _REMEDY = (
 )
 
 
-class MissingStatisticsError(ValueError):
+class MissingStatisticsError(UnusableError):
     """Normalisation was asked for and the numbers for it are not there."""
-
-    explains_itself = True
 
 
 def compute_statistics(
@@ -164,16 +163,16 @@ def _statistic(feature: str, name: str, dim: int, mode: str, statistics: Statist
         )
     value = torch.as_tensor(np.asarray(values[name]), dtype=torch.float32)
     if value.numel() != value.shape[-1]:
-        raise ValueError(
+        raise UnusableError(
             f"statistics of {feature!r}: expected one vector as {name}, found shape {tuple(value.shape)} "
             "(several data sets?); pass those of one data set"
         )
     value = value.flatten()
     if len(value) < dim:
-        raise ValueError(
+        raise UnusableError(
             f"statistics of {feature!r}: expected at least {dim} values of {name}, found {len(value)}"
         )
     value = value[:dim]  # openpi's files are padded to the model's width
     if not bool(value.isfinite().all()):
-        raise ValueError(f"statistics of {feature!r}: {name} has NaN or infinite values: {value.tolist()}")
+        raise UnusableError(f"statistics of {feature!r}: {name} has NaN or infinite values: {value.tolist()}")
     return value

@@ -2,7 +2,7 @@
 
 A batch is a mapping with lerobot's keys: `observation.images.*` (uint8 or [0, 1]), `observation.state`,
 `task`, and for training `action` (b, h, action_dim) and optionally `action_is_pad` (b, h), all in raw
-units.
+units; in a batch of several robots `embodiment_id` (b,), see `pi0.embodiment.Embodiments`.
 
 Axis legend: k noise draws, b batch, h action horizon, a action dim, s state dim.
 """
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from pi0.asker import Asker
 from pi0.config import Pi0Config
+from pi0.embodiment import EMBODIMENT, Embodiment, Embodiments
 from pi0.features import ACTION, STATE, FeatureConfig
+from pi0.graphs import GraphedSampler
 from pi0.model import Pi0Model, Prefix
-from pi0.normalize import Normalizer, Statistics
+from pi0.normalize import Statistics
 from pi0.observation import Indicator, Observation, withhold
-from pi0.preprocess import checked_vector, model_images, padded, tasks
+from pi0.preprocess import model_images, padded, tasks, valid_steps
 from pi0.prompts import PromptTokenizer, build_prompts
 
 Batch = Mapping[str, Any]
@@ -48,14 +50,11 @@ class PI0Policy(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name in ("state_dim", "action_dim"):
-            width, widest = getattr(features, name), getattr(config, f"max_{name}")
-            if width > widest:
-                raise ValueError(f"{name}: expected at most max_{name}={widest}, found {width}")
-        self.config, self.features, self.tokenizer = config, features, tokenizer
-        self.use_statistics(statistics)
+        self.config, self.tokenizer = config, tokenizer
+        self.use_embodiments({None: Embodiment(features, statistics or {})})
         self.model = model if model is not None else config.create(seed)
         self.source: Path | None = None  # directory it came from; see saving.save
+        self._graphed: GraphedSampler | None = None
         self.reset()
 
     @classmethod
@@ -71,13 +70,25 @@ class PI0Policy(nn.Module):
 
         save(self, Path(directory), **options)
 
-    def use_statistics(self, statistics: Statistics | None) -> None:
-        """Normalise by these statistics from now on; move the policy to its device again."""
-        says = self.features
-        self.statistics = {key: dict(value) for key, value in (statistics or {}).items()}
-        state, action = (STATE, says.state_dim), (ACTION, says.action_dim)
-        self.state_normalizer = Normalizer(*state, says.state_normalization, statistics, says.epsilon)
-        self.action_normalizer = Normalizer(*action, says.action_normalization, statistics, says.epsilon)
+    def use_embodiments(self, known: Mapping[Any, Embodiment], chosen: str | None = None) -> None:
+        """Know these robots and act as the chosen one (see `Embodiments`); move it to its device again."""
+        self.embodiments = Embodiments(known, chosen, self.config)
+
+    @property
+    def features(self) -> FeatureConfig:
+        """Conventions of the robot that the policy acts as; of the first one while none is chosen."""
+        return self.embodiments.default.features
+
+    @property
+    def statistics(self) -> Statistics:
+        """Statistics of the robot that the policy acts as; of the first one while none is chosen."""
+        return self.embodiments.default.statistics
+
+    def use_graphs(self) -> "PI0Policy":
+        """Sample by CUDA graphs if the policy is on a GPU, and return it; see `GraphedSampler`."""
+        if self.device.type == "cuda" and self._graphed is None:
+            self._graphed = GraphedSampler(self.model)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -100,11 +111,12 @@ class PI0Policy(nn.Module):
         `pad_prompts` the rounding of a sample does not depend on how long the others' prompts are. With
         `state_only` images and prompts are left out, because a prefix that holds them is at hand.
         """
-        raw = checked_vector(batch, STATE, self.features.state_dim, self.device)
+        raw = self.embodiments.vector(batch, STATE, self.device)
         size = self.config.vision.image_size
         images, image_mask = torch.empty(len(raw), 0, 3, size, size), torch.ones(len(raw), 0).bool()
         if not state_only:
-            images, image_mask = model_images(batch, self.features, size, self.device)
+            says = self.embodiments.features_of(batch)
+            images, image_mask = model_images(batch, says, size, self.device)
             if len(images) != len(raw):
                 raise ValueError(f"{STATE}: expected the cameras' batch size {len(images)}, found {len(raw)}")
         indicators = self._indicators(indicator, len(raw))
@@ -113,7 +125,7 @@ class PI0Policy(nn.Module):
             image_mask=image_mask,  # the masks stay on the host until they are compacted
             tokens=torch.empty(len(raw), 0, dtype=torch.long),
             token_mask=torch.empty(len(raw), 0, dtype=torch.bool),
-            state=padded(self.state_normalizer.encode(raw), self.config.max_state_dim),
+            state=self.embodiments.encode_state(batch, raw, self.config.max_state_dim),
             indicator=indicators if self.config.indicator == "embedding" else None,
         )
         if state_only:
@@ -143,7 +155,8 @@ class PI0Policy(nn.Module):
             values = [Indicator(v) for v in indicators.tolist()]
         states: Any = [None] * size
         if self.config.pi05 and self.features.state_in_prompt:
-            states = list(observation.state[:, : self.features.state_dim].cpu().numpy())
+            dims = self.embodiments.dims(batch, STATE, size).tolist()
+            states = [row[:dim] for row, dim in zip(observation.state.cpu().numpy(), dims, strict=True)]
         prompts = build_prompts(tasks(batch, size), values, states, self.features.prompt)
         tokens, token_mask = self.tokenizer.encode(
             prompts, self.config.tokenizer_max_length, self.config.vocab_size
@@ -159,19 +172,13 @@ class PI0Policy(nn.Module):
         self, actions: Float[Tensor, "b h a"], state: Float[Tensor, "b s"]
     ) -> Float[Tensor, "b h padded_a"]:
         """Return the model's targets: relative to the state at the chunk's start, normalised, zero-padded."""
-        target = self.action_normalizer.encode(actions - self._offset(state, actions))
-        return padded(target, self.config.max_action_dim)
+        return padded(self.embodiments.acting.encode_actions(actions, state), self.config.max_action_dim)
 
     def decode_actions(
         self, chunk: Float[Tensor, "b h padded_a"], state: Float[Tensor, "b s"]
     ) -> Float[Tensor, "b h a"]:
         """Return raw actions; the inverse of `encode_actions` at the same raw state."""
-        actions = self.action_normalizer.decode(chunk[..., : self.features.action_dim])
-        return actions + self._offset(state, actions)
-
-    def _offset(self, state: Float[Tensor, "b s"], actions: Float[Tensor, "b h a"]) -> Float[Tensor, "b 1 a"]:
-        relative = torch.tensor(self.features.relative_actions, dtype=actions.dtype, device=actions.device)
-        return padded(state[:, : len(relative)] * relative, actions.shape[-1])[:, None]
+        return self.embodiments.acting.decode_actions(chunk, state)
 
     # Training -----------------------------------------------------------------------------------------------
 
@@ -189,22 +196,22 @@ class PI0Policy(nn.Module):
     ) -> Float[Tensor, "..."]:
         """Return the flow-matching loss.
 
-        `element`: (b, h, dims), zero where `action_is_pad`; dims as `FeatureConfig.loss_dims` says.
-        `sample`: (b,), the mean over a sample's valid elements. `mean`: the mean over samples. In training
-        mode a share `indicator_dropout` of the indicators is withheld. `generator` must be on the policy's
-        device.
+        `element`: (b, h, dims), zero where `action_is_pad`; dims as `FeatureConfig.loss_dims` says, and in a
+        batch of several robots the widest one's, zero behind each sample's own. `sample`: (b,), the mean over
+        a sample's valid elements. `mean`: the mean over samples. In training mode a share `indicator_dropout`
+        of the indicators is withheld. `generator` must be on the policy's device.
         """
         if prefix is not None and self.config.indicator == "text":
             raise ValueError(
                 "prefix: a prompt with an indicator is part of it, so this loss must encode its own"
             )
         if self.training and self.config.indicator_dropout > 0.0 and indicator is not None:
-            size = len(checked_vector(batch, STATE, self.features.state_dim, self.device))
+            size = len(self.embodiments.vector(batch, STATE, self.device))
             given = torch.as_tensor(indicator).expand(size).cpu()
             indicator = withhold(given, self.config.indicator_dropout, self.device, generator)
         observation = self.preprocess(batch, indicator, state_only=prefix is not None)
-        state = checked_vector(batch, STATE, self.features.state_dim, self.device)
-        raw = checked_vector(batch, ACTION, self.features.action_dim, self.device, ndim=3)
+        state = self.embodiments.vector(batch, STATE, self.device)
+        raw = self.embodiments.vector(batch, ACTION, self.device, ndim=3)
         if raw.shape[:2] != (len(state), self.config.chunk_size):
             raise ValueError(
                 f"{ACTION}: expected (batch {len(state)}, chunk_size {self.config.chunk_size}, ...), "
@@ -212,26 +219,19 @@ class PI0Policy(nn.Module):
             )
         losses = self.model.loss(
             observation,
-            self.encode_actions(raw, state),
+            self.embodiments.encode_actions(batch, raw, state, self.config.max_action_dim),
             noise=noise,
             time=time,
             num_draws=num_draws,
             prefix=prefix,
             generator=generator,
         )
-        if self.features.loss_dims == "real":
-            losses = losses[..., : self.features.action_dim]
-        is_pad = batch.get("action_is_pad")
-        valid = torch.ones(raw.shape[:2], device=self.device)
-        if is_pad is not None:
-            is_pad = torch.as_tensor(is_pad, device=self.device)
-            if is_pad.shape != valid.shape:
-                raise ValueError(f"action_is_pad: expected {tuple(valid.shape)}, found {tuple(is_pad.shape)}")
-            valid = 1.0 - is_pad.to(valid.dtype)
+        losses = self.embodiments.counted(batch, losses)
+        valid = valid_steps(batch, raw.shape[:2], self.device)
         losses = losses * valid[..., None]
         if reduction == "element":
             return losses
-        per_sample = losses.mean(-1).sum(1) / valid.sum(1).clamp(min=1.0)
+        per_sample = self.embodiments.mean(batch, losses).sum(1) / valid.sum(1).clamp(min=1.0)
         return per_sample if reduction == "sample" else per_sample.mean()
 
     # Acting -------------------------------------------------------------------------------------------------
@@ -268,7 +268,9 @@ class PI0Policy(nn.Module):
                 f"guidance: expected 1 for a policy without indicator, found {guidance}; there is nothing "
                 f"to guide by"
             )
-        indicator = self._default(indicator)
+        robot, indicator = self.embodiments.acting, self._default(indicator)
+        if EMBODIMENT in batch:
+            raise ValueError(f"{EMBODIMENT}: a policy acts as one robot at a time, see `use_embodiments`")
         if guidance == 0.0:  # unconditional only: one pass
             indicator, guidance, prefix = Indicator.NONE, 1.0, None
         has_two_prompts = guidance != 1.0 and self.config.indicator == "text"
@@ -277,7 +279,7 @@ class PI0Policy(nn.Module):
         unconditional = None
         if has_two_prompts:
             unconditional = self._with_prompt(observation, batch, None, pad_prompts)
-        chunk = self.model.sample(
+        chunk = (self._graphed or self.model.sample)(
             observation,
             num_steps=num_steps,
             noise=noise,
@@ -286,9 +288,9 @@ class PI0Policy(nn.Module):
             prefix=prefix,
             unconditional=unconditional,
         )
-        state = checked_vector(batch, STATE, self.features.state_dim, self.device)
-        self.state_normalizer.tell_far_outside(state)  # after the sampling: on a GPU it waits for that
-        return self.decode_actions(chunk, state)
+        state = self.embodiments.vector(batch, STATE, self.device)
+        robot.state_normalizer.tell_far_outside(state)  # after the sampling: on a GPU it waits for that
+        return robot.decode_actions(chunk, state)
 
     def _default(self, indicator: Indicator | None) -> Indicator | None:
         if indicator is None and self.config.indicator != "none":
@@ -309,7 +311,7 @@ class PI0Policy(nn.Module):
         Raises:
             ValueError: The actions that are queued are for a batch of another size, task or `episode_index`.
         """
-        asker = Asker.of(batch, self.features, self.device)
+        asker = Asker.of(batch, self.embodiments.acting.features, self.device)
         if not self._queue:
             chunk = self.sample_actions(batch, **options)[:, : self.config.n_action_steps]
             self._queue.extend(chunk.unbind(1))

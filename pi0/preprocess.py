@@ -129,3 +129,14 @@ def tasks(batch: Mapping[str, Any], batch_size: int) -> list[str]:
     if len(task) != batch_size:
         raise ValueError(f"task: expected {batch_size} instructions, as many as {STATE}, found {len(task)}")
     return list(task)
+
+
+def valid_steps(batch: Mapping[str, Any], shape: torch.Size, device: torch.device) -> Float[Tensor, "b h"]:
+    """Return 1 for actions of the data and 0 where `action_is_pad`; a mask of another shape is an error."""
+    is_pad = batch.get("action_is_pad")
+    if is_pad is None:
+        return torch.ones(shape, device=device)
+    is_pad = torch.as_tensor(is_pad, device=device)
+    if is_pad.shape != shape:
+        raise ValueError(f"action_is_pad: expected {tuple(shape)}, found {tuple(is_pad.shape)}")
+    return 1.0 - is_pad.float()

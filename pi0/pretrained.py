@@ -7,7 +7,7 @@ and JSON are read, never a pickle.
 import ctypes
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from pi0 import lerobot_format, openpi_format
 from pi0.config import Pi0Config
+from pi0.embodiment import Embodiment, chosen_tag, read_embodiments, require_chosen
+from pi0.errors import UnusableError
 from pi0.features import FeatureConfig
 from pi0.lerobot_names import canonical_keys
 from pi0.model import Pi0Model
@@ -48,9 +50,11 @@ class Checkpoint:
     """What a checkpoint directory says, before a model is built."""
 
     config: Pi0Config
-    features: FeatureConfig
+    features: FeatureConfig  # this and the statistics: of the chosen robot, or else of the first
     statistics: Statistics
     tokenizer: str  # name or path
+    embodiments: Mapping[str, Embodiment] = field(default_factory=dict)  # robots that have tags
+    embodiment: str | None = None  # the chosen one
 
 
 def load(
@@ -63,6 +67,7 @@ def load(
     tokenizer: PromptTokenizer | str | Path | None = None,
     weights: WeightLoader | None = None,
     extra_delta_transform: bool | None = None,
+    embodiment: str | None = None,
     dtypes: Callable[[Pi0Model], Mapping[str, torch.dtype]] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -76,11 +81,12 @@ def load(
     `features` (cameras, conventions) and `statistics` each replace the whole of what it says. `weights`
     names what may be new or extra, in place of `config.weight_loader()`; LoRA adapters and an indicator
     embedding that `config` asks for are always allowed to be new. `extra_delta_transform` belongs to openpi's
-    LIBERO checkpoints, whose files do not tell it. Raises ValueError or its subclass CheckpointError with the
-    file.
+    LIBERO checkpoints, whose files do not tell it. `embodiment` is the robot to act as, of those that have
+    tags; None: the one that it was saved as, or the only one. Raises ValueError or its subclass
+    CheckpointError with the file.
     """
     directory = resolve(path)
-    described = describe(directory, config, features, statistics, extra_delta_transform)
+    described = describe(directory, config, features, statistics, extra_delta_transform, embodiment)
     if not isinstance(tokenizer, PromptTokenizer):
         tokenizer = PromptTokenizer.from_pretrained(tokenizer or described.tokenizer)
     embedded, tensors = lerobot_format.split_embedded_statistics(stored_weights(directory))
@@ -93,6 +99,8 @@ def load(
         described.statistics or embedded,
         model=described.config.create(seed=None, device="meta"),
     )
+    if described.embodiments:
+        policy.use_embodiments(described.embodiments, described.embodiment)
     model, own = policy.model, _own_tensors(directory, described.config)
     weights = _allowing(weights or described.config.weight_loader(), own)
     held = {} if dtypes is None else dtypes(model)
@@ -100,7 +108,18 @@ def load(
     initialize(model, seed, only=new)
     _load_own(model, own, directory / OWN_WEIGHTS)
     policy.source = directory
+    _allow_tf32(policy.config, torch.device(device))
     return policy.to(device).eval()
+
+
+def _allow_tf32(config: Pi0Config, device: torch.device) -> None:
+    """On a GPU compute float32 products in TF32 beside bfloat16 ones; for the whole process, as torch has it.
+
+    The image encoder is float32 in every mode. TF32 keeps what its exactness needs, 10 bits of mantissa, at
+    about six times the rate. A float32 policy changes nothing.
+    """
+    if device.type == "cuda" and config.dtype == "bfloat16":
+        torch.set_float32_matmul_precision("high")
 
 
 def _return_freed_blocks() -> None:
@@ -141,7 +160,7 @@ def resolve(path: str | Path) -> Path:
         try:
             directory = Path(snapshot_download(str(path), allow_patterns=_FILES))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise ValueError(
+            raise UnusableError(
                 f"checkpoint {str(path)!r} is neither a directory nor a hub repository that could be "
                 f"downloaded "
                 f"({type(error).__name__}: {error})"
@@ -161,8 +180,9 @@ def describe(
     features: FeatureConfig | None,
     statistics: Statistics | None,
     extra_delta_transform: bool | None,
+    embodiment: str | None = None,
 ) -> Checkpoint:
-    """Return what a checkpoint directory says; see `load` for what replaces it."""
+    """Return what a checkpoint directory says; see `load` for what replaces it, and for what is chosen."""
     if not (directory / "config.json").exists():
         is_value = (directory / "value_config.json").exists()
         found = "a value function" if is_value else "no config.json, so its format is unknown"
@@ -170,17 +190,22 @@ def describe(
     values = lerobot_format.without_nulls(read_json(directory / "config.json"))
     is_openpi = "action_horizon" in values and not (directory / OWN_CONFIG).exists()
     if extra_delta_transform is not None and (features is not None or not is_openpi):
-        raise ValueError(
+        raise UnusableError(
             "extra_delta_transform: only openpi checkpoints without features take it; this checkpoint or "
             "your "
             "FeatureConfig.relative_actions says it already"
         )
     if (directory / OWN_CONFIG).exists():
         own = read_json(directory / OWN_CONFIG)
-        found = lerobot_format.read_statistics(directory)
+        robots = read_embodiments(directory, own.get("embodiments", {}))
         name = directory / own["tokenizer"] if (directory / own["tokenizer"]).is_dir() else own["tokenizer"]
         read = Checkpoint(
-            config or _own_config(own, directory), FeatureConfig.from_dict(own["features"]), found, str(name)
+            config or _own_config(own, directory),
+            FeatureConfig.from_dict(own["features"]),
+            lerobot_format.read_statistics(directory),
+            str(name),
+            robots,
+            own.get("embodiment"),
         )
     elif values.get("type") in ("pi0", "pi05"):
         read = Checkpoint(
@@ -204,8 +229,16 @@ def describe(
             f"(action_horizon), found "
             f"type {values.get('type')!r} and keys {sorted(values)[:8]}"
         )
+    chosen = chosen_tag(list(read.embodiments), embodiment or read.embodiment)
     changes = {"config": config, "features": features, "statistics": statistics}
-    return replace(read, **{name: value for name, value in changes.items() if value is not None})
+    replaced = {name: value for name, value in changes.items() if value is not None}
+    if {"features", "statistics"} & replaced.keys():  # they are of one robot
+        require_chosen(list(read.embodiments), chosen)
+    if chosen is None:
+        return replace(read, **replaced)
+    read = replace(read, embodiment=chosen, **{**vars(read.embodiments[chosen]), **replaced})
+    robot = Embodiment(read.features, read.statistics)
+    return replace(read, embodiments={**read.embodiments, chosen: robot})
 
 
 def _own_config(own: Mapping[str, Any], directory: Path) -> Pi0Config:

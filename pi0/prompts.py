@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
+from pi0.errors import UnusableError
 from pi0.observation import Indicator
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def build_prompt(
 def build_prompts(
     tasks: Sequence[str],
     indicators: Sequence[Indicator],
-    states: Sequence[Float[np.ndarray, " s"] | None],
+    states: Sequence[Float[np.ndarray, " _"] | None],
     style: Literal["lerobot", "openpi"],
 ) -> list[str]:
     """Return the prompt of each sample."""
@@ -75,7 +76,7 @@ class PromptTokenizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise UnusableError(
                 f"tokenizer {str(name_or_path)!r} could not be loaded ({error}). PaliGemma's is gated: "
                 "accept its licence on the hub and run `hf auth login`, or pass tokenizer=<directory with "
                 "tokenizer.json>."
@@ -126,17 +127,17 @@ class PromptTokenizer:
         ids: list[list[int]] = encoded["input_ids"]  # pyright: ignore[reportAssignmentType]
         for prompt, row in zip(prompts, ids, strict=True):
             if len(row) > max_length:
-                raise ValueError(
+                raise UnusableError(
                     f"prompt: expected at most tokenizer_max_length={max_length} tokens, found {len(row)} in "
                     f"{prompt!r}; shorten it or raise tokenizer_max_length"
                 )
             if max(row) >= vocab_size:
-                raise ValueError(
+                raise UnusableError(
                     f"vocab_size: expected more than {max(row)}, the largest token id of {prompt!r}, found "
                     f"{vocab_size}; policy and tokenizer do not belong together"
                 )
             if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in row:
-                raise ValueError(
+                raise UnusableError(
                     f"prompt: {prompt!r} has a word that the tokenizer does not know; a word-level tokenizer "
                     "knows only the texts it was made from"
                 )

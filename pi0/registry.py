@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Iterable
 
 from pi0.config import VARIANTS, Pi0Config, pi05_config
+from pi0.errors import UnusableError
 
 
 def did_you_mean(kind: str, name: str, known: Iterable[str]) -> str:
@@ -17,7 +18,7 @@ def did_you_mean(kind: str, name: str, known: Iterable[str]) -> str:
         return name
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"known: {', '.join(names)}"
-    raise ValueError(f"unknown {kind} {name!r}; {hint}")
+    raise UnusableError(f"unknown {kind} {name!r}; {hint}")
 
 
 def add[T](kind: str, known: dict[str, T], name: str, entry: T) -> None:
@@ -81,9 +82,9 @@ def load_plugins(packages: Iterable[str]) -> None:
         except ModuleNotFoundError as error:
             is_it = error.name is not None and f"{package}.".startswith(f"{error.name}.")
             what = "is not installed" if is_it else f"needs {error.name}"
-            raise ValueError(
+            raise UnusableError(
                 f"plugins: {package!r} {what}; install it (pip install), or put the directory that holds it "
                 "on PYTHONPATH"
             ) from error
         except (ValueError, TypeError) as error:
-            raise ValueError(f"plugins: {package!r} failed to register what it adds: {error}") from error
+            raise UnusableError(f"plugins: {package!r} failed to register what it adds: {error}") from error

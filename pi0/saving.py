@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pi0 import lerobot_format
+from pi0.embodiment import write_embodiments
 from pi0.layers import Linear
 from pi0.lerobot_names import EMBEDDING, LM_HEAD, canonical_keys, lerobot_sources, unused_shapes
 from pi0.policy import PI0Policy
@@ -35,7 +36,8 @@ def save(
 ) -> None:
     """Write the policy so that lerobot's `from_pretrained` computes the same, adapters merged.
 
-    What lerobot's model lacks (the indicator, parameters of an own configuration class) is kept beside it.
+    What lerobot's model lacks (the indicator, parameters of an own configuration class, robots but the chosen
+    one, or else the first) is kept beside it.
 
     lerobot insists on tensors that pi0 never computes with (see `unused_shapes`). They are copied from the
     checkpoint that the policy came from if it is still there; otherwise the language head is the embedding
@@ -76,6 +78,7 @@ def save(
         "features": policy.features.to_dict(),
         "tokenizer": tokenizer,
         **({"config_name": kind} if kind else {}),
+        **write_embodiments(directory, policy.embodiments),
     }
     (directory / OWN_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
     lerobot_format.write(directory, policy.config, policy.features, policy.statistics, tokenizer)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pi0 import openpi_format
+from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
 from pi0.tensor_files import CheckpointError, read_json
 
@@ -50,6 +51,11 @@ def read_statistics_file(path: Path) -> StatisticsFile:
         raise CheckpointError(
             f"{path}: expected 'statistics' and 'made_from' of pi0-stats, or 'norm_stats' of openpi, "
             f"found {sorted(content)[:8]}; make it: pi0-stats DATASET --output {path}"
+        )
+    if not {STATE, ACTION} & content["statistics"].keys():
+        raise CheckpointError(
+            f"{path}: expected statistics of one robot, found those of {', '.join(content['statistics'])}, "
+            "which the run's policy brings with it; make a file: pi0-stats DATASET --output FILE"
         )
     statistics = {
         feature: {name: torch.tensor(value) for name, value in numbers.items()}

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pi0.errors import UnusableError
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -40,10 +42,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BYTES_AT_ONCE = 2**26
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UnusableError):
     """A checkpoint that does not fit: lists every missing, unexpected and mis-shaped key, and the file."""
-
-    explains_itself = True
 
 
 @dataclass(frozen=True)

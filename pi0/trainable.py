@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pi0.errors import UnusableError
 from pi0.layers import Linear
 
 FREEZE_CHOICES = {
@@ -26,14 +27,16 @@ def frozen_names(model: nn.Module, which: str) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     frozen = {name for name in names if re.match(FREEZE_CHOICES.get(which, which), name)}
     if not frozen and which != "none":
-        raise ValueError(
+        raise UnusableError(
             f"freeze: {which!r} matches no parameter; expected one of {sorted(FREEZE_CHOICES)} or a regular "
             f"expression that matches names such as {names[0]!r}"
         )
     if len(frozen) == len(names):
-        raise ValueError(f"freeze: {which!r} matches every parameter, so nothing would be trained")
+        raise UnusableError(f"freeze: {which!r} matches every parameter, so nothing would be trained")
     if which == "lora" and not any("lora_" in name for name in names):
-        raise ValueError("freeze: 'lora' needs adapters; set lora_rank in the configuration of vlm or expert")
+        raise UnusableError(
+            "freeze: 'lora' needs adapters; set lora_rank in the configuration of vlm or expert"
+        )
     return frozen
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pi0.embodiment import plain_statistics, require_chosen
 from pi0.features import STATE, FeatureConfig
 from pi0.gemma import ActionExpert, LanguageModel
 from pi0.layers import Linear
@@ -98,6 +99,8 @@ class ValueFunction(PrefixModel[ValueConfig]):
                     f"max_state_dim: expected the policy's {self._policy[0].config.max_state_dim}, found "
                     f"{config.max_state_dim}"
                 )
+        if isinstance(source, PI0Policy):
+            require_chosen(source.embodiments.tags, source.embodiments.chosen)
         self.features, self.tokenizer = source.features, source.tokenizer
         self.statistics = {STATE: dict(source.statistics[STATE])} if STATE in source.statistics else {}
         with torch.device("meta"):
@@ -195,13 +198,14 @@ class ValueFunction(PrefixModel[ValueConfig]):
         tensors = {name: Deferred.of(p.detach()) for name, p in self.named_parameters()}
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
         write_weights(directory, tensors, untrained=frozen, store=untrained)
-        statistics = {name: torch.as_tensor(v).tolist() for name, v in self.statistics.get(STATE, {}).items()}
         described = {
             "config": asdict(self.config),
             "features": self.features.to_dict(),
-            "statistics": {STATE: statistics},
+            "statistics": plain_statistics({STATE: self.statistics.get(STATE, {})}),
             "prefix_hash": prefix_hash(self._policy[0]) if self._policy else None,
         }
+        if self._policy and (robot := self._policy[0].embodiments.chosen) is not None:
+            described["embodiment"] = robot
         self.tokenizer.save(directory / TOKENIZER)
         (directory / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
 
@@ -221,7 +225,7 @@ class ValueFunction(PrefixModel[ValueConfig]):
         config = ValueConfig.from_dict(described["config"])
         source: PI0Policy | Inputs
         if config.form == "expert":
-            source = _require_policy(directory, policy, described["prefix_hash"])
+            source = _require_policy(directory, policy, described["prefix_hash"], described.get("embodiment"))
         else:
             tokenizer = PromptTokenizer.from_pretrained(directory / TOKENIZER)
             source = Inputs(
@@ -244,7 +248,9 @@ def prefix_hash(policy: PI0Policy) -> str:
     return digest.hexdigest()
 
 
-def _require_policy(directory: Path, policy: PI0Policy | None, expected: str) -> PI0Policy:
+def _require_policy(
+    directory: Path, policy: PI0Policy | None, expected: str, embodiment: str | None
+) -> PI0Policy:
     if policy is None:
         raise CheckpointError(
             f"{directory}: this value function reads a policy's prefix; pass the policy it was trained on"
@@ -254,6 +260,12 @@ def _require_policy(directory: Path, policy: PI0Policy | None, expected: str) ->
         raise CheckpointError(
             f"{directory}: trained on a policy whose prefix weights have the hash {expected[:16]}, found "
             f"{present[:16]}; pass that policy, or train the value function again on this one"
+        )
+    if policy.embodiments.chosen != embodiment:
+        raise CheckpointError(
+            f"{directory}: expected the robot that it was trained for ({embodiment or 'no tag'}), found "
+            f"a policy that acts as {policy.embodiments.chosen or 'no robot with a tag'}; pass --embodiment "
+            f"{embodiment}, or the policy it was trained on"
         )
     return policy
 

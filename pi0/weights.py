@@ -81,8 +81,10 @@ class WeightLoader:
         ]
         if problems:
             raise CheckpointError(
-                f"{file} does not fit the configuration:\n" + "\n".join(problems) + "\nIf the difference is "
-                "meant, name what may be new or extra: WeightLoader(new=..., extra=...)."
+                f"{file} does not fit the configuration:\n"
+                + "\n".join(problems)
+                + "\nTake another checkpoint; a configuration's weight_loader() names a difference that is "
+                "meant (docs/extending.md)."
             )
         return new
 

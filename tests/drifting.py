@@ -83,7 +83,7 @@ class DriftingSimulation(Simulation):
         pass
 
 
-def prepare(directory: Path) -> None:
+def prepare(directory: Path, **changes) -> None:
     """Write what every run starts from."""
     tiny = GemmaConfig(width=32, depth=1, mlp_dim=32, num_heads=2, head_dim=16)
     policy = toy_policy(
@@ -93,6 +93,7 @@ def prepare(directory: Path) -> None:
         vision=SiglipConfig(width=32, depth=1, num_heads=2, mlp_dim=32, patch_size=8, image_size=8),
         num_inference_steps=2,
         tokenizer_max_length=10,
+        **changes,
     )
     policy.save_pretrained(directory / "start")
 

@@ -32,6 +32,7 @@ SHRUNK = [
     *("finetuning.training.steps=4", "finetuning.training.batch_size=8"),
     *("gates.min_concordance=0", "gates.max_fraction_error=1"),
     *("validation.rollouts_per_task=2", "eval.rollouts_per_task=2", "eval.n_video=1", "baselines=true"),
+    *("validation.guidances=[1]", "filtered_rounds=2"),
 ]
 REQUIREMENT = [
     *("advantage.positive_fraction=0.3", "advantage.ranked=rollouts", "demonstrations.advantage=use"),

@@ -1,9 +1,11 @@
 """`pi0-advantage`: labels written into data sets, with the threshold, or one clear error."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import opened, toy_policy
@@ -11,8 +13,10 @@ from test_recap_training import REWARD, chain
 
 from pi0 import PI0Policy
 from pi0.ript.commands.advantage import main, read_mixture
+from pi0.ript.commands.dataset_viz import main as show
 from pi0.ript.config import ConfigError
 from pi0.ript.data.records import CollectionInfo
+from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.labels.advantages import compute_advantages, read_advantages, read_lineage
 from pi0.ript.labels.calibration import predict
@@ -67,12 +71,37 @@ def test_data_sets_come_from_a_mixture_too(place, tmp_path, capsys):
     file = tmp_path / "mixture.json"
     described = {"datasets": [{"repo_id": str(place / "one"), "episodes": [0]}, {"root": str(place / "two")}]}
     file.write_text(json.dumps(described))
-    expected = [{"repo_id": str(place / "one")}, {"root": str(place / "two")}]
+    expected = [DatasetSettings(repo_id=str(place / "one")), DatasetSettings(root=str(place / "two"))]
     assert read_mixture(file) == expected
     assert "all episodes are labelled" in capsys.readouterr().out
     (tmp_path / "including.json").write_text('{"dataset_mixture": {"$ref": "mixture.json"}}')
     assert read_mixture(tmp_path / "including.json") == expected
     assert main([*arguments(place), f"--dataset_mixture={file}"]) == 0
+
+
+def test_sets_with_other_column_names_and_without_labels_are_labelled_and_shown(place, tmp_path, capsys):
+    """As somebody else's: a column `state`, and no word about success."""
+    theirs = shutil.copytree(place / "one", tmp_path / "theirs")
+    for path in [*(theirs / "data").rglob("*.parquet"), *(theirs / "meta/episodes").rglob("*.parquet")]:
+        table = pq.read_table(path)
+        table = table.drop_columns([name for name in ("success",) if name in table.column_names])
+        names = ["state" if name == "observation.state" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), path)
+    info = theirs / "meta/info.json"
+    info.write_text(info.read_text().replace('"observation.state"', '"state"'))
+    columns = {"observation.state": "state"}
+    file = tmp_path / "mixture.json"
+    described = {"root": str(theirs), "assume_success": True, "data_features_name_mapping": columns}
+    file.write_text(json.dumps({"datasets": [described]}))
+    assert main([*arguments(place), f"--dataset_mixture={file}"]) == 0, capsys.readouterr().err
+    told = ["--columns", "observation.state=state", "--assume-success"]
+    assert main([*arguments(place), str(theirs), *told]) == 0, capsys.readouterr().err
+    page = tmp_path / "page.html"
+    shown = [str(theirs), *told, "--output", str(page), "--max-episodes=1"]
+    assert show(shown) == 0, capsys.readouterr().err
+    assert page.exists()
+    assert main([*arguments(place), str(theirs)]) == 2
+    assert "with --columns observation.state=state" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -105,5 +134,31 @@ def test_a_value_function_that_reads_another_policy_is_refused(place, tmp_path, 
 def test_an_empty_mixture_is_refused(tmp_path):
     file = tmp_path / "mixture.json"
     file.write_text("{}")
-    with pytest.raises(ConfigError, match="expected data sets under 'datasets'"):
+    with pytest.raises(ConfigError, match=r"mixture.json: dataset_mixture.datasets: expected at least one"):
         read_mixture(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2]", "expected keys and values, found a list"),
+        ('{"datasets": "mine"}', "datasets: expected"),
+        ('{"datasets": [{"root": "x", "roots": "y"}]}', "unknown key 'roots'; did you mean 'root'"),
+        ('{"datasets": [{"root": "x", "data_features_name_mapping": "y"}]}', "data_features_name_mapping"),
+        ('{"datasets": [{"root": "x"}], "weigths": [1]}', "did you mean 'dataset_mixture.weights'"),
+        ("{", "this is not YAML"),
+    ],
+)
+def test_a_wrong_mixture_is_one_error(place, tmp_path, capsys, text, said):
+    file = tmp_path / "mixture.json"
+    file.write_text(text)
+    assert main([*arguments(place), f"--dataset_mixture={file}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pi0-advantage: error: ")
+    assert said in error
+
+
+def test_a_reward_that_cannot_be_read_is_named(place, tmp_path, capsys):
+    (tmp_path / "reward.json").write_text("{")
+    assert main([f"--value={tmp_path}", str(place / "one")]) == 2
+    assert f"{tmp_path}/reward.json: expected the reward that pi0-train wrote" in capsys.readouterr().err

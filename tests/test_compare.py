@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import compare
 import pytest
-from compare_cells import Cell, Cells, OtherCellsError, chosen, from_plain, successes_per_minute, to_plain
+from compare_cells import Cell, Cells, OtherCellsError, from_plain, successes_per_minute, to_plain
 from compare_methods import METHODS
 from compare_ript import groups_in
 from compare_stages import Method, Round
@@ -80,17 +80,22 @@ class Scripted(Method):
 
     def __init__(self, place: Path, validation: dict[tuple[int, float], int], heldout: dict[int, int]):
         self.place, self.validation, self.heldout = place, validation, heldout
-        self.sft, self.stages = Artefact(StageName(Kind.POLICY), Path(), "sft"), SimpleNamespace(figures=dict)
-        self.run = self.acting_with(2.0)
+        self.sft, self.stages = (
+            Artefact(StageName(Kind.POLICY), Path(), "sft"),
+            SimpleNamespace(figures=dict, num_made=0),
+        )
+        self.stages_apart: list = []
+        self.run = self.judging_apart(2.0)
 
-    def acting_with(self, guidance: float) -> rounds.Run:
+    def judging_apart(self, guidance: float) -> rounds.Run:
         config = RecapConfig(rounds=3)
-        config.eval.cfg_guidance_scale = guidance
+        config.eval.cfg_guidance_scale, config.validation.guidances = 2.0, [1.0]
 
         def make(name: StageName, recipe, policy: Artefact) -> Artefact:
             counts = self.heldout[policy.round]
             if recipe.states == "validation":
-                counts = self.validation[policy.round, guidance if policy.round else 1.0]
+                used = recipe.eval.cfg_guidance_scale if policy.round else 1.0
+                counts = self.validation[policy.round, used]
             place = self.place / f"{guidance}-{name}"
             place.mkdir(parents=True, exist_ok=True)
             write_evaluation(place / "evaluation", evaluation(counts))
@@ -143,9 +148,14 @@ def test_held_out_results_do_not_influence_the_choice(tmp_path):
     assert chosen_cells == [(2, 1.0), (2, 1.0)]
 
 
-def test_of_equal_ones_the_last_round_and_the_own_guidance_are_chosen():
-    assert chosen({(0, 1.0): 9, (1, 2.0): 9, (2, 1.0): 9, (2, 2.0): 9, (2, 3.0): 9}, 2.0) == (2, 2.0)
-    assert chosen({(0, 1.0): 9, (1, 2.0): 8}, 2.0) == (0, 1.0)
+def test_of_equal_ones_the_last_round_and_the_own_guidance_are_chosen(tmp_path):
+    alike = dict.fromkeys([(0, 1.0), *((number, g) for number in (1, 2, 3) for g in (1.0, 2.0))], 9)
+    heldout = dict.fromkeys(range(4), 9)
+    cell, _ = choice(tmp_path / "alike", alike, heldout)
+    assert (cell["chosen_round"], cell["guidance"]) == (3, 2.0)
+    worse = {key: count - (key[0] > 0) for key, count in alike.items()}
+    cell, _ = choice(tmp_path / "worse", worse, heldout)
+    assert (cell["chosen_round"], cell["guidance"]) == (0, 1.0)
 
 
 def test_a_cell_keeps_all_that_the_tables_need():

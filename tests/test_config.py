@@ -498,7 +498,7 @@ def test_what_explains_itself_ends_a_rung_in_one_line(raised, code, said):
     program = f"""
 from pi0.ript.config import parse_config
 from pi0.ript.monitoring import NonFiniteLossError
-from pi0.weights import CheckpointError
+from pi0.tensor_files import CheckpointError
 parse_config(["--config_path", {str(MINIMAL)!r}])
 raise {raised}
 """

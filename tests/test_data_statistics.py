@@ -18,7 +18,7 @@ from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.data.statistics import main, mixture_statistics, pooled_statistics
 from pi0.statistics_file import read_statistics_file
-from pi0.weights import CheckpointError
+from pi0.tensor_files import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,11 @@ def test_advantages_are_read_from_the_data_set(dataset, drawn, tmp_path):
     assert f"{positive_share(advantages)}; epsilon of suite/0 0.25, epsilon of suite/1 -0.5" in text
     assert [labels.limits(epsilon)[0] for _, labels, epsilon in drawn] == [0.25, -0.5]
     np.testing.assert_allclose(drawn[1][1].advantages, advantages[4:9])
+    # A success and a failure of median length, of the task that has both.
+    assert "Why a frame is positive: a success beside a failure" in text
+    assert "2: success, 6 steps, suite/0" in text
+    assert "0: failure, 4 steps, suite/0" in text
+    assert page.read_text().count('alt="why ') == 2
 
 
 def test_values_are_read_from_a_run(dataset, drawn, tmp_path):

@@ -189,7 +189,7 @@ def test_checkpoints(tmp_path):
     count = sum(p.numel() for p in policy.model.parameters())
     line = only(trial_checks.checkpoint(request))
     assert line == f"ok    checkpoint: {tmp_path}, {count:,} parameters, fits metaworld"
-    with pytest.raises(ValueError, match="camera_names: the policy takes"):
+    with pytest.raises(ValueError, match="cameras: the policy takes"):
         trial_checks.checkpoint(Request("libero_object", checkpoint=str(tmp_path)))
     with pytest.raises(ValueError, match=r"--checkpoint: nothing at 'no\.where'"):
         trial_checks.checkpoint(Request(checkpoint="no.where"))

@@ -6,6 +6,7 @@
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,9 @@ from pi0.ript.data.records import CollectionInfo
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.distributed import World
 from pi0.ript.evaluate import EpisodeResult, Evaluation
+from pi0.ript.evaluation_settings import EvaluationConfig
 from pi0.ript.labels.advantages import write_advantages
-from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
+from pi0.ript.policy_evaluation import evaluate_policy
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.report import write_report
 from pi0.ript.results import write_evaluation
@@ -169,12 +171,24 @@ def pi0_dataset_viz(directory: Path) -> Path:
     return directory / "set.html"
 
 
+def labelling(directory: Path) -> Path:
+    writer = EpisodeWriter(directory / "set", CollectionInfo(20, "test", "image", {}))
+    for i in range(5):
+        episode = chain(i, 4 + i, success=i % 3 > 0)
+        text = f"{episode.labels.instruction}, then put everything back where it was"
+        writer.add(i, replace(episode, labels=replace(episode.labels, instruction=text)))
+    writer.finalize()
+    assert dataset_viz([str(directory / "set"), "--label"]) == 0
+    return directory / "set-label.html"
+
+
 HAS = {  # images, videos
     rung: (5, 2),
     recap: (7, 4),
     pi0_train: (4, 3),
     pi0_eval: (0, 2),
-    pi0_dataset_viz: (7, 0),
+    pi0_dataset_viz: (9, 0),
+    labelling: (0, 1),
 }
 
 

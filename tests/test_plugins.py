@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import plugin_example.__main__ as plugin
 import pytest
 import torch
@@ -13,13 +14,17 @@ from conftest import toy_policy
 from plugin_example.line import LineSuite
 from plugin_example.model import PLAIN, SKIP, SkipConfig, SkipModel
 from plugin_example.objective import SuccessLoss
+from test_serving import ask, talk
 
 from pi0 import CheckpointError, Pi0Config, PI0Policy, WeightLoader, registry
 from pi0.registry import available, get_config, load_plugins, register_config
-from pi0.ript.commands import advantage, evaluate
+from pi0.ript.commands import advantage, evaluate, export, serve
+from pi0.ript.commands.policy_argument import load_policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
 from pi0.ript.envs import register_env
 from pi0.ript.loss import AdvantageLoss, make_learner, register_algorithm
+from pi0.ript.scripts.train import main as train
+from pi0.ript.serving.wire import pack
 from pi0.ript.starting_policy import task_features
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +117,56 @@ def test_pi0_advantage_takes_plugins(tmp_path, capsys):
     words = [f"--value={tmp_path}", "--plugins", "no_such_package", str(tmp_path)]
     assert advantage.main(words) == 2
     assert "plugins: 'no_such_package'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_outside_package_goes_through_every_command(tmp_path, capsys):
+    """Its rollouts are recorded, valued, labelled and learned from, and the policy is served."""
+    plugin.write_policy(tmp_path / "start", SKIP)
+    start, data, plugins = str(tmp_path / "start"), str(tmp_path / "data"), ("--plugins", "plugin_example")
+    place = ("--env-option", "num_parallel_envs=2", "--num-workers", "0", "--output", str(tmp_path / "eval"))
+    words = ("--policy", start, "--env", "line", "--episodes", "3", "--videos", "0", "--device", "cpu")
+    recording = ("--recording-root", data, "--states", "train")
+    assert evaluate.main([*words, *place, *recording, *plugins]) == 0, capsys.readouterr().err
+
+    def trained(name: str, *more: str) -> str:
+        sizes = ("steps=2", "batch_size=4", "log_freq=1", "dataset_mixture.num_workers=0", "device=cpu")
+        mixture = (f"dataset_mixture.datasets=[{{root: {data}, assume_success: true}}]",)
+        words = (*mixture, *sizes, f"output_dir={tmp_path}", f"exp_name={name}", *more, *plugins)
+        assert train([*words]) == 0, capsys.readouterr().err
+        return str(tmp_path / name)
+
+    value = trained("value", "policy.type=value", f"policy.reads={start}", "policy.width=16")
+    labelled = [f"--value={value}", f"--policy={start}", "--device=cpu", data, *plugins]
+    assert advantage.main(labelled) == 0, capsys.readouterr().err
+    policy = trained("policy", f"policy_path={start}", "policy.advantage=use", "policy.statistics=data")
+    assert type(PI0Policy.from_pretrained(policy).model) is SkipModel
+    require_served(policy)
+
+
+def require_served(policy: str) -> None:
+    served = load_policy(
+        serve._parser().parse_args([policy, "--device", "cpu", "--plugins", "plugin_example"])
+    )
+    seen = {"observation.images.front": np.zeros((8, 8, 3), np.uint8), "task": "move right"}
+    message = pack({**seen, "observation.state": np.zeros(2, np.float32)})
+    _, (answer,), _ = talk(lambda session, url: ask(session, url, message), served)
+    assert answer["actions"].shape == (4, 1)
+
+
+def test_a_policy_of_an_outside_package_is_served(tmp_path):
+    plugin.write_policy(tmp_path / "policy", SKIP)
+    require_served(str(tmp_path / "policy"))
+
+
+@pytest.mark.slow
+def test_a_policy_of_an_outside_package_is_exported(tmp_path, capsys):
+    plugin.write_policy(tmp_path / "policy", SKIP)
+    words = [str(tmp_path / "policy"), "--output", str(tmp_path / "exported"), "--num-steps", "1"]
+    assert export.main([*words, "--device", "cpu", "--plugins", "plugin_example"]) == 0, (
+        capsys.readouterr().err
+    )
+    assert (tmp_path / "exported/sampler.pt2").exists()
 
 
 def _parts():

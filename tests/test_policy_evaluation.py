@@ -13,17 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import METAWORLD, metaworld_policy, opened
+from conftest import METAWORLD, metaworld_policy, opened, toy_policy
 
 from pi0 import PI0Policy
 from pi0.ript import policy_evaluation, results
+from pi0.ript.commands import evaluate as command
 from pi0.ript.commands.evaluate import main
 from pi0.ript.config import validation
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.evaluate import Evaluation, compare, evaluate
-from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
+from pi0.ript.evaluation_settings import EvaluationConfig, require_usable
+from pi0.ript.policy_evaluation import evaluate_policy
 from pi0.ript.recording import require_training_states
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import PolicySettings
@@ -356,7 +359,7 @@ def test_a_directory_that_another_process_writes_to(policies, tmp_path, capsys, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_keys": ("observation.images.wrist",)}, "camera_names: the policy takes ['wrist']"),
+        ({"image_keys": ("observation.images.wrist",)}, "cameras: the policy takes ['wrist']"),
         ({"action_dim": 3}, "action: expected float32 (3,), found float32 (4,)"),
     ],
 )
@@ -365,7 +368,46 @@ def test_a_policy_of_another_robot(tmp_path, capsys, changes, message):
     assert main(["--policy", str(tmp_path / "policy"), "--env", "metaworld", "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert ("--env-option camera_names=" in error) == ("camera_names" in message)
+    assert ("data_features_name_mapping says null" in error) == ("cameras" in message)
+
+
+def test_the_remedy_for_other_cameras_is_an_option_that_is_there(tmp_path, capsys, monkeypatch):
+    """Renaming LIBERO's cameras, in words of options or of a file; each is then taken."""
+    monkeypatch.setattr(command, "evaluate_policy", require_usable)  # as far as no simulator is needed
+    monkeypatch.setattr(
+        type(get_environment("libero_object").suite()), "check", lambda *_: None
+    )  # nor are assets
+    names = ("observation.images.front", "observation.images.wrist")
+    features = {"image_keys": names, "state_dim": 8, "action_dim": 7, "state_normalization": "identity"}
+    toy_policy(features).save_pretrained(tmp_path / "policy")
+    options = [f"--policy={tmp_path / 'policy'}", "--env", "libero_object", "--tasks", "0", "--device", "cpu"]
+    file = tmp_path / "rollouts.json"
+    file.write_text(json.dumps({"policy_path": str(tmp_path / "policy"), "env": {"suite": "libero_object"}}))
+    of_file = [f"--config_path={file}", "--device=cpu"]
+    for words, said, option in (
+        (
+            options,
+            "with --env-option camera_names=..., third",
+            ["--env-option", "camera_names=[front,wrist]"],
+        ),
+        (of_file, "with task.camera_names, third", ["--task.camera_names=[front,wrist]"]),
+    ):
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
+        assert main([*words, *option]) == 0, capsys.readouterr().err
+
+
+def test_a_policy_with_an_absent_camera_is_evaluated(tmp_path, capsys):
+    cameras = ("observation.images.front", "observation.images.right_wrist_0_rgb")
+    metaworld_policy({"image_keys": cameras, "absent_cameras": cameras[1:]}).save_pretrained(
+        tmp_path / "policy"
+    )
+    small = ("max_episode_length=3", "num_parallel_envs=1")
+    options = [word for option in small for word in ("--env-option", option)]
+    words = ["--policy", str(tmp_path / "policy"), "--env", "metaworld", "--tasks", "button-press-v3"]
+    more = ["--episodes", "1", "--videos", "0", "--num-workers", "0", "--device", "cpu"]
+    assert main([*words, *more, *options, "--output", str(tmp_path / "eval")]) == 0, capsys.readouterr().err
+    assert read(tmp_path / "eval/evaluation.json")["num_episodes"] == 1
 
 
 def test_guidance_needs_an_indicator(tmp_path, capsys):
@@ -408,3 +450,54 @@ def test_recording_is_of_one_policy_and_into_a_new_directory(policies, tmp_path,
     assert "old exists already; choose another directory" in capsys.readouterr().err
     assert main([*argv, str(tmp_path / "new"), "--compare", str(policies / "second")]) == 2
     assert "one policy's rollouts make a data set" in capsys.readouterr().err
+
+
+# Which guidance ------------------------------------------------------------------------------------------
+
+
+def test_several_guidances_are_tried_on_validation_states_and_one_is_to_be_taken(
+    policies, tmp_path, metaworld, capsys
+):
+    PI0Policy.from_pretrained(policies / "first", changes={"indicator": "embedding"}).save_pretrained(
+        tmp_path / "guided"
+    )
+    argv = arguments(policies, "--tasks", BUTTON, "--episodes", 2, "--videos", 0, "--guidance", "2,0,2")
+    argv[1] = str(tmp_path / "guided")
+    assert main([*argv, "--output", str(tmp_path / "eval")]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'guided'} acts with each guidance; validation states" in said
+    assert re.search(r"^guidance 2 +0/2 0\.0% \[0\.0, 65\.8\]\s", said, re.MULTILINE)
+    assert "to take: guidance 0, 0/2 0.0% [0.0, 65.8] (most successes; of equal ones the smallest)" in said
+    choice = read(tmp_path / "eval/choice.json")
+    assert (choice["guidance"], choice["states"], list(choice["evaluations"])) == (
+        0.0,
+        "validation",
+        ["2", "0"],
+    )
+    for name in ("2", "0"):
+        of_file = read(tmp_path / f"eval/guidance-{name}.json")
+        assert of_file["episodes"] == choice["evaluations"][name]["episodes"]
+    assert [e["state"] for e in choice["evaluations"]["0"]["episodes"]] == [
+        state.hash for state in metaworld.initial_states(next(iter(metaworld.tasks)), "validation", range(2))
+    ]
+    assert "to take: guidance 0" in (tmp_path / "eval/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            ["--guidance", "1,x"],
+            "--guidance: expected numbers of 0 or more with commas between them, found '1,x'",
+        ),
+        (["--guidance", "1,1"], "--guidance: expected two or more numbers of 0 or more, found [1.0]"),
+        (
+            ["--guidance", "1,2", "--compare", "{}"],
+            "--guidance: a choice is made for one policy alone; leave out compare",
+        ),
+    ],
+)
+def test_a_choice_of_guidance_that_cannot_be_made(policies, tmp_path, capsys, extra, message):
+    extra = [word.format(policies / "second") for word in extra]
+    assert main([*arguments(policies), "--output", str(tmp_path / "eval"), *extra]) == 2
+    assert message in capsys.readouterr().err

@@ -19,12 +19,19 @@ from pi0.ript.labels.advantages import (
     percentiles,
     read_advantages,
     read_lineage,
+    smoothed,
     threshold,
     thresholds,
     write_advantages,
 )
 from pi0.ript.labels.calibration import Calibration
-from pi0.ript.labels.frames import read_labelled_frames, read_thresholds
+from pi0.ript.labels.frames import (
+    FRAMES_FILE,
+    THRESHOLDS_FILE,
+    read_labelled_frames,
+    read_positive,
+    read_thresholds,
+)
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns
 from pi0.ript.labels.sources import Role, Source
@@ -69,6 +76,14 @@ def test_where_the_value_is_the_return_there_is_no_advantage(n):
     if n < 12:
         expected[19 - n] -= 0.25
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_mean_over_the_next_frames_in_closed_form():
+    values = np.array([1.0, 0.0, 4.0, -2.0, NAN, 3.0])
+    found = smoothed(values, [3, 1, 2], 0.5)
+    expected = [(1 + 0.25 * 4) / 1.75, (0.5 * 4) / 1.5, 4.0, -2.0, NAN, 3.0]
+    np.testing.assert_allclose(found, np.round(expected, 6))
+    np.testing.assert_array_equal(smoothed(values[:4], [4], 1e-12), values[:4])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.305, 0.5, 1.0])
@@ -282,6 +297,15 @@ def test_under_the_default_recipe_no_frame_of_a_failure_is_positive(sources):
     assert labels.figures()["positive_fraction"] == positive[succeeded].mean()
 
 
+def test_smoothing_changes_the_advantages_that_are_ranked_and_nothing_else(sources):
+    settings = RecapConfig().advantage
+    plain, other = (label_frames(*sources, REWARD, replace(settings, smoothing=s)) for s in (None, 0.9))
+    for source, before, after in zip(plain.sources, plain.advantages, other.advantages, strict=True):
+        np.testing.assert_array_equal(after, smoothed(before, source.frames.lengths.tolist(), 0.9))
+        assert not np.array_equal(after, before)
+    assert other.figures()["positive_fraction"] == pytest.approx(0.6, abs=0.02)
+
+
 def test_a_task_without_success_has_no_positive_frame_and_the_others_have_their_share(sources, tmp_path):
     (demonstrations, rollouts), values = sources
     failed = [replace(x, success=x.success and x.task_id != "suite/0") for x in rollouts.frames.labels]
@@ -358,6 +382,21 @@ def test_an_episode_of_two_instructions_has_two_thresholds(tmp_path):
     assert read.tasks == (*["open"] * 3, *["suite/close"] * 3, *["open"] * 6)
     np.testing.assert_array_equal(read.positive(labels.epsilon), positive)
     figure = draw_episode(frames.episode(0), read.episode(0), labels.epsilon)
-    (line,) = [line for line in figure.axes[-1].get_lines() if "epsilon" in str(line.get_label())]
+    (line,) = [line for line in figure.axes[-2].get_lines() if "epsilon" in str(line.get_label())]
     limits = [labels.epsilon[task] for task in read.tasks[:6]]
     assert line.get_ydata().tolist() == [*limits, limits[-1]]
+
+
+def test_labels_of_an_earlier_version_are_read_by_the_tasks_of_the_data(sources, tmp_path):
+    """They had neither labels nor tasks of frames, and perhaps a threshold for each task."""
+    labels = label_frames(*sources, REWARD, Advantage(0.4, "per_task", ranked="all"))
+    assert len(set(labels.epsilon.values())) > 1
+    write_labelled_frames(labels, tmp_path)
+    with np.load(tmp_path / FRAMES_FILE) as file:
+        old = {key: file[key] for key in file if not key.endswith(("/tasks", "/positive"))}
+    np.savez(tmp_path / FRAMES_FILE, **old)
+    for positive, expected in zip(read_positive(tmp_path, sources[0]), labels.positive(), strict=True):
+        assert positive.tolist() == expected.tolist()
+    (tmp_path / THRESHOLDS_FILE).unlink()
+    with pytest.raises(EpisodeDataError, match="expected labels or thresholds for the frames of demonstr"):
+        read_positive(tmp_path, sources[0])

@@ -17,8 +17,8 @@ from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.evaluate import EpisodeResult, Evaluation, compare
 from pi0.ript.labels.frames import LabelledFrames, read_labelled_frames
 from pi0.ript.pages import frame_figures, success_figures
-from pi0.ript.pages.episode_figures import GREEN, draw_episode, shown_frames
-from pi0.ript.recap.report import typical_episodes, write_recap_report
+from pi0.ript.pages.episode_figures import GREEN, draw_beside, draw_episode, shown_frames, typical_episodes
+from pi0.ript.recap.report import write_recap_report
 from pi0.ript.recap.run_record import read_recap_run
 
 HOSTILE = "<script>alert('$x$')</script>"
@@ -195,7 +195,7 @@ def test_frames_stand_over_their_steps_and_positive_ones_are_marked(length):
     values, advantages = rng.uniform(-1, 0, length), rng.normal(size=length)
     labels = LabelledFrames(advantages, np.array([length]), values, values - 0.1)
     epsilon = float(np.median(advantages))  # of an odd number: one frame is just at it, not positive
-    strip, curve, bars = draw_episode(episode, labels, {"suite/1": epsilon}).axes
+    strip, curve, bars, band = draw_episode(episode, labels, {"suite/1": epsilon}).axes
     shown = shown_frames(length)
     assert (shown[0], shown[-1], len(shown)) == (0, length - 1, min(8, length))
     for image, frame in zip(strip.get_images(), shown, strict=True):
@@ -211,6 +211,49 @@ def test_frames_stand_over_their_steps_and_positive_ones_are_marked(length):
     assert [bar.get_height() for bar in drawn] == pytest.approx(advantages.tolist())
     green = [bar.get_facecolor() == to_rgba(GREEN) for bar in drawn]
     assert green == (advantages > epsilon).tolist()
+    assert reasons(band) == {
+        name: steps
+        for name, steps in (
+            ("positive", np.flatnonzero(advantages > epsilon).tolist()),
+            ("not positive", np.flatnonzero(advantages <= epsilon).tolist()),
+        )
+        if steps
+    }
+
+
+def reasons(band) -> dict[str, list[int]]:
+    """The steps of each kind in the band of labels."""
+    return {
+        bars.get_label(): sorted(round(bar.get_x() + bar.get_width() / 2) for bar in bars)
+        for bars in band.containers
+    }
+
+
+def test_a_success_stands_beside_a_failure_on_the_same_axes_and_says_why_each_frame_is_positive():
+    rng = np.random.default_rng(0)
+    pair = []
+    for length, is_success in ((30, True), (40, False)):
+        advantages, values = rng.normal(size=length), rng.uniform(-1, 0, length)
+        positive = (advantages > 0.2) & is_success
+        positive[0] = is_success  # a person said so
+        labels = LabelledFrames(advantages, np.array([length]), values, values, labels=positive)
+        pair.append((chain(3, length, success=is_success), labels))
+    pair[0][1].advantages[0] = -1.0
+    first, second = draw_beside(pair, {"suite/1": 0.2}, (-1.0, 0.0))
+    for place in (1, 2):  # values, advantages
+        assert first.axes[place].get_ylim() == second.axes[place].get_ylim()
+    low, high = first.axes[2].get_ylim()
+    everything = np.concatenate([labels.advantages for _, labels in pair])
+    assert low < everything.min()
+    assert everything.max() < high
+    above = [np.flatnonzero(labels.advantages > 0.2).tolist() for _, labels in pair]
+    assert reasons(first.axes[-1])["positive"] == above[0]
+    assert reasons(first.axes[-1])["positive all the same"] == [0]
+    assert reasons(second.axes[-1])["above it, but a failure"] == above[1]
+    assert "positive" not in reasons(second.axes[-1])
+    names = [text.get_text() for text in second.legends[0].get_texts()]
+    assert "above it, but a failure" in names
+    assert len(names) == len(set(names))
 
 
 def test_success_is_drawn_with_its_interval():
@@ -222,6 +265,20 @@ def test_success_is_drawn_with_its_interval():
     assert list(axes.get_lines()[0].get_ydata()) == [20.0, 65.0], "the baseline is no round"
     assert success_figures.task_success_figure({"SFT": Evaluation(0, found["SFT"].episodes[:10])}) is None
     assert success_figures.steps_figure({"SFT": evaluation(0, 40)}, {}) is None
+
+
+def test_recap_stands_beside_filtered_imitation_by_round():
+    own, rival = [evaluation(4, 40), evaluation(9, 30), evaluation(13, 20)], [evaluation(8, 40)]
+    success, steps = success_figures.rival_figure(own, rival, "256 rollouts").axes
+    recap, filtered = success.get_lines()[0], next(x for x in success.get_lines() if "every" in x.get_label())
+    assert list(recap.get_ydata()) == [20.0, 45.0, 65.0]
+    assert list(filtered.get_ydata()) == [20.0, 40.0], "both begin with SFT"
+    bars = [container[2][0].get_segments()[0][:, 1] for container in success.containers]
+    np.testing.assert_allclose(bars, 100 * np.array([e.interval for e in (*own, own[0], *rival)]))
+    means = [e.mean_steps_to_success for e in own]
+    assert list(steps.get_lines()[0].get_ydata()) == means
+    assert success_figures.rival_figure(own, [], "") is None
+    assert success_figures.rival_figure(own[:1], rival, "") is None
 
 
 def test_the_histogram_counts_every_frame_once():
@@ -245,6 +302,37 @@ def test_calibration_is_drawn_from_all_frames():
     _, means = axes.get_lines()
     np.testing.assert_allclose(means.get_xydata(), [[-0.95, -0.7], [-0.15, -0.15]])
     assert axes.get_title() == "round 1: 3 frames"
+
+
+def test_the_report_says_which_guidance_each_round_acts_with_and_why(tmp_path):
+    put_evaluation(tmp_path / "sft-evaluation", evaluation(4, 40))
+    put_evaluation(tmp_path / "round-1/evaluation", evaluation(9, 30))
+    put_evaluation(tmp_path / "round-2/evaluation", evaluation(11, 30))
+
+    def stage(successes: int | None, guidance: float, by_task: dict | None = None) -> dict:
+        figures = (
+            {}
+            if successes is None
+            else {"num_successes": successes, "num_episodes": 20, "interval": [0.25, 0.5]}
+        )
+        settings = {"eval": {"cfg_guidance_scale": guidance}, "guidance": by_task}
+        return {"seconds": 1.0, "figures": figures, "settings": settings}
+
+    stages = {
+        "sft-validation": stage(5, 3.0),
+        "round-1/validation": stage(8, 3.0),
+        "round-1/validation-guidance-1": stage(9, 1.0),
+        "round-1/evaluation": stage(None, 1.0),
+        "round-2/validation": stage(8, 3.0),
+        "round-2/validation-guidance-1": stage(8, 1.0),
+        "round-2/evaluation": stage(None, 3.0, {"suite/0": 3.0, "suite/1": 1.0}),
+    }
+    (tmp_path / "recap_state.json").write_text(json.dumps({"stages": stages}))
+    (tmp_path / "results.json").write_text(json.dumps({"published": "round 1", "format": 1}))
+    text = plain(write_recap_report(tmp_path).read_text())
+    assert "Published: round 1. Chosen by most successes on validation states" in text
+    assert "SFT 1 5/20 [25, 50]% yes round 1 3 8/20 [25, 50]% round 1 1 9/20 [25, 50]% yes" in text
+    assert "round 2 3 8/20 [25, 50]% in suite/0 round 2 1 8/20 [25, 50]% in suite/1" in text
 
 
 # Runs under way, and damaged ones

@@ -22,7 +22,7 @@ from small_sets import ACTION, SIDE, STATE, draft, write
 from pi0 import FeatureConfig, PI0Policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, parse_config
 from pi0.ript.distributed import World
-from pi0.ript.files import hash_files
+from pi0.ript.files import hash_file
 from pi0.ript.labels.advantages import read_advantages, read_lineage
 from pi0.ript.labels.sources import Mixture
 from pi0.ript.recap import RECAP, RecapConfig, rounds
@@ -37,9 +37,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 STAGES = [
     *("demonstrations", "sft", "value", "sft-evaluation"),
     *(f"round-1/{stage}" for stage in ("rollouts", "value", "advantages", "policy", "validation")),
-    *("sft-validation", "round-1/evaluation"),
-    *(f"round-2/{s}" for s in ("rollouts", "value", "advantages", "policy", "validation", "evaluation")),
+    *("sft-validation", "round-1/validation-guidance-1", "round-1/evaluation"),
+    *(f"round-2/{stage}" for stage in ("rollouts", "value", "advantages", "policy", "validation")),
+    *("round-2/validation-guidance-1", "round-2/evaluation"),
     *("baseline-more-sft/policy", "baseline-successes/policy"),
+    "baseline-filtered/round-2/rollouts",  # no success to imitate: its policy stays that of SFT
     *("baseline-more-sft/evaluation", "baseline-successes/evaluation"),
 ]
 
@@ -93,10 +95,21 @@ def test_the_run_has_every_stage_and_names_what_each_was_made_from(whole):
     results = json.loads((run_dir / "results.json").read_text())
     directories = {"SFT": "sft", "round 1": "round-1/policy", "round 2": "round-2/policy"}
     chosen = directories[results["published"]]
-    assert hash_files(run_dir / "policy") == stages[chosen]["output"]["hash"]
+    published, own = (json.loads((run_dir / x / "pi0_config.json").read_text()) for x in ("policy", chosen))
+    assert published == own | {"guidance": results["guidance"]}
+    weights = [hash_file(run_dir / x / "model.safetensors") for x in ("policy", chosen)]
+    assert weights[0] == weights[1]
+    # Of equal ones the own guidance; what was not chosen is there too.
+    assert results["guidance"] == (1.0 if chosen == "sft" else 3.0)
+    for number in (1, 2):
+        tried = [f"round-{number}/{x}" for x in ("validation", "validation-guidance-1", "evaluation")]
+        guidances = [stages[name]["settings"]["eval"]["cfg_guidance_scale"] for name in tried]
+        assert guidances == [3.0, 1.0, 3.0]
     counts = [stages[f"{x}validation"]["figures"]["num_successes"] for x in ("sft-", "round-1/", "round-2/")]
     assert list(directories.values()).index(chosen) == max(range(3), key=lambda i: (counts[i], i))
-    assert list(results["policies"]) == ["SFT", "round 1", "round 2", "more SFT", "SFT on successes"]
+    rivals = ["more SFT", "SFT on successes", "filtered, round 1", "filtered, round 2"]
+    assert list(results["policies"]) == ["SFT", "round 1", "round 2", *rivals]
+    assert used["baseline-filtered/round-2/rollouts"] == {"sft"}
     assert not (run_dir / "images").exists(), "decoded images are not kept"
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
@@ -142,8 +155,15 @@ def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path, run):
     shutil.copytree(whole[0], tmp_path / "copy")
     place = tmp_path / "copy"
     with pytest.raises(SystemExit, match=r"training.steps: made with 4, now 5"):
-        run(place, "finetuning.training.steps=5", "rounds=1", "baselines=false")
-    redone = run(place, "finetuning.training.steps=5", "rounds=1", "baselines=false", "on_stale=redo")
+        run(place, "finetuning.training.steps=5", "rounds=1", "filtered_rounds=0", "baselines=false")
+    redone = run(
+        place,
+        "finetuning.training.steps=5",
+        "rounds=1",
+        "filtered_rounds=0",
+        "baselines=false",
+        "on_stale=redo",
+    )
     before = hashes(whole[1])
     changed = {name for name, value in hashes(redone).items() if value != before[name]}
     assert changed == {"round-1/policy", "round-1/evaluation"}
@@ -154,7 +174,7 @@ def test_a_changed_configuration_is_refused_or_redone(whole, tmp_path, run):
     labels = place / "demo/sft/config.json"
     labels.write_text(labels.read_text() + "\n")
     with pytest.raises(SystemExit, match="its files have been changed"):
-        run(place, "finetuning.training.steps=5", "rounds=1", "baselines=false")
+        run(place, "finetuning.training.steps=5", "rounds=1", "filtered_rounds=0", "baselines=false")
 
 
 def test_a_gate_stops_the_run_before_the_policy_is_trained(whole, tmp_path, run):
@@ -239,7 +259,7 @@ def test_the_records_of_the_stages_have_every_setting_that_changes_a_result(whol
             ["value", "round-1/value", "round-2/value"],
             {"value", "training", "reward", "deadlines", "seed", "round"} | common,
         ),
-        **{f"round-{n}/rollouts": {"rollouts", "task", "round", "seed"} for n in (1, 2)},
+        **{name: {"rollouts", "task", "round", "seed"} for name in seen if name.endswith("/rollouts")},
         **{f"round-{n}/advantages": {"reward", "advantage", "mode", "deadlines"} | common for n in (1, 2)},
         **{
             f"round-{n}/policy": fit_keys | common | {"mode", "round", "objective", "uncond_weight"}
@@ -251,9 +271,9 @@ def test_the_records_of_the_stages_have_every_setting_that_changes_a_result(whol
             if name.startswith("baseline") and name.endswith("policy")
         },
         **{
-            name: {"eval", "task", "pool_size", "states"}
+            name: {"eval", "task", "pool_size", "states", "guidance"}
             for name in seen
-            if name.endswith(("evaluation", "validation"))
+            if name.endswith(("evaluation", "validation", "validation-guidance-1"))
         },
     }
     assert "num_workers" not in whole[1]["round-1/rollouts"]["settings"]["task"]
@@ -267,10 +287,10 @@ def test_the_budget_counts_what_the_run_does(tmp_path, monkeypatch, capsys):
     config = config_of(f"output_dir={tmp_path}")
     run = rounds.start_run(config, tmp_path, World(), fit)
     needs = budget(run)
-    assert (needs.recorded, needs.judged, needs.steps) == (2 + 2 * 4, 2 * 5 + 2 * 3, 30)
-    assert (needs.policy_updates, needs.value_updates) == (6 + 3 * 8, 3 + 6)
+    assert (needs.recorded, needs.judged, needs.steps) == (2 + 3 * 4, 2 * 7 + 2 * 5, 30)
+    assert (needs.policy_updates, needs.value_updates) == (6 + 4 * 8, 3 + 6)
     assert needs.images_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
-    assert needs.disk_gb == pytest.approx(10 * 30 * 3 * 32 * 32 / 1e9)
+    assert needs.disk_gb == pytest.approx(14 * 30 * 3 * 32 * 32 / 1e9)
     print_budget(run)
     run.close()
     assert "minutes, at the speed" in capsys.readouterr().out
@@ -310,6 +330,15 @@ def test_the_configurations_of_the_repository_are_valid(file, tmp_path):
         ("demonstrations.operator=hesitant", "demonstrations: "),
         ("task.benchmark_name=libero_10 task.task_names=[8]", "nobody can demonstrate"),
         ("skip_sft=true", "a toy policy is made by SFT"),
+        (
+            "filtered_rounds=3",
+            "filtered_rounds: expected at most the 2 rounds that it is compared with, found 3",
+        ),
+        ("validation.guidances=[1,-2]", "validation.guidances: expected numbers of 0 or more, found [-2.0]"),
+        (
+            "validation.rollouts_per_task=0",
+            "validation.guidances: are chosen by validation.rollouts_per_task",
+        ),
         ("policy_path=nowhere/at/all", "policy_path: nothing at 'nowhere/at/all'"),
         ("device=tpu", "device: expected cpu, cuda"),
         ("policy.dtype=bfloat16", "policy.dtype: belongs to checkpoints"),

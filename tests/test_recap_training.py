@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 
+import drifting
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from conftest import CAMERA, METAWORLD, TASKS, metaworld_policy, opened, toy_pol
 from plugin_example.line import LineSuite
 
 from pi0 import FeatureConfig, Indicator, PI0Policy
+from pi0.embodiment import Embodiment
 from pi0.normalize import MissingStatisticsError
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.frame_set import FrameSet
@@ -460,7 +462,7 @@ def test_a_checkpoint_must_have_statistics_of_such_demonstrations(tmp_path, monk
     policy = toy_policy(indicator="embedding")
 
     def make_from(statistics: dict):
-        policy.use_statistics(statistics)
+        policy.use_embodiments({None: Embodiment(policy.features, statistics)})
         policy.save_pretrained(tmp_path / "checkpoint")
         path, settings = str(tmp_path / "checkpoint"), RecapPolicy()
         recipe = SupervisedRecipe(path, None, None, settings, 8, None, "on", 0, reading, environment)
@@ -483,15 +485,17 @@ def test_a_base_model_takes_statistics_and_widths_of_the_demonstrations(tmp_path
     monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
     workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, tmp_path / "untrained", SnapshotPlan())
     base = toy_policy({"state_normalization": "identity", "action_normalization": "identity"})
-    base.features = replace(
+    features = replace(
         base.features,
         state_dim=8,
         action_dim=8,
         state_normalization="mean_std",
         action_normalization="mean_std",
     )
-    base.statistics = {}
-    base.save_pretrained(tmp_path / "base")
+    with monkeypatch.context() as without_statistics:
+        without_statistics.setattr(PI0Policy, "features", features)
+        without_statistics.setattr(PI0Policy, "statistics", {})
+        base.save_pretrained(tmp_path / "base")
     reading = Reading(None, True, {}, {"observation.images.front": "observation.images.front"})
 
     def make_with(**settings):
@@ -507,6 +511,26 @@ def test_a_base_model_takes_statistics_and_widths_of_the_demonstrations(tmp_path
     assert (made.features.state_dim, made.features.action_dim) == (4, 3)
     expected = mixture_statistics([source.frames], [np.arange(source.num_frames)])
     torch.testing.assert_close(made.statistics["action"]["mean"], expected["action"]["mean"])
+
+
+def test_sft_takes_a_policy_with_an_absent_camera(tmp_path, monkeypatch):
+    """The real base has three cameras, of which the simulator shows two."""
+    drifting.install()
+    source, wrist = replace(chains(0, 2), advantage="on"), "observation.images.right_wrist_0_rgb"
+    own = mixture_statistics([source.frames], [np.arange(source.num_frames)])
+    features = {"image_keys": (CAMERA, wrist), "absent_cameras": (wrist,)}
+    policy = toy_policy(features, indicator="embedding")
+    policy.use_embodiments({None: Embodiment(policy.features, own)})
+    policy.save_pretrained(tmp_path / "checkpoint")
+    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
+    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, SnapshotPlan())
+    settings = PolicyTraining(steps=1, batch_size=4)
+    recipe = SupervisedRecipe(str(tmp_path / "checkpoint"), None, None, RecapPolicy(), 8, settings, "on", 0,
+                              Reading(None, True, {}), get_environment("drifting"))  # fmt: skip
+    assert recipe.make({}, tmp_path / "work", workshop)["steps"] == 1
+    trained = PI0Policy.from_pretrained(tmp_path / "work")
+    assert (trained.features.absent_cameras, trained.features.present_cameras) == ((wrist,), (CAMERA,))
+    drifting.uninstall()
 
 
 def test_policies_that_cannot_take_the_label_are_refused():
@@ -531,9 +555,10 @@ def test_the_policy_learns_to_tell_positive_from_negative():
     source = Source("both", FrameSet.in_memory(made, 20))
     advantages = np.repeat(np.arange(8) % 2, 10).astype(float)
     policy = fresh()
-    policy.action_normalizer.low.zero_()
-    policy.action_normalizer.scale_in.fill_(1.0)
-    policy.action_normalizer.scale_out.fill_(1.0)
+    normalizer = policy.embodiments.acting.action_normalizer
+    normalizer.low.zero_()
+    normalizer.scale_in.fill_(1.0)
+    normalizer.scale_out.fill_(1.0)
     settings = PolicyTraining(steps=50, batch_size=12, learning_rate=4e-3, num_draws=1)
     epsilon = thresholds(advantages, source.frame_tasks(), 0.5)
     train_policy(policy, [source], [advantages], epsilon, settings)

@@ -348,6 +348,8 @@ class Logging:
     wandb_project: str = "project"
     wandb_entity: str | None = None
     wandb_mode: str = "online"
+    on_event: str | None = None
+    stalled_after_s: float = 1800.0
 
 
 @dataclass(frozen=True)

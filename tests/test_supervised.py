@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from test_episodes import make_episode, publish
 
 from pi0 import Indicator, PI0Policy, registry
+from pi0.embodiment import Embodiment
 from pi0.ript import interruption
 from pi0.ript.checkpoint import ChangedSettingsError, snapshot
 from pi0.ript.checkpoint.files import published
@@ -39,7 +40,7 @@ from pi0.ript.results import RunInUseError
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.supervised import SupervisedSettings, Training, read_settings, trainer
 from pi0.ript.supervised.models import DataSummary, policy_to_train, value_to_train
-from pi0.ript.supervised.parts import samples_per_step
+from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping
 from pi0.ript.supervised.window_labels import policy_labels, window_returns
 from pi0.ript.training.optimization import WeightAverage, cosine_schedule
@@ -378,15 +379,35 @@ def test_a_name_may_be_a_path_below_the_output(root, tmp_path):
     )
 
 
-def test_rollouts_from_held_out_states_are_not_trained_on_unasked(root, tmp_path):
-    recorded = shutil.copytree(root, tmp_path / "recorded")
-    file = recorded / "meta/collection.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "origin": {"states_of": "heldout"}}))
+def recorded_from(root: str, place: Path, **origin) -> Path:
+    """A copy of the data set that says this of the states that its episodes begin from."""
+    copied = shutil.copytree(root, place)
+    file = copied / "meta/collection.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "origin": origin}))
+    return copied
+
+
+@pytest.mark.parametrize(("kind", "said"), [("heldout", "held-out states"), ("validation", "validation st")])
+def test_rollouts_from_states_to_judge_on_are_not_trained_on_unasked(root, tmp_path, kind, said):
+    recorded = recorded_from(root, tmp_path / "recorded", states_of=kind)
     config = settings(str(recorded), tmp_path / "out", steps=1)
-    with pytest.raises(EpisodeDataError, match=r"recorded: .* held-out states.*dataset_mixture.allow_held"):
+    with pytest.raises(EpisodeDataError, match=rf"recorded: .* {said}.*dataset_mixture.allow_held"):
         run(config)
     config.dataset_mixture.allow_heldout = True
-    run(config)
+    make_parts(config, World())
+
+
+@pytest.mark.parametrize("type", ["pi0", "value"])
+def test_a_recorded_set_that_cannot_say_its_states_is_told_once(root, tmp_path, type):  # noqa: A002
+    """As pi0-eval left them before it wrote which states it began from."""
+    old = recorded_from(root, tmp_path / "old", policy="sft", states=["0a"])
+    mixed = settings(str(old), tmp_path / "out", type)
+    mixed.dataset_mixture.datasets.append(DatasetSettings(root=root))
+    doubts = [note for note in make_parts(mixed, World()).notes if "does not say which states" in note]
+    assert len(doubts) == 1
+    assert doubts[0].startswith(f"{old}: ")
+    mixed.dataset_mixture.allow_heldout = True
+    assert "does not say" not in str(make_parts(mixed, World()).notes)
 
 
 def test_other_files_are_not_touched_and_a_directory_has_one_writer(root, tmp_path):
@@ -662,7 +683,8 @@ def test_statistics_of_a_file_are_taken_and_refused_or_widened_where_they_do_not
 def test_a_value_function_does_not_learn_from_states_that_its_policy_blows_up(root, whole, tmp_path):
     policy = PI0Policy.from_pretrained(whole)
     other = policy.statistics["observation.state"]
-    policy.use_statistics({**policy.statistics, "observation.state": {**other, "std": other["std"] / 1000}})
+    narrow = {**policy.statistics, "observation.state": {**other, "std": other["std"] / 1000}}
+    policy.use_embodiments({None: Embodiment(policy.features, narrow)})
     policy.save_pretrained(tmp_path / "policy")
     config = settings(root, tmp_path, "value", policy={"reads": str(tmp_path / "policy"), "width": 16})
     with pytest.raises(ConfigError, match=r"observation.state\[0\]: expected(.|\n)*policy that it reads"):
@@ -823,6 +845,9 @@ def test_labels_of_two_value_functions_are_not_mixed(root, tmp_path):
             continue
         with pytest.raises(EpisodeDataError, match=message):
             policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
+    for dataset, tag in zip(mixture.datasets, ("arm", "hand"), strict=True):  # of a robot there is one
+        dataset.embodiment_tag = tag
+    policy_labels(DataSummary(mixture).sets, mixture.datasets, use)
 
 
 @pytest.mark.parametrize("column", ["action", "success"])

@@ -13,7 +13,7 @@ from pi0.ript.commands import evaluate as evaluate_command
 from pi0.ript.commands.advantage import read_mixture
 from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
 from pi0.ript.data.settings import AugmentationSettings
-from pi0.ript.policy_evaluation import EvaluationConfig, require_usable
+from pi0.ript.evaluation_settings import EvaluationConfig, require_usable
 from pi0.ript.scripts import train as train_script
 from pi0.ript.supervised import read_settings
 from pi0.ript.supervised.checks import check_settings
@@ -319,7 +319,8 @@ def test_groots_command_is_taken_as_it_is(tmp_path, capsys):
     assert made.dataset_mixture.augmentation == AugmentationSettings(
         *(True, 1.0, 0.0), brightness=0.3, contrast=0.4, saturation=0.5, hue=0.08
     )
-    assert "{embodiment_tag, modality_config_path}: a data set says what" in capsys.readouterr().out
+    assert made.policy.embodiment == "NEW_EMBODIMENT"
+    assert "modality_config_path: a data set says what" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         parse_settings(words.replace("--num-gpus 1", "--num-gpus 2").split())
     assert "num_gpus: found 2; each GPU has a process: pi0-train --nproc-p" in capsys.readouterr().err
@@ -376,11 +377,17 @@ def test_pi0_eval_takes_a_file_or_options_but_not_both(written, capsys, monkeypa
     seen = []
     monkeypatch.setattr(evaluate_command, "evaluate_policy", seen.append)
     path = written(**GUIDE_ROLLOUT)
-    assert evaluate_command.main([f"--config_path={path}", "--eval.num_episodes=7"]) == 0
+    words = ["--eval.num_episodes=7", "--seed=3", "--device", "cpu"]
+    assert evaluate_command.main([f"--config_path={path}", *words]) == 0
     assert evaluate_command.main(["--policy", "toy", "--env", "metaworld", "--states", "train"]) == 0
     assert [(c.eval.rollouts_per_task, c.eval.split) for c in seen] == [(7, "train"), (20, "train")]
+    assert (seen[0].seed, seen[0].device) == (3, "cpu")
     assert evaluate_command.main([f"--config_path={path}", "--episodes", "7"]) == 2
-    assert "options are keys of the file" in capsys.readouterr().err
+    assert "keys of the file; write --eval.rollouts_per_task=VALUE" in capsys.readouterr().err
+    assert evaluate_command.main([f"--config_path={path}", "--env-option", "hide_arm=true"]) == 2
+    assert "--env-option: with --config_path, options are keys of the file; write --task.KEY=VALUE" in (
+        capsys.readouterr().err
+    )
     assert evaluate_command.main([f"--config_path={path}", "--eval.n_episode=7"]) == 2
     assert "did you mean 'eval.n_episodes'" in capsys.readouterr().err
     for arguments, message in ((["--env", "metaworld"], "--policy"), (["--polcy", "x"], "unrecognized")):

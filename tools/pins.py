@@ -45,7 +45,8 @@ RIPT = [
     "logging.wandb_mode=disabled",
 ]
 RECAP = [
-    *("--config_path=configs/demo.yaml", "rounds=2", "baselines=true", "logging.wandb_mode=disabled"),
+    *("--config_path=configs/demo.yaml", "rounds=2", "baselines=true", "filtered_rounds=0"),
+    "logging.wandb_mode=disabled",
     *("task.max_episode_length=60", "task.num_workers=0", "task.num_parallel_envs=4", "task.image_size=32"),
     *("demonstrations.episodes=3", "demonstrations.num_workers=0", "demonstrations.quality.hesitation=0"),
     *("sft.steps=80", "sft.batch_size=16", "value.pretraining.steps=3", "value.finetuning.steps=3"),

@@ -59,6 +59,8 @@ class _TeeIO(io.TextIOBase):
         self._console_gone = False
         self._log = log
         self._line = ""  # not ended yet; at most its last two states, with a carriage return between them
+        self.last_line = ""
+        """The last whole line that says something."""
 
     def write(self, text: str) -> int:
         """Write to both and return the number of characters."""
@@ -81,6 +83,7 @@ class _TeeIO(io.TextIOBase):
     def _end_line(self) -> None:
         *before, last = self._line.split("\r")
         text = _TERMINAL_CODE.sub("", last or (before or [""])[-1])
+        self.last_line = text.strip() or self.last_line
         if not before and _ERASE_LINE not in self._line:
             self._log.write(text)
         elif text.strip():

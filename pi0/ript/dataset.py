@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.utils.data import DistributedSampler
 
+from pi0.errors import UnusableError
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv, InitialState, load_initial_states, save_initial_states
 from pi0.ript.groups import Collection, InitialStateDataset, state_at
@@ -88,7 +89,7 @@ class StateSampler(DistributedSampler[InitialState]):
         skip_threshold: int = 0,
     ) -> None:
         if num_replicas > len(dataset):
-            raise ValueError(
+            raise UnusableError(
                 f"num_init_states: expected at least one state for each of the {num_replicas} processes, "
                 f"found {len(dataset)}"
             )

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pi0.errors import UnusableError
 from pi0.ript.windows import batches
 
 _SMALL = 20_000_000  # parameters
@@ -163,7 +164,7 @@ def setup_distributed(
         return World()
     on_gpu = World(rank, size, local_rank).device(device).startswith("cuda")
     if num_groups is not None and num_groups < size:
-        raise ValueError(
+        raise UnusableError(
             f"algo.data_batch_size: expected a group or more for each of the {size} processes, found "
             f"{num_groups}; start fewer (torchrun --nproc_per_node) or raise it"
         )
@@ -199,12 +200,12 @@ def get_model_from_ddp[M: nn.Module](model: M | DistributedDataParallel) -> M:
 def _require_gpus(device: str, size: int) -> None:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     if torch.cuda.device_count() < local_size:
-        raise ValueError(
+        raise UnusableError(
             f"device: expected a GPU for each of the {local_size} processes on this machine, found "
             f"{torch.cuda.device_count()}; start fewer (torchrun --nproc_per_node) or use device=cpu"
         )
     if ":" in device:
-        raise ValueError(
+        raise UnusableError(
             f"device: {device!r} would put {size} processes on one GPU; use device=cuda, which gives "
             "each its own"
         )

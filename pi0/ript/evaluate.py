@@ -98,6 +98,15 @@ class Evaluation:
         )
 
 
+def joined(parts: Sequence[Evaluation]) -> Evaluation:
+    """Return the evaluation of all episodes of several, with one seed."""
+    return Evaluation(
+        parts[0].seed,
+        tuple(episode for part in parts for episode in part.episodes),
+        tuple(rollout for part in parts for rollout in part.recorded),
+    )
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What changed between two evaluations on the same states; the pairs are the states."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pi0
+from pi0.errors import UnusableError
 
 FORMAT = 1
 """Of the files that say what a run or a data set is (manifest, state, lineage, results).
@@ -20,10 +21,8 @@ Files without a number are of format 0, that of version 0.1.0.
 _ADDED_LABELS = "meta/advantages*.json"
 
 
-class FormatError(ValueError):
+class FormatError(UnusableError):
     """A file was written by a later version, whose format this one does not know."""
-
-    explains_itself = True
 
 
 def require_format(values: Mapping[str, Any], path: Path) -> None:

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Protocol, runtime_checkable
 
 from pi0.ript.peers import ALONE, Peers
+from pi0.ript.progress import doing
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST_SECONDS = 2.0  # `timeout` signals a process and its group, so that one request arrives twice
@@ -42,7 +43,7 @@ _request = _Request()
 
 def setup_signal_handlers() -> None:
     """Make SIGINT, SIGTERM and SIGUSR1 ask the run to stop; forget what was asked before."""
-    _request.code, _request.is_signalled = 0, False
+    _request.code, _request.is_signalled, doing.stopping = 0, False, None
     for number in _SIGNALS:
         signal.signal(number, _on_signal)
 
@@ -94,6 +95,7 @@ def leave_if_asked(peers: Peers = ALONE) -> None:
 def request_stop(number: signal.Signals, reason: str) -> None:
     """Ask the run to stop as the signal would; the first request counts."""
     _request.code = _request.code or 128 + number
+    doing.stopping = doing.stopping or reason
     _say(reason)
 
 
@@ -102,6 +104,7 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if not _request.is_signalled:
         _request.is_signalled, _request.time = True, time.monotonic()
         _request.code = _request.code or 128 + number
+        doing.stopping = doing.stopping or name
         _say(f"{name}: stopping with a checkpoint as soon as possible; a second signal leaves at once")
     elif time.monotonic() - _request.time > _SAME_REQUEST_SECONDS:
         _say(f"{name} again: leaving at once, the checkpoint before stays as it is")

@@ -1,46 +1,41 @@
 """Evaluates policies that are on disk: held-out states, tables, videos, and the rollouts as a data set."""
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pi0 import PI0Policy
-from pi0.pretrained import describe, resolve
-from pi0.registry import get_config
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.config.loading import say_device
 from pi0.ript.config.schema import (
-    NO_ENVIRONMENT,
-    ConfigError,
-    Distributed,
-    EnvironmentSettings,
-    EvalSettings,
     TrainConfig,
 )
-from pi0.ript.config.validation import attempt, moved_aside, shared_problems
 from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.evaluate import Evaluation, compare, episode_seed
+from pi0.ript.evaluation_settings import (
+    EvaluationConfig,
+    as_config_errors,
+    require_usable,
+    robot_of,
+    split_of,
+    trials,
+)
 from pi0.ript.files import flatten, plain, write_json
+from pi0.ript.guidance import write_choice
 from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
-from pi0.ript.ranges import Whole
 from pi0.ript.recording import DatasetStore, rollouts_writer
 from pi0.ript.report import write_report
 from pi0.ript.results import lock_directory, new_run_directory, write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import (
-    TOY,
-    PolicySettings,
     make_policy,
     require_acts,
-    require_fits,
-    require_policy_path,
 )
 from pi0.ript.success_table import success_text
 from pi0.ript.warm_start import warm_start
@@ -51,52 +46,12 @@ _MAY_CHANGE = ("eval.rollouts_per_task", "eval.first_state", "eval.n_video", "ta
 _NAMED_APART = ("benchmark_name", "task_names", "num_workers")  # of the environment, in a data set's origin
 
 
-@dataclass
-class EvaluationConfig:
-    """Everything that can be set of pi0-eval."""
-
-    policy_path: str = TOY  # checkpoint directory or hub repository; toy: trained here on demonstrations
-    compare: str | None = None  # another policy, for the same states
-    task: EnvironmentSettings = field(default_factory=lambda: EnvironmentSettings(NO_ENVIRONMENT))
-    policy: PolicySettings = field(default_factory=PolicySettings)
-    eval: EvalSettings = field(default_factory=EvalSettings)
-    seed: Whole = 0  # of the policy's noise
-    device: str = "auto"  # cpu, cuda, cuda:1, ..., or auto
-    output_dir: str = "outputs/eval"  # an interrupted evaluation there goes on, another is moved aside
-    plugins: list[str] = field(default_factory=list)  # packages to import: they register what they add
-    distributed: Distributed = field(default_factory=Distributed)
-    options: dict[str, Any] = field(default_factory=dict)
-    """More arguments of `get_environment`: those of a plugin's environment."""
-
-
-def require_usable(config: EvaluationConfig) -> Environment:
-    """Return the environment after checking, without loading any weights, that all can be done.
-
-    Raises:
-        ConfigError: Something is missing or does not fit.
-    """
-    environment, problems = shared_problems(config)
-    problems += moved_aside(config, Path(config.output_dir))
-    if config.compare is not None:
-        problems += attempt(lambda: require_policy_path(str(config.compare), "compare"))[1]
-    if environment is None or problems:
-        raise ConfigError(*problems)
-    with _as_config_error():
-        suite = environment.suite()
-        suite.check(suite.select(environment.tasks))
-    for path in _paths(config).values():
-        with _as_config_error():
-            _require_policy(path, environment, config)
-    _require_recordable(config)
-    return environment
-
-
 def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     """Return the evaluation of the policy, and of the one to compare with; write everything to `output_dir`.
 
-    Under torchrun the processes share the work, and each returns the whole. Writes `evaluation.json`, a
-    video, `settings.json`, and with `compare` also `compared.json`, its video and `comparison.json`; and
-    `report.html`, which shows all of it.
+    Under torchrun the processes share the work, and each returns the whole. Writes `settings.json`, a page,
+    `report.html`, and `evaluation.json` with a video; with `compare` also `compared.json`, its video and
+    `comparison.json`; with `guidances` `guidance-G.json` of each in place of it, and `choice.json`.
 
     Raises:
         ConfigError: As `require_usable`, or a checkpoint's weights do not fit.
@@ -108,68 +63,23 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     evaluations = []
     with environment.make() as env:
         indices = range(config.eval.first_state, config.eval.first_state + config.eval.rollouts_per_task)
-        states = [s for task in env.tasks for s in env.initial_states(task, config.eval.split, indices)]
+        states = [s for task in env.tasks for s in env.initial_states(task, split_of(config), indices)]
         load = partial(world.first, _load, environment, config, world.device(config.device))
         policy = load(config.policy_path)
         # Not before: what cannot be evaluated must not move an earlier evaluation aside.
         run_dir = world.on_main(_open_output, config)
-        for name, path in _paths(config).items():
-            policy = policy if name == "policy" else load(path)
-            evaluations.append(_evaluate(name, env, policy, states, config, world))
-            file = "evaluation" if name == "policy" else "compared"
-            world.on_main(write_evaluation, run_dir / file, evaluations[-1])
-    if len(evaluations) == 2:
+        for trial in trials(config):
+            policy = load(trial.path) if trial.name == "compare" else policy
+            acting = GuidedPolicy(policy, trial.guidance)
+            evaluations.append(_evaluate(trial.name, env, acting, states, config, world))
+            world.on_main(write_evaluation, run_dir / trial.file, evaluations[-1])
+    if config.compare is not None:
         world.on_main(write_json, run_dir / "comparison.json", _comparison(config, *evaluations))
     world.print(world.on_main(_report, run_dir, config, evaluations))
     world.on_main(shutil.rmtree, run_dir / _EPISODES)
     world.print(f"results: {run_dir}")
     cleanup_distributed()
     return tuple(evaluations)
-
-
-# Checks -------------------------------------------------------------------------------------------------
-
-
-def _paths(config: EvaluationConfig) -> dict[str, str]:
-    paths = {"policy": config.policy_path, "compare": config.compare}
-    return {name: path for name, path in paths.items() if path is not None}
-
-
-@contextlib.contextmanager
-def _as_config_error() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise ConfigError(str(error)) from error
-
-
-def _require_policy(path: str, environment: Environment, config: EvaluationConfig) -> None:
-    if path == TOY:
-        return
-    named = get_config(config.policy.config) if config.policy.config else None
-    directory = resolve(Path(path).expanduser())
-    checkpoint = describe(directory, named, None, None, config.policy.extra_delta_transform)
-    require_fits(checkpoint.features, environment)
-    if config.eval.cfg_guidance_scale != 1.0 and checkpoint.config.indicator == "none":
-        raise ConfigError(
-            f"eval.cfg_guidance_scale: expected 1 for {path}, a policy without an indicator of the "
-            f"advantage, found {config.eval.cfg_guidance_scale:g}; there is nothing to guide by"
-        )
-
-
-def _require_recordable(config: EvaluationConfig) -> None:
-    if config.eval.recording_root is None:
-        return
-    root = Path(config.eval.recording_root).expanduser()
-    if config.compare is not None:
-        raise ConfigError("eval.recording_root: one policy's rollouts make a data set; leave out compare")
-    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise ConfigError(
-            f"eval.recording_root: {root} exists already; choose another directory, or remove it"
-        )
-
-
-# The work -----------------------------------------------------------------------------------------------
 
 
 def _open_output(config: EvaluationConfig) -> Path:
@@ -193,8 +103,9 @@ def _load(environment: Environment, config: EvaluationConfig, device: str, path:
         spec = environment.warm_start_spec(config.seed)
         return warm_start(spec, Path(TrainConfig.warm_start_dir), indicator="embedding", **changes)
 
-    with _as_config_error():
-        policy = make_policy(path, config.policy, toy, config.seed, device, only_acts=True)
+    with as_config_errors():
+        settings = replace(config.policy, embodiment=robot_of(config, path))
+        policy = make_policy(path, settings, toy, config.seed, device, only_acts=True)
         require_acts(policy, environment)
     limit_threads(policy)
     return policy
@@ -203,13 +114,12 @@ def _load(environment: Environment, config: EvaluationConfig, device: str, path:
 def _evaluate(
     name: str,
     env: BatchedEnv,
-    policy: PI0Policy,
+    acting: GuidedPolicy,
     states: Sequence[InitialState],
     config: EvaluationConfig,
     world: World,
 ) -> Evaluation:
-    acting, root = GuidedPolicy(policy, config.eval.cfg_guidance_scale), config.eval.recording_root
-    videos, seed = config.eval.n_video, config.seed
+    root, videos, seed = config.eval.recording_root, config.eval.n_video, config.seed
     if root is None:
         journal = world.on_main(_journal, Path(config.output_dir) / _EPISODES, name, env, acting)
         return evaluate_once(env, acting, states, seed, journal, num_recorded=videos, peers=world)
@@ -218,13 +128,13 @@ def _evaluate(
         "env": config.task.benchmark_name,
         "env_options": {**options, **config.options},
         "policy": config.policy_path,
-        "source": f"policy:{world.on_main(policy_hash, policy)}",
+        "source": f"policy:{world.on_main(policy_hash, acting.policy)}",
         "guidance": config.eval.cfg_guidance_scale,
         "seed": seed,
         "states": [state.hash for state in states],
         "states_of": config.eval.split,
     }
-    with _as_config_error():
+    with as_config_errors():
         writer = world.first(rollouts_writer, Path(root).expanduser(), env, origin)
     store = DatasetStore(writer, states, [episode_seed(seed, state) for state in states], origin["source"])
     evaluation = evaluate_once(env, acting, states, seed, store, num_recorded=videos, peers=world)
@@ -246,13 +156,20 @@ def _journal(directory: Path, name: str, env: BatchedEnv, policy: GuidedPolicy) 
 
 def _report(run_dir: Path, config: EvaluationConfig, evaluations: Sequence[Evaluation]) -> str:
     """Write the page of what is in the directory, and return the table with what its names mean."""
-    names = ("policy",) if len(evaluations) == 1 else ("before", "after")
-    meaning = [f"{name}: {path}" for name, path in zip(names, _paths(config).values(), strict=True)]
+    acted = trials(config)
+    names = [trial.label for trial in acted]
+    meaning = [f"{trial.label}: {trial.path}" for trial in acted]
     kinds = {"heldout": "held-out", "validation": "validation", "train": "training"}
-    states = f"{kinds[config.eval.split]} states"
-    legend = "; ".join([*meaning, states])
-    write_report(run_dir, dict(zip(names, ("evaluation", "compared"), strict=False)), legend)
-    return f"{legend}\n{success_text(dict(zip(names, evaluations, strict=True)))}"
+    states = f"{kinds[split_of(config)]} states"
+    legend, advice = "; ".join([*meaning, states]), ""
+    if config.guidances is not None:
+        legend = f"{config.policy_path} acts with each guidance; {states}"
+        tried = {trial.guidance: e for trial, e in zip(acted, evaluations, strict=True)}
+        advice = write_choice(run_dir / "choice.json", config.policy_path, split_of(config), tried)
+    files = {trial.label: trial.file for trial in acted}
+    write_report(run_dir, files, "; ".join(filter(None, [legend, advice])))
+    table = success_text(dict(zip(names, evaluations, strict=True)))
+    return "\n".join(filter(None, [legend, table, advice]))
 
 
 def _comparison(config: EvaluationConfig, before: Evaluation, after: Evaluation) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tqdm import tqdm
@@ -12,6 +13,20 @@ from tqdm import tqdm
 _INTERVAL_S = 30.0  # between two lines, whichever bars they are of
 _TICK_S = 1.0  # between two looks whether a line is due
 _clock = time.monotonic
+_bars: "weakref.WeakSet[tqdm]" = weakref.WeakSet()
+
+
+@dataclass
+class Doing:
+    """What this process is at, for those who watch it."""
+
+    stage: str | None = None
+    """The stage of a run that has stages."""
+    stopping: str | None = None
+    """Who asked it to stop, if anybody did."""
+
+
+doing = Doing()
 
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
@@ -23,7 +38,16 @@ def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
             for what nobody wants to read of once it is over.
     """
     kind = tqdm if sys.stderr.isatty() else ProgressLines
-    return kind(items, **options)
+    bar = kind(items, **options)
+    if not bar.disable:
+        _bars.add(bar)
+    return bar
+
+
+def innermost_bar() -> tqdm | None:
+    """Return the bar of the innermost work that is under way."""
+    bars = [bar for bar in list(_bars) if not bar.disable]  # tqdm disables a bar that is closed
+    return max(bars, key=lambda bar: abs(bar.pos), default=None)
 
 
 def print_above(text: str) -> None:

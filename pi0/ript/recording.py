@@ -197,18 +197,28 @@ def rollouts_writer(directory: Path, env: BatchedEnv, origin: Mapping[str, Any])
     return EpisodeWriter(directory, info)
 
 
-def require_training_states(root: Path, allowed: str) -> None:
-    """Raise EpisodeDataError if a data set says that its rollouts begin from held-out states.
+def require_training_states(root: Path, allowed: str) -> str | None:
+    """Return what is to be said of a data set that cannot tell its states; None where there is nothing.
 
-    `allowed` is the setting that allows it, for the message.
+    `allowed` is the setting that allows others than training states, for the message.
+
+    Raises:
+        EpisodeDataError: The data set says that its rollouts begin from states on which policies are judged.
     """
     file = root / COLLECTION_PATH
-    made = read_versioned_json(file) if file.exists() else {}
-    if made.get("origin", {}).get("states_of") == "heldout":
+    origin = (read_versioned_json(file) if file.exists() else {}).get("origin", {})
+    kind = {"heldout": "held-out", "validation": "validation"}.get(origin.get("states_of"))
+    if kind is not None:
         raise EpisodeDataError(
-            f"{root}: its rollouts begin from held-out states, on which policies are judged; record "
+            f"{root}: its rollouts begin from {kind} states, on which policies are judged; record "
             f"training states (pi0-eval, eval.states=train), or set {allowed}"
         )
+    if "states" in origin and "states_of" not in origin:
+        return (
+            f"{root}: does not say which states its rollouts begin from; an earlier pi0-eval recorded "
+            "held-out ones unless told otherwise, and these cannot judge a policy that learned from them"
+        )
+    return None
 
 
 def record_rollouts(

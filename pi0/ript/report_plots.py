@@ -58,7 +58,7 @@ def draw_plots(rows: Sequence[Row], evaluations: Sequence[tuple[int, Evaluation]
     return figures
 
 
-def draw_interval(axes: Any, place: int, evaluation: Evaluation, **style: Any) -> None:
+def draw_interval(axes: Any, place: int | float, evaluation: Evaluation, **style: Any) -> None:
     """Draw the success of an evaluation in percent, with its interval."""
     rate = 100 * evaluation.success_rate
     low, high = (100 * bound for bound in evaluation.interval)

@@ -80,7 +80,7 @@ class GuidedPolicy:
     """A pi0 policy as rollouts use it: guided towards a positive advantage, `n_action_steps` at a time."""
 
     def __init__(self, policy: PI0Policy, guidance: float = 1.0) -> None:
-        self.policy, self.guidance = policy, guidance
+        self.policy, self.guidance = policy.use_graphs(), guidance
         self._was_saved = False
 
     def chunks(

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: all that the console saw, rows of metrics, phases in seconds, W&B.
+"""What a run writes down as it goes: all that the console saw, metrics, phases in seconds, status, W&B.
 
 A process logs one run at a time, from `setup_run_logging` to `close_run_logging` or to its exit.
 """
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pi0.ript.console_log import LogFile, _TeeIO
+from pi0.ript.progress import doing
 from pi0.ript.report import append_row, read_rows
+from pi0.ript.run_status import RunStatus
 from pi0.ript.wandb_run import WandbRun
 
 _FIRST_REPORT_S = 30.0  # a run that ends sooner draws its plots once
@@ -29,6 +31,7 @@ class _RunLog:
     consoles: dict[str, Any]
     report: Callable[[Path], object] | None
     next_report: float
+    status: RunStatus | None
     wandb: WandbRun | None = None
     num_rows: int = 0
 
@@ -62,7 +65,9 @@ def setup_run_logging(
     file = LogFile(path)
     consoles = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     tees = {name: _TeeIO(console, file) for name, console in consoles.items()}
-    _run = _RunLog(directory, rank, file, tees, consoles, report, time.monotonic() + _FIRST_REPORT_S)
+    next_report = time.monotonic() + _FIRST_REPORT_S
+    status = RunStatus(directory) if rank == 0 else None
+    _run = _RunLog(directory, rank, file, tees, consoles, report, next_report, status)
     for name in consoles:
         _replace_stream(name, consoles[name], tees[name])
     print(f"✓ 日志文件创建: {path} (log file created)")  # noqa: T201
@@ -70,10 +75,12 @@ def setup_run_logging(
 
 
 def close_run_logging() -> None:
-    """End W&B's run and the copying to the log file; without a run, do nothing."""
+    """End the run as finished, W&B's run too, and the copying to the log file; without a run, do nothing."""
     global _run
     if _run is None:
         return
+    if _run.status is not None:
+        _run.status.end("finished")
     if _run.wandb is not None:
         _run.wandb.finish()
     for name, tee in _run.tees.items():
@@ -87,6 +94,10 @@ def close_run_logging() -> None:
 def _close_at_exit() -> None:
     if _run is not None:
         _run.wandb = None  # it ends by itself, and knows of an uncaught exception
+        if _run.status is not None:
+            is_stop = doing.stopping is not None
+            reason = doing.stopping or _run.tees["stderr"].last_line
+            _run.status.end("stopped" if is_stop else "failed", reason)
     close_run_logging()
 
 
@@ -109,17 +120,22 @@ def _current() -> _RunLog:
 def init_wandb(config: Any, run_dir: str | Path, rank: int) -> None:
     """Start, or resume, the run in W&B that `log_metrics` also reports to; on rank 0 only.
 
+    From here on `logging.on_event` is also told when the run stalls, fails or finishes.
+
     It never asks for anything and never stops the training: what fails or hangs is said once, and W&B is off.
 
     Args:
         config: A dataclass, recorded as a whole, with `exp_name` and `logging`: `use_wandb`, `wandb_project`,
-            `wandb_entity` and `wandb_mode` (online, offline or disabled).
+            `wandb_entity`, `wandb_mode` (online, offline or disabled), `on_event` and `stalled_after_s`.
         run_dir: Keeps the run's id, by which it is resumed, in wandb_config.json.
         rank: The rank of this process.
     """
     run = _current()
     if rank > 0:
         return
+    if run.status is not None:
+        run.status.on_event = config.logging.on_event
+        run.status.stalled_after_s = config.logging.stalled_after_s
     if config.logging.use_wandb and config.logging.wandb_mode != "disabled":
         run.wandb = WandbRun(Path(run_dir))
         run.wandb.start(config)

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 
 from pi0 import FeatureConfig, Pi0Model, PI0Policy
+from pi0.config import Pi0Config
+from pi0.embodiment import require_chosen
+from pi0.errors import UnusableError
+from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
@@ -35,6 +39,7 @@ class PolicySettings:
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
     # in place of the checkpoint's statistics: a file of pi0-stats, or openpi's norm_stats.json
     statistics_path: str | None = None
+    embodiment: str | None = None  # tag of the robot that acts, if the policy knows several
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of the policy's own configuration that are to be others."""
@@ -95,7 +100,8 @@ def make_policy(
         device: "cpu", "cuda", "cuda:1", ..., or "auto" for a GPU if there is one.
         changes: More fields of its configuration, such as how the advantage enters.
         only_acts: It will not be trained, so its large weights are held in the dtype of its computation.
-        replaced: `features` and `statistics` in place of a checkpoint's, as in `pi0.pretrained.load`.
+        replaced: `features`, `statistics` and `embodiment` in place of a checkpoint's or of the settings', as
+            in `pi0.pretrained.load`.
 
     Raises:
         ValueError: The device is missing, or nothing is at the path, with the remedy.
@@ -118,7 +124,7 @@ def make_policy(
             dtypes=_acting if only_acts else settings.dtypes,
             device=place,
             seed=seed,
-            **replaced,
+            **{"embodiment": settings.embodiment, **replaced},
         )
         if file is not None:
             file.require_relative_actions(policy.features.relative_actions)
@@ -144,13 +150,18 @@ def task_features(task: Task) -> dict[str, dict[str, Any]]:
 def require_fits(features: FeatureConfig, environment: Environment) -> None:
     """Raise ValueError unless the environment shows and takes what a policy of these features does."""
     expected = [key.removeprefix("observation.images.") for key in features.present_cameras]
-    task = environment.suite().tasks()[0]
-    if not set(expected) <= set(task.cameras):
-        raise ValueError(
-            f"camera_names: the policy takes {expected}, the environment shows {list(task.cameras)}; "
+    suite = environment.suite()
+    shown = list(suite.tasks()[0].cameras)
+    if not set(expected) <= set(shown):
+        is_of_names = len(expected) <= len(shown) and hasattr(suite, "camera_names")
+        remedy = (
             "rename the environment's with task.camera_names, third-person view first"
+            if is_of_names
+            else "train the policy on data of these cameras first, as pi0-train does where "
+            "data_features_name_mapping says null for a camera that the data lack"
         )
-    for task in environment.suite().select(environment.tasks):
+        raise UnusableError(f"cameras: the policy takes {expected}, the environment shows {shown}; {remedy}")
+    for task in suite.select(environment.tasks):
         features.require_inputs(task_features(task), f"environment {task.id}")
 
 
@@ -172,14 +183,25 @@ def require_policy_path(path: str, field: str = "policy_path") -> None:
     if path == TOY:
         return
     if re.search(r"[{}<>]", path):
-        raise ValueError(f"{field}: nobody filled in the placeholder {path!r}; {remedy}")
+        raise UnusableError(f"{field}: nobody filled in the placeholder {path!r}; {remedy}")
     if place.is_dir():
         weights = INDEX if (place / INDEX).exists() else WEIGHTS
         missing = [name for name in ("config.json", weights) if not (place / name).exists()]
         if missing:
-            raise ValueError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
+            raise UnusableError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
     elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
-        raise ValueError(f"{field}: nothing at {path!r}; {remedy}")
+        raise UnusableError(f"{field}: nothing at {path!r}; {remedy}")
+
+
+def require_robot(path: str | Path, embodiment: str | None, config: Pi0Config | None = None) -> Checkpoint:
+    """Return what a checkpoint says of the robot that its policy is to act as; no weights are read.
+
+    Raises:
+        EmbodimentError: It does not know the robot, or knows several and none is chosen.
+    """
+    described = describe(resolve(path), config, None, None, None, embodiment)
+    require_chosen(list(described.embodiments), described.embodiment)
+    return described
 
 
 def require_device(name: str) -> torch.device:
@@ -187,10 +209,10 @@ def require_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f"device: expected cpu, cuda, cuda:1, ... or auto, found {name!r}")
+        raise UnusableError(f"device: expected cpu, cuda, cuda:1, ... or auto, found {name!r}")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
+        raise UnusableError(
             f"device: {name!r} is not there, found {torch.cuda.device_count()} CUDA devices; "
             "use device=cpu, or device=auto"
         )

@@ -126,10 +126,7 @@ def sized_toy_policy(
         tokenizer.vocab_size, **{"max_state_dim": state_dim, "max_action_dim": action_dim, **changes}
     )
     vision = replace(config.vision, image_size=image_size, patch_size=image_size // 4)
-    floored = {
-        STATE: _with_floor(statistics[STATE], 0.002),
-        ACTION: _with_floor(statistics[ACTION], 0.05),
-    }
+    floored = with_floors(statistics)
     features = FeatureConfig(image_keys=image_keys, state_dim=state_dim, action_dim=action_dim)
     return PI0Policy(replace(config, vision=vision), features, tokenizer, floored, seed=seed)
 
@@ -159,6 +156,11 @@ def train(policy: PI0Policy, frames: FrameSet, spec: WarmStart) -> PI0Policy:
             schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3f}")
     return policy.eval()
+
+
+def with_floors(statistics: Statistics) -> Statistics:
+    """Return statistics of states and actions as a toy uses them."""
+    return {STATE: _with_floor(statistics[STATE], 0.002), ACTION: _with_floor(statistics[ACTION], 0.05)}
 
 
 def _with_floor(statistics: Mapping[str, Any], floor: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pi0.errors import UnusableError
 from pi0.ript.checkpoint.files import SnapshotError, position, published, verify
 from pi0.ript.files import flatten, hash_values, library_hash, plain
 from pi0.ript.peers import Peers
@@ -29,15 +30,13 @@ _PACKAGES = ("torch", "lerobot", "mujoco", "metaworld", "hf-libero", "robosuite"
 
 _ADDED = {
     **{"algo.beta1": 0.9, "algo.beta2": 0.95, "algo.weight_decay": 1e-4},
-    "dataset.max_windows_per_episode": None,
+    **{"dataset.max_windows_per_episode": None, "policy.embodiment": None, "policy.frozen_dtype": None},
 }
 """Settings that version 0.1.0 did not have, with what it did: at these its episodes keep their place."""
 
 
-class ChangedSettingsError(ValueError):
+class ChangedSettingsError(UnusableError):
     """A run cannot be continued with settings that change its result."""
-
-    explains_itself = True
 
 
 @dataclass(frozen=True)

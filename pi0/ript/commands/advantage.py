@@ -1,4 +1,7 @@
-"""`pi0-advantage`: the advantage of every frame of some data sets, and the threshold for policy training."""
+"""`pi0-advantage`: the advantage of every frame of some data sets, and the threshold for policy training.
+
+Frames in which a person corrected the policy (column intervention) are positive, and not ranked.
+"""
 
 import argparse
 import json
@@ -6,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pi0 import PI0Policy
 from pi0.registry import load_plugins
@@ -15,23 +17,25 @@ from pi0.ript.commands.dataset_arguments import (
     add_reading_arguments,
     dataset_settings,
     in_words_of_options,
+    with_options,
 )
+from pi0.ript.commands.policy_argument import add_embodiment
 from pi0.ript.config import ConfigError
-from pi0.ript.config.loading import say_device
-from pi0.ript.config.yaml_files import include
+from pi0.ript.config.loading import load_config, say_device
+from pi0.ript.config.yaml_files import read_yaml
 from pi0.ript.data.reader import open_set
-from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.files import hash_files, path_argument
+from pi0.ript.data.settings import DatasetSettings, mixture_problems
+from pi0.ript.files import flatten, hash_files, path_argument
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, require_share
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.labelling import Advantage, FrameLabels, label_frames, write_labels
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.starting_policy import require_device
+from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.tensor_files import CheckpointError
 from pi0.value import ValueFunction
 
-_READING = ("repo_id", "root", "revision", "assume_success", "data_features_name_mapping")
 _EXAMPLES = """
 examples:
   pi0-advantage --value runs/demo/round-1/value --policy runs/demo/sft data/demonstrations data/rollouts
@@ -47,6 +51,7 @@ def label_datasets(
     datasets: Sequence[DatasetSettings],
     settings: Advantage,
     *,
+    embodiment: str | None = None,
     device: str = "cpu",
     batch_size: int = 256,
 ) -> FrameLabels:
@@ -56,7 +61,8 @@ def label_datasets(
         directory: A value function, with the reward that it was trained on (reward.json).
         policy: The policy whose prefix it reads, in its expert form.
         datasets: LeRobotDatasets v3 with success labels, or of successes alone.
-        settings: Share of all frames above epsilon, and whether there is one epsilon for all or one per task.
+        settings: Share of ranked frames above epsilon, which are ranked, and whether each task has its own.
+        embodiment: The robot that the policy acts as, if it knows several.
         device: Where it is computed.
         batch_size: Frames per forward pass.
     """
@@ -67,7 +73,7 @@ def label_datasets(
     for frames in sets:
         frames.successes()  # an error comes before anything long
     reward = _reward(directory).resolve(max(int(frames.lengths.max()) for frames in sets))
-    reads = PI0Policy.from_pretrained(policy, device=where) if policy else None
+    reads = PI0Policy.from_pretrained(policy, embodiment=embodiment, device=where) if policy else None
     value = ValueFunction.from_pretrained(directory, reads).to(where)
     values = [predict(value, frames, batch_size=batch_size) for frames in sets]
     labels = label_frames(sources, values, reward, settings)
@@ -81,7 +87,10 @@ def _reward(directory: Path) -> RewardConfig:
         raise CheckpointError(
             f"{path} is missing: expected the directory of a value function that RECAP or pi0-train wrote"
         )
-    reward = RewardConfig(**json.loads(path.read_text()))
+    try:
+        reward = RewardConfig(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected the reward that pi0-train wrote, found {error}") from error
     if reward.truncated != "failure":
         raise ConfigError(
             f"{path}: expected truncated='failure', found {reward.truncated!r}: a data set does not say "
@@ -91,24 +100,23 @@ def _reward(directory: Path) -> RewardConfig:
     return reward
 
 
-def read_mixture(path: Path) -> list[dict[str, Any]]:
-    """Return how the data sets in a mixture's JSON file are read, as its key `datasets` says.
+def read_mixture(path: Path) -> list[DatasetSettings]:
+    """Return the data sets of a mixture's file, or of the section `dataset_mixture` in a file of pi0-train.
 
     Raises:
-        ConfigError: It cannot be read, or has none.
+        ConfigError: It cannot be read, or is wrong.
     """
-    try:
-        described = include(json.loads(path.read_text()), path)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"dataset_mixture: {path}: {error}") from error
-    datasets = described.get("dataset_mixture", described).get("datasets")
-    if not datasets:
-        raise ConfigError(f"{path}: expected data sets under 'datasets', found none")
-    for dataset in datasets:
-        if dataset.get("episodes") is not None:
-            name = dataset.get("root") or dataset.get("repo_id")
+    values = read_yaml(path, "dataset_mixture")
+    section = values.get("dataset_mixture", values)
+    layer = (str(path), flatten({"dataset_mixture": section}))
+    mixture = load_config([layer], SupervisedSettings).dataset_mixture
+    if problems := [f"{path}: {problem}" for problem in mixture_problems(mixture)]:
+        raise ConfigError(*problems)
+    for dataset in mixture.datasets:
+        if dataset.episodes is not None:
+            name = dataset.root or dataset.repo_id
             print(f"{name}: all episodes are labelled, not only those of 'episodes'")  # noqa: T201
-    return [{key: value for key, value in dataset.items() if key in _READING} for dataset in datasets]
+    return [replace(dataset, episodes=None, excluded_episodes=None) for dataset in mixture.datasets]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,17 +124,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         datasets = [dataset_settings(name, options) for name in options.datasets]
-        for described in read_mixture(options.dataset_mixture) if options.dataset_mixture else ():
-            datasets.append(replace(dataset_settings("", options), **described))
+        if options.dataset_mixture:
+            datasets += [with_options(dataset, options) for dataset in read_mixture(options.dataset_mixture)]
+        tags = dict.fromkeys([*(dataset.embodiment_tag for dataset in datasets), options.embodiment])
+        if len(robots := [tag for tag in tags if tag is not None]) > 1:
+            raise ConfigError(
+                f"embodiment_tag: a value function is of one robot, found {', '.join(robots)}; label the "
+                "data sets of each by themselves"
+            )
         if not datasets:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
+        if options.embodiment is not None and options.policy is None:
+            raise ConfigError("--embodiment: is of the policy that a value function reads; name it: --policy")
         load_plugins(options.plugins)
         say_device(options.device)
         labels = label_datasets(
             options.value,
             options.policy,
             datasets,
-            Advantage(options.positive_fraction, options.scope, ranked="all"),
+            Advantage(options.positive_fraction, options.scope, options.ranked),
+            embodiment=options.embodiment,
             device=options.device,
             batch_size=options.batch_size,
         )
@@ -144,13 +161,16 @@ def _parser() -> argparse.ArgumentParser:
     add("datasets", nargs="*", help="LeRobotDatasets v3 with success labels: directories, or hub names")
     add("--value", "--config_path", type=path_argument, required=True, help="directory of the value function")
     add("--policy", type=path_argument, help="directory of the policy whose prefix it reads")
+    add_embodiment(parser)
     add(
         "--dataset_mixture",
         type=path_argument,
-        help="JSON file with 'datasets', besides directories",
+        help="JSON or YAML file with 'datasets', besides directories",
     )
-    add("--positive-fraction", type=float, default=0.3, help="share of all frames above epsilon (0.3)")
+    add("--positive-fraction", type=float, default=0.3, help="share of ranked frames above epsilon (0.3)")
     add("--scope", choices=("global", "per_task"), default="global", help="one epsilon, or one per task")
+    ranked = "successes: find epsilon among their frames, and frames of failures are never positive"
+    add("--ranked", choices=("all", "successes"), default="all", help=ranked)
     add("--device", default="auto", help="cpu, cuda, ..., or auto")
     plugins = "import a package that adds configurations; may be repeated"
     add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)

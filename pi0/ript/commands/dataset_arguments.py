@@ -1,6 +1,8 @@
 """The data sets that a command takes: how they are read, and what it calls the settings of that."""
 
 import argparse
+import re
+from dataclasses import replace
 
 from pi0.ript.data.settings import DatasetSettings
 
@@ -12,12 +14,20 @@ _OPTIONS = {
 """What a message says of a setting -> what the option is called."""
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --columns and --assume-success."""
+def add_reading_arguments(parser: argparse.ArgumentParser, *, with_success: bool = True) -> None:
+    """Add --columns and, unless labels are what the command makes, --assume-success."""
     add = parser.add_argument
-    columns = "what the set calls observation.state, action and cameras, where it is something else"
+    columns = (
+        "what the set calls observation.state, action, cameras and intervention, where it is something else"
+    )
     add("--columns", nargs="+", default=[], metavar="KEY=NAME", help=columns)
-    add("--assume-success", action="store_true", help="unlabelled episodes are successes (curated data only)")
+    parser.set_defaults(assume_success=False)
+    if with_success:
+        add(
+            "--assume-success",
+            action="store_true",
+            help="unlabelled episodes are successes (curated data only)",
+        )
 
 
 def dataset_settings(name: str, options: argparse.Namespace) -> DatasetSettings:
@@ -32,9 +42,17 @@ def dataset_settings(name: str, options: argparse.Namespace) -> DatasetSettings:
     )
 
 
+def with_options(dataset: DatasetSettings, options: argparse.Namespace) -> DatasetSettings:
+    """Return how a data set of a file is read: as the file says, and as the options say where it does not."""
+    said = dataset_settings("", options)
+    columns = dataset.data_features_name_mapping or said.data_features_name_mapping
+    assumed = dataset.assume_success or said.assume_success
+    return replace(dataset, assume_success=assumed, data_features_name_mapping=columns)
+
+
 def in_words_of_options(error: Exception) -> str:
     """Return what an error says, with the names of options in place of settings."""
     message = str(error)
     for setting, option in _OPTIONS.items():
-        message = message.replace(setting, option)
+        message = re.sub(rf"(?<![.\w]){re.escape(setting)}", option, message)  # not a key of a file
     return message

@@ -142,7 +142,7 @@ def _still_dimensions(values: Float32[np.ndarray, "n d"]) -> list[int]:
 
 def _warnings(frames: FrameSet, figures: Mapping[str, Any]) -> Iterator[Finding]:
     if unknown := figures["success"]["unknown"]:
-        remedy = "a value function needs them: label the episodes, or say assume_success where all succeed"
+        remedy = "a value function needs them: pi0-label, or say assume_success where all succeed"
         yield Finding("warn", f"{unknown} of {len(frames.lengths)} episodes have no success label", remedy)
     for key, still in figures["dimensions_that_hardly_move"].items():
         numbers = figures["statistics"][key]

@@ -1,4 +1,7 @@
-"""`pi0-dataset-viz`: shows a data set on one local page, with values and advantages where it has them."""
+"""`pi0-dataset-viz`: shows a data set on one local page, with values and advantages where it has them.
+
+With --label: the page on which a person says which episodes succeeded, for pi0-label.
+"""
 
 import argparse
 import sys
@@ -15,7 +18,13 @@ from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.files import path_argument
-from pi0.ript.labels.advantages import ADVANTAGES_PATH, read_advantages, read_lineage
+from pi0.ript.labels.advantages import (
+    ADVANTAGES_PATH,
+    from_json,
+    positive_frames,
+    read_advantages,
+    read_lineage,
+)
 from pi0.ript.labels.frames import (
     FRAMES_FILE,
     THRESHOLDS_FILE,
@@ -24,6 +33,7 @@ from pi0.ript.labels.frames import (
     read_thresholds,
 )
 from pi0.ript.pages.dataset_page import Labels, write_dataset_page
+from pi0.ript.pages.labelling_page import write_labelling_page
 
 _EXAMPLES = """
 examples:
@@ -31,6 +41,7 @@ examples:
   pi0-dataset-viz demos/drawer --episodes 0 7 12 --output drawer.html
   pi0-dataset-viz RUN/round-1/rollouts/dataset --values RUN/round-1/advantages
   pi0-dataset-viz someones/dataset --assume-success --max-episodes 3
+  pi0-dataset-viz recordings/drawer --label
 
 The page needs no network and no server: open it in a browser, or send it to somebody.
 
@@ -42,18 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(argv)
     directory = Path(options.dataset).expanduser().resolve()
-    beside = directory.with_name(f"{directory.name}.html")
+    beside = directory.with_name(f"{directory.name}{'-label' if options.label else ''}.html")
     output = options.output or (beside if directory.is_dir() else Path(beside.name))
     try:
         _require_usable(options, output)
         frames = open_set(dataset_settings(options.dataset, options))
-        frames.successes()  # an error comes before anything long
         shown = _shown(options, frames)
-        labels = _labels(options, frames)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_dataset_page(
-            output, directory.name, frames, shown, labels, unlabelled_succeed=options.assume_success
-        )
+        if options.label:
+            write_labelling_page(output, directory.name, frames, shown)
+        else:
+            frames.successes()  # an error comes before anything long
+            _write_page(options, output, directory.name, frames, shown)
     except (ValueError, OSError) as error:
         message = " ".join(in_words_of_options(error).split())
         print(f"pi0-dataset-viz: error: {message}", file=sys.stderr)  # noqa: T201
@@ -63,6 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print(output)  # noqa: T201
     return 0
+
+
+def _write_page(
+    options: argparse.Namespace, output: Path, name: str, frames: FrameSet, shown: Sequence[int]
+) -> None:
+    labels = _labels(options, frames)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_dataset_page(output, name, frames, shown, labels, unlabelled_succeed=options.assume_success)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     add("dataset", metavar="DATASET", help="directory of the data set, or its name on the hub")
     add("--output", type=path_argument, metavar="PAGE", help="the page (default: DATASET.html)")
     add("--episodes", type=int, nargs="+", metavar="N", help="episodes to show (default: the first ones)")
-    add("--max-episodes", type=int, default=12, metavar="N", help="how many without --episodes (default 12)")
+    most = "how many without --episodes (default 12; with --label all)"
+    add("--max-episodes", type=int, metavar="N", help=most)
+    label = (
+        "make the page to say which episodes succeeded, with their videos beside it (default: DATASET-label)"
+    )
+    add("--label", action="store_true", help=label)
     values = f"{FRAMES_FILE} of a RECAP run, or its directory; instead of the data set's {ADVANTAGES_PATH}"
     add("--values", type=path_argument, metavar="DIR", help=values)
     source = (
@@ -91,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _require_usable(options: argparse.Namespace, output: Path) -> None:
-    if options.max_episodes < 1:
+    if options.label and (options.values is not None or options.assume_success):
+        raise ValueError("--label: asks for labels; leave out --values and --assume-success")
+    if options.max_episodes is not None and options.max_episodes < 1:
         raise ValueError(f"--max-episodes: expected at least 1, found {options.max_episodes}")
     if output.is_dir():
         raise ValueError(f"--output: expected a file name, found the directory {output}")
@@ -104,7 +129,7 @@ def _require_usable(options: argparse.Namespace, output: Path) -> None:
 def _shown(options: argparse.Namespace, frames: FrameSet) -> list[int]:
     numbers = frames.episodes.tolist()
     if options.episodes is None:
-        return numbers[: options.max_episodes]
+        return numbers[: options.max_episodes or (None if options.label else 12)]
     unknown = [number for number in options.episodes if number not in numbers]
     if unknown:
         raise ValueError(
@@ -124,11 +149,14 @@ def _labels(options: argparse.Namespace, frames: FrameSet) -> Labels | None:
         return Labels(replace(labelled, tasks=tasks), epsilon)
     if not (Path(frames.name) / ADVANTAGES_PATH).exists():
         return None
-    advantages = read_advantages(frames.name, frames)
-    epsilon = read_lineage(frames.name).get("epsilon", {})
-    if not isinstance(epsilon, Mapping):
-        epsilon = dict.fromkeys(tasks, float(epsilon))
-    return Labels(LabelledFrames(advantages, frames.lengths, tasks=tasks), dict(epsilon))
+    advantages, lineage = read_advantages(frames.name, frames), read_lineage(frames.name)
+    epsilon = lineage.get("epsilon", {})
+    epsilon = from_json(epsilon) if isinstance(epsilon, Mapping) else dict.fromkeys(tasks, float(epsilon))
+    positive = None
+    if epsilon:
+        only_successes = lineage.get("ranked") == "successes"
+        positive = positive_frames(frames, advantages, tasks, epsilon, only_successes=only_successes)
+    return Labels(LabelledFrames(advantages, frames.lengths, tasks=tasks, labels=positive), epsilon)
 
 
 def _frames_file(path: Path) -> Path:

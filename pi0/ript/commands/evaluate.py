@@ -14,7 +14,9 @@ from pi0.ript.config import ConfigError, TrainConfig, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_comments, key_value_pairs
 from pi0.ript.config.loading import default_values, load_config, mixed_precision
 from pi0.ript.config.yaml_files import parse_yaml
-from pi0.ript.policy_evaluation import EvaluationConfig, evaluate_policy
+from pi0.ript.evaluation_settings import EvaluationConfig
+from pi0.ript.guidance import parse_guidances
+from pi0.ript.policy_evaluation import evaluate_policy
 from pi0.ript.results import RunInUseError
 from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.supervised.settings import ModelSettings
@@ -25,6 +27,7 @@ examples:
   pi0-eval --policy pi0/ript/output/ript/policy --env metaworld --episodes 50 --videos 4
   pi0-eval --policy base --compare improved --env libero_object --episodes 50 --guidance 2
   pi0-eval --policy checkpoints/pi0_libero --env libero_10 --tasks 0 8 --device cuda
+  pi0-eval --policy improved --env metaworld --guidance 1,2,3 --states validation
   pi0-eval --policy improved --env metaworld --recording-root data/rollouts
   pi0-eval --nproc-per-node 2 --policy base --env libero_spatial
   pi0-eval --config_path=configs/rollout_config.json --policy.pretrained_path=outputs/train/sft_pi0
@@ -32,7 +35,8 @@ examples:
 The states are held out: training never uses them (LIBERO: the benchmark's own 50 per task). Intervals are
 95%: Wilson's for a rate, Newcombe's for the difference of two policies on the same states. One seed gives the
 same episodes, whatever the number of processes. Interrupted and started again, the command runs only those
-that were not finished.
+that were not finished. Several guidances are tried on validation states (unless --states says others), which
+are neither trained on nor reported, and the table says which one to take.
 
 exit codes: 0 done; 1 failed; 2 unusable arguments; 130 interrupted
 """
@@ -50,6 +54,7 @@ _FLAGS = {
     "eval.cfg_guidance_scale": "--guidance",
     "eval.n_video": "--videos",
     "eval.recording_root": "--recording-root",
+    "policy.embodiment": "--embodiment",
     "policy.extra_delta_transform": "--extra-delta-transform",
     "seed": "--seed",
     "device": "--device",
@@ -120,11 +125,12 @@ def _of_file(
     """Return what a file and new values for its keys ask for; what is wrong is a ConfigError."""
     values = vars(options)
     path, plugins = values.pop("config_path"), values.pop("plugins")
+    keys = [key for key, flag in _FLAGS.items() if flag == f"--{key}"]  # are both, and mean the same
+    rest = [*rest, *(f"--{key}={value}" for key in keys if (value := values.pop(key)) is not None)]
     if changed := [key for key, value in values.items() if value != parser.get_default(key)]:
-        raise ConfigError(
-            f"{_FLAGS.get(changed[0], '--env-option')}: with --config_path, options are keys of the file, "
-            "such as --policy_path=DIR or --eval.rollouts_per_task=50"
-        )
+        key = changed[0] if changed[0] in _FLAGS else "task.KEY"
+        flag = _FLAGS.get(changed[0], "--env-option")
+        raise ConfigError(f"{flag}: with --config_path, options are keys of the file; write --{key}=VALUE")
     overrides, unused = key_value_pairs(rest), {"of training": [f"policy.{key}" for key in _TRAINING]}
     config = load_config_from_yaml(path, overrides, schema=EvaluationConfig, without_effect=unused)
     load_plugins(config.plugins)
@@ -139,6 +145,8 @@ def _of_options(
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     values = {key: value for key, value in vars(options).items() if key in _FLAGS and value is not None}
+    if "," in str(values.get("eval.cfg_guidance_scale", "")):
+        values["guidances"] = _several(values.pop("eval.cfg_guidance_scale"))
     numbers = {
         key for key, value in default_values(EvaluationConfig).items() if isinstance(value, int | float)
     }
@@ -163,9 +171,16 @@ def _of_options(
     return config
 
 
+def _several(text: str) -> list[float]:
+    try:
+        return list(parse_guidances(text))
+    except ValueError as error:
+        raise ConfigError(f"--guidance: {error}") from error
+
+
 def _with_flags(message: str) -> str:
     """Return a message that speaks of options and not of the keys that they are short for."""
-    for key, flag in _FLAGS.items():
+    for key, flag in (_FLAGS | {"guidances": "--guidance"}).items():
         end = r"(?!\w)" if "." in key else "(?=[:=])"  # a single word may be meant as one
         message = re.sub(rf"(?<![\w.]){re.escape(key)}{end}", flag, message)
     return re.sub(r"\btask\.(\w+)", r"--env-option \1=...", message)

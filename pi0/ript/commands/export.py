@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pi0 import Indicator, Observation, Pi0Model, PI0Policy
+from pi0.embodiment import plain_statistics
 from pi0.lerobot_format import require_lerobot_sizes
 from pi0.ript.commands.arguments import command_parser, complain, whole_number
 from pi0.ript.commands.policy_argument import add_policy_arguments, load_policy
@@ -111,17 +112,14 @@ def export_torch(
 
 def _description(policy: PI0Policy, inputs: dict[str, Tensor], num_steps: int) -> dict[str, Any]:
     shapes = {name: {"shape": list(x.shape), "dtype": str(x.dtype)[6:]} for name, x in inputs.items()}
-    statistics = {
-        key: {name: torch.as_tensor(value).tolist() for name, value in values.items()}
-        for key, values in policy.statistics.items()
-    }
     return {
         "inputs": shapes,  # in the order of the arguments
         "output": {"shape": shapes["noise"]["shape"], "dtype": "float32"},
         "num_steps": num_steps,
         "config": policy.config.to_dict(),
+        **({"embodiment": policy.embodiments.chosen} if policy.embodiments.tags else {}),
         "features": policy.features.to_dict(),
-        "statistics": statistics,
+        "statistics": plain_statistics(policy.statistics),
     }
 
 

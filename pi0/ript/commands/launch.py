@@ -39,6 +39,7 @@ COMMANDS = {
     "recap": Command("train_ript_pi0_final", is_parallel=True),
     "eval": Command("pi0.ript.commands.evaluate", is_parallel=True),
     "doctor": Command("pi0.ript.commands.doctor", is_parallel=False),
+    "label": Command("pi0.ript.commands.label", is_parallel=False),
     "advantage": Command("pi0.ript.commands.advantage", is_parallel=False),
     "dataset-viz": Command("pi0.ript.commands.dataset_viz", is_parallel=False),
     "export": Command("pi0.ript.commands.export", is_parallel=False),
@@ -75,12 +76,29 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     The code is the script's own, and 128 + n when signal n ended it or stopped the run (Ctrl+C: 130).
     torchrun and accelerate turn every other code of their processes into 1. Unusable arguments give 2.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if name == "recap" and "--status" in argv:
+        return _show_status(argv)
     try:
-        arguments = launch_arguments(name, sys.argv[1:] if argv is None else argv)
+        arguments = launch_arguments(name, argv)
     except LaunchError as error:
         return complain(f"pi0-{name}", error)
     print(f"Executing: {shlex.join(arguments)}", flush=True)  # noqa: T201
     return supervise(arguments, _environment())
+
+
+def _show_status(argv: Sequence[str]) -> int:
+    """Print what the runs in a directory are doing, `pi0-recap --status DIR`, and return the exit code."""
+    from pi0.ript.run_status import status_lines  # torch comes with it
+
+    try:
+        if len(argv) != 2 or argv[0] != "--status":
+            raise LaunchError(f"--status: expected it alone with a directory, found {shlex.join(argv)!r}")
+        for line in status_lines(Path(argv[1])):
+            print(line)  # noqa: T201
+    except ValueError as error:
+        return complain("pi0-recap", error)
+    return 0
 
 
 def launch_arguments(name: str, argv: Sequence[str]) -> list[str]:
@@ -131,6 +149,9 @@ def _parser(name: str) -> argparse.ArgumentParser:
         allow_abbrev=False,  # the script's options are not shortened names of these
     )
     group = parser.add_argument_group("launcher options")
+    if name == "recap":
+        told = "alone: print what all runs in DIR are doing, of any command, and end"
+        group.add_argument("--status", metavar="DIR", help=told)
     add = group.add_mutually_exclusive_group().add_argument
     add(
         "--accelerate-config",

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def checkpoint(request: Request) -> list[Finding]:
     if request.checkpoint is None:
         return []
     from pi0.pretrained import require_loadable
+    from pi0.ript.config.validation import attempt
     from pi0.ript.environments import get_environment
     from pi0.ript.starting_policy import TOY, require_fits, require_policy_path
 
@@ -108,5 +110,10 @@ def checkpoint(request: Request) -> list[Finding]:
         return [Finding("ok", "checkpoint: toy, which is trained when it is needed")]
     path = Path(request.checkpoint).expanduser()
     described, count = require_loadable(path)
-    require_fits(described.features, get_environment(request.env))
+    environment, robots = get_environment(request.env), [described.features]
+    if described.embodiment is None and described.embodiments:  # one of them is chosen when it acts
+        robots = [robot.features for robot in described.embodiments.values()]
+    wrong = [attempt(partial(require_fits, features, environment))[1] for features in robots]
+    if all(wrong):
+        raise ValueError(wrong[0][0])
     return [Finding("ok", f"checkpoint: {path}, {count:,} parameters, fits {request.env}")]

@@ -142,6 +142,7 @@ OTHERS: dict[str, Alias] = {
         batch_size: global_batch_size
         optimizer.learning_rate: learning_rate optimizer.lr scheduler.peak_lr
         log_freq: logging_steps
+        policy.embodiment: embodiment_tag
         policy.max_action_dim: max_action_dim
         policy.max_state_dim: max_state_dim
         steps: max_steps
@@ -205,7 +206,7 @@ belongs to another program:
 exp_name names the run:
     job_name
 a data set says what its columns are; data_features_name_mapping renames them:
-    embodiment_tag modality_config_path num_cams
+    modality_config_path num_cams
 a run is one in W&B, by exp_name:
     wandb.disable_artifact wandb.group wandb.job_type wandb.name wandb.notes wandb.on_resume wandb.run_id
     wandb.tags

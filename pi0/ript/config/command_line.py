@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import batched, takewhile
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from pi0.errors import say_errors_in_one_line
 from pi0.registry import load_plugins
 from pi0.ript.config.loading import PROFILES, load_config_from_yaml, mixed_precision, say, say_device
 from pi0.ript.config.schema import ConfigError, TrainConfig
@@ -53,7 +53,7 @@ def parse_config(
     """
     known = {"ript": RIPT, **(algorithms or {})}
     parser = _parser(known)
-    _say_in_one_line(parser.prog)
+    say_errors_in_one_line(parser.prog)
     arguments, rest = parser.parse_known_args(argv)
     try:
         if arguments.config_path is None:
@@ -83,21 +83,6 @@ def parse_config(
         sys.stderr.write(f"{parser.prog}: error: {error}\n")
         sys.exit(2)
     return config
-
-
-def _say_in_one_line(script: str) -> None:
-    """From now on, end without a traceback where the message alone explains it, and on Ctrl+C."""
-    otherwise = sys.excepthook
-
-    def say_why(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            sys.stderr.write(f"{script}: interrupted\n")
-        elif getattr(kind, "explains_itself", False):
-            sys.stderr.write(f"{script}: error: {error}\n")
-        else:
-            otherwise(kind, error, trace)
-
-    sys.excepthook = say_why
 
 
 def _algorithm(path: str, known: Mapping[str, Algorithm]) -> Algorithm:

@@ -7,6 +7,7 @@ with another value, see `pi0.ript.checkpoint.resuming`; without any it cannot go
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
+from pi0.errors import UnusableError
 from pi0.ript.envs.base import Split
 from pi0.ript.ranges import LONGER, ROUNDING, SAME, Count, NotNegative, Positive, ProperShare, Whole, one_of
 from pi0.ript.starting_policy import PolicySettings
@@ -21,10 +22,8 @@ NO_ENVIRONMENT = "none"
 """The name of the environment where nothing is simulated."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UnusableError):
     """What is wrong with a configuration, all of it: one problem per entry of `problems`."""
-
-    explains_itself = True
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -156,6 +155,10 @@ class Logging:
     wandb_project: str = "ript-pi0"
     wandb_entity: str | None = None
     wandb_mode: WandbMode = "offline"  # online, offline or disabled
+    # A command of yours, run without a shell when the run stalls, fails or finishes; PI0_EVENT, PI0_RUN and
+    # PI0_REASON in its environment say what happened.
+    on_event: str | None = None
+    stalled_after_s: Positive = 1800.0  # without progress
 
 
 @dataclass

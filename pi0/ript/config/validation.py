@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pi0 import toy_config
+from pi0.embodiment import IDS
 from pi0.model import Pi0Model
 from pi0.registry import get_config
 from pi0.ript.config.schema import NO_ENVIRONMENT, ConfigError, TrainConfig
@@ -18,7 +19,7 @@ from pi0.ript.environments import Environment, get_environment
 from pi0.ript.files import flatten
 from pi0.ript.loss import require_algorithm
 from pi0.ript.ranges import wrong_values
-from pi0.ript.starting_policy import TOY, require_device, require_policy_path
+from pi0.ript.starting_policy import TOY, require_device, require_policy_path, require_robot
 from pi0.statistics_file import read_statistics_file
 from pi0.trainable import frozen_names
 
@@ -28,7 +29,7 @@ _READ = ("policy_path", "compare", "reads", "statistics_path", "root", "repo_id"
 
 def validate_config(config: TrainConfig) -> None:
     """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
-    problems = [*_algorithm(config), *_resume(config)]
+    problems = [*_algorithm(config), *_resume(config), *wrong_robot(config)]
     if config.resume is None:
         problems += moved_aside(config, Path(config.output_dir) / config.exp_name)
     environment, shared = shared_problems(config)
@@ -139,6 +140,14 @@ def wrong_policy(config: Any) -> list[str]:
     return [*problems, *(_freeze(config, policy.freeze) if policy.freeze is not None else ())]
 
 
+def wrong_robot(config: Any) -> list[str]:
+    """Return what is wrong with the robot that the policy of a checkpoint is to act as."""
+    path, robot = Path(config.policy_path).expanduser(), config.policy.embodiment
+    if config.policy_path == TOY or not ((path / IDS).is_file() or robot is not None):
+        return []
+    return attempt(lambda: require_robot(path, robot), "policy.")[1]
+
+
 def _require_statistics(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"no file at {str(path)!r}; null takes the checkpoint's statistics")
@@ -157,7 +166,7 @@ def _freeze(config: Any, which: str) -> list[str]:
 def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:
     if config.policy_path != TOY:
         return
-    for key in ("config", "statistics_path", "extra_delta_transform"):
+    for key in ("config", "statistics_path", "extra_delta_transform", "embodiment"):
         if getattr(config.policy, key) is not None:
             yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; use policy.{key}=null"
     spec = environment.warm_start_spec(seed=0)

@@ -143,10 +143,12 @@ def _nothing_there(path: Path) -> str:
     kinds = ("*.json",) if path.suffix == ".json" else ("*.y*ml", "*.json")
     nearby = sorted(file for kind in kinds for file in folder.glob(kind)) if folder.is_dir() else []
     if not nearby:
-        nearby = sorted(CONFIGS.glob("*.yaml"))
+        nearby = sorted(Path("configs").glob("*.json") if path.suffix == ".json" else CONFIGS.glob("*.yaml"))
     names = {file.stem: _short(file) for file in nearby}
     close = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.6)
-    hint = f"did you mean {names[close[0]]}?" if close else f"there are: {', '.join(names.values())}"
+    hint = (
+        f"did you mean {names[close[0]]}?" if close else f"there are: {', '.join(names.values()) or 'none'}"
+    )
     what = "is a directory" if path.is_dir() else f"does not exist (looked in {Path.cwd()})"
     return f"{what}; {hint}"
 

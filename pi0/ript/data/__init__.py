@@ -15,5 +15,6 @@ survive a kill and the set is either whole or absent:
 `success` is a column of the frames (constant over an episode), because that is what every tool of lerobot
 carries along (merging, splitting, deleting episodes) and where RECAP trainers look first. All labels,
 `success` too, are also columns of `meta/episodes`, one row per episode. `meta/collection.json` says how the
-whole set was made and holds the hash of its content.
+whole set was made and holds the hash of its content. `meta/success.json`, where there is one, says of a set
+made elsewhere how its episodes ended (pi0-label), above what its columns say.
 """

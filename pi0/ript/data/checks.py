@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from pi0.features import ACTION, STATE
-from pi0.ript.data.tables import FETCH_AGAIN, UNKNOWN, Fault, FrameTable
+from pi0.ript.data.columns import UNKNOWN
+from pi0.ript.data.tables import FETCH_AGAIN, Fault, FrameTable
 
 LEAVE_OUT = "correct it, or leave the episode out (excluded_episodes)"
 _LARGEST_JITTER = 0.99  # of a frame, between the earliest and the latest of an episode
@@ -222,7 +223,10 @@ def _task_names(tables: Tables) -> Iterator[Fault]:
 def _success(tables: Tables) -> Iterator[Fault]:
     frame_labels = success_labels(tables.frames)
     for place, number, label in _described(tables, "success"):
-        if frame_labels[place] not in (UNKNOWN, int(bool(label))):
+        if label not in (0, 1):
+            what = f"expected 0, 1, true or false, found {label!r}"
+            yield Fault("meta/episodes: success", what, LEAVE_OUT, (number,))
+        elif frame_labels[place] not in (UNKNOWN, int(label)):
             what = f"expected {bool(frame_labels[place])} as its frames say, found {label}"
             yield Fault("meta/episodes: success", what, LEAVE_OUT, (number,))
 

@@ -1,10 +1,13 @@
-"""Columns of parquet files as arrays of numbers. Axes: r row, d number of a row."""
+"""Columns of parquet files as arrays of numbers, or of answers. Axes: r row, d number of a row."""
 
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int8, Int64, Shaped
+
+UNKNOWN = -1
+"""In a column of answers: nobody knows."""
 
 
 def numbers(column: pa.ChunkedArray) -> Shaped[np.ndarray, "r d"]:
@@ -30,6 +33,8 @@ def numbers(column: pa.ChunkedArray) -> Shaped[np.ndarray, "r d"]:
         cells = pa.array([nothing if x is None else x for x in cells.to_pylist()], cells.type)
     flat = cells.flatten() if is_list else cells
     kind = flat.type
+    if pa.types.is_boolean(kind) and flat.null_count:
+        flat = flat.cast(pa.int8())  # becomes floats, which can be NaN
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise ValueError(f"expected numbers, found {column.type}")
     return flat.to_numpy(zero_copy_only=False).reshape(len(column), width)
@@ -54,3 +59,17 @@ def whole_numbers(column: pa.ChunkedArray) -> Int64[np.ndarray, " r"]:
     elif values.dtype.kind not in "iu":
         raise ValueError(f"expected whole numbers, found {column.type}")
     return values.astype(np.int64)
+
+
+def answers(column: pa.ChunkedArray) -> Int8[np.ndarray, " r"]:
+    """Return a column of yes and no as 1, 0, or UNKNOWN where it is empty or NaN.
+
+    Raises:
+        ValueError: It holds something else than 0, 1, true and false.
+    """
+    values = one_number(column).astype(np.float64)
+    is_known = ~np.isnan(values)
+    wrong = np.flatnonzero(is_known & (values != 0) & (values != 1))
+    if len(wrong):
+        raise ValueError(f"expected 0, 1, true or false, found {values[wrong[0]]:g} in row {wrong[0]}")
+    return np.where(is_known, values, UNKNOWN).astype(np.int8)

@@ -1,6 +1,7 @@
 """Image storage of episodes: PNG bytes (lossless) and H.264 video (small, not exact)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -40,9 +41,11 @@ def decode_image(encoded: bytes | None, where: str) -> UInt8[np.ndarray, "h w 3"
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def encode_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: int) -> None:
-    """Write the RGB frames to an MP4 file, one thread, replacing it only when complete."""
-    height, width = frames.shape[1:3]
+def encode_video(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: int) -> None:
+    """Write the RGB frames, at least one, to an MP4 file, one thread, replacing it only when complete."""
+    remaining = iter(frames)
+    first = next(remaining)
+    height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise ValueError(f"video needs an even image size, found {width}x{height}; use storage='image'")
     options = {key: str(VIDEO_ENCODER[key]) for key in ("g", "crf", "preset")} | {"threads": "1"}
@@ -52,7 +55,7 @@ def encode_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: int) -> 
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = width, height
         stream.pix_fmt = str(VIDEO_ENCODER["pix_fmt"])
-        for frame in frames:
+        for frame in chain([first], remaining):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     temporary.replace(path)

@@ -52,6 +52,10 @@ class FrameSet:
     """By camera, as a batch names it: arrays (n, h, w, 3), or what is indexed like them and decodes."""
     selected: Bool[np.ndarray, " e"]
     """Which episodes were asked for; only these are known to be without fault."""
+    is_corrected: Bool[np.ndarray, " n"]
+    """In which frames a person acted in place of the policy (column `INTERVENTION`)."""
+    dimension_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the set calls the numbers of a state and of an action, where it says so."""
     collection: Mapping[str, Any] = field(default_factory=dict)
     """How the set was made, and its `content_hash`; empty for one made elsewhere."""
 
@@ -84,6 +88,7 @@ class FrameSet:
                 for camera in episodes[0].images
             },
             selected=np.ones(len(episodes), bool),
+            is_corrected=np.zeros(sum(lengths), bool),
             collection={"content_hash": hashlib.sha256(hashes.encode()).hexdigest()},
         )
 
@@ -175,6 +180,6 @@ class FrameSet:
             raise EpisodeDataError(
                 f"{self.name}: expected success labels (column 'success' of its frames or of meta/episodes), "
                 f"found none for {len(unknown)} of {self.num_episodes} episodes, the first is {unknown[0]}; "
-                "record it with pi0-demos, or if every episode is known to succeed set assume_success"
+                "label it with pi0-label, or if every episode is known to succeed set assume_success"
             )
         return np.array([labels.success is True for labels in self.labels])

@@ -15,15 +15,16 @@ from jaxtyping import Bool, Int64
 
 from pi0.features import ACTION, STATE
 from pi0.ript.data.checks import Tables, episode_faults, success_labels, table_faults, total_faults
+from pi0.ript.data.columns import UNKNOWN
 from pi0.ript.data.footage import find_footage
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.hub import Place, locate
 from pi0.ript.data.images import FilmedImages, ImageColumn, StoredImages, find_sizes
-from pi0.ript.data.records import COLLECTION_PATH, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.records import COLLECTION_PATH, INTERVENTION, EpisodeDataError, EpisodeLabels
 from pi0.ript.data.settings import DatasetSettings
+from pi0.ript.data.success_file import read_success
 from pi0.ript.data.tables import (
     FETCH_AGAIN,
-    UNKNOWN,
     Fault,
     column_names,
     fault_lines,
@@ -73,9 +74,11 @@ def examine(
     info = read_info(root, faults)
     if info is None:
         return None, faults
-    names, camera_columns = _columns(settings, cameras, info["features"], column_names(root), str(root))
+    present = {*info["features"], *column_names(root)}
+    names, camera_columns = _columns(settings, cameras, info["features"], present, str(root))
+    intervention = settings.data_features_name_mapping.get(INTERVENTION, INTERVENTION)
     tasks, rows = read_tasks(root, faults), read_episodes(root, faults)
-    table = read_frames(root, names, place.fetched, faults)
+    table = read_frames(root, names, intervention if intervention in present else None, place.fetched, faults)
     collection = _read_collection(place, faults)
     if tasks is None or rows is None or table is None or faults:
         return None, faults
@@ -91,31 +94,36 @@ def examine(
     if not faults and place.fetched is None:
         faults += total_faults(tables)
     selected = _selected(settings, table.episodes, tables.rows.keys(), str(root))
-    return _frame_set(str(root), tables, images, selected, collection, settings.assume_success), faults
+    labels = _labels(tables, read_success(root, table, faults), settings.assume_success)
+    return _frame_set(str(root), tables, images, selected, collection, labels), faults
 
 
 def _columns(
     settings: DatasetSettings,
     cameras: Sequence[str] | None,
     features: Mapping[str, Mapping[str, Any]],
-    present: Sequence[str],
+    present: Collection[str],
     name: str,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the columns of state and action, and those of the cameras that the set has."""
+    """Return the columns of state and action, and those of the cameras that the set has.
+
+    A column of corrections that the settings name must be there, too.
+    """
     mapping = settings.data_features_name_mapping
     if cameras is None:
         own = {column: key for key, column in mapping.items() if column is not None}
         pictures = [column for column, feature in features.items() if _is_camera(feature)]
         cameras = [key for key in dict.fromkeys([own.get(x, x) for x in pictures] + list(mapping))
-                   if key not in (STATE, ACTION)]  # fmt: skip
+                   if key not in (STATE, ACTION, INTERVENTION)]  # fmt: skip
     if cameras:
         require_names(settings, cameras, name)
     wanted = {key: mapping.get(key, key) for key in (*cameras, STATE, ACTION)}
     columns = {key: column for key, column in wanted.items() if column is not None}
-    missing = [column for column in columns.values() if column not in features and column not in present]
+    wanted |= {key: mapping[key] for key in (INTERVENTION,) if mapping.get(key) is not None}
+    missing = [column for column in wanted.values() if column is not None and column not in present]
     if missing or not {STATE, ACTION} <= columns.keys():
         raise EpisodeDataError(
-            f"{name}: expected columns {list(wanted.values())}, found {sorted({*features, *present})}. Say "
+            f"{name}: expected columns {list(wanted.values())}, found {sorted(present)}. Say "
             f"what they are called in {_OTHER_NAMES}, as {{{STATE}: state}}; null for a camera that it lacks"
         )
     names = {key: columns.pop(key) for key in (STATE, ACTION)}
@@ -127,7 +135,7 @@ def require_names(settings: DatasetSettings, cameras: Sequence[str], name: str) 
 
     That the set lacks it, too (null), is no contradiction.
     """
-    known = [*cameras, STATE, ACTION]
+    known = [*cameras, STATE, ACTION, INTERVENTION]
     named = {key for key, column in settings.data_features_name_mapping.items() if column is not None}
     unknown = sorted(named - set(known))
     if unknown:
@@ -183,14 +191,10 @@ def _frame_set(
     images: Mapping[str, ImageColumn],
     selected: Bool[np.ndarray, " e"],
     collection: Mapping[str, Any],
-    assume_success: bool,
+    labels: Sequence[EpisodeLabels],
 ) -> FrameSet:
     table = tables.frames
-    instructions = tuple(dict.fromkeys(tables.tasks.values()))
-    places = {task: instructions.index(text) for task, text in tables.tasks.items()}
-    present, inverse = np.unique(table.columns["task_index"], return_inverse=True)
-    # A task_index without a task is a fault, of an episode that was not asked for if it comes so far.
-    instruction_of = np.array([places.get(task, 0) for task in present.tolist()], np.int64)[inverse]
+    instructions, instruction_of = _instructions(tables)
     return FrameSet(
         name=name,
         fps=float(tables.info["fps"]),
@@ -201,23 +205,46 @@ def _frame_set(
         timestamps=table.timestamps,
         episodes=table.episodes,
         lengths=table.lengths,
-        labels=tuple(
-            _labels(tables, [instructions[i] for i in instruction_of[table.starts]], assume_success)
-        ),
+        labels=tuple(labels),
         images=images,
         selected=selected,
+        is_corrected=table.is_corrected,
+        dimension_names={
+            key: _flat(tables.info["features"].get(column, {}).get("names"))
+            for key, column in tables.names.items()
+        },
         collection=collection,
     )
 
 
-def _labels(tables: Tables, instructions: Sequence[str], assume_success: bool) -> list[EpisodeLabels]:
+def _flat(names: Any) -> tuple[str, ...]:
+    """Return names of dimensions, which lerobot has as a list, or as lists by what they are of."""
+    if isinstance(names, Mapping):
+        lists = [value for value in names.values() if isinstance(value, list)]
+        names = [name for values in lists for name in values] if lists else list(names)
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _instructions(tables: Tables) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:
+    """Return all instructions, each once, and which of them each frame has."""
+    instructions = tuple(dict.fromkeys(tables.tasks.values()))
+    places = {task: instructions.index(text) for task, text in tables.tasks.items()}
+    present, inverse = np.unique(tables.frames.columns["task_index"], return_inverse=True)
+    # A task_index without a task is a fault, of an episode that was not asked for if it comes so far.
+    return instructions, np.array([places.get(task, 0) for task in present.tolist()], np.int64)[inverse]
+
+
+def _labels(tables: Tables, said: Mapping[int, bool], assume_success: bool) -> list[EpisodeLabels]:
+    """Return the labels of each episode; `said`: success by number, above what the columns have."""
     names = [x.name for x in fields(EpisodeLabels) if x.name not in ("instruction", "success")]
+    texts, text_of = _instructions(tables)
+    instructions = [texts[i] for i in text_of[tables.frames.starts]]
     labels = []
     for number, by_frames, instruction in zip(
         tables.frames.episodes.tolist(), success_labels(tables.frames).tolist(), instructions, strict=True
     ):
         row = tables.rows.get(number, {})
-        success = row.get("success") if by_frames == UNKNOWN else bool(by_frames)
+        success = said.get(number, row.get("success") if by_frames == UNKNOWN else bool(by_frames))
         if success is None and assume_success:
             success = True
         extra = {name: row[name] for name in names if row.get(name) is not None}

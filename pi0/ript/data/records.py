@@ -14,15 +14,17 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8
 
+from pi0.errors import UnusableError
+
 COLLECTION_PATH = Path("meta/collection.json")
 IMAGE_PREFIX = "observation.images."
+INTERVENTION = "intervention"
+"""Column of the frames in which a person acted in place of the policy, to correct it."""
 type Images = Mapping[str, UInt8[np.ndarray, "t h w 3"]]
 
 
-class EpisodeDataError(ValueError):
+class EpisodeDataError(UnusableError):
     """An episode or a data set cannot be written or read; the message says why and what to do."""
-
-    explains_itself = True
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,12 @@ class DatasetSettings:
     episodes: list[int] | None = None  # numbers of the episodes to use; null: all
     excluded_episodes: list[int] | None = None  # numbers of episodes to leave out, also of those in episodes
     weight: float | None = None  # share of the samples, relative to the other sets; null: its frames
+    embodiment_tag: str | None = None  # its robot: sets of one tag share statistics; null: policy.embodiment
     advantage: Mode | None = None  # on: always positive; use: as labelled; ignore; null: what the run says
     assume_success: bool = False  # for labels: episodes without a success label count as successes
     val_split_ratio: SplitShare | None = None  # share of the episodes for validation; null: the mixture's
-    # Policy's name -> column in this set, where they differ. A camera that the set lacks: null.
+    # Policy's name -> column in this set, where they differ. A camera that the set lacks: null. The column
+    # "intervention" is true where a person corrected the policy; null: the set's means something else.
     data_features_name_mapping: dict[str, str | None] = field(default_factory=dict)
 
 
@@ -104,6 +106,14 @@ def mixture_problems(settings: MixtureSettings) -> Iterator[str]:
         if not dataset.repo_id and not dataset.root:
             what = "expected a hub name or a directory (or root: a directory), found neither"
             yield f"dataset_mixture.datasets[{number}].repo_id: {what}"
+    tags = [dataset.embodiment_tag for dataset in settings.datasets]
+    if None in tags and len(set(tags)) > 1:
+        yield (
+            f"embodiment_tag: expected in all data sets or in none, found {tags}; policy.embodiment is that "
+            "of sets that name none"
+        )
+    if any(tag is not None and not tag.strip() for tag in tags):
+        yield f"embodiment_tag: expected names of robots, found {tags}"
     own = [dataset.weight is not None for dataset in settings.datasets]
     if settings.weights is not None and any(own):
         yield "dataset_mixture.weights: given for the mixture and in its data sets; keep one of them"

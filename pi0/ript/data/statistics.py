@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from pi0.embodiment import plain_statistics
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics, coinciding_quantiles
 from pi0.ript.data.frame_set import FrameSet
@@ -97,12 +98,8 @@ def mixture_statistics(
 
 def save_statistics(path: Path, statistics: Statistics, made_from: dict[str, Any]) -> None:
     """Write statistics, and how they were made, as JSON, in one step."""
-    values = {
-        feature: {name: np.asarray(value, np.float64).tolist() for name, value in numbers.items()}
-        for feature, numbers in statistics.items()
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"statistics": values, "made_from": made_from})
+    write_json(path, {"statistics": plain_statistics(statistics), "made_from": made_from})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

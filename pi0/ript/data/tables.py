@@ -16,15 +16,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Float64, Int8, Int64
+from jaxtyping import Bool, Float32, Float64, Int8, Int64
 
 from pi0.features import ACTION, STATE
-from pi0.ript.data.columns import numbers, one_number, whole_numbers
+from pi0.ript.data.columns import UNKNOWN, answers, numbers, one_number, whole_numbers
+from pi0.ript.data.records import INTERVENTION
 
 FETCH_AGAIN = "the copy is damaged or incomplete, fetch or make it again"
-UNKNOWN = -1
-"""In a column of success labels: nobody knows."""
 _NUMBERED = ("episode_index", "frame_index", "index", "task_index")
+_ANSWERS = ("success", INTERVENTION)
+_AS_NUMBERS = "write it as numbers, or leave the row out"
+_REMEDIES = {
+    "success": "write it as booleans, or give the column another name and label the set with pi0-label",
+    INTERVENTION: "write it as booleans, or say that it is something else: {intervention: null} in "
+    "data_features_name_mapping",
+}
 _EXAMPLES = 3  # episodes that a line names
 UNREADABLE = (OSError, pa.ArrowException, ValueError, KeyError)
 
@@ -178,6 +184,9 @@ class FrameTable:
     states: Float32[np.ndarray, "n s"]
     actions: Float32[np.ndarray, "n a"]
     success: Int8[np.ndarray, " n"]
+    """As `columns.answers`."""
+    is_corrected: Bool[np.ndarray, " n"]
+    """Where a person acted in place of the policy."""
     file: Int64[np.ndarray, " n"]
     """Of each frame, in `files`."""
     row: Int64[np.ndarray, " n"]
@@ -208,19 +217,24 @@ class FrameTable:
 
 
 def read_frames(
-    root: Path, names: Mapping[str, str], only: Collection[int] | None, faults: list[Fault]
+    root: Path,
+    names: Mapping[str, str],
+    intervention: str | None,
+    only: Collection[int] | None,
+    faults: list[Fault],
 ) -> FrameTable | None:
     """Return the frames; None if they cannot be used.
 
     Args:
         root: The data set.
         names: Columns of `STATE` and `ACTION`.
+        intervention: Column that says where a person acted; None: there is none.
         only: Episodes whose frames count; None: all.
         faults: Of what cannot be read, added to.
     """
     paths = sorted(root.glob("data/*/*.parquet"))
     num_faults = len(faults)
-    parts = [part for path in paths if (part := _read_file(root, path, names, faults)) is not None]
+    parts = [part for path in paths if (part := _read_file(root, path, names, intervention, faults))]
     if len(faults) > num_faults:
         return None
     for key, name in names.items():
@@ -249,51 +263,52 @@ def read_frames(
         states=table[STATE],
         actions=table[ACTION],
         success=table["success"],
+        is_corrected=table[INTERVENTION] == 1,
         file=table["file"],
         row=table["row"],
     )
 
 
 def _read_file(
-    root: Path, path: Path, names: Mapping[str, str], faults: list[Fault]
+    root: Path, path: Path, names: Mapping[str, str], intervention: str | None, faults: list[Fault]
 ) -> tuple[DataFile, dict[str, np.ndarray]] | None:
     place = str(path.relative_to(root))
     wanted = {**{name: name for name in (*_NUMBERED, "timestamp")}, **names}
+    if intervention is not None:
+        wanted[INTERVENTION] = intervention
     try:
         file = pq.ParquetFile(path)
         present = file.schema_arrow.names
         if missing := [name for name in wanted.values() if name not in present]:
             raise KeyError(f"no column {', '.join(missing)} among {', '.join(present)}")
-        table = file.read([x for x in dict.fromkeys([*wanted.values(), "success"]) if x in present])
+        if "success" in present:
+            wanted["success"] = "success"
+        table = file.read(list(dict.fromkeys(wanted.values())))
         if not len(table):
             return None
     except UNREADABLE as error:
         faults.append(Fault(place, f"expected a table of frames, found {reason_of(error)}", FETCH_AGAIN))
         return None
-    columns: dict[str, np.ndarray] = {}
+    columns = {key: np.full(len(table), UNKNOWN, np.int8) for key in _ANSWERS}
     for key, name in wanted.items():
         try:
-            if key in _NUMBERED:
-                columns[key] = whole_numbers(table.column(name))
-            elif key == "timestamp":
-                columns[key] = one_number(table.column(name)).astype(np.float64)
-            else:
-                with np.errstate(over="ignore"):  # what is too large is infinite, and found as such
-                    columns[key] = numbers(table.column(name)).astype(np.float32)
+            columns[key] = _cells(key, table.column(name))
         except ValueError as error:
-            faults.append(Fault(f"{place}: {name}", str(error), "write it as numbers, or leave the row out"))
-    columns["success"] = _success(table)
+            faults.append(Fault(f"{place}: {name}", str(error), _REMEDIES.get(key, _AS_NUMBERS)))
     groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     return DataFile(path, np.cumsum(groups, dtype=np.int64)), columns
 
 
-def _success(table: pa.Table) -> Int8[np.ndarray, " r"]:
-    """Return the column of success labels: 1, 0, or UNKNOWN."""
-    if "success" not in table.column_names:
-        return np.full(len(table), UNKNOWN, np.int8)
-    cells = table.column("success").to_pylist()
-    values = [cell[0] if isinstance(cell, list) and len(cell) == 1 else cell for cell in cells]
-    return np.array([UNKNOWN if x is None else int(bool(x)) for x in values], np.int8)
+def _cells(key: str, column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of the frames as what its key stands for; raise ValueError if it is something else."""
+    if key in _NUMBERED:
+        return whole_numbers(column)
+    if key in _ANSWERS:
+        return answers(column)
+    if key == "timestamp":
+        return one_number(column).astype(np.float64)
+    with np.errstate(over="ignore"):  # what is too large is infinite, and found as such
+        return numbers(column).astype(np.float32)
 
 
 def column_names(root: Path) -> list[str]:

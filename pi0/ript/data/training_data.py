@@ -157,6 +157,7 @@ def make_training_data(
     seed: int = 0,
     usable: Sequence[Bool[np.ndarray, " _"]] | None = None,
     sets: Sequence[FrameSet] | None = None,
+    robots: Sequence[tuple[int, FeatureConfig]] | None = None,
 ) -> TrainingData:
     """Return what a policy is trained and validated on.
 
@@ -169,6 +170,7 @@ def make_training_data(
         seed: Of order and augmentation.
         usable: Which frames of each set, by row, may be drawn; None: all.
         sets: What `open_sets` returned for the settings; None: they are opened now.
+        robots: As `MixtureWindows` takes them; None: all sets are of one.
 
     Raises:
         ValueError: A setting is wrong, or a data set is not there or does not fit (`EpisodeDataError`).
@@ -182,12 +184,12 @@ def make_training_data(
             [rows[mask[rows]] for rows, mask in zip(side, usable, strict=True)]
             for side in (training, validation)
         )
-    windows = MixtureWindows(opened, features, chunk_size, settings, augmentation_seed=seed)
+    windows = MixtureWindows(opened, features, chunk_size, settings, seed, robots)
     order = MixtureOrder(training, mixture_weights(settings), seed)
     train = TrainingBatches(windows, order, batch_size, peers)
     held_out = None
     if any(len(rows) for rows in validation):
-        plain = MixtureWindows(opened, features, chunk_size, settings)
+        plain = MixtureWindows(opened, features, chunk_size, settings, robots=robots)
         held_out_order = MixtureOrder(validation, None, settings.val_split_seed)
         held_out = ValidationBatches(plain, held_out_order, batch_size, peers)
     drawn = [np.union1d(*sides) for sides in zip(training, validation, strict=True)]

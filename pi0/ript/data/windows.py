@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from torch.utils.data import Dataset
 
+from pi0.embodiment import EMBODIMENT
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.images import letterbox
@@ -28,8 +29,12 @@ class MixtureWindows(Dataset[dict[str, Any]]):
         chunk_size: int,
         settings: MixtureSettings | None = None,
         augmentation_seed: int | None = None,
+        robots: Sequence[tuple[int, FeatureConfig]] | None = None,
     ) -> None:
         """Prepare; without `augmentation_seed` images stay as they are, without settings everything does.
+
+        `robots`: id and features of the robot of each set, if a batch holds several; `features` are then
+        what these have in common (`Embodiments.joint_features`).
 
         Raises:
             EpisodeDataError: States, actions or images of a set do not fit the policy or the other sets.
@@ -47,29 +52,31 @@ class MixtureWindows(Dataset[dict[str, Any]]):
         self._ends = [s.ends for s in sets]
         self._firsts = np.cumsum([0, *(s.num_frames for s in sets)])
         self._lacking = {c for c in features.present_cameras if any(c not in s.images for s in sets)}
-        for frames in sets:
-            _require_widths(frames, features)
+        self._ids = None if robots is None else np.array([number for number, _ in robots])
+        for frames, (_, own) in zip(sets, robots or [(0, features)] * len(sets), strict=True):
+            _require_widths(frames, own)
         self._sizes = _image_sizes(sets, features, settings.image_size)
 
     def __getitem__(self, draws: Int64[np.ndarray, "b 3"]) -> dict[str, Any]:
         """Return the batch of some draws (data set, frame, visit), with the keys of `PI0Policy.loss`.
 
         Also `window`: the number of the frame among all frames of all sets, one set after the other;
-        `dataset_index`; and `{camera}_is_pad` of every camera that some set lacks.
+        `dataset_index`; `{camera}_is_pad` of every camera that some set lacks; and with several robots
+        `embodiment_id`, states and actions zero-padded to the widest.
         """
         count, features, numbers = len(draws), self._features, draws[:, 0].tolist()
         images = {camera: np.empty((count, *size, 3), np.uint8) for camera, size in self._sizes.items()}
         for place in np.lexsort((draws[:, 1], draws[:, 0])).tolist():  # neighbours are read one by one
             for camera, image in self._images(*draws[place].tolist()).items():
                 images[camera][place] = image
-        states = np.empty((count, features.state_dim), np.float32)
-        actions = np.empty((count, self._chunk_size, features.action_dim), np.float32)
+        states = np.zeros((count, features.state_dim), np.float32)
+        actions = np.zeros((count, self._chunk_size, features.action_dim), np.float32)
         is_pad = np.empty((count, self._chunk_size), bool)
         for number in set(numbers):
             own, frames = np.flatnonzero(draws[:, 0] == number), self._sets[number]
             rows = draws[own, 1]
-            states[own] = frames.states[rows]
-            actions[own], is_pad[own] = action_chunks(
+            states[own, : frames.states.shape[1]] = frames.states[rows]
+            actions[own, :, : frames.actions.shape[1]], is_pad[own] = action_chunks(
                 frames.actions,
                 self._ends[number],
                 rows,
@@ -86,6 +93,8 @@ class MixtureWindows(Dataset[dict[str, Any]]):
             "window": self._firsts[draws[:, 0]] + draws[:, 1],
             "dataset_index": draws[:, 0].copy(),
         }  # fmt: skip
+        if self._ids is not None:
+            arrays[EMBODIMENT] = self._ids[draws[:, 0]]
         tasks = [self._sets[number].instruction(row) for number, row, _ in draws.tolist()]
         return {key: torch.from_numpy(values) for key, values in arrays.items()} | {"task": tasks}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from pi0.errors import UnusableError
 from pi0.ript.demonstrations.expert import Expert
 from pi0.ript.demonstrations.libero_tasks import PICK_AND_PLACE
 from pi0.ript.envs import Task
@@ -34,9 +35,9 @@ def require_expert(task: Task) -> None:
         return
     if task.suite not in PICK_AND_PLACE:
         suites = ", ".join(["metaworld", *PICK_AND_PLACE])
-        raise ValueError(f"no task of {task.suite!r} has a scripted expert; suites that do: {suites}")
+        raise UnusableError(f"no task of {task.suite!r} has a scripted expert; suites that do: {suites}")
     listed = "\n  ".join(PICK_AND_PLACE[task.suite])
-    raise ValueError(
+    raise UnusableError(
         f"task {task.name!r} has no scripted expert; tasks of {task.suite!r} that do:\n  {listed}"
     )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from pi0.errors import UnusableError
 from pi0.registry import did_you_mean
 from pi0.ript.envs.initial_state import InitialState, Split
 
@@ -194,5 +195,5 @@ class TaskSuite(ABC):
             elif 0 <= name < len(tasks):
                 chosen.append(tasks[name])
             else:
-                raise ValueError(f"task: expected a number from 0 to {len(tasks) - 1}, found {name}")
+                raise UnusableError(f"task: expected a number from 0 to {len(tasks) - 1}, found {name}")
         return tuple(chosen)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pi0.errors import UnusableError
 from pi0.ript.envs.base import ChunkResult, EnvObservation, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError
@@ -46,7 +47,7 @@ class BatchedEnv:
                 take longer, because it has to start.
         """
         if num_slots < 1 or not 0 <= num_workers <= num_slots:
-            raise ValueError(
+            raise UnusableError(
                 "expected num_slots >= 1 and num_workers between 0 and num_slots, found "
                 f"num_slots={num_slots}, num_workers={num_workers}"
             )
@@ -55,7 +56,7 @@ class BatchedEnv:
         self.num_workers = num_workers
         self.timeout = timeout
         if max_steps is not None and max_steps < 1:
-            raise ValueError(f"max_steps: expected a positive number, found {max_steps}")
+            raise UnusableError(f"max_steps: expected a positive number, found {max_steps}")
         chosen = suite.select(tasks)
         if max_steps is not None:
             chosen = tuple(replace(task, max_steps=max_steps) for task in chosen)
@@ -195,7 +196,10 @@ class BatchedEnv:
             raise ValueError(f"slot {slot}: actions must be (n >= 1, {a}), found {chunk.shape}")
         if not np.isfinite(chunk).all():
             t = int(np.argwhere(~np.isfinite(chunk))[0, 0])
-            raise ValueError(f"slot {slot}: action {t} of the chunk is not finite: {chunk[t]}")
+            raise UnusableError(
+                f"slot {slot}: action {t} of the chunk is not finite: {chunk[t]}; if a loss was not finite "
+                "before, lower the learning rate (algo.lr), otherwise take another checkpoint"
+            )
         return chunk
 
     def _forget(self, slot: int) -> None:

@@ -14,6 +14,8 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float64
 
+from pi0.errors import UnusableError
+
 Split = Literal["train", "validation", "heldout"]
 """Simulations know the first and the last: validation states are training states that are set apart."""
 
@@ -23,10 +25,8 @@ UNREADABLE = (BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError,
 _FORMAT = "pi0-ript initial states 1"
 
 
-class InitialStateError(ValueError):
+class InitialStateError(UnusableError):
     """An initial state, or a file of them, cannot be used; the message says why and what to do."""
-
-    explains_itself = True
 
 
 @dataclass(frozen=True, eq=False)

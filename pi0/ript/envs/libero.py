@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from PIL import Image
 
+from pi0.errors import UnusableError
 from pi0.registry import did_you_mean
 from pi0.ript.envs import libero_files
 from pi0.ript.envs.attribute_state import numeric_attributes, pack_attributes, unpack_attributes
@@ -77,14 +78,14 @@ class LiberoSuite(TaskSuite):
         did_you_mean("LIBERO suite", self.suite, libero_files.SUITES)
         require_render_quality(self.render_quality)
         if not 0 < self.image_size <= self.render_size:
-            raise ValueError(
+            raise UnusableError(
                 "expected 0 < image_size <= render_size, found "
                 f"image_size={self.image_size}, render_size={self.render_size}"
             )
         if len(set(self.camera_names)) != len(CAMERAS):
-            raise ValueError(f"camera_names: expected two different names, found {self.camera_names}")
+            raise UnusableError(f"camera_names: expected two different names, found {self.camera_names}")
         if self.settle_steps < 0:
-            raise ValueError(f"settle_steps must not be negative, found {self.settle_steps}")
+            raise UnusableError(f"settle_steps must not be negative, found {self.settle_steps}")
 
     def tasks(self) -> tuple[Task, ...]:
         """Return the suite's tasks in the benchmark's order."""

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float64
 
+from pi0.errors import UnusableError
 from pi0.ript.envs.initial_state import InitialStateError
 
 SUITES: dict[str, int] = {
@@ -194,7 +195,7 @@ def _configured_assets() -> Path | None:
         entries = yaml.safe_load(file.read_text()) or {}
         named = entries.get("assets")
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(
+        raise UnusableError(
             f"{file}: expected LIBERO's paths as YAML, found something else "
             f"({' '.join(str(error).split())[:100]}); remove it, or name another folder in LIBERO_CONFIG_PATH"
         ) from error

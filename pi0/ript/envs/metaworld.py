@@ -14,6 +14,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from pi0.errors import UnusableError
 from pi0.ript.envs.attribute_state import numeric_attributes, pack_attributes, unpack_attributes
 from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
@@ -63,7 +64,7 @@ class MetaWorldSuite(TaskSuite):
         """Check the options."""
         require_render_quality(self.render_quality)
         if self.image_size < 1 or self.action_repeat < 1:
-            raise ValueError(
+            raise UnusableError(
                 "image_size and action_repeat must be positive, found "
                 f"{self.image_size} and {self.action_repeat}"
             )

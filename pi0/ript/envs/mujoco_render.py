@@ -18,13 +18,15 @@ import mujoco
 import numpy as np
 from jaxtyping import UInt8
 
+from pi0.errors import UnusableError
+
 RENDER_QUALITIES: Final = ("stock", "fast")
 
 
 def require_render_quality(value: str) -> None:
     """Raise ValueError unless the value is one of `RENDER_QUALITIES`."""
     if value not in RENDER_QUALITIES:
-        raise ValueError(f"render_quality must be 'stock' or 'fast', found {value!r}")
+        raise UnusableError(f"render_quality must be 'stock' or 'fast', found {value!r}")
 
 
 def require_egl_device() -> None:
@@ -37,7 +39,7 @@ def require_egl_device() -> None:
     count = len(egl_ext.eglQueryDevicesEXT())
     if not named.isdecimal() or int(named) >= count:
         known = f"a number from 0 to {count - 1}" if count else "no number, as there is none"
-        raise ValueError(
+        raise UnusableError(
             f"MUJOCO_EGL_DEVICE_ID: expected {known}, of the machine's {count} EGL devices, found {named!r}; "
             "correct the environment variable, or unset it to take the first that works"
         )

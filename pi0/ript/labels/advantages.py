@@ -51,6 +51,22 @@ def compute_advantages(
     return np.round(np.concatenate(parts), _DECIMALS)
 
 
+def smoothed(
+    advantages: Float64[np.ndarray, " n"], lengths: Sequence[int], decay: float
+) -> Float64[np.ndarray, " n"]:
+    """Return a mean of the advantages of each frame and of those after it in its episode.
+
+    The k-th after it has the weight `decay^k`. A frame without advantage leaves those before it without.
+    """
+    means = np.empty_like(advantages)
+    for end, length in zip(np.cumsum(lengths).tolist(), lengths, strict=True):
+        total = weight = 0.0
+        for t in range(end - 1, end - 1 - length, -1):
+            total, weight = advantages[t] + decay * total, 1.0 + decay * weight
+            means[t] = total / weight
+    return np.round(means, _DECIMALS)
+
+
 def threshold(advantages: Float64[np.ndarray, " n"], positive_fraction: float) -> float:
     """Return epsilon, between two neighbouring advantages, such that `A > epsilon` for the share asked for.
 
@@ -106,6 +122,25 @@ def is_positive(
 ) -> Bool[np.ndarray, " n"]:
     """Return which frames are better than their task's epsilon; False where there is no advantage."""
     return advantages > frame_limits(tasks, epsilon)
+
+
+def positive_frames(
+    frames: FrameSet,
+    advantages: Float64[np.ndarray, " n"],
+    tasks: Sequence[str],
+    epsilon: Mapping[str, float],
+    *,
+    only_successes: bool,
+) -> Bool[np.ndarray, " n"]:
+    """Return which frames are positive: better than their task's epsilon, or corrected by a person.
+
+    `only_successes`: a failure's frames are better only where they count so for want of an advantage
+    (infinity, `fill_missing`), because epsilon was found among successes.
+    """
+    is_better = is_positive(advantages, tasks, epsilon)
+    if only_successes:
+        is_better &= np.repeat(frames.successes(), frames.lengths) | np.isposinf(advantages)
+    return is_better | frames.is_corrected
 
 
 def frame_limits(tasks: Sequence[str], epsilon: Mapping[str, float]) -> Float64[np.ndarray, " n"]:

@@ -4,8 +4,8 @@ Axes: n frame of a source, one episode after the other; e episode.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.envs.initial_state import UNREADABLE
 from pi0.ript.labels.advantages import frame_limits, from_json
+from pi0.ript.labels.sources import Source
 
 FRAMES_FILE = "frames.npz"
 THRESHOLDS_FILE = "thresholds.json"
@@ -85,6 +86,31 @@ def read_thresholds(path: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     return from_json(json.loads(path.read_text()))
+
+
+def read_positive(directory: Path, sources: Sequence[Source]) -> list[Bool[np.ndarray, " n"]]:
+    """Return which frames of each source are positive, as a round's labels in a directory say.
+
+    Where they do not say of which task a frame is, the data set does.
+
+    Raises:
+        EpisodeDataError: There are neither labels nor thresholds for a source.
+    """
+    epsilon = read_thresholds(directory / THRESHOLDS_FILE)
+    frames, positive = read_labelled_frames(directory / FRAMES_FILE), []
+    for source in sources:
+        labelled, chosen = frames.get(source.name), None
+        if labelled is not None:
+            chosen = labelled.positive(epsilon)
+        if labelled is not None and chosen is None:
+            chosen = replace(labelled, tasks=tuple(source.frame_tasks())).positive(epsilon)
+        if chosen is None:
+            raise EpisodeDataError(
+                f"{directory}: expected labels or thresholds for the frames of {source.name}, found none; "
+                "remove the directory, and the run makes it again"
+            )
+        positive.append(chosen)
+    return positive
 
 
 def _source(path: Path, name: str, arrays: Mapping[str, np.ndarray]) -> LabelledFrames:

@@ -1,5 +1,10 @@
 """Labels of frames: the advantages of all sources, and the threshold that makes a share of them positive.
 
+Where a person corrected the policy, a frame is positive whatever its advantage and however its episode ended,
+as in RECAP. It is not ranked, whatever `ranked` says: the threshold tells better from worse among what the
+policy did by itself, and a person, who acts better, would push the policy's own good frames below it. So
+`positive_fraction` is a share of the other frames.
+
 Axes: n frame of a source.
 """
 
@@ -16,8 +21,9 @@ from pi0.ript.labels.advantages import (
     Scope,
     compute_advantages,
     coverage,
-    is_positive,
     percentiles,
+    positive_frames,
+    smoothed,
     thresholds,
     to_json,
     write_advantages,
@@ -30,7 +36,11 @@ from pi0.ript.ranges import ProperShare, one_of
 
 @dataclass
 class Advantage:
-    """How frames are labelled."""
+    """How frames are labelled.
+
+    A task without any ranked frame, such as one that never succeeded in a round, has no positive frame; the
+    others keep theirs. Where no task has one the labels do not pass the gate of a round.
+    """
 
     positive_fraction: ProperShare = 0.3  # share of the ranked frames that is positive
     scope: Annotated[str, one_of(*get_args(Scope))] = "per_task"  # one threshold per_task, or global
@@ -38,6 +48,7 @@ class Advantage:
     ranked: Annotated[str, one_of("rollouts", "all", "successes")] = (
         "rollouts"  # where the threshold is found: rollouts, all, or successes among rollouts
     )
+    smoothing: ProperShare | None = None  # decay, a frame, of a mean over the next frames; null: no mean
 
 
 @dataclass(frozen=True)
@@ -58,12 +69,14 @@ class FrameLabels:
 
     def positive(self) -> list[Bool[np.ndarray, " _"]]:
         """Return which frames of each source the policy will be told are positive."""
+        only_successes = self.settings.ranked == "successes"
         return [
-            is_positive(advantages, source.frame_tasks(), self.epsilon)
-            & _may_be_positive(source, self.settings)
-            if source.advantage == "use"
-            else np.full(source.num_frames, source.advantage == "on")
-            for source, advantages in zip(self.sources, self.advantages, strict=True)
+            positive_frames(
+                x.frames, advantages, x.frame_tasks(), self.epsilon, only_successes=only_successes
+            )
+            if x.advantage == "use"
+            else np.full(x.num_frames, x.advantage == "on")
+            for x, advantages in zip(self.sources, self.advantages, strict=True)
         ]
 
     def figures(self) -> dict[str, Any]:
@@ -93,6 +106,9 @@ def label_frames(
         compute_advantages(of_frames, source.frames.lengths.tolist(), source.ends, reward)
         for source, of_frames in zip(sources, values, strict=True)
     ]
+    if settings.smoothing is not None:
+        pairs = zip(sources, advantages, strict=True)
+        advantages = [smoothed(a, source.frames.lengths.tolist(), settings.smoothing) for source, a in pairs]
     ranked = [_is_ranked(source, settings) for source in sources]
     tasks = [np.array(source.frame_tasks()) for source in sources]
     epsilon = dict.fromkeys(sorted(set(np.concatenate(tasks).tolist())), np.inf)
@@ -108,14 +124,11 @@ def label_frames(
 
 def _is_ranked(source: Source, settings: Advantage) -> Bool[np.ndarray, " n"]:
     """Return which frames of a source the threshold is found among."""
+    is_own = ~source.frames.is_corrected
     if settings.ranked == "all":
-        return np.ones(source.num_frames, bool)
-    return (source.role is not Role.DEMONSTRATIONS) & _may_be_positive(source, settings)
-
-
-def _may_be_positive(source: Source, settings: Advantage) -> Bool[np.ndarray, " n"]:
-    """Return which frames of a source are positive if their advantage is above the threshold."""
-    return source.is_success() if settings.ranked == "successes" else np.ones(source.num_frames, bool)
+        return is_own
+    is_ranked = is_own & (source.role is not Role.DEMONSTRATIONS)
+    return is_ranked & source.is_success() if settings.ranked == "successes" else is_ranked
 
 
 def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: str) -> None:
@@ -126,6 +139,8 @@ def write_labels(labels: FrameLabels, directories: Sequence[Path], value_hash: s
         "epsilon": to_json(labels.epsilon),
         "positive_fraction": labels.settings.positive_fraction,
     }
+    if labels.settings.ranked == "successes":
+        lineage["ranked"] = "successes"  # says to whoever uses the threshold that failures are below it
     for directory, source, advantages in zip(directories, labels.sources, labels.advantages, strict=True):
         (directory / "meta").mkdir(parents=True, exist_ok=True)
         write_advantages(directory, source.frames, advantages, lineage)

@@ -13,7 +13,7 @@ from pi0.ript import page
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import IMAGE_PREFIX, EpisodeLabels
 from pi0.ript.labels.frames import LabelledFrames
-from pi0.ript.pages.episode_figures import draw_episode
+from pi0.ript.pages.episode_figures import WHY, draw_beside, draw_episode, typical_episodes
 from pi0.ript.pages.frame_figures import advantage_figure, positive_text, value_limits
 from pi0.ript.progress import progress_bar
 
@@ -54,6 +54,7 @@ def write_dataset_page(
         ("Who acted", _groups(frames, "source", lambda label: label.source or "unknown")),
         ("Lengths", page.image(_length_figure(frames), "lengths")),
         ("Advantages", _advantages(labels)),
+        ("Why a frame is positive: a success beside a failure", _beside(frames, labels)),
         (f"Episodes ({count})", _episodes(frames, shown, labels)),
         ("How it was made", _origin(frames)),
     ]
@@ -71,6 +72,9 @@ def _facts(frames: FrameSet, labels: Labels | None) -> list[tuple[str, str, str]
         ("cameras", str(len(sizes)), ", ".join(sizes)),
         ("state, action", f"{frames.states.shape[1]}, {frames.actions.shape[1]}", "dimensions"),
     ]
+    if frames.is_corrected.any():
+        share = f"{frames.is_corrected.mean():.1%}"
+        facts.append(("corrected", share, "of the frames, by a person (orange)"))
     if labels is not None:
         advantages = labels.frames.advantages
         facts.append(("with advantage", f"{np.isfinite(advantages).mean():.1%}", "of the frames"))
@@ -121,6 +125,21 @@ def _advantages(labels: Labels | None) -> str:
     return page.image(figure, "advantages", text)
 
 
+def _beside(frames: FrameSet, labels: Labels | None) -> str:
+    """Return a success and a failure of median length beside each other, where both have labels."""
+    typical = typical_episodes(frames)
+    if labels is None or not labels.epsilon or len(typical) < 2:
+        return ""
+    pair = [(frames.episode(place), labels.frames.episode(place)) for place in typical]
+    figures = draw_beside(pair, labels.epsilon, value_limits([labels.frames]))
+    numbers = frames.episodes[typical].tolist()
+    parts = [
+        page.image(figure, f"why {number}", _title(number, episode.labels, len(episode)))
+        for number, figure, (episode, _) in zip(numbers, figures, pair, strict=True)
+    ]
+    return page.paragraph(WHY) + page.grid(parts)
+
+
 def _episodes(frames: FrameSet, shown: Sequence[int], labels: Labels | None) -> str:
     limits = None if labels is None else value_limits([labels.frames])
     parts = []
@@ -128,7 +147,11 @@ def _episodes(frames: FrameSet, shown: Sequence[int], labels: Labels | None) -> 
         place = frames.episodes.tolist().index(number)
         episode, own = frames.episode(place), None if labels is None else labels.frames.episode(place)
         epsilon = None if labels is None else labels.epsilon
-        figure = draw_episode(episode, own, epsilon, value_limits=limits, with_motion=True)
+        rows = slice(frames.starts[place], frames.starts[place] + frames.lengths[place])
+        corrected = frames.is_corrected[rows]
+        figure = draw_episode(
+            episode, own, epsilon, value_limits=limits, with_motion=True, corrected=corrected
+        )
         parts.append(f"<h3>{html.escape(_title(number, episode.labels, len(episode)))}</h3>")
         parts.append(page.image(figure, f"episode {number}"))
     return "".join(parts)

@@ -4,12 +4,13 @@ A recipe is all that its artefact depends on, besides the artefacts that it read
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.config.schema import EnvironmentSettings, Eval
@@ -18,12 +19,13 @@ from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import DemonstrationPlan
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.envs.initial_state import Split
-from pi0.ript.evaluate import Evaluation
+from pi0.ript.evaluate import Evaluation, joined
 from pi0.ript.groups import InitialStateDataset, state_at, states_outside
 from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.calibration import predict
 from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
 from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.sources import Source
 from pi0.ript.ranges import SAME
 from pi0.ript.recap.config import RolloutPlan
 from pi0.ript.recap.data import (
@@ -123,17 +125,23 @@ class LabelsRecipe:
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the labels of each source, and every figure of every frame."""
-        world, value = workshop.world, inputs["value"]
+        world = workshop.world
         options = {"mode": self.mode, "deadlines": self.deadlines}
         sources = open_sources(inputs, self.reading, workshop, **options)
-        function = workshop.load_value(value, inputs["sft"])
-        values = [predict(function, source.frames, peers=world) for source in sources]
+        values = self.values(inputs, sources, workshop)
         reward = resolved_reward(self.reward, inputs["demonstrations"], self.deadlines)
         labels = label_frames(sources, values, reward, self.advantage)
         world.print(labels)
-        world.on_main(write_labels, labels, [work / source.name for source in sources], value.hash)
+        world.on_main(write_labels, labels, [work / source.name for source in sources], inputs["value"].hash)
         world.on_main(write_labelled_frames, labels, work)
         return labels.figures()
+
+    def values(
+        self, inputs: Inputs, sources: Sequence[Source], workshop: Workshop
+    ) -> list[Float64[np.ndarray, " _"]]:
+        """Return the value of every frame of each source."""
+        function = workshop.load_value(inputs["value"], inputs["sft"])
+        return [predict(function, source.frames, peers=workshop.world) for source in sources]
 
 
 @dataclass(frozen=True)
@@ -146,20 +154,30 @@ class EvaluationRecipe:
     """How many training states there are per task; none of them may be among the states of the evaluation."""
     states: Split = field(default="heldout", metadata={"absent": "heldout"})
     """heldout, or validation."""
+    guidance: dict[str, float] | None = field(default=None, metadata={"absent": None})
+    """By task, where tasks have different ones; None: that of `eval` for all."""
 
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the evaluation and its videos."""
         env, policy, settings = workshop.simulators(self.task), inputs["policy"], self.eval
-        pool = InitialStateDataset(env, self.pool_size)
-        evaluation = evaluate_once(
-            env,
-            GuidedPolicy(workshop.load_policy(policy), guidance_of(policy, settings.cfg_guidance_scale)),
-            states_outside(pool, env, self.states, settings.first_state, settings.rollouts_per_task),
-            0,
-            EpisodeJournal(work / "episodes"),
-            num_recorded=settings.n_video,
-            peers=workshop.world,
-        )
+        pool, model = InitialStateDataset(env, self.pool_size), workshop.load_policy(policy)
+        states = states_outside(pool, env, self.states, settings.first_state, settings.rollouts_per_task)
+        groups = [(guidance_of(policy, settings.cfg_guidance_scale), states)]
+        if self.guidance is not None:
+            groups = [(g, [s for s in states if s.task == task]) for task, g in self.guidance.items()]
+        parts = [
+            evaluate_once(
+                env,
+                GuidedPolicy(model, guidance),
+                group,
+                0,
+                EpisodeJournal(work / "episodes"),
+                num_recorded=settings.n_video,
+                peers=workshop.world,
+            )
+            for guidance, group in groups
+        ]
+        evaluation = joined(parts)
         workshop.world.on_main(_write_evaluation, work, evaluation)
         figures = evaluation.to_dict()
         return {key: value for key, value in figures.items() if key not in ("episodes", "tasks")}
@@ -167,7 +185,7 @@ class EvaluationRecipe:
 
 def guidance_of(policy: Artefact, guidance: float) -> float:
     """Return the guidance of a policy, of which SFT and its rivals have none: they know no negative."""
-    return guidance if policy.round else 1.0
+    return guidance if policy.round and not policy.stage.rival else 1.0
 
 
 def _write_evaluation(work: Path, evaluation: Evaluation) -> None:

@@ -14,6 +14,7 @@ import psutil
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.distributed import World
 from pi0.ript.labels.sources import Source
+from pi0.ript.recap.config import tried_guidances
 from pi0.ript.recap.model_budget import model_budget
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.rounds import Run
@@ -67,20 +68,23 @@ def budget(run: Run) -> Budget:
     demonstrations = config.demonstrations.episodes or environment.warm_start_spec(config.seed).episodes
     root = run.demonstrations_root
     demonstrated = 0 if root else demonstrations * len(tasks)
-    policies = config.rounds + 1 + 2 * config.baselines
-    validated = config.validation.rollouts_per_task * (config.rounds + 1)
-    training = config.rounds * config.finetuning.training.steps * (1 + 2 * config.baselines)
+    policies = config.rounds + 1 + 2 * config.baselines + config.filtered_rounds
+    tried = config.rounds * len(tried_guidances(config)) + 1  # SFT has one guidance
+    trainings = config.rounds * (1 + 2 * config.baselines) + config.filtered_rounds
+    recorded_rounds = config.rounds + max(config.filtered_rounds - 1, 0)  # the first is shared
     gb = 3 * len(tasks[0].cameras) * tasks[0].image_size ** 2 * steps / 1e9
     sets = run.workshop.open_sets([run.reading.settings(Path(root))]) if root else []
     kept_rounds = min(config.rounds, config.rollouts.keep_rounds)
     return Budget(
-        recorded=demonstrated + config.rounds * per_round,
-        judged=len(tasks) * (config.eval.rollouts_per_task * policies + validated),
+        recorded=demonstrated + recorded_rounds * per_round,
+        judged=len(tasks)
+        * (config.eval.rollouts_per_task * policies + config.validation.rollouts_per_task * tried),
         steps=steps,
-        policy_updates=training + (0 if config.skip_sft else config.sft.steps),
+        policy_updates=trainings * config.finetuning.training.steps
+        + (0 if config.skip_sft else config.sft.steps),
         value_updates=config.value.pretraining.steps + config.rounds * config.value.finetuning.steps,
         images_gb=sum(map(_images_gb, sets)) + gb * (demonstrated + kept_rounds * per_round),
-        disk_gb=gb * (demonstrated + config.rounds * per_round),
+        disk_gb=gb * (demonstrated + recorded_rounds * per_round),
     )
 
 

@@ -117,6 +117,10 @@ class Validation:
 
     rollouts_per_task: Whole = 50  # validation states; 0: the last round is published
     discard_worse: bool = True  # a round that is worse (paired 95% interval below zero) is not built upon
+    # Of each round's policy, for each task by itself; rollouts keep rollouts.guidance.
+    guidances: list[NotNegative] | None = (
+        None  # tried there besides eval.cfg_guidance_scale, the best is acted with; null: none
+    )
 
 
 @dataclass
@@ -135,6 +139,7 @@ class RecapConfig:
         "refuse"  # a stage whose inputs have changed: refuse, or redo (the old one is kept)
     )
     baselines: bool = False  # also train on the demonstrations alone, and on successes alone, to compare
+    filtered_rounds: Whole = 0  # to compare: rounds of imitating the successes among a policy's own rollouts
     save_minutes: Positive | None = (
         10.0  # between snapshots of a training; one comes at its end and at a stop
     )
@@ -155,3 +160,10 @@ class RecapConfig:
     eval: Eval = field(default_factory=lambda: Eval(cfg_guidance_scale=3.0))
     distributed: Distributed = field(default_factory=Distributed)
     logging: Logging = field(default_factory=Logging)
+
+
+def tried_guidances(config: RecapConfig) -> list[float]:
+    """Return the guidances that the policy of a round is tried with on validation states, its own first."""
+    settings = config.validation
+    others = (settings.guidances or []) if settings.rollouts_per_task else []
+    return list(dict.fromkeys([config.eval.cfg_guidance_scale, *others]))

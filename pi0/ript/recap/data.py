@@ -12,6 +12,7 @@ from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import partial_directory
 from pi0.ript.data.settings import DatasetSettings
+from pi0.ript.data.success_file import SUCCESS_PATH
 from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.distributed import World
 from pi0.ript.files import hash_file, hash_files, write_json
@@ -61,6 +62,7 @@ def identify(root: Path, recorded: Mapping[str, Any] | None) -> Mapping[str, Any
 
 def _identity_in_format_0(root: Path) -> dict[str, str]:
     files = [*root.glob("meta/info.json"), *root.glob("meta/episodes/*/*"), *root.glob("meta/tasks*")]
+    files += root.glob(str(SUCCESS_PATH))  # which that version did not know
     meta = sorted([str(file.relative_to(root)), hash_file(file)] for file in files)
     digest = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
     return {"root": str(root), "meta": digest, "data": hash_files(root / "data")}

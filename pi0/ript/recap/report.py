@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pi0.ript import page
-from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.evaluate import Evaluation
 from pi0.ript.files import flatten
 from pi0.ript.labels.frames import LabelledFrames
-from pi0.ript.pages.episode_figures import draw_episode
+from pi0.ript.pages.episode_figures import WHY, draw_beside, typical_episodes
 from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
-from pi0.ript.pages.success_figures import steps_figure, success_figure, task_success_figure
+from pi0.ript.pages.success_figures import rival_figure, steps_figure, success_figure, task_success_figure
 from pi0.ript.recap.run_record import RecapRun, read_recap_run
 from pi0.ript.report import configuration, headline, success_section
 
@@ -33,7 +32,7 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
     sections = [
         ("", headline(_headlined(run)) + _choice(run)),
         ("Success by round", _success(run)),
-        ("Value over time", _values_over_time(run)),
+        ("Why a frame is positive: a success beside a failure", _values_over_time(run)),
         ("Advantages", _advantages(run)),
         ("Value function", _calibration(run)),
         ("Videos", page.grid([page.video(run_dir, path, name) for name, path in run.videos.items()])),
@@ -46,12 +45,29 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
 def _success(run: RecapRun) -> str:
     if not (run.evaluations or run.baselines):
         return ""
+    others = {name: e for name, e in run.baselines.items() if not name.startswith("filtered, ")}
     plots = [
-        page.plot(run.directory, "success", success_figure(run.evaluations, run.baselines)),
-        page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, run.baselines)),
+        page.plot(run.directory, "success", success_figure(run.evaluations, others)),
+        page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, others)),
     ]
     tasks = page.plot(run.directory, "success_by_task", task_success_figure(run.evaluations))
-    return page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
+    beside = page.plot(run.directory, "recap_beside_filtered", figure_beside_filtered(run))
+    return beside + page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
+
+
+def figure_beside_filtered(run: RecapRun) -> Any | None:
+    """Return RECAP beside filtered imitation on its own rollouts; None if that was not asked for."""
+    rival = [e for name, e in run.baselines.items() if name.startswith("filtered, ")]
+    rollouts = run.stages.get("round-1/rollouts", {}).get("figures", {}).get("episodes")
+    updates = run.stages.get("round-1/policy", {}).get("figures", {}).get("steps")
+    both = (
+        f"Both begin from one SFT policy; a round: {rollouts} rollouts of its own policy, {updates} updates."
+    )
+    shorter = f"\nFiltered imitation was given {len(rival)} rounds, so that the run ends sooner."
+    rounds = len(run.evaluations) - 1
+    return rival_figure(
+        list(run.evaluations.values()), rival, both + (shorter if len(rival) < rounds else "")
+    )
 
 
 def _headlined(run: RecapRun) -> dict[str, Evaluation]:
@@ -62,15 +78,41 @@ def _headlined(run: RecapRun) -> dict[str, Evaluation]:
 
 
 def _choice(run: RecapRun) -> str:
-    """Return which policy was published, and why."""
-    stages = {name: f"{name.replace(' ', '-')}/validation" for name in run.evaluations}
-    stages |= {"SFT": "sft-validation"}
-    figures = {name: run.stages[stage]["figures"] for name, stage in stages.items() if stage in run.stages}
-    counts = [f"{name} {f['num_successes']}/{f['num_episodes']}" for name, f in figures.items()]
-    if not counts:
+    """Return which policy was published and which guidance each acts with, and why."""
+    rows = [row for name in run.evaluations for row in _validated(run, name)]
+    if not rows:
         return ""
     chosen = f"Published: {run.published}. " if run.published else ""
-    return f"<p>{chosen}On validation states: {', '.join(counts)}.</p>"
+    rule = (
+        "Chosen by most successes on validation states, which are neither trained on nor reported; of equal "
+        "ones the later round, and in it the guidance of the settings, then the smallest."
+    )
+    header = ["policy", "guidance", "validation states [95%]", "acts with it"]
+    return page.paragraph(chosen + rule) + page.table(header, rows)
+
+
+def _validated(run: RecapRun, name: str) -> list[list[str]]:
+    """Return a row for each guidance that a policy was tried with; SFT has 1."""
+    directory = "" if name == "SFT" else f"{name.replace(' ', '-')}/"
+    judged = run.stages.get(f"{directory}evaluation", {}).get("settings", {})
+    acts_with = judged.get("guidance") or judged.get("eval", {}).get("cfg_guidance_scale", 1.0)
+    first, rows = f"{directory}validation" if directory else "sft-validation", []
+    for stage, record in run.stages.items():
+        if stage != first and not stage.startswith(f"{first}-guidance-"):
+            continue
+        figures = record["figures"]
+        guidance = record["settings"]["eval"]["cfg_guidance_scale"] if directory else 1.0
+        low, high = (100 * bound for bound in figures["interval"])
+        count = f"{figures['num_successes']}/{figures['num_episodes']} [{low:.0f}, {high:.0f}]%"
+        rows.append([name, f"{guidance:g}", count, _where(acts_with, guidance)])
+    return rows
+
+
+def _where(acts_with: Any, guidance: float) -> str:
+    if isinstance(acts_with, dict):
+        tasks = [task for task, chosen in acts_with.items() if chosen == guidance]
+        return f"in {', '.join(tasks)}" if tasks else ""
+    return "yes" if acts_with == guidance else ""
 
 
 def _values_over_time(run: RecapRun) -> str:
@@ -89,40 +131,22 @@ def _two_episodes(run: RecapRun, number: int, source: LabelledFrames) -> str:
             f"round {number}: labels of other episodes than the {rollouts.num_episodes} in "
             f"{run.rollouts(number)}; compute the advantages again"
         )
-    for index in typical_episodes(rollouts):
+    typical = typical_episodes(rollouts)
+    figures = draw_beside(
+        [(rollouts.episode(index), source.episode(index)) for index in typical],
+        run.thresholds[number],
+        value_limits([source]),
+    )
+    for index, figure in zip(typical, figures, strict=True):
         labels = rollouts.labels[index]
         outcome = "success" if labels.is_success else "failure"
         task = labels.task_id or labels.instruction
-        figure = draw_episode(
-            rollouts.episode(index),
-            source.episode(index),
-            run.thresholds[number],
-            value_limits=value_limits([source]),
-            num_cameras=1,
-        )
         caption = (
             f"{outcome}: episode {index} of the rollouts of round {number}, {task}, "
             f"{rollouts.lengths[index]} steps; the {outcome} of median length"
         )
         parts.append(page.plot(run.directory, f"value_{outcome}", figure, caption))
-    return "".join(parts)
-
-
-def typical_episodes(frames: FrameSet) -> list[int]:
-    """Return a success and a failure, each of median length, of the first task that has both.
-
-    If no task has both, those of all tasks together; only one if all episodes ended alike.
-    """
-    tasks = [labels.task_id or labels.instruction for labels in frames.labels]
-    ends = frames.successes().tolist()
-    seen = set(zip(tasks, ends, strict=True))
-    both = [task for task in dict.fromkeys(tasks) if {(task, True), (task, False)} <= seen]
-    chosen = [i for i, task in enumerate(tasks) if not both or task == both[0]]
-    typical = []
-    for end in (True, False):
-        ranked = sorted((i for i in chosen if ends[i] is end), key=lambda i: (frames.lengths[i], i))
-        typical += ranked[(len(ranked) - 1) // 2 :][:1]
-    return typical
+    return page.paragraph(WHY) + page.grid(parts)
 
 
 def _advantages(run: RecapRun) -> str:

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from pi0.ript.checkpoint.files import UNTRAINED
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.hub import locate
@@ -29,6 +31,9 @@ from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact, Kind, StageName, Stages
 from pi0.ript.recap.trainings import FineTuningRecipe, RivalRecipe, SupervisedRecipe, ValueRecipe
 from pi0.ript.recap.workshop import FitFunction, Workshop
+
+FILTERED = "filtered"
+"""The rival that imitates the successes among its own rollouts, in rounds like RECAP's."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +144,16 @@ def fit_demonstrations(run: Run, demonstrations: Artefact) -> Artefact:
 # A round ----------------------------------------------------------------------------------------------------
 
 
-def collect(run: Run, number: int, policy: Artefact) -> Artefact:
-    """Return episodes of the policy from training states that no round before has used."""
+def collect(run: Run, number: int, policy: Artefact, rival: str = "") -> Artefact:
+    """Return episodes of the policy from training states that no round before has used.
+
+    A rival's rounds begin from the states, and with the noise, of RECAP's.
+    """
     settings = run.config.rollouts
     guidance = guidance_of(policy, settings.guidance)
     plan = RolloutPlan(settings.num_states, settings.per_state, settings.pool_size, guidance)
     recipe = RolloutsRecipe(plan, run.config.task, number, run.config.seed)
-    return run.make(StageName(Kind.ROLLOUTS, number), recipe, policy=policy)
+    return run.make(StageName(Kind.ROLLOUTS, number, rival), recipe, policy=policy)
 
 
 def fit_value(
@@ -221,22 +229,74 @@ def round_metrics(run: Run, number: int) -> dict[str, Any]:
 # After the last round ---------------------------------------------------------------------------------------
 
 
-def fit_rivals(run: Run, sft: Artefact, data: Sequence[Artefact]) -> dict[str, Artefact]:
-    """Return the honest rivals by name: SFT that goes on with what it has, and on all that succeeded."""
-    config, training = run.config, run.config.finetuning.training
-    training = replace(training, steps=config.rounds * training.steps, use_awr=False)
-    common = training, config.policy.freeze, config.demonstrations.sft_advantage, config.seed
-    demonstrations = [artefact for artefact in data if artefact.kind is Kind.DEMONSTRATIONS]
-    rivals = {"more SFT": ("more-sft", demonstrations, False), "SFT on successes": ("successes", data, True)}
-    return {
-        name: run.make(
-            StageName(Kind.POLICY, rival=directory),
-            RivalRecipe(*common, is_of_successes, run.reading),
-            sft=sft,
-            **_by_name(learned_from),
+def fit_rivals(run: Run, sft: Artefact, data: Sequence[Artefact], first: Artefact) -> dict[str, Artefact]:
+    """Return the rivals by name: SFT that goes on with what it has, or what succeeded; filtered imitation.
+
+    Args:
+        run: Says which are asked for.
+        sft: What all of them start from.
+        data: What the last round of RECAP learned from, the demonstrations too.
+        first: The rollouts of SFT's policy: every method's first ones.
+    """
+    config, rivals = run.config, {}
+    if config.baselines:
+        steps, seed = config.rounds * config.finetuning.training.steps, config.seed
+        demonstrations = [artefact for artefact in data if artefact.kind is Kind.DEMONSTRATIONS]
+        name = StageName(Kind.POLICY, rival="more-sft")
+        rivals["more SFT"] = imitate(run, name, sft, demonstrations, seed, steps=steps)
+        name = StageName(Kind.POLICY, rival="successes")
+        rivals["SFT on successes"] = imitate(run, name, sft, data, seed, steps=steps, is_of_successes=True)
+    policy = sft
+    for number in range(1, config.filtered_rounds + 1):
+        rollouts = first if number == 1 else collect(run, number, policy, FILTERED)
+        policy = imitate_successes(
+            run, StageName(Kind.POLICY, number, FILTERED), policy, rollouts, config.seed
         )
-        for name, (directory, learned_from, is_of_successes) in rivals.items()
-    }
+        rivals[f"{FILTERED}, round {number}"] = policy
+    return rivals
+
+
+def imitate_successes(
+    run: Run, name: StageName, policy: Artefact, rollouts: Artefact, draws: int
+) -> Artefact:
+    """Return the policy of a round of filtered imitation: trained on all that succeeded among its rollouts.
+
+    If nothing did there is nothing to imitate, and the policy stays. `draws`: seed of the training.
+    """
+    if not rollouts.figures["success"]:
+        return policy
+    seed = int(np.random.SeedSequence((draws, name.round)).generate_state(1)[0])
+    return imitate(run, name, policy, rollouts, seed, is_of_successes=True)
+
+
+def imitate(
+    run: Run,
+    name: StageName,
+    policy: Artefact,
+    data: Artefact | Sequence[Artefact],
+    seed: int,
+    *,
+    steps: int | None = None,
+    is_of_successes: bool = False,
+) -> Artefact:
+    """Return a policy trained further on data, all of it positive, without value function.
+
+    Args:
+        run: Says how it is trained.
+        name: Of its stage.
+        policy: What it starts from.
+        data: A set, or several by their names.
+        seed: Of the training.
+        steps: How many; None: those of a round.
+        is_of_successes: Leave out what failed.
+    """
+    config = run.config
+    training = replace(config.finetuning.training, use_awr=False)
+    training = training if steps is None else replace(training, steps=steps)
+    mode = config.demonstrations.sft_advantage
+    recipe = RivalRecipe(training, config.policy.freeze, mode, seed, is_of_successes, run.reading)
+    inputs = {"data": data} if isinstance(data, Artefact) else _by_name(data)
+    return run.make(name, recipe, sft=policy, **inputs)
 
 
 def _by_name(data: Sequence[Artefact]) -> dict[str, Artefact]:

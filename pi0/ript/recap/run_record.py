@@ -27,7 +27,7 @@ class RecapRun:
     evaluations: dict[str, Evaluation]
     """The evaluations in order, by stage: "SFT", "round 1", ..."""
     baselines: dict[str, Evaluation]
-    """The evaluations of other policies, by the names of their directories."""
+    """The evaluations of other policies, by their directories or, in rounds, as "filtered, round 1"."""
     videos: dict[str, Path]
     """Where the videos of evaluations and baselines are, or would be."""
     calibrations: dict[str, Calibration]
@@ -68,7 +68,8 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
     named = {f"round {number}": path for number, path in rounds.items()}
     stages = {"SFT": directory / "sft-evaluation"} | {n: path / "evaluation" for n, path in named.items()}
     values = {"pretrained": directory / "value"} | {n: path / "value" for n, path in named.items()}
-    others = {path.parent.name: path for path in sorted(directory.glob("baseline-*/evaluation"))}
+    judged = [*directory.glob("baseline-*/evaluation"), *directory.glob("baseline-*/round-*/evaluation")]
+    others = {_rival(path.parent.relative_to(directory)): path for path in sorted(judged)}
     evaluations, baselines = files("evaluation.json", stages), files("evaluation.json", others)
     labels = files(FRAMES_FILE, {number: path / "advantages" for number, path in rounds.items()})
     return RecapRun(
@@ -83,6 +84,16 @@ def read_recap_run(directory: Path, names: Collection[str] | None = None) -> Rec
         },
         stages={name: stage for name, stage in recorded.items() if names is None or name in names},
         published=_published(directory / "results.json"),
+    )
+
+
+def _rival(place: Path) -> str:
+    """Return what a policy that RECAP's are compared with is called: by its directory, or with its round."""
+    name = place.parts[0]
+    return (
+        ", ".join([name.removeprefix("baseline-"), place.name.replace("-", " ")])
+        if place.name != name
+        else name
     )
 
 

@@ -28,6 +28,7 @@ from pi0.ript.files import (
     unused_path,
     write_json,
 )
+from pi0.ript.progress import doing
 from pi0.ript.recap.snapshot_plan import remove_snapshots
 
 STATE = "recap_state.json"
@@ -70,14 +71,15 @@ class StageName:
     round: int = 0
     """0: of no round."""
     rival: str = ""
-    """What a policy that the last round is compared with is called; empty: it is none."""
+    """What a policy that RECAP's are compared with is called; empty: it is none."""
+    guidance: float | None = None
+    """With which the policy is tried, if another than its own."""
 
     def __str__(self) -> str:
-        if self.round:
-            return f"round-{self.round}/{self.kind}"
-        if self.rival:
-            return f"baseline-{self.rival}/{self.kind}"
-        return _BEFORE_ROUNDS.get(self.kind, str(self.kind))
+        name = str(self.kind) if self.round or self.rival else _BEFORE_ROUNDS.get(self.kind, str(self.kind))
+        tried = "" if self.guidance is None else f"-guidance-{self.guidance:g}"
+        rival = f"baseline-{self.rival}/" if self.rival else ""
+        return f"{rival}{f'round-{self.round}/' if self.round else ''}{name}{tried}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Artefact:
     @property
     def label(self) -> str:
         """Return what tables call a policy: SFT, or its round."""
-        return f"round {self.round}" if self.round else "SFT"
+        name = f"round {self.round}" if self.round else "SFT"
+        return f"{self.stage.rival}, {name}" if self.stage.rival else name
 
 
 Inputs = Mapping[str, Artefact]
@@ -157,11 +160,11 @@ class Stages:
                 self.world.print(f"{name}: up to date, skipped")
             return finished
         work = self.world.on_main(self._begin, name, made_from, absent)
-        start = time.monotonic()
+        start, doing.stage = time.monotonic(), str(name)
         figures = dict(make(recipe, inputs, work))
         self.world.gather([])  # nobody is in the directory any more
         seconds = round(time.monotonic() - start, 1)
-        self.num_made += 1
+        self.num_made, doing.stage = self.num_made + 1, None
         artefact = self.world.on_main(self._finish, name, work, made_from, figures, seconds)
         self.world.print(f"{name}: done in {seconds:.0f} s")
         return artefact

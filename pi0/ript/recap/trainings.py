@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -23,9 +23,9 @@ from pi0.ript.environments import Environment
 from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import fill_missing, read_advantages
 from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
-from pi0.ript.labels.frames import FRAMES_FILE, THRESHOLDS_FILE, read_labelled_frames, read_thresholds
+from pi0.ript.labels.frames import read_positive
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.labels.sources import Mixture
+from pi0.ript.labels.sources import Mixture, Source
 from pi0.ript.ranges import SAME
 from pi0.ript.recap.config import RecapPolicy, ValueModel
 from pi0.ript.recap.data import Reading, open_sources, resolved_reward
@@ -150,9 +150,7 @@ class FineTuningRecipe:
         for source in sources:
             place = labels / source.name
             advantages.append(fill_missing(read_advantages(place, source.frames), "error", place))
-        frames = read_labelled_frames(labels / FRAMES_FILE)
-        epsilon = read_thresholds(labels / THRESHOLDS_FILE)
-        positive = [cast("Bool[np.ndarray, ' _']", frames[s.name].positive(epsilon)) for s in sources]
+        positive = read_positive(labels, sources)
         policy = workshop.load_policy(inputs["start"])
         policy.model.freeze(self.freeze)
         objective = policy_objective(policy, sources, advantages, positive, self.training, self.uncond_weight)
@@ -175,14 +173,19 @@ class RivalRecipe:
         """Write the policy."""
         sources = open_sources(inputs, self.reading, workshop, mode=self.sft_advantage)
         if self.is_of_successes:
-            sources = [replace(s, advantage="use") for s in sources if s.is_success().any()]
-        # In mode "use", a frame without advantage is left out: those of failures.
-        advantages = [np.where(source.is_success(), 0.0, np.nan) for source in sources]
-        positive = [source.is_success() for source in sources]
+            sources = [replace(s, advantage="use") for s in sources if _is_imitated(s).any()]
+        # In mode "use", a frame without advantage is left out.
+        advantages = [np.where(_is_imitated(source), 0.0, np.nan) for source in sources]
+        positive = [_is_imitated(source) for source in sources]
         policy = workshop.load_policy(inputs["sft"])
         policy.model.freeze(self.freeze)
         objective = policy_objective(policy, sources, advantages, positive, self.training)
         return _train_policy(*objective, self.training, (self.seed, 0), work, workshop)
+
+
+def _is_imitated(source: Source) -> Bool[np.ndarray, " n"]:
+    """Return which frames of a source are of a success, or of a person who corrected."""
+    return source.is_success() | source.frames.is_corrected
 
 
 def _look_at_statistics(policy: PI0Policy, sets: Sequence[FrameSet], workshop: Workshop) -> None:

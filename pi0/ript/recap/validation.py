@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from math import inf
 
+from pi0.ript.config.loading import say
 from pi0.ript.config.schema import ConfigError
-from pi0.ript.config.validation import attempt, shared_problems
+from pi0.ript.config.validation import attempt, shared_problems, wrong_robot
 from pi0.ript.data.hub import locate
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import tasks_with_expert
@@ -15,13 +17,13 @@ from pi0.ript.recording import require_training_states
 from pi0.ript.starting_policy import TOY
 
 _MODEL_KEYS = ("config", "dtype", "frozen_dtype", "gradient_checkpointing", "n_action_steps")
-_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics", "statistics_path")
+_CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics", "statistics_path", "embodiment")
 _RECORDING_ONLY = ("operator", "episodes")
 
 
 def validate_recap(config: RecapConfig) -> None:
     """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
-    problems = [*_values(config)]
+    problems = [*_values(config), *wrong_robot(config)]
     environment, wrong = shared_problems(config)
     problems += wrong
     if environment is not None:
@@ -44,6 +46,15 @@ def _values(config: RecapConfig) -> Iterator[str]:
     ignored = [key for key in _CHECKPOINTS_ONLY if getattr(config.policy, key) != getattr(defaults, key)]
     for key in ignored if config.policy_path == TOY else ():
         yield f"policy.{key}: belongs to checkpoints, and policy_path is 'toy'; leave the key out"
+    if config.validation.guidances and not config.validation.rollouts_per_task:
+        yield "validation.guidances: are chosen by validation.rollouts_per_task, found 0; set both or none"
+    if wrong := [x for x in config.validation.guidances or [] if not 0 <= x < inf]:
+        yield f"validation.guidances: expected numbers of 0 or more, found {wrong}"
+    if config.filtered_rounds > config.rounds:
+        yield (
+            f"filtered_rounds: expected at most the {config.rounds} rounds that it is compared with, found "
+            f"{config.filtered_rounds}"
+        )
     if config.policy.statistics == "data" and config.policy.statistics_path:
         yield "policy.statistics: 'data' and policy.statistics_path name two sources; leave one of them out"
     if config.policy_path != TOY and config.policy.chunk_size is not None:
@@ -59,7 +70,10 @@ def _data(config: RecapConfig, environment: Environment) -> Iterator[str]:
             yield from wrong
             if place is not None and not settings.allow_heldout:
                 check = partial(require_training_states, place.root, "demonstrations.allow_heldout=true")
-                yield from attempt(check, "demonstrations.root: ")[1]
+                doubt, wrong = attempt(check, "demonstrations.root: ")
+                yield from wrong
+                if doubt is not None:
+                    say(doubt)
         keys = [key for key in _RECORDING_ONLY if getattr(settings, key) is not None]
         for key in [*keys, *(f"quality.{name}" for name in settings.quality.changes())]:
             yield f"demonstrations.{key}: nothing is recorded, as a data set is given; leave it out"

@@ -53,7 +53,12 @@ class PolicyServer:
             raise ValueError(f"guidance: expected 1 for a policy without indicator, found {guidance}")
         if not max_message_mb > 0:
             raise ValueError(f"max_message_mb: expected more than 0, found {max_message_mb}")
-        self.policy, self.guidance, self.num_steps, self.prompt = policy, guidance, num_steps, prompt
+        self.policy, self.guidance, self.num_steps, self.prompt = (
+            policy.use_graphs(),
+            guidance,
+            num_steps,
+            prompt,
+        )
         self.max_message_bytes = int(max_message_mb * 2**20)
         self.generator = torch.Generator(policy.device)
         if seed is None:
@@ -67,8 +72,9 @@ class PolicyServer:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a client is told first: names, widths and lengths of observations and actions."""
-        features, config = self.policy.features, self.policy.config
+        features, config, robot = self.policy.features, self.policy.config, self.policy.embodiments.chosen
         return {
+            **({} if robot is None else {"embodiment": robot}),
             "policy": "pi05" if config.pi05 else "pi0",
             "cameras": list(features.present_cameras),
             "state_dim": features.state_dim,

@@ -1,6 +1,7 @@
 """Checks of the settings before any work: all that need no data, no weights and no simulator."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pi0.ript.config import ConfigError
@@ -8,18 +9,21 @@ from pi0.ript.config.validation import attempt, moved_aside, simulated, wrong_pl
 from pi0.ript.data.settings import mixture_problems
 from pi0.ript.ranges import wrong_values
 from pi0.ript.starting_policy import TOY, require_device, require_policy_path
+from pi0.ript.supervised.embodiments import sets_by_robot, tagged
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 
 
 def check_settings(settings: SupervisedSettings) -> None:
     """Raise one ConfigError that tells everything that is wrong with the settings, if anything is."""
+    mixture = tagged(settings.dataset_mixture, settings.policy.embodiment)
+    settings = replace(settings, dataset_mixture=mixture)
     problems = [
         *wrong_values(settings),
         *wrong_places(settings),
         *_batches(settings),
         *_models(settings),
         *_measurements(settings),
-        *mixture_problems(settings.dataset_mixture),
+        *mixture_problems(mixture),
     ]
     if settings.overwrite and settings.exp_name:
         problems += moved_aside(settings, Path(settings.output_dir) / settings.exp_name)
@@ -56,6 +60,17 @@ def _policy(settings: SupervisedSettings) -> Iterator[str]:
         yield "policy.gradient_checkpointing: a toy has no need of it; leave it out"
     if settings.policy_path == TOY and settings.policy.statistics_path is not None:
         yield "policy.statistics_path: a toy has the statistics of its data; leave it out"
+    tags = [tag for tag in sets_by_robot(settings.dataset_mixture) if tag is not None]
+    if len(tags) > 1 and settings.policy.statistics_path is not None:
+        yield (
+            f"policy.statistics_path: is of one robot, and the data sets are of {', '.join(tags)}; use "
+            "policy.statistics=data"
+        )
+    if len(tags) > 1 and settings.policy.embodiment is None and settings.eval_freq:
+        yield (
+            f"policy.embodiment: expected one of {', '.join(tags)}, as which the policy acts in the "
+            "simulations of eval_freq, found none"
+        )
     if not settings.loss_weighting.MSE:
         yield "loss_weighting.MSE: a policy learns by the flow's squared error; expected a weight above 0"
 
@@ -72,6 +87,8 @@ def _value_function(settings: SupervisedSettings) -> Iterator[str]:
             "policy.statistics_path, policy.outside_statistics: belong to policies; a value function has the "
             "statistics of its checkpoint, of the policy that it reads, or of its data"
         )
+    if settings.policy.embodiment is not None and settings.policy.reads is None:
+        yield "policy.embodiment: of the policy that a value function reads, and policy.reads is null"
     if settings.policy.use_awr:
         yield "policy.use_awr: weighs the samples of a policy; a value function learns from all alike"
     if not settings.loss_weighting.CE:

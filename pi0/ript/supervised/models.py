@@ -1,97 +1,39 @@
 """What pi0-train trains: a checkpoint's policy or value function, or a small new one sized by the data."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 
 from pi0 import FeatureConfig, PI0Policy
-from pi0.normalize import Statistics
-from pi0.pretrained import describe, resolve
+from pi0.embodiment import Embodiment
+from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
-from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
-from pi0.ript.data.reader import open_set
-from pi0.ript.data.settings import MixtureSettings, mixture_weights
-from pi0.ript.data.statistics import mixture_statistics
-from pi0.ript.data.training_data import TrainingData, open_sets, split_rows
+from pi0.ript.data.training_data import TrainingData
 from pi0.ript.starting_policy import TOY, make_policy
+from pi0.ript.supervised.data_summary import DataSummary
+from pi0.ript.supervised.embodiments import (
+    Tag,
+    change_robot,
+    name_robots,
+    require_known,
+    require_tag,
+    sets_by_robot,
+)
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping, SupervisedSettings
-from pi0.ript.training.fitted_features import with_widths_of, without_absent_cameras
+from pi0.ript.training.fitted_features import without_absent_cameras
 from pi0.ript.training.objectives import Model
 from pi0.ript.training.starting_value import starting_value
-from pi0.ript.warm_start import sized_toy_policy
 from pi0.trainable import frozen_names
 from pi0.value import ValueFunction
 from pi0.value_config import separate_value_config
 
-_LARGEST_TOY_IMAGE = 64
 _VALUE_STREAM = 1  # keeps a value function's first weights apart from those of a policy of the same seed
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """What a new model is sized by; images are not read."""
-
-    mixture: MixtureSettings
-
-    @cached_property
-    def sets(self) -> list[FrameSet]:
-        """The data sets, without cameras."""
-        return open_sets(self.mixture, cameras=())
-
-    @property
-    def training_rows(self) -> list[Int64[np.ndarray, " _"]]:
-        """The frames of each set that are trained on."""
-        return split_rows(self.mixture, self.sets)[0]
-
-    def statistics(self, relative_actions: Sequence[bool] = (), chunk_size: int = 1) -> Statistics:
-        """Return the statistics of what is trained on; other widths in another set are an error."""
-        widths = {frames.name: (frames.states.shape[1], frames.actions.shape[1]) for frames in self.sets}
-        if len(set(widths.values())) > 1:
-            raise ConfigError(
-                "dataset_mixture: expected the same widths of state and action in all data sets, found "
-                f"{widths}"
-            )
-        return mixture_statistics(
-            self.sets,
-            self.training_rows,
-            mixture_weights(self.mixture),
-            relative_actions=relative_actions,
-            chunk_size=chunk_size,
-            settings=self.mixture,
-        )
-
-    @property
-    def instructions(self) -> set[str]:
-        """The instructions of all data sets."""
-        return {task for frames in self.sets for task in frames.instructions}
-
-    @cached_property
-    def cameras(self) -> dict[str, int]:
-        """Shorter side of the images by the policy's name of the camera, of the first set."""
-        frames = open_set(self.mixture.datasets[0])
-        if not frames.images:
-            raise ConfigError(f"{frames.name}: expected a camera among its columns, found none")
-        return {camera: min(frames.image_sizes(camera)[0]) for camera in frames.images}
-
-    def toy_policy(self, seed: int, **changes: Any) -> PI0Policy:
-        """Return an untrained toy policy for the data; `changes` are fields of its configuration."""
-        chunk_size = changes.get("chunk_size", 8)
-        size = self.mixture.image_size or min(self.cameras.values())
-        return sized_toy_policy(
-            self.instructions,
-            tuple(self.cameras),
-            min(size, _LARGEST_TOY_IMAGE) // 4 * 4,
-            self.statistics(),
-            seed,
-            **{"chunk_size": chunk_size, "n_action_steps": chunk_size, **changes},
-        )
 
 
 def policy_to_train(
@@ -103,7 +45,12 @@ def policy_to_train(
     """
     settings, path = config.policy, config.policy_path
     mode, changes, replaced = "none", {}, {}
-    if path != TOY:
+    robots: dict[Tag, Embodiment] = {}
+    is_from_data = settings.statistics == "data" and not settings.statistics_path
+    if path == TOY:
+        require_tag([tag for tag in data.robots if tag is not None], settings.embodiment)
+        is_from_data = True
+    else:
         directory = resolve(Path(path).expanduser())
         named = get_config(settings.config) if settings.config else None
         checkpoint = describe(directory, named, None, None, settings.extra_delta_transform)
@@ -113,22 +60,53 @@ def policy_to_train(
         chunk_size = settings.chunk_size or checkpoint.config.chunk_size
         if settings.n_action_steps is None:
             changes["n_action_steps"] = min(checkpoint.config.n_action_steps, chunk_size)
-        mappings = [dataset.data_features_name_mapping for dataset in data.mixture.datasets]
-        replaced["features"] = without_absent_cameras(checkpoint.features, mappings)
-        if settings.statistics == "data" and not settings.statistics_path:
-            replaced["features"] = features = with_widths_of(replaced["features"], data.sets[0])
-            replaced["statistics"] = data.statistics(features.relative_actions, chunk_size)
+        require_known([*data.robots], checkpoint, settings.embodiment, is_from_data=is_from_data)
+        robots = _robots(data, checkpoint, chunk_size if is_from_data else None)
+        replaced = _in_place(robots, checkpoint, is_from_data=is_from_data)
     if takes_indicator:
         changes["indicator"] = settings.indicator or ("embedding" if mode == "none" else mode)
     toy = partial(data.toy_policy, config.seed)
     policy = make_policy(path, settings, toy, config.seed, device, changes=changes, **replaced)
+    names = {tag: robot for tag, robot in robots.items() if tag is not None}
+    if names := names or policy.embodiments.known():
+        name_robots(policy, names, settings.embodiment, is_from_data=is_from_data)
     require_normalization(settings.normalization_mapping, policy.features)
     return policy
 
 
+def _robots(data: DataSummary, checkpoint: Checkpoint, chunk_size: int | None) -> dict[Tag, Embodiment]:
+    """Return what the policy is to know of each robot of the data.
+
+    Their widths and statistics are those of the data if a chunk size is given, else the checkpoint's.
+    """
+    robots, parts = {}, data.robots
+    if None in parts and checkpoint.embodiments:
+        parts = {checkpoint.embodiment: parts[None]}
+    for tag, part in parts.items():
+        before = Embodiment(checkpoint.features, checkpoint.statistics)
+        robot = before if tag is None else checkpoint.embodiments.get(tag, before)
+        if chunk_size is None:
+            robots[tag] = replace(robot, features=without_absent_cameras(robot.features, part.mappings))
+        else:
+            features = part.fitted(robot.features)
+            robots[tag] = Embodiment(features, part.statistics(features.relative_actions, chunk_size))
+    return robots
+
+
+def _in_place(
+    robots: Mapping[Tag, Embodiment], checkpoint: Checkpoint, *, is_from_data: bool
+) -> dict[str, Any]:
+    """Return what replaces a checkpoint's own when it is loaded: what is known of the first robot."""
+    tag, first = next(iter(robots.items()))
+    if checkpoint.embodiments:  # the robots are named when it is loaded
+        return {"embodiment": tag if tag in checkpoint.embodiments else None}
+    statistics = {"statistics": first.statistics} if is_from_data else {}
+    return {"embodiment": None, "features": first.features, **statistics}
+
+
 def value_to_train(config: SupervisedSettings, data: DataSummary, device: str) -> ValueFunction:
     """Return the value function to train; a setting that its checkpoint contradicts is a ConfigError."""
-    settings, policy = config.policy, _read_policy(config.policy, device)
+    settings, policy = config.policy, _read_policy(config.policy, data, device)
     bins = settings.reward_config.number_of_bins
     seed = int(np.random.SeedSequence((config.seed, _VALUE_STREAM)).generate_state(1)[0])
     if config.policy_path != TOY:
@@ -146,14 +124,21 @@ def value_to_train(config: SupervisedSettings, data: DataSummary, device: str) -
     return value.to(device)
 
 
-def _read_policy(settings: ModelSettings, device: str) -> PI0Policy | None:
+def _read_policy(settings: ModelSettings, data: DataSummary, device: str) -> PI0Policy | None:
     """Return the policy that a value function reads, None if there is none to read."""
+    tags = list(sets_by_robot(data.mixture)) or [None]
+    if len(tags) > 1:
+        raise ConfigError(
+            f"embodiment_tag: a value function is of one robot, found {', '.join(map(str, tags))}; train one "
+            "for each"
+        )
     if settings.reads is None:
         return None
     names = ("tokenizer_max_length", "dtype")
     changes = {name: value for name, value in settings.changes().items() if name in names}
     path = Path(settings.reads).expanduser()
-    return PI0Policy.from_pretrained(path, changes=changes, device=device).requires_grad_(False)
+    policy = PI0Policy.from_pretrained(path, changes=changes, embodiment=tags[0], device=device)
+    return policy.requires_grad_(False)
 
 
 def _require_same_sizes(settings: ModelSettings, value: ValueFunction) -> None:
@@ -189,32 +174,37 @@ def fit_statistics(model: Model, settings: SupervisedSettings, data: TrainingDat
     Raises:
         ConfigError: Values lie where no model can learn from them; a line for each dimension.
     """
-    is_policy = isinstance(model, PI0Policy)
-    features, statistics = model.features, model.statistics
-    dimensions = normalised_dimensions(
-        features,
-        statistics,
-        data.sets,
-        data.training_rows,
-        chunk_size=model.config.chunk_size if is_policy else 1,
-        settings=settings.dataset_mixture,
-        has_actions=is_policy,
-    )
-    lines = [] if settings.policy_path == TOY else doubts(dimensions, features, statistics)
-    doubtful = [f"statistics: {line}" for line in lines]  # a toy's are the data's, with a least std
-    wrong = faults(dimensions, features, statistics)
+    policy = model if isinstance(model, PI0Policy) else None
+    notes, wrong = list[str](), list[str]()
+    for tag, numbers in sets_by_robot(settings.dataset_mixture).items():
+        robot = Embodiment(model.features, model.statistics)
+        if policy is not None and tag is not None:
+            robot = policy.embodiments.known()[tag]
+        dimensions = normalised_dimensions(
+            robot.features,
+            robot.statistics,
+            [data.sets[number] for number in numbers],
+            [data.training_rows[number] for number in numbers],
+            chunk_size=1 if policy is None else policy.config.chunk_size,
+            settings=settings.dataset_mixture,
+            has_actions=policy is not None,
+        )
+        doubtful = [] if settings.policy_path == TOY else doubts(dimensions, robot.features, robot.statistics)
+        notes += [f"statistics: {line}" for line in doubtful]  # a toy's are the data's, with a least std
+        outside = faults(dimensions, robot.features, robot.statistics)
+        if outside and policy is not None and settings.policy.outside_statistics == "widen":
+            wide, changes = widened(robot.statistics, robot.features, dimensions)
+            notes += changes
+            change_robot(policy, tag, replace(robot, statistics=wide))
+        else:
+            wrong += outside
     if not wrong:
-        return tuple(doubtful)
-    if is_policy and settings.policy.outside_statistics == "widen":
-        wide, changes = widened(statistics, features, dimensions)
-        model.use_statistics(wide)
-        model.to(model.device)
-        return (*doubtful, *changes)
+        return tuple(notes)
     remedy = (
         "are they of another robot, of absolute actions for relative ones, or does a dimension hardly move? "
         "Take the data's own (policy.statistics=data), a file's (policy.statistics_path), or widen them "
         "(policy.outside_statistics=widen)"
-        if is_policy
+        if policy is not None
         else "they are those of its checkpoint or of the policy that it reads; train on data like theirs"
     )
     raise ConfigError(*wrong[:-1], f"{wrong[-1]}; {remedy}")

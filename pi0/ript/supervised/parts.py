@@ -9,6 +9,7 @@ from pi0.ript.data.training_data import TrainingData, make_training_data
 from pi0.ript.distributed import World
 from pi0.ript.labels.returns import RewardConfig
 from pi0.ript.recording import require_training_states
+from pi0.ript.supervised.embodiments import robots_of_sets, tagged
 from pi0.ript.supervised.models import DataSummary, fit_statistics, policy_to_train, value_to_train
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.window_labels import PolicyLabels, advantage_modes, policy_labels, window_returns
@@ -30,15 +31,18 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     """Return objective and data, as the settings say."""
     mixture = settings.dataset_mixture if settings.val_freq else _without_split(settings.dataset_mixture)
     policy, device = settings.policy, world.device(settings.device)
+    mixture = tagged(mixture, policy.embodiment)
+    settings = replace(settings, dataset_mixture=mixture)
     summary = DataSummary(mixture)
-    for frames in [] if mixture.allow_heldout else summary.sets:
-        require_training_states(Path(frames.name), "dataset_mixture.allow_heldout=true")
+    judged = [] if mixture.allow_heldout else [Path(frames.name) for frames in summary.sets]
+    doubts = [require_training_states(root, "dataset_mixture.allow_heldout=true") for root in judged]
+    doubtful = tuple(line for line in doubts if line is not None)
     size = samples_per_step(settings, world) // (world.size * settings.gradient_accumulation_steps)
     if policy.type == "value":
         value = value_to_train(settings, summary, device)
         data = make_training_data(mixture, value.features, 1, size, world, settings.seed)
         _require_validation(settings, data)
-        notes = (str(data), *fit_statistics(value, settings, data))
+        notes = (str(data), *doubtful, *fit_statistics(value, settings, data))
         returns, reward = window_returns(data.sets, policy.reward_config)
         return Parts(ValueObjective(value, returns, settings.loss_weighting.CE), data, reward, notes)
     takes_indicator = set(advantage_modes(mixture.datasets, policy)) != {"ignore"}
@@ -46,9 +50,11 @@ def make_parts(settings: SupervisedSettings, world: World) -> Parts:
     labels = policy_labels(summary.sets, mixture.datasets, policy) if needs_labels else PolicyLabels()
     model = policy_to_train(settings, summary, takes_indicator, device)
     chunk, seed = model.config.chunk_size, settings.seed
-    data = make_training_data(mixture, model.features, chunk, size, world, seed, labels.usable)
+    robots = robots_of_sets(model, mixture)
+    features = model.features if robots is None else model.embodiments.joint_features
+    data = make_training_data(mixture, features, chunk, size, world, seed, labels.usable, robots=robots)
     _require_validation(settings, data)
-    notes = [str(data), *fit_statistics(model, settings, data)]
+    notes = [str(data), *doubtful, *fit_statistics(model, settings, data)]
     objective = PolicyObjective(
         model,
         labels.indicator if takes_indicator else None,

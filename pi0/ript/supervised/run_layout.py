@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pi0 import PI0Policy
+from pi0.embodiment import plain_statistics, write_ids
 from pi0.ript.checkpoint.files import published
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.config import ConfigError, save_config
@@ -136,12 +137,21 @@ def write_processor(
         "relative_actions": list(features.relative_actions),
         "from": "data" if TOY in (config.policy_path, config.policy.statistics) else config.policy_path,
     }
-    save_statistics(run_dir / FILE_NAME, model.statistics, made_from)
+    robots = model.embodiments.known() if isinstance(model, PI0Policy) else {}
+    (run_dir / "processor").mkdir(exist_ok=True)
+    if robots:
+        write_ids(run_dir / "processor", list(robots))
+        by_tag = {tag: plain_statistics(robot.statistics) for tag, robot in robots.items()}
+        write_json(run_dir / FILE_NAME, {"statistics": by_tag, "made_from": made_from})
+    else:
+        save_statistics(run_dir / FILE_NAME, model.statistics, made_from)
     described: dict[str, Any] = {
         "features": features.to_dict(),
         "tokenizer": model.tokenizer.name,
         "n_obs_steps": config.policy.n_obs_steps,
     }
+    if robots:
+        described["embodiments"] = {tag: robot.features.to_dict() for tag, robot in robots.items()}
     if isinstance(model, PI0Policy):
         described |= {
             "image_size": model.config.vision.image_size,

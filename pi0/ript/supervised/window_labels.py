@@ -19,7 +19,7 @@ from pi0.ript.labels.advantages import (
     MissingAdvantage,
     fill_missing,
     from_json,
-    is_positive,
+    positive_frames,
     read_advantages,
     read_lineage,
 )
@@ -68,6 +68,9 @@ def policy_labels(
 ) -> PolicyLabels:
     """Return the labels of every frame.
 
+    Where the advantage counts, a frame is positive if a person corrected there, or its advantage is above the
+    threshold and, if that was ranked among successes, its episode succeeded. Weights follow the advantage.
+
     Raises:
         EpisodeDataError: Advantages or a threshold are missing.
     """
@@ -80,10 +83,16 @@ def policy_labels(
         if is_asked_for:
             choice = cast("MissingAdvantage", policy.missing_advantage)
             used = frames.rows(frames.selected)
-            of_frames = fill_missing(read_advantages(frames.name, frames), choice, frames.name, used)
+            stored = read_advantages(frames.name, frames)
+            stored[frames.is_corrected & np.isnan(stored)] = np.inf  # positive without one
+            of_frames = fill_missing(stored, choice, frames.name, used)
         positive = np.ones(source.num_frames, bool)
         if mode == "use":
-            positive = is_positive(of_frames, source.frame_tasks(), _thresholds(frames, source, policy))
+            epsilon = _thresholds(frames, source, policy)
+            only_successes = read_lineage(frames.name).get("ranked") == "successes"
+            positive = positive_frames(
+                frames, of_frames, source.frame_tasks(), epsilon, only_successes=only_successes
+            )
         parts.append(indicators(source, positive))
         advantages.append(of_frames)
     weight = None
@@ -98,16 +107,21 @@ def policy_labels(
 def _require_one_value_function(
     sets: Sequence[FrameSet], datasets: Sequence[DatasetSettings], policy: ModelSettings
 ) -> None:
-    """Raise EpisodeDataError if advantages that are used together are of several value functions."""
+    """Raise EpisodeDataError if advantages of a robot that are used are of several value functions."""
     modes = advantage_modes(datasets, policy)
-    used = [x.name for x, mode in zip(sets, modes, strict=True) if mode == "use" or policy.use_awr]
-    makers = {name: value for name in used if (value := read_lineage(name).get("value")) is not None}
-    if len(set(makers.values())) > 1:
-        said = ", ".join(f"{name}: {value[:8]}" for name, value in makers.items())
-        raise EpisodeDataError(
-            f"advantages: expected those of one value function, found several ({said}); label all data sets "
-            "with one pi0-advantage command"
-        )
+    for tag in dict.fromkeys(dataset.embodiment_tag for dataset in datasets):
+        used = [
+            frames.name
+            for frames, mode, dataset in zip(sets, modes, datasets, strict=True)
+            if dataset.embodiment_tag == tag and (mode == "use" or policy.use_awr)
+        ]
+        makers = {name: value for name in used if (value := read_lineage(name).get("value")) is not None}
+        if len(set(makers.values())) > 1:
+            said = ", ".join(f"{name}: {value[:8]}" for name, value in makers.items())
+            raise EpisodeDataError(
+                f"advantages: expected those of one value function, found several ({said}); label all data "
+                "sets with one pi0-advantage command"
+            )
 
 
 def _thresholds(frames: FrameSet, source: Source, policy: ModelSettings) -> dict[str, float]:
