@@ -4,11 +4,12 @@
 #   make test    the test suite            make lint    format check, lint, types
 #   make test-pages   of these, the pages in a browser (Debian: apt-get install chromium)
 #   make test-documents   the commands of the requirement documents, word for word (half an hour)
+#   make test-real   the real size with random weights: 12 GiB of memory, 10 GB of disk (ONLY="load counted ...")
 #   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (8 minutes)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
 
-.PHONY: demo setup lint format test test-pages test-slow test-documents gpu-check check clean
+.PHONY: demo setup lint format test test-real test-pages test-slow test-documents gpu-check check clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt tools/setup.sh
@@ -37,6 +38,9 @@ gpu-check:
 
 test-documents: setup
 	@$(PYTHON) -m pytest -m 'slow or not slow' tests/test_documents.py
+
+test-real: setup
+	@OMP_NUM_THREADS=1 $(PYTHON) benchmarks/real_size.py $(if $(ONLY),--only $(ONLY))
 
 test-slow: setup
 	@$(PYTHON) -m pytest -m slow

@@ -175,6 +175,23 @@ def train_figures(directory: Path, freeze: str, config: str | None = None) -> di
     return {**figures, "the budget's error": abs(told / most - 1)}
 
 
+def counted_figures(directory: Path) -> dict[str, float]:
+    """Count what sampling takes, beside lerobot's; the checkpoint is not needed."""
+    from counted import lerobots_calls, lerobots_teraflops, our_calls, our_teraflops
+    from sizes import SIZES
+
+    ours, lerobots = our_teraflops(SIZES["real"]), lerobots_teraflops(SIZES["real"])
+    calls, lerobots_step = our_calls(SIZES["mid"]), lerobots_calls(SIZES["mid"])
+    return {
+        "a sample, TFLOP": ours,
+        "lerobot's, TFLOP": lerobots,
+        "their ratio": ours / lerobots,
+        "a denoising step at the mid size, operator calls": calls,
+        "lerobot's, operator calls": lerobots_step,
+        "ratio of the calls": calls / lerobots_step,
+    }
+
+
 def _no_toy(**changes: object) -> PI0Policy:
     raise AssertionError(changes)
 
@@ -196,6 +213,7 @@ CHECKS = {
         partial(train_figures, freeze="expert_only"),
         {"peak of the process, GiB": TRAINING_BOUND_GIB, "the budget's error": BUDGET_BOUND},
     ),
+    "counted": Check(counted_figures, {"their ratio": 0.66, "ratio of the calls": 0.5}),
     "train-lora": Check(
         partial(train_figures, freeze="lora", config="pi0_lora"),
         {"peak of the process, GiB": TRAINING_BOUND_GIB, "the budget's error": BUDGET_BOUND},

@@ -58,7 +58,7 @@ def euler(
 
     The noise argument is not changed.
     """
-    x = noise
+    x, count = noise, noise.new_tensor(num_steps)
     for i in range(num_steps):
-        x = x - velocity(x, i) / num_steps
+        x = torch.addcdiv(x, velocity(x, i), count, value=-1)
     return x

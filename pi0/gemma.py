@@ -124,9 +124,13 @@ class Block(nn.Module):
         """
         query, key, value, gate = self.heads(x, rope, condition, dtype)
         keys, values = key, value
-        if past is not None:
-            keys, values = (_join(old, new, in_place) for old, new in zip(past, (key, value), strict=True))
-        x = _add(x, self.o(attention(query, keys, values, mask)), gate)
+        if past is not None and in_place:
+            keys, values = past
+            room = [old[:, -x.shape[1] :] for old in past]
+            torch._foreach_copy_(room, [key, value])  # pyright: ignore[reportPrivateImportUsage]
+        elif past is not None:
+            keys, values = (torch.cat(pair, dim=1) for pair in zip(past, (key, value), strict=True))
+        x = _add(x, self.o(attention(query, keys, values, mask, in_place)), gate)
         h, gate = self.norm2(x, condition, dtype)
         gates, up = self.gate_up(h).chunk(2, dim=-1)
         return _add(x, self.down(F.gelu(gates, approximate="tanh") * up), gate), key, value
@@ -215,15 +219,18 @@ class ActionExpert(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b p d"],
-        positions: Int[Tensor, "b p"],
+        positions: Int[Tensor, "b p"] | Rope,
         past: KeyValues,
         condition: Float[Tensor, "b d"] | None,
         dtype: torch.dtype,
         *,
         in_place: bool = False,
     ) -> Float[Tensor, "b p d"]:
-        """Return the normed output of the action tokens; `in_place`: `past` has reserved room for them."""
-        rope = rope_tables(positions, self.head_dim)
+        """Return the normed output of the action tokens; `in_place`: `past` has reserved room for them.
+
+        `positions` are those of the tokens, or their `rope_tables`.
+        """
+        rope = positions if isinstance(positions, tuple) else rope_tables(positions, self.head_dim)
         mask = past.mask if in_place else past.append_mask(x.shape[1])
         for i, block in enumerate(self.blocks):
             x, _, _ = _run(self, block, x, rope, past.layer(i), mask, condition, dtype, in_place)
@@ -247,13 +254,6 @@ def _run(
     if stack.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
     return block(*inputs)
-
-
-def _join(old: Tensor, new: Tensor, in_place: bool) -> Tensor:
-    if not in_place:
-        return torch.cat([old, new], dim=1)
-    old[:, -new.shape[1] :] = new
-    return old
 
 
 def _add(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:

@@ -6,6 +6,9 @@ computes in the dtype of its input, and norms take their statistics in float32.
 Axis legend: b batch, n heads, q query tokens, t key tokens, p tokens, d width, e head dim.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
@@ -59,12 +62,31 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
         self.eps = eps
+        self._kept_scale: Tensor | None = None  # see kept_scales
+
+    @property
+    def scale(self) -> Float[Tensor, " d"]:
+        """What the normed x is multiplied by, in float32."""
+        return 1.0 + self.weight.float() if self._kept_scale is None else self._kept_scale
 
     def forward(
         self, x: Float[Tensor, "b p d"], condition: None, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "b p d"], None]:
         """Return the normed x in the given dtype, and no gate."""
-        return F.rms_norm(x.float(), x.shape[-1:], 1.0 + self.weight.float(), self.eps).to(dtype), None
+        return F.rms_norm(x.float(), x.shape[-1:], self.scale, self.eps).to(dtype), None
+
+
+@contextmanager
+def kept_scales(stack: nn.Module) -> Iterator[None]:
+    """Compute the scales of all norms in a stack once for what is done meanwhile; weights must not change."""
+    norms = [module for module in stack.modules() if isinstance(module, RMSNorm)]
+    try:
+        for norm in norms:
+            norm._kept_scale = norm.scale
+        yield
+    finally:
+        for norm in norms:
+            norm._kept_scale = None
 
 
 class AdaptiveRMSNorm(nn.Module):
@@ -115,6 +137,7 @@ def attention(
     key: Float[Tensor, "b t e"],
     value: Float[Tensor, "b t e"],
     mask: Bool[Tensor, "b t"] | None,
+    is_repeated: bool = False,
 ) -> Float[Tensor, "b q n*e"]:
     """Return multi-query attention: n query heads share one key and value head.
 
@@ -122,6 +145,12 @@ def attention(
     padded queries then see valid keys, which keeps their softmax finite, and nobody reads their output.
     """
     b, q, n, e = query.shape
+    if is_repeated and query.device.type == "cpu":
+        # There the queries need not be copied for that.
+        shared = (x[:, None].expand(b, n, -1, e) for x in (key, value))
+        rows = None if mask is None else mask[:, None, None, :]
+        out = F.scaled_dot_product_attention(query.transpose(1, 2), *shared, attn_mask=rows)
+        return out.transpose(1, 2).reshape(b, q, n * e)
     out = F.scaled_dot_product_attention(
         query.reshape(b, 1, q * n, e),
         key[:, None],

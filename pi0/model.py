@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from pi0.config import Pi0Config, SiglipConfig
 from pi0.flow import euler, interpolate, sample_time, time_embedding
-from pi0.gemma import ActionExpert, KeyValues, LanguageModel
-from pi0.layers import Linear
+from pi0.gemma import ActionExpert, KeyValues, LanguageModel, Rope
+from pi0.layers import Linear, kept_scales, rope_tables
 from pi0.observation import Indicator, Observation
 from pi0.trainable import frozen_names, hold, inference_dtypes, initialize, training_dtypes
 from pi0.vision import VisionTower
@@ -27,10 +27,11 @@ from pi0.vision import VisionTower
 
 @dataclass
 class Prefix:
-    """What the action expert reads: keys and values of the tokens so far, and how many of them are valid."""
+    """What the action expert reads: keys and values of the tokens so far, and how many are valid."""
 
     kv: KeyValues
     num_valid: Int[Tensor, " b"]
+    rope: Rope | None = None  # rotations of the action tokens, where they are needed more than once
 
     def repeat(self, times: int) -> "Prefix":
         """Return the batch repeated as a whole, for several noise draws or for guidance."""
@@ -171,7 +172,7 @@ class Pi0Model(PrefixModel[Pi0Config]):
         if not self.config.pi05:
             weight = self.time_mlp_in.weight[:, : self.config.expert.width]
             x = self.time_mlp_out(F.silu(F.linear(x, weight.float()) + time_features[:, None]))
-        positions = context.num_valid[:, None] + torch.arange(x.shape[1], device=x.device)
+        positions = context.rope or context.num_valid[:, None] + torch.arange(x.shape[1], device=x.device)
         # The expert's residual stream stays float32: it is small, and rounding it would cost accuracy.
         x = self.expert(x, positions, context.kv, condition, self.dtype, in_place=in_place)
         return self.action_out_proj(x.float())
@@ -260,20 +261,23 @@ class Pi0Model(PrefixModel[Pi0Config]):
         self, contexts: list[Prefix], noise: Float[Tensor, "b h a"], num_steps: int, guidance: float
     ) -> Float[Tensor, "b h a"]:
         context = concatenate_prefixes(contexts)
-        context = Prefix(context.kv.reserve(noise.shape[1]), context.num_valid)
+        positions = context.num_valid[:, None] + torch.arange(noise.shape[1], device=noise.device)
+        rope = rope_tables(positions, self.expert.head_dim)
+        context = Prefix(context.kv.reserve(noise.shape[1]), context.num_valid, rope)
         times = 1.0 - torch.arange(num_steps, device=noise.device, dtype=torch.float32) / num_steps
         features = self.time_features(times)
         n = len(contexts)
 
         def velocity(x: Tensor, i: int) -> Tensor:
-            row = features[i].expand(n * x.shape[0], -1)
-            v = self.velocity(context, x.repeat(n, 1, 1), row, in_place=True)
+            row, x = features[i].expand(n * x.shape[0], -1), x if n == 1 else x.repeat(n, 1, 1)
+            v = self.velocity(context, x, row, in_place=True)
             if n == 1:
                 return v
             conditional, unconditional = v.chunk(2)
             return torch.lerp(unconditional, conditional, guidance)
 
-        return euler(velocity, noise, num_steps)
+        with kept_scales(self.expert):
+            return euler(velocity, noise, num_steps)
 
     def freeze(self, which: str | None = None, frozen_dtype: str | None = None) -> None:
         """Withhold gradients from the parameters that `frozen_names` names; None: as `config` says.
@@ -304,10 +308,8 @@ def concatenate_prefixes(contexts: list[Prefix]) -> Prefix:
         return contexts[0]
     longest = max(context.kv.length for context in contexts)
     padded = [context.kv.pad_to(longest) for context in contexts]
-    masks = [kv.mask for kv in padded]
-    mask = None
-    if any(m is not None for m in masks):
-        mask = torch.cat([kv.full_mask() for kv in padded])
+    is_masked = any(kv.mask is not None for kv in padded)
+    mask = torch.cat([kv.full_mask() for kv in padded]) if is_masked else None
     return Prefix(
         KeyValues(
             keys=[torch.cat(layer) for layer in zip(*(kv.keys for kv in padded), strict=True)],
