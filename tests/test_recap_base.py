@@ -10,6 +10,7 @@ from conftest import METAWORLD, toy_policy
 from test_episodes import INFO, publish
 
 from pi0 import PI0Policy
+from pi0.embodiment import Embodiment
 from pi0.ript.config import load_config_from_yaml
 from pi0.ript.data.records import Episode, EpisodeLabels
 from pi0.ript.distributed import World
@@ -27,7 +28,7 @@ BASE = [
     *("policy.freeze=expert_only", "policy.statistics=data", "demonstrations.assume_success=true"),
     *("demonstrations.operator=null", "demonstrations.episodes=null", "baselines=false"),
     *("demonstrations.quality.hesitation=null", "sft.steps=2", "finetuning.training.steps=2"),
-    *("validation.rollouts_per_task=0", "eval.n_video=0"),
+    *("validation.rollouts_per_task=0", "validation.guidances=null", "eval.n_video=0"),
 ]
 
 
@@ -57,7 +58,7 @@ def made(tmp_path_factory):
     features = {"image_keys": (f"observation.images.{camera}",), "state_dim": 8, "action_dim": 8}
     identity = {"state_normalization": "identity", "action_normalization": "identity"}
     base = toy_policy({**features, **identity}, tasks=list(METAWORLD.values()))
-    base.statistics = {}
+    base.use_embodiments({None: Embodiment(base.features, {})})
     base.save_pretrained(directory / "checkpoint")
     settings = json.loads((directory / "checkpoint/pi0_config.json").read_text())
     settings["features"] |= dict.fromkeys(identity, "mean_std")

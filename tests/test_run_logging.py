@@ -327,7 +327,8 @@ def test_a_run_that_draws_its_own_page_is_left_alone(tmp_path, console, monkeypa
     begin(console, tmp_path)
     clock[0] = 1000.0
     log_metrics({"train/loss": 1.0}, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "train_rank0.log"]
+    names = ["metrics.jsonl", "run_status.json", "train_rank0.log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_phases(monkeypatch):

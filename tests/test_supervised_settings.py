@@ -149,7 +149,7 @@ def test_our_other_files_are_usable():
     config = evaluation(CONFIGS / "rollout_config.json")
     assert (config.eval.states, config.eval.recording_root) == ("train", "data/rollouts")
     described = read_mixture(CONFIGS / "advantage_calc_config.json")
-    assert [x["root"] for x in described] == ["data/demonstrations", "data/rollouts"]
+    assert [x.root for x in described] == ["data/demonstrations", "data/rollouts"]
 
 
 def test_other_trainers_keys(written):

@@ -80,7 +80,7 @@ class GuidedPolicy:
     """A pi0 policy as rollouts use it: guided towards a positive advantage, `n_action_steps` at a time."""
 
     def __init__(self, policy: PI0Policy, guidance: float = 1.0) -> None:
-        self.policy, self.guidance = policy.use_graphs(), guidance
+        self.policy, self.guidance = policy, guidance
         self._was_saved = False
 
     def chunks(
@@ -97,7 +97,7 @@ class GuidedPolicy:
         shape = (config.chunk_size, config.max_action_dim)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         was_training = self.policy.training
-        self.policy.eval()
+        self.policy.eval().use_graphs()
         batch = observation_batch(observations, tasks)
         if debugging.is_asked_for(debugging.PROCESSED) and not self._was_saved:
             debugging.save_processed(self.policy.preprocess(batch), tasks[0].instruction)
