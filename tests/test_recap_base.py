@@ -28,7 +28,8 @@ BASE = [
     *("policy.freeze=expert_only", "policy.statistics=data", "demonstrations.assume_success=true"),
     *("demonstrations.operator=null", "demonstrations.episodes=null", "baselines=false"),
     *("demonstrations.quality.hesitation=null", "sft.steps=2", "finetuning.training.steps=2"),
-    *("validation.rollouts_per_task=0", "validation.guidances=null", "eval.n_video=0"),
+    *("validation.rollouts_per_task=0", "validation.guidances=null", "filtered_rounds=0"),
+    "eval.n_video=0",
 ]
 
 
