@@ -485,6 +485,20 @@ def test_a_script_without_checkpoints_refuses_to_resume(capsys):
     assert parse_config(arguments, resumes=True).resume == "auto"
 
 
+def test_a_files_automatic_resume_is_for_the_rungs_that_can(tmp_path, capsys):
+    file = tmp_path / "earlier.yaml"
+    file.write_text(f"{MINIMAL.read_text()}\nfault_tolerance: {{auto_resume: true}}\n")
+    path = ["--config_path", str(file)]
+    assert parse_config(path, resumes=True).resume == "auto"
+    capsys.readouterr()
+    assert parse_config(path).resume is None
+    assert "resume: the file's auto has no effect" in capsys.readouterr().out
+    for asked in ("resume=auto", f"resume={tmp_path}"):
+        with pytest.raises(SystemExit):
+            parse_config([*path, asked])
+        assert "keeps no checkpoints; leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [

@@ -72,8 +72,12 @@ def parse_config(
             arguments.config_path, overrides, arguments.profile, schema=chosen.schema
         )
         say(f"✓ 配置文件加载成功 / configuration loaded: {arguments.config_path}")
-        if getattr(config, "resume", None) is not None and not resumes:
-            raise ConfigError(_no_checkpoints(parser.prog))
+        if not resumes and getattr(config, "resume", None) is not None:
+            if config.resume != "auto" or any(key.startswith("resume=") for key in overrides):
+                raise ConfigError(_no_checkpoints(parser.prog))
+            # A file serves several rungs: it may say how those go on that can.
+            say(f"resume: the file's auto has no effect, {parser.prog} keeps no checkpoints")
+            config.resume = None
         _load_plugins(config)
         config.policy.dtype = mixed_precision(config.policy.dtype)
         chosen.validate(config)
