@@ -237,6 +237,7 @@ def test_rollouts_that_are_kept_begin_from_training_states(written, overrides, s
     assert evaluation(written(**GUIDE_ROLLOUT), *overrides).eval.split == split
 
 
+@pytest.mark.skipif("LIBERO_ASSETS" not in os.environ, reason="set LIBERO_ASSETS to LIBERO's assets")
 def test_the_guides_300_rollouts_of_a_task_of_any_suite_can_be_recorded(written, tmp_path):
     """The document names the suite "libero"; its 50 held-out states do not limit what is recorded."""
     moka = {**GUIDE_ROLLOUT["env"], "task": "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove"}

@@ -46,9 +46,7 @@ class CountingSimulation(Simulation):
 
     def restore(self, state):
         bomb = Path(self._dies_in)
-        if self._dies_in and bomb.exists():
-            if bomb.is_file():
-                bomb.unlink()
+        if self._dies_in and bomb.exists() and (bomb.is_dir() or _removed(bomb)):
             os._exit(4)
         self.count, self.steps, self.renders = float(state.vector[0]), 0, 0
 
@@ -74,3 +72,12 @@ class CountingSimulation(Simulation):
 
     def close(self):
         pass
+
+
+def _removed(file: Path) -> bool:
+    """Remove a file and return whether it was here: of two workers that see it, one is the first."""
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
