@@ -36,7 +36,9 @@ NOT_PINNED = (
     *("value", "made_from", "source", "content_hash", "file_hash"),
 )
 """Keys and columns that say how or from which files a result was made, and not what it is."""
-DESCRIPTIONS = re.compile(r".*(config|settings|processor|info|stats|collection|recap_state|reward)\.json")
+DESCRIPTIONS = re.compile(
+    r".*(config|settings|processor|info|stats|status|collection|recap_state|reward)\.json"
+)
 """JSON files that describe the others: settings, and lineage by hashes of whole files."""
 RIPT = [
     *("--config_path=pi0/ript/config/minimal_test.yaml", "task.num_workers=0", "eval.n_video=0"),
