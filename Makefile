@@ -5,7 +5,7 @@
 #   make test-pages   of these, the pages in a browser (Debian: apt-get install chromium)
 #   make test-documents   the commands of the requirement documents, word for word (half an hour)
 #   make test-real   the real size with random weights: 12 GiB of memory, 10 GB of disk (ONLY="load counted ...")
-#   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (8 minutes)
+#   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (not run on one yet)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
 

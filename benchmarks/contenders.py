@@ -4,10 +4,10 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from jaxtyping import Float
+from ours import observation, pi0_config
 from peers import (
     lerobot_actions,
     lerobot_loss,
@@ -20,9 +20,7 @@ from peers import (
 from sizes import Inputs, Size
 from torch import Tensor, nn
 
-from pi0.config import GemmaConfig, Pi0Config, SiglipConfig
 from pi0.model import Pi0Model
-from pi0.observation import Observation
 from pi0.weights import WeightLoader
 
 # "trimmed": fed real cameras and tokens only, because transformers' own processor adds no others.
@@ -64,29 +62,6 @@ class Contender:
         """Return the size of the trained model's parameters and buffers."""
         tensors = (*self.model.parameters(), *self.model.buffers())
         return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def pi0_config(size: Size, dtype: Any = "float32", pi05: bool = False) -> Pi0Config:
-    """Return our configuration of this size; dtype is that of the computation."""
-    return Pi0Config(
-        vlm=GemmaConfig(**dataclasses.asdict(size.vlm)),
-        expert=GemmaConfig(**dataclasses.asdict(size.expert)),
-        vision=SiglipConfig(**dataclasses.asdict(size.vision)),
-        vocab_size=size.vocab_size,
-        pi05=pi05,
-        chunk_size=size.chunk_size,
-        n_action_steps=size.chunk_size,
-        max_state_dim=size.max_state_dim,
-        max_action_dim=size.max_action_dim,
-        tokenizer_max_length=size.max_tokens,
-        dtype=dtype,
-    )
-
-
-def observation(inputs: Inputs) -> Observation:
-    """Return the inputs as our observation, without what is masked in every sample."""
-    fields = ("images", "image_mask", "tokens", "token_mask", "state")
-    return Observation(**{name: getattr(inputs, name) for name in fields}).compact()
 
 
 def build(

@@ -6,7 +6,7 @@ from unittest import mock
 
 import peers
 import torch
-from contenders import observation, pi0_config
+from ours import observation, pi0_config
 from peers import lerobot_actions, lerobot_pi0
 from sizes import Inputs, Size, make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -101,15 +101,13 @@ class GraphedSampler:
                 generator=generator,
                 **options,
             )
-        config = self.model.config
-        shape = (observation.batch_size, config.chunk_size, config.max_action_dim)
         if noise is None:
+            config = self.model.config
+            shape = (observation.batch_size, config.chunk_size, config.max_action_dim)
             noise = torch.randn(shape, device=observation.state.device, generator=generator)
-        if noise.shape != shape:
-            raise ValueError(f"noise: expected {shape}, found {tuple(noise.shape)}")
         inputs = [self._padded(o) for o in (observation, unconditional) if o is not None]
         self._forget_if_weights_moved()
-        key = (*map(_shapes, inputs), num_steps, guidance)
+        key = (*map(_shapes, inputs), tuple(noise.shape), num_steps, guidance)
         capture = self._captures.pop(key, None)
         if capture is None:
             while len(self._captures) >= self.max_captures:

@@ -103,7 +103,7 @@ def noise() -> torch.Tensor:
 
 def tiny_config(**changes) -> Pi0Config:
     """Our configuration of the peers' tiny size."""
-    from contenders import pi0_config
+    from ours import pi0_config
     from sizes import SIZES
 
     return replace(pi0_config(SIZES["tiny"]), **changes)

@@ -118,6 +118,15 @@ def test_results_are_not_overwritten_by_the_next_call_and_inputs_are_not_kept():
     assert torch.equal(draws, noise(1))
 
 
+def test_noise_of_another_shape_is_refused_also_beside_a_capture_that_it_would_fit():
+    policy = toy_policy(tasks=PROMPTS)
+    sampler = graphed(policy)
+    policy.sample_actions(observations(PROMPTS[:2]), noise=noise(2))
+    with pytest.raises(ValueError, match=r"noise: expected \(2, 8, 8\), found \(1, 8, 8\)"):
+        policy.sample_actions(observations(PROMPTS[:2]), noise=noise(1))
+    assert sampler.num_captures == 1
+
+
 def test_a_prefix_at_hand_is_used_without_a_capture():
     policy = toy_policy(tasks=PROMPTS)
     sampler = graphed(policy)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import lerobot_state_dict, tiny_config
-from contenders import observation, pi0_config
+from ours import observation, pi0_config
 from peers import lerobot_actions, lerobot_loss, lerobot_pi0, lerobot_pi05
 from sizes import SIZES, GemmaSize, SiglipSize, make_inputs
 

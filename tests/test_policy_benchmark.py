@@ -1,7 +1,8 @@
 import pytest
 import torch
-from contenders import build, check_agreement, observation
+from contenders import build, check_agreement
 from measure import interleaved
+from ours import observation
 from report import print_roofline, print_table
 from roofline import GPUS, cost, gpu
 from sizes import SIZES, make_inputs

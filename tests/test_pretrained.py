@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CAMERA, tiny_config, toy_policy
-from contenders import pi0_config
+from ours import pi0_config
 from peers import _lerobot_built_at, lerobot_pi0, lerobot_pi05
 from safetensors.torch import load_file, save_file
 from sizes import SIZES

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from pi0.ript.evaluate import EpisodeResult, Evaluation, compare
 from pi0.ript.labels.frames import LabelledFrames, read_labelled_frames
 from pi0.ript.pages import frame_figures, success_figures
 from pi0.ript.pages.episode_figures import GREEN, draw_beside, draw_episode, shown_frames, typical_episodes
+from pi0.ript.recap import report
 from pi0.ript.recap.report import write_recap_report
-from pi0.ript.recap.run_record import read_recap_run
+from pi0.ript.recap.run_record import RecapRun, read_recap_run
 
 HOSTILE = "<script>alert('$x$')</script>"
 TASKS = ("suite/0", f"suite/{HOSTILE}")
@@ -279,6 +281,17 @@ def test_recap_stands_beside_filtered_imitation_by_round():
     assert list(steps.get_lines()[0].get_ydata()) == means
     assert success_figures.rival_figure(own, [], "") is None
     assert success_figures.rival_figure(own[:1], rival, "") is None
+
+
+def test_the_rounds_are_drawn_once_where_filtered_imitation_stands_beside_them(tmp_path):
+    own = {"SFT": evaluation(4, 40), "round 1": evaluation(9, 30)}
+    alone = RecapRun(tmp_path, own, {}, {}, {}, {}, {}, {})
+    beside = replace(alone, baselines={"filtered, round 1": evaluation(8, 40)})
+    third = replace(alone, baselines={**beside.baselines, "another": evaluation(7, 40)})
+    pages = [report._success(run) for run in (alone, beside, third)]
+    drawn = [re.findall(r'<img alt="((?!success_by_task)[^"]*)"', page) for page in pages]
+    both = ["success", "steps_to_success"]
+    assert drawn == [both, ["recap_beside_filtered"], ["recap_beside_filtered", *both]]
 
 
 def test_the_histogram_counts_every_frame_once():

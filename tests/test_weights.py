@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import lerobot_state_dict, tiny_config
-from contenders import observation
+from ours import observation
 from peers import lerobot_pi0, lerobot_pi05
 from sizes import SIZES, make_inputs
 

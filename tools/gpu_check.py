@@ -1,12 +1,13 @@
 """What one GPU shows of the real pi0: GPU tests, exactness, latency, training and inference rates.
 
-    python3 tools/gpu_check.py --output gpu.json                 on the GPU (under 8 minutes on an H200)
+    python3 tools/gpu_check.py --output gpu.json                 on the GPU; meant for 8 minutes on an H200
     python3 tools/gpu_check.py --device cpu --size tiny          a rehearsal of every step on any machine
 
 Needs torch and what `pi0/` imports; downloads nothing and reads nothing outside the checkout. Weights are
 random at the real architecture, because time and rounding depend on shapes. The mode of every figure is
 named: float32, or bfloat16, in which weights of the two Gemmas and products are bfloat16, and the image
-encoder is float32 with TF32 products on a GPU. What would begin after --minutes is left out by name.
+encoder is float32 with TF32 products on a GPU. What would begin after --minutes is left out by name. It was
+never run on a GPU so far.
 """
 
 import argparse
@@ -30,13 +31,12 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from ours import observation, pi0_config  # noqa: E402
 from roofline import GPUS, Cost, Gpu, cost  # noqa: E402
 from sizes import SIZES, Inputs, Size, make_inputs  # noqa: E402
 
-from pi0.config import GemmaConfig, Pi0Config, SiglipConfig  # noqa: E402
 from pi0.graphs import GraphedSampler  # noqa: E402
 from pi0.model import Pi0Model  # noqa: E402
-from pi0.observation import Observation  # noqa: E402
 
 CAMERAS, PROMPT_TOKENS, NUM_STEPS = 2, 20, 10  # LIBERO: two of three cameras; a prompt of 20 of 48 tokens
 MODE = "bfloat16, image encoder TF32"
@@ -148,19 +148,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def random_model(size: Size, dtype: str, device: str) -> Pi0Model:
     """Return a model with random weights, drawn on the device; the Gemmas' are bfloat16 values."""
-    config = Pi0Config(
-        vlm=GemmaConfig(**vars(size.vlm)),
-        expert=GemmaConfig(**vars(size.expert)),
-        vision=SiglipConfig(**vars(size.vision)),
-        vocab_size=size.vocab_size,
-        chunk_size=size.chunk_size,
-        n_action_steps=size.chunk_size,
-        max_state_dim=size.max_state_dim,
-        max_action_dim=size.max_action_dim,
-        tokenizer_max_length=size.max_tokens,
-        dtype=dtype,  # pyright: ignore[reportArgumentType]
-    )
-    model = Pi0Model(config, seed=None, device=device)
+    model = Pi0Model(pi0_config(size, dtype), seed=None, device=device)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -178,19 +166,6 @@ def in_bfloat16(model: Pi0Model) -> Pi0Model:
     other = copy.deepcopy(model)
     other.config = replace(model.config, dtype="bfloat16")
     return other.to_inference()
-
-
-def observation(inputs: Inputs) -> Observation:
-    """Return the inputs as the model takes them, without what is masked everywhere."""
-    trimmed = inputs.trimmed()
-    return Observation(
-        images=trimmed.images,
-        image_mask=trimmed.image_mask,
-        tokens=trimmed.tokens,
-        token_mask=trimmed.token_mask,
-        state=trimmed.state,
-        is_dense=True,
-    )
 
 
 def example(check: Check, batch: int) -> Inputs:

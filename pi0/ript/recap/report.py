@@ -46,12 +46,14 @@ def _success(run: RecapRun) -> str:
     if not (run.evaluations or run.baselines):
         return ""
     others = {name: e for name, e in run.baselines.items() if not name.startswith("filtered, ")}
-    plots = [
-        page.plot(run.directory, "success", success_figure(run.evaluations, others)),
-        page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, others)),
-    ]
-    tasks = page.plot(run.directory, "success_by_task", task_success_figure(run.evaluations))
     beside = page.plot(run.directory, "recap_beside_filtered", figure_beside_filtered(run))
+    plots = []
+    if others or not beside:  # else it shows the same
+        plots = [
+            page.plot(run.directory, "success", success_figure(run.evaluations, others)),
+            page.plot(run.directory, "steps_to_success", steps_figure(run.evaluations, others)),
+        ]
+    tasks = page.plot(run.directory, "success_by_task", task_success_figure(run.evaluations))
     return beside + page.grid(plots) + tasks + success_section({**run.evaluations, **run.baselines})
 
 
