@@ -256,6 +256,11 @@ def test_a_wrong_command_line_ends_with_code_2_and_one_message(words, said, caps
         ("task.warm_start.operator=hesitate", "unknown operator 'hesitate'; did you mean 'hesitating'"),
         ("task.warm_start.steps=0", "task.warm_start.steps: expected at least 1, found 0"),
         ("distributed.backend=mpi", "distributed.backend: expected one of auto, gloo, nccl, found 'mpi'"),
+        (
+            "logging.on_event='no-such-program now'",
+            "logging.on_event: expected a command, quoted as for a shell",
+        ),
+        ('logging.on_event="echo \'unclosed"', "logging.on_event: expected a command, quoted as for a shell"),
         ("logging.wandb_mode='off'", "expected one of online, offline, disabled, found 'off'"),
         ("exp_name=a/../b", "exp_name: expected a name for a directory"),
         ("exp_name=/b", "exp_name: expected a name for a directory"),

@@ -174,8 +174,9 @@ def test_the_lines_of_many_runs(tmp_path, capsys):
             "failed" if name == "a" else "finished", "no room" if name == "a" else None
         )
     assert list(status_lines(tmp_path)) == [f"{tmp_path}/a: failed, no room", f"{tmp_path}/b/c: finished"]
-    assert launch.run("recap", ["--status", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines() == list(status_lines(tmp_path))
+    for words in (["--status", str(tmp_path)], [f"--status={tmp_path}"]):
+        assert launch.run("recap", words) == 0
+        assert capsys.readouterr().out.splitlines() == list(status_lines(tmp_path))
     (tmp_path / "a" / FILE).write_text("[]")
     (tmp_path / "empty").mkdir()
     for arguments, said in (

@@ -4,6 +4,8 @@
 """
 
 import math
+import shlex
+import shutil
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
@@ -35,7 +37,18 @@ SAME, ROUNDING, LONGER = ({"result": kind} for kind in ("same", "rounding", "lon
 Dtype = Annotated[str, one_of("float32", "bfloat16")]
 Indicator = Annotated[str, one_of("embedding", "text")]
 StatisticsOf = Annotated[str, one_of("checkpoint", "data")]
+Command = Annotated[
+    str, Expected("a command, quoted as for a shell, whose program is here", lambda value: _is_command(value))
+]
 ValueForm = Annotated[str, one_of("expert", "separate")]
+
+
+def _is_command(text: str) -> bool:
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quote that is not closed
+        return False
+    return bool(words) and shutil.which(words[0]) is not None
 
 
 def wrong_values(config: Any, section: str = "") -> Iterator[str]:

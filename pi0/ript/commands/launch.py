@@ -77,7 +77,7 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     torchrun and accelerate turn every other code of their processes into 1. Unusable arguments give 2.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if name == "recap" and "--status" in argv:
+    if name == "recap" and any(word.partition("=")[0] == "--status" for word in argv):
         return _show_status(argv)
     try:
         arguments = launch_arguments(name, argv)
@@ -91,10 +91,11 @@ def _show_status(argv: Sequence[str]) -> int:
     """Print what the runs in a directory are doing, `pi0-recap --status DIR`, and return the exit code."""
     from pi0.ript.run_status import status_lines  # torch comes with it
 
+    words = [part for word in argv for part in word.split("=", 1)] if len(argv) == 1 else argv
     try:
-        if len(argv) != 2 or argv[0] != "--status":
+        if len(words) != 2 or words[0] != "--status":
             raise LaunchError(f"--status: expected it alone with a directory, found {shlex.join(argv)!r}")
-        for line in status_lines(Path(argv[1])):
+        for line in status_lines(Path(words[1])):
             print(line)  # noqa: T201
     except ValueError as error:
         return complain("pi0-recap", error)

@@ -9,7 +9,18 @@ from typing import Annotated, cast
 
 from pi0.errors import UnusableError
 from pi0.ript.envs.base import Split
-from pi0.ript.ranges import LONGER, ROUNDING, SAME, Count, NotNegative, Positive, ProperShare, Whole, one_of
+from pi0.ript.ranges import (
+    LONGER,
+    ROUNDING,
+    SAME,
+    Command,
+    Count,
+    NotNegative,
+    Positive,
+    ProperShare,
+    Whole,
+    one_of,
+)
 from pi0.ript.starting_policy import PolicySettings
 
 RenderQuality = Annotated[str, one_of("stock", "fast")]
@@ -157,7 +168,7 @@ class Logging:
     wandb_mode: WandbMode = "offline"  # online, offline or disabled
     # A command of yours, run without a shell when the run stalls, fails or finishes; PI0_EVENT, PI0_RUN and
     # PI0_REASON in its environment say what happened.
-    on_event: str | None = None
+    on_event: Command | None = None
     stalled_after_s: Positive = 1800.0  # without progress
 
 
