@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,14 @@ def test_the_disk_is_as_full_as_the_budget_said(made):
     everything = size(*stages, *values, run_dir / "untrained", run_dir / "policy")
     assert everything == pytest.approx(told.kept, rel=0.15)
     assert f"models on disk {told.kept / 1e9:.3g} GB" in str(told)
+
+
+def test_the_disk_of_filtered_imitations_rounds_is_counted(made):
+    run_dir, told, config = made
+    run = rounds.start_run(replace(config, filtered_rounds=2), run_dir, World(), fit)
+    one = told.policies / (1 + config.rounds)
+    assert model_budget(run).policies == pytest.approx(told.policies + 2 * one)
+    run.close()
 
 
 def test_the_time_that_is_left_is_told_from_the_stages_so_far(made, capsys):

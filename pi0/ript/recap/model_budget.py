@@ -71,7 +71,7 @@ def _gb(size: int) -> str:
 def model_budget(run: Run) -> ModelBudget:
     """Return what the models of a run take whose policy is a checkpoint; its weights are not read."""
     config, (model, cameras) = run.config, _sized(run)
-    policies = 1 + config.rounds + 2 * config.baselines
+    policies = 1 + config.rounds + 2 * config.baselines + config.filtered_rounds
     trainings: list[tuple[PolicyTraining, int]] = [
         (config.finetuning.training, 2 if config.finetuning.objective == "ript" else 1)
     ]
