@@ -192,8 +192,7 @@ def describe(
     if extra_delta_transform is not None and (features is not None or not is_openpi):
         raise UnusableError(
             "extra_delta_transform: only openpi checkpoints without features take it; this checkpoint or "
-            "your "
-            "FeatureConfig.relative_actions says it already"
+            "your FeatureConfig.relative_actions says it already"
         )
     if (directory / OWN_CONFIG).exists():
         own = read_json(directory / OWN_CONFIG)

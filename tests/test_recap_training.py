@@ -533,6 +533,31 @@ def test_a_base_model_takes_statistics_and_widths_of_the_demonstrations(tmp_path
     torch.testing.assert_close(made.statistics["action"]["mean"], expected["action"]["mean"])
 
 
+def test_demonstrations_statistics_are_made_by_the_conventions_of_the_robot_that_is_chosen(
+    tmp_path, monkeypatch
+):
+    source, environment = chains(0, 3), get_environment("metaworld")
+    monkeypatch.setattr(trainings, "open_sources", lambda *_, **__: [source])
+    monkeypatch.setattr(trainings, "require_fits", lambda *_: None)
+    workshop = Workshop(World(), "cpu", ImageCache(0.0), fit, tmp_path / "untrained", SnapshotPlan())
+    base = toy_policy()
+    own = Embodiment(base.features, base.statistics)
+    relative = replace(own, features=replace(base.features, relative_actions=(True, True, False)))
+    base.use_embodiments({"absolute": own, "relative": relative})
+    base.save_pretrained(tmp_path / "base")
+    reading = Reading(None, True, {}, {})
+    for tag, mask in (("absolute", ()), ("relative", (True, True, False))):
+        named = RecapPolicy(statistics="data", embodiment=tag)
+        path = str(tmp_path / "base")
+        recipe = SupervisedRecipe(path, None, None, named, 8, None, "on", 0, reading, environment)
+        recipe.make({}, tmp_path / tag, workshop)
+        made = PI0Policy.from_pretrained(tmp_path / tag)
+        assert made.features.relative_actions == mask
+        rows = [np.arange(source.num_frames)]
+        expected = mixture_statistics([source.frames], rows, relative_actions=mask, chunk_size=8)
+        torch.testing.assert_close(made.statistics["action"]["mean"], expected["action"]["mean"])
+
+
 def test_policies_that_cannot_take_the_label_are_refused():
     sources, advantages = labelled()
     with pytest.raises(ValueError, match="this policy takes none"):

@@ -99,7 +99,7 @@ def _sized(run: Run) -> tuple[Pi0Model, int]:
     settings, names = run.config.policy, run.config.demonstrations.data_features_name_mapping
     directory = resolve(Path(run.config.policy_path).expanduser())
     named = get_config(settings.config) if settings.config else None
-    said = describe(directory, named, None, None, settings.extra_delta_transform)
+    said = describe(directory, named, None, None, settings.extra_delta_transform, settings.embodiment)
     model = sized_model(replace(said.config, **settings.changes(), indicator=settings.indicator), directory)
     model.freeze(settings.freeze, settings.frozen_dtype)
     return model, len(without_absent_cameras(said.features, [names]).present_cameras)

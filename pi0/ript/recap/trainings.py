@@ -86,7 +86,7 @@ class SupervisedRecipe:
         """Return the checkpoint's conventions with the widths of the demonstrations, and their statistics."""
         settings, directory = self.policy, resolve(Path(self.policy_path).expanduser())
         named = get_config(settings.config) if settings.config else None
-        said = describe(directory, named, None, None, settings.extra_delta_transform)
+        said = describe(directory, named, None, None, settings.extra_delta_transform, settings.embodiment)
         names = self.reading.data_features_name_mapping
         features = with_widths_of(without_absent_cameras(said.features, [names]), sets[0])
         rows = [np.arange(frames.num_frames) for frames in sets]
