@@ -16,6 +16,8 @@ from pi0.ript.envs.base import Simulation
 from pi0.ript.envs.initial_state import InitialState
 
 CAMERAS = tuple(f"observation.images.{name}" for name in ("image", "image2"))
+NOBODYS = "observation.images.empty_camera_0"
+"""The third camera of lerobot/pi0_libero_finetuned, which was always missing."""
 PREFIX = "paligemma_with_expert."
 STATISTICS = {
     "observation.state": compute_statistics(np.random.default_rng(0).normal(size=(40, 8))),
@@ -33,7 +35,12 @@ def small_pi0(features: dict | None = None, statistics: dict | None = None, **ch
     sizes = {"chunk_size": 50, "n_action_steps": 50, "max_state_dim": 32, "max_action_dim": 32}
     config = toy_config(tokenizer.vocab_size, **{**sizes, "tokenizer_max_length": 48, **changes})
     described = FeatureConfig(
-        **{"image_keys": CAMERAS, "state_dim": 8, "action_dim": 7, "state_normalization": "mean_std"}
+        **{
+            "image_keys": (*CAMERAS, NOBODYS),
+            "absent_cameras": (NOBODYS,),
+            "state_dim": 8,
+            "action_dim": 7,
+        }
         | (features or {})
     )
     widths = {"observation.state": described.state_dim, "action": described.action_dim}

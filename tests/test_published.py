@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from libero_standin import (
     CAMERAS,
+    NOBODYS,
     NoSimulator,
     instructions,
     lerobot_directory,
@@ -251,6 +252,7 @@ def test_lerobots_form(tmp_path, no_simulator, monkeypatch, capsys):
     names = {file.name for file in (tmp_path / "weights").iterdir()}
     assert {"config.json", "model.safetensors", "policy_preprocessor.json"} <= names
     assert "pi0_config.json" not in names
+    assert list(read(tmp_path / "weights/config.json")["input_features"])[:3] == [*CAMERAS, NOBODYS]
     file = config_file(tmp_path, "lerobot_pi0_libero_finetuned.yaml", sizes)
     assert main(of_file(tmp_path, file, tmp_path / "weights")) == 0, capsys.readouterr().err
     assert read(tmp_path / "eval/suites.json")["policy"]["libero_object"]["num_episodes"] == 1
@@ -345,12 +347,12 @@ def test_suites_that_cannot_be_evaluated(weights, tmp_path, no_loading, capsys, 
     ("features", "message", "remedy"),
     [
         (
-            {"image_keys": (*CAMERAS, "observation.images.image3")},
+            {"image_keys": (*CAMERAS, "observation.images.image3"), "absent_cameras": ()},
             "the policy takes ['image', 'image2', 'image3'], the environment shows ['image', 'image2']; ",
             "train the policy on data of these cameras first",
         ),
         (
-            {"image_keys": ("observation.images.front", "observation.images.wrist")},
+            {"image_keys": ("observation.images.front", "observation.images.wrist"), "absent_cameras": ()},
             "cameras: the policy takes ['front', 'wrist']",
             "--env-option camera_names=...",
         ),

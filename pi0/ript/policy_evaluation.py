@@ -95,9 +95,11 @@ class _Work:
         self._parts: dict[str, dict[str, Evaluation]] = {trial.name: {} for trial in trials(config)}
         self._executed: dict[str, int] = {}
         self._loaded: tuple[str, PI0Policy] | None = None
-        for trial in trials(config):
-            for name, environment in environments.items():
-                self._plan(self._part(trial, name), most_steps(environment, config) // world.size)
+        if self.pace is not None:
+            for trial in trials(config):
+                for name, environment in environments.items():
+                    steps = most_steps(environment, config) // world.size
+                    self.pace.left[self._part(trial, name)] = steps
 
     def evaluate(self, trial: Trial, name: str, env: BatchedEnv) -> None:
         """Evaluate a policy in an environment."""
@@ -129,10 +131,6 @@ class _Work:
 
     def _part(self, trial: Trial, name: str) -> str:
         return trial.name if len(self.environments) == 1 else f"{trial.name}-{name}"
-
-    def _plan(self, part: str, steps: int) -> None:
-        if self.pace is not None:
-            self.pace.left[part] = steps
 
     def _once(
         self, trial: Trial, name: str, env: BatchedEnv, acting: GuidedPolicy, run: Callable[..., Evaluation]
