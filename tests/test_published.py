@@ -93,7 +93,9 @@ def test_all_suites_are_evaluated_beside_what_was_published(tmp_path, no_simulat
         assert plan in said
     assert "plan: 80 episodes of up to 26400 steps, 8 at a time" in said
     assert (
-        said.index("plan: 80 episodes") < said.index("plan: memory: weights ") < said.index("plan: at most ")
+        said.index("plan: 80 episodes")
+        < said.index("plan: memory of a process: weights ")
+        < said.index("plan: at most ")
     )
     assert "10 actions in 8 episodes take" in said
     assert "GB are available" in said
