@@ -98,6 +98,18 @@ class PolicyServer:
         assert self._batcher is not None
         return self._batcher
 
+    def request(self, message: bytes | str, generator: torch.Generator) -> ServedRequest:
+        """Return what a message asks, with the next noise of its connection.
+
+        Raises:
+            ValueError: The message is no observation of this policy; tells the field.
+        """
+        if isinstance(message, str):
+            raise ValueError("expected a binary message (MessagePack), found text")
+        arrays, task = self.reader.read(message)
+        shape = (1, self.policy.config.chunk_size, self.policy.config.max_action_dim)
+        return ServedRequest(arrays, task, torch.randn(shape, device=generator.device, generator=generator))
+
     def infer(self, requests: Sequence[ServedRequest]) -> list[Answer | Exception]:
         """Return for each request `actions` (chunk_size, action_dim) in raw units and the time of its batch.
 
@@ -247,7 +259,7 @@ class _Connection:
     async def _answer(self, since: float, message: bytes | str) -> tuple[str, bool]:
         """Send actions or a refusal; return the outcome, and whether the connection must close."""
         try:
-            answer = await self.server.batcher.ask(self._request(message))
+            answer = await self.server.batcher.ask(self.server.request(message, self.generator))
         except BusyError as error:
             return await self._refuse("Busy", error, "busy")
         except TimeoutError as error:
@@ -264,15 +276,6 @@ class _Connection:
         await self.socket.send_bytes(pack({**answer, "server_timing": timing}))
         self.previous_ms = 1000 * (time.monotonic() - since)
         return "answered", False
-
-    def _request(self, message: bytes | str) -> ServedRequest:
-        if isinstance(message, str):
-            raise ValueError("expected a binary message (MessagePack), found text")
-        arrays, task = self.server.reader.read(message)
-        config = self.server.policy.config
-        shape = (1, config.chunk_size, config.max_action_dim)
-        noise = torch.randn(shape, device=self.server.policy.device, generator=self.generator)
-        return ServedRequest(arrays, task, noise)
 
     async def _refuse(
         self, name: str, error: Exception, outcome: str, *, is_last: bool = False
