@@ -41,6 +41,8 @@ from pi0.weights import WeightLoader
 
 OWN_CONFIG = "pi0_config.json"  # sizes and conventions that lerobot's config.json cannot express
 OWN_WEIGHTS = "pi0_extra.safetensors"  # parameters that lerobot's model does not have
+HUB_NAME = r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?"
+"""Pattern of a hub repository's name, "owner/name" or "owner/name@revision"."""
 _MAY_BE_NEW = (r"\.lora_[ab]$", r"^indicator_embedding\.")
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _FILES = ["*.json", "*.safetensors", "*.model", "assets/**", "tokenizer/**"]
@@ -167,11 +169,12 @@ def _allowing(weights: WeightLoader, own: Mapping[str, Deferred]) -> WeightLoade
 
 
 def resolve(path: str | Path) -> Path:
-    """Return the local directory of a checkpoint; a hub repository is downloaded."""
+    """Return the local directory of a checkpoint; a hub repository, see `HUB_NAME`, is downloaded."""
     directory = Path(path).expanduser()
     if not directory.is_dir():
+        repository, _, revision = str(path).partition("@")
         try:
-            directory = Path(snapshot_download(str(path), allow_patterns=_FILES))
+            directory = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_FILES))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise UnusableError(
                 f"checkpoint {str(path)!r} is neither a directory nor a hub repository that could be "
