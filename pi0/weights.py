@@ -119,9 +119,14 @@ def lerobot_tensors(parameters: Mapping[str, Deferred], config: Pi0Config) -> di
     return result
 
 
+def parameters_as_they_are(model: nn.Module) -> dict[str, Deferred]:
+    """Return name -> value of the parameters, LoRA adapters among them."""
+    return {name: Deferred.of(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
 def merged_parameters(model: nn.Module) -> dict[str, Deferred]:
     """Return name -> value of the parameters with LoRA adapters merged into their weights."""
-    merged = {name: Deferred.of(p.detach()) for name, p in model.named_parameters() if "lora_" not in name}
+    merged = {name: x for name, x in parameters_as_they_are(model).items() if "lora_" not in name}
     for name, module in model.named_modules():
         if isinstance(module, Linear) and module.lora_rank:
             dtype = torch.promote_types(module.weight.dtype, module.lora_a.dtype)
