@@ -119,19 +119,41 @@ def lerobot_tensors(parameters: Mapping[str, Deferred], config: Pi0Config) -> di
     return result
 
 
+def held_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters by name as training holds them: where processes share a model, parts of them."""
+    held = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        shards = getattr(module, "shards", None)  # see pi0.ript.sharding
+        if shards is not None:
+            prefix = f"{name}." if name else ""
+            held |= {f"{prefix}{own}": parameter for own, parameter in shards.held.items()}
+    return held
+
+
+def whole_parameters(model: nn.Module) -> dict[str, Deferred]:
+    """Return name -> value of the parameters: whole when they are read, also of a model in parts."""
+    shards = getattr(model, "shards", None)
+    if shards is not None:
+        return shards.whole()
+    return {name: Deferred.of(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
 def merged_parameters(model: nn.Module) -> dict[str, Deferred]:
     """Return name -> value of the parameters with LoRA adapters merged into their weights."""
-    merged = {name: Deferred.of(p.detach()) for name, p in model.named_parameters() if "lora_" not in name}
+    whole = whole_parameters(model)
+    merged = {name: value for name, value in whole.items() if "lora_" not in name}
     for name, module in model.named_modules():
         if isinstance(module, Linear) and module.lora_rank:
-            dtype = torch.promote_types(module.weight.dtype, module.lora_a.dtype)
-            shape = tuple(module.weight.shape)
-            merged[f"{name}.weight"] = Deferred(shape, dtype, partial(_merged, module))
+            weight, *factors = (whole[f"{name}.{part}"] for part in ("weight", "lora_a", "lora_b"))
+            dtype = torch.promote_types(weight.dtype, factors[0].dtype)
+            merged[f"{name}.weight"] = Deferred(
+                weight.shape, dtype, partial(_merged, module, weight, *factors)
+            )
     return merged
 
 
-def _merged(linear: Linear) -> Tensor:
-    return linear.weight.detach() + linear.lora_delta().detach()
+def _merged(linear: Linear, weight: Deferred, lora_a: Deferred, lora_b: Deferred) -> Tensor:
+    return weight.read() + linear.lora_delta(lora_a.read(), lora_b.read())
 
 
 def _stored(

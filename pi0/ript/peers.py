@@ -1,6 +1,7 @@
 """The processes that train together: the share of the work of each, and what the others did."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, runtime_checkable
 
 
@@ -18,6 +19,15 @@ class Peers(Protocol):
         """Number of processes."""
         ...
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each of them holds a part of what is trained, and writes that."""
+        ...
+
+    def lending(self) -> AbstractContextManager[None]:
+        """Let rank 0 read whole what is in parts meanwhile; the others enter to lend, until it leaves."""
+        ...
+
     def gather[T](self, items: list[T]) -> list[list[T]]:
         """Return the lists of all processes by rank, the same on each; every process must call it."""
         ...
@@ -28,6 +38,11 @@ class Alone:
 
     rank = 0
     size = 1
+    is_sharded = False
+
+    def lending(self) -> AbstractContextManager[None]:
+        """Return nothing to wait for."""
+        return nullcontext()
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
         """Return the one list."""
