@@ -307,5 +307,5 @@ def refused(_) -> str:
     from pi0.ript.sharding import Loans, shard
 
     with pytest.raises(UnusableError) as error:
-        shard(AdvantageLoss(small_policy(), 0.1), torch.device("cpu"), 2, Loans(0, None), "bfloat16")
+        shard(AdvantageLoss(small_policy(), 0.1), 2, Loans(0, None), "bfloat16")
     return str(error.value)

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
 from pi0.ript.sharding import Loans, shard
+from pi0.ript.starting_policy import weights_later
 from pi0.ript.windows import batches
 
 _SMALL = 20_000_000  # parameters
@@ -45,6 +46,11 @@ class World:
     is_sharded: bool = False  # each process holds a part of what is trained, and writes that
     gather_dtype: str | None = None  # see `shard`
     loans: Loans | None = None
+
+    @property
+    def holds_parts(self) -> bool:
+        """Whether each process is to hold but a part of what it trains."""
+        return self.loans is not None
 
     def device(self, name: str) -> str:
         """Return this process's own device: "cuda" becomes a GPU of its own on this machine."""
@@ -81,11 +87,13 @@ class World:
     def first[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the function on rank 0 first, then on the others, and return its result here.
 
-        So rank 0 makes the files that the others read.
+        So rank 0 makes the files that the others read. Where each process is to hold a part of a policy, its
+        weights stay in their files until `wrap`.
         """
         if self.rank > 0:
             self.gather([])
-        result = function(*args, **options)
+        with weights_later(self.holds_parts):
+            result = function(*args, **options)
         if self.rank == 0:
             self.gather([])
         return result
@@ -99,8 +107,7 @@ class World:
         if self.size == 1:
             return learner
         if self.loans is not None:
-            device = next(learner.parameters()).device
-            shard(learner, device, self.size, self.loans, self.gather_dtype)
+            shard(learner, self.size, self.loans, self.gather_dtype)
             return learner
         # Every parameter has a gradient in every step (held by a test), so none needs to be searched for.
         return DistributedDataParallel(learner, process_group=None, broadcast_buffers=False)

@@ -123,12 +123,11 @@ class Shards(nn.Module):
         self._hooks = []
 
 
-def shard(learner: nn.Module, device: torch.device, size: int, loans: Loans, gathered: str | None) -> None:
+def shard(learner: nn.Module, size: int, loans: Loans, gathered: str | None) -> None:
     """Have each of `size` processes hold a part of a learner's parameters, in place, in training mode.
 
     Args:
         learner: A module with one model of this library in it; its `forward` computes a loss.
-        device: Where the processes compute.
         size: How many there are.
         loans: How rank 0 reads whole parameters.
         gathered: Name of the dtype in which the large weights of language model and expert travel and
@@ -156,10 +155,14 @@ def shard(learner: nn.Module, device: torch.device, size: int, loans: Loans, gat
     )
     large = {name.rpartition(".")[0] for name in inference_dtypes(model, dtype)}
     names = {module: name for name, module in model.named_modules()}
+    later, model.later = model.later, None
+    device = next(model.parameters()).device if later is None else later.device
     mesh = init_device_mesh(device.type, (size,))
     units = list[FSDPModule]()
 
     def add(module: nn.Module, policy: MixedPrecisionPolicy) -> None:
+        if later is not None:  # so that no process has more of the whole model than this at once
+            later.fill(model, module)
         unit = fully_shard(module, mesh=mesh, mp_policy=policy)
         if device.type == "cpu":  # gloo has no average
             unit.set_force_sum_reduction_for_comms(True)
