@@ -86,6 +86,7 @@ def load(
     dtypes: Callable[[Pi0Model], Mapping[str, torch.dtype]] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    later: bool = False,
 ) -> PI0Policy:
     """Return the policy of a lerobot or openpi checkpoint, in evaluation mode.
 
@@ -97,8 +98,9 @@ def load(
     names what may be new or extra, in place of `config.weight_loader()`; LoRA adapters and an indicator
     embedding that `config` asks for are always allowed to be new. `extra_delta_transform` belongs to openpi's
     LIBERO checkpoints, whose files do not tell it. `embodiment` is the robot to act as, of those that have
-    tags; None: the one that it was saved as, or the only one. Raises ValueError or its subclass
-    CheckpointError with the file.
+    tags; None: the one that it was saved as, or the only one. With `later` the weights stay in their files
+    and `policy.model.later` reads them, for processes that take a part of them each. Raises ValueError or its
+    subclass CheckpointError with the file.
     """
     directory = resolve(path)
     described = describe(directory, config, features, statistics, extra_delta_transform, embodiment)
@@ -119,12 +121,14 @@ def load(
     model, own = policy.model, _own_tensors(directory, described.config)
     weights = _allowing(weights or described.config.weight_loader(), own)
     held = {} if dtypes is None else dtypes(model)
-    new = weights.load(model, described.config, tensors, str(directory), held)
+    place = torch.device(device)
+    new = weights.load(model, described.config, tensors, str(directory), held, later=place if later else None)
     initialize(model, seed, only=new)
     _load_own(model, own, directory / OWN_WEIGHTS)
     policy.source = directory
-    _allow_tf32(policy.config, torch.device(device))
-    return policy.to(device).eval()
+    _allow_tf32(policy.config, place)
+    (policy.embodiments if later else policy).to(place)
+    return policy.eval()
 
 
 def _allow_tf32(config: Pi0Config, device: torch.device) -> None:
