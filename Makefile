@@ -5,11 +5,12 @@
 #   make test-pages   of these, the pages in a browser (Debian: apt-get install chromium)
 #   make test-documents   the commands of the requirement documents, word for word (half an hour)
 #   make test-real   the real size with random weights: 12 GiB of memory, 10 GB of disk (ONLY="load counted ...")
+#   make test-cluster   runs on two machines (network namespaces: Linux, root) and in shards; under 20 minutes
 #   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (not run on one yet)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
 
-.PHONY: demo setup lint format test test-real test-pages test-slow test-documents gpu-check check clean
+.PHONY: demo setup lint format test test-real test-cluster test-pages test-slow test-documents gpu-check check clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt tools/setup.sh
@@ -41,6 +42,9 @@ test-documents: setup
 
 test-real: setup
 	@OMP_NUM_THREADS=1 $(PYTHON) benchmarks/real_size.py $(if $(ONLY),--only $(ONLY))
+
+test-cluster: setup
+	@$(PYTHON) -m pytest -m 'slow or not slow' -rs tests/test_machines.py tests/test_cluster.py $(wildcard tests/test_sharding*.py)
 
 test-slow: setup
 	@$(PYTHON) -m pytest -m slow
