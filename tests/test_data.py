@@ -23,13 +23,14 @@ from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import AugmentationSettings, DatasetSettings, MixtureSettings, check_mixture
 from pi0.ript.data.training_data import make_training_data
 from pi0.ript.data.windows import action_chunks, chunk_offsets
+from pi0.ript.peers import Alone
 from pi0.ript.windows import episode_windows
 
 CAMERA = "observation.images.front"
 FEATURES = FeatureConfig(image_keys=(CAMERA,), state_dim=4, action_dim=3)
 
 
-class Process:
+class Process(Alone):
     """One of several that train together."""
 
     def __init__(self, rank: int, size: int) -> None:

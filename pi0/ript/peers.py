@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import itemgetter
 from typing import Protocol, runtime_checkable
 
@@ -56,6 +57,15 @@ class Peers(Protocol):
         """Number of processes."""
         ...
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each of them holds a part of what is trained, and writes that."""
+        ...
+
+    def lending(self) -> AbstractContextManager[None]:
+        """Let rank 0 read whole what is in parts meanwhile; the others enter to lend, until it leaves."""
+        ...
+
     def gather[T](self, items: list[T]) -> list[list[T]]:
         """Return the lists of all processes by rank, the same on each; every process must call it."""
         ...
@@ -70,6 +80,11 @@ class Alone:
 
     rank = 0
     size = 1
+    is_sharded = False
+
+    def lending(self) -> AbstractContextManager[None]:
+        """Return nothing to wait for."""
+        return nullcontext()
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
         """Return the one list."""

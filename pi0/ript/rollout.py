@@ -81,6 +81,8 @@ class GuidedPolicy:
     """A pi0 policy as rollouts use it: guided towards a positive advantage, `n_action_steps` at a time."""
 
     def __init__(self, policy: PI0Policy, guidance: float = 1.0) -> None:
+        if policy.training:
+            policy.eval()  # here, where all processes are: one whose policy is in shards gathers it
         self.policy, self.guidance = policy, guidance
         self._was_saved = False
 

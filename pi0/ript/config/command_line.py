@@ -15,6 +15,7 @@ from pi0.errors import say_errors_in_one_line
 from pi0.registry import load_plugins
 from pi0.ript.config.loading import (
     PROFILES,
+    engine,
     load_config_from_yaml,
     mixed_precision,
     say,
@@ -87,6 +88,7 @@ def parse_config(
             config.resume = None
         _load_plugins(config)
         config.policy.dtype = mixed_precision(config.policy.dtype)
+        config.distributed.strategy = engine(config.distributed.strategy)
         chosen.validate(config)
         use_local_storage(config.storage.local)
         say("✓ 配置验证通过 / configuration valid")

@@ -173,6 +173,22 @@ def mixed_precision(dtype: str | None) -> str | None:
     return "bfloat16"
 
 
+def engine(strategy: str) -> str:
+    """Return distributed.strategy, which is "fsdp" where accelerate's configuration asks for FSDP.
+
+    Raises:
+        ConfigError: accelerate asks for DeepSpeed, which is not offered.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        raise ConfigError(
+            "accelerate: expected plain processes (MULTI_GPU, MULTI_CPU) or FSDP, found DEEPSPEED"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" and strategy != "fsdp":
+        say("distributed.strategy: fsdp, as accelerate's configuration asks")
+        return "fsdp"
+    return strategy
+
+
 def say(line: str) -> None:
     """Print a line, once where torchrun started several processes."""
     if os.environ.get("RANK", "0") == "0":

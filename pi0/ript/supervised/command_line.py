@@ -9,6 +9,7 @@ from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_value_pairs
 from pi0.ript.config.loading import (
+    engine,
     load_config,
     mixed_precision,
     parse_overrides,
@@ -52,6 +53,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
         )
         load_plugins(settings.plugins)
         settings.policy.dtype = mixed_precision(settings.policy.dtype)
+        settings.distributed.strategy = engine(settings.distributed.strategy)
         check_settings(settings)
         use_local_storage(settings.storage.local)
         say_device(settings.device, settings.distributed.backend)

@@ -177,10 +177,10 @@ class Training:
         """Return the figures on the held-out episodes, at the same noise every time."""
         objective, batches = self.parts.objective, self.parts.data.validation
         assert batches is not None
-        objective.model.eval()
         sums = torch.zeros(len(objective.figures), device=objective.model.device)
         learner: nn.Module = objective.learner()  # not DDP's: the processes have different numbers of batches
         with self.files.published_weights():
+            objective.model.eval()
             bar = progress_bar(
                 batches, unit="batch", desc="validation", leave=False, disable=self.world.rank > 0
             )
@@ -201,10 +201,10 @@ class Training:
         policy = self.parts.objective.model
         assert isinstance(policy, PI0Policy)
         assert self.simulation is not None
-        policy.eval()
         path = self.run_dir / "evaluations" / f"step-{self.steps.step}"
         try:
             with self.files.published_weights():
+                policy.eval()
                 evaluation = self.simulation.evaluate(policy, path)
         except StoppedError:  # the weights are the training's own again
             self.steps.stop_if_asked()
