@@ -12,129 +12,31 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
+from memory_peak import Peak
+from stand_in import CAMERAS, REAL, example, write_checkpoint
 
-from pi0 import FeatureConfig, Pi0Config, PI0Policy, PromptTokenizer, compute_statistics, lerobot_format
-from pi0.lerobot_names import lerobot_sources, unused_shapes
+from pi0 import PI0Policy, PromptTokenizer
 from pi0.needs import sized_model, training_memory
-from pi0.policy import Batch
-from pi0.pretrained import OWN_CONFIG
 from pi0.ript.starting_policy import PolicySettings, make_policy
 from pi0.ript.training.optimization import make_optimizer
 from pi0.ript.training.settings import Optimizer
-from pi0.tensor_files import WEIGHTS, Deferred, write_tensor_file
+from pi0.tensor_files import WEIGHTS
 from pi0.trainable import inference_dtypes
 
-TASKS = ["put the bowl on the plate", "pick up the black bowl"]
-CAMERAS = ("observation.images.image", "observation.images.image2")
 LOADING_BOUND = 1.15
 TRAINING_BOUND_GIB = 12.0
 BUDGET_BOUND = 0.15
-
-REAL = Pi0Config(dtype="bfloat16")
-SHALLOW = replace(
-    REAL,
-    vlm=replace(REAL.vlm, depth=2),
-    expert=replace(REAL.expert, depth=2),
-    vision=replace(REAL.vision, depth=2),
-    vocab_size=512,
-)
-"""Two layers of each stack at the real widths: what the tests of every day can afford."""
-
-
-# A stand-in of the same form --------------------------------------------------------------------------------
-
-
-def write_checkpoint(directory: Path, config: Pi0Config, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a lerobot checkpoint with random weights, never in memory as a whole.
-
-    As lerobot's bfloat16 mode has it, vision, projector, norms and heads are in float32, the rest is in
-    `dtype`.
-    """
-    directory.mkdir(parents=True)
-    shapes = unused_shapes(config)
-    for source in lerobot_sources(config).values():
-        shapes |= dict(zip(source.keys, source.shapes, strict=True))
-    tensors = {
-        f"model.{key}": Deferred(shape, kind, partial(_random, key, shape, kind))
-        for key, shape in shapes.items()
-        for kind in [dtype if _is_rounded(key) else torch.float32]
-    }
-    write_tensor_file(directory / WEIGHTS, tensors)
-    PromptTokenizer.from_texts(TASKS).save(directory / "tokenizer")
-    generator = torch.Generator().manual_seed(0)
-    statistics = {
-        "observation.state": compute_statistics(torch.randn(50, 8, generator=generator)),
-        "action": compute_statistics(torch.randn(50, 7, generator=generator)),
-    }
-    features = FeatureConfig(image_keys=CAMERAS, state_dim=8, action_dim=7)
-    lerobot_format.write(directory, config, features, statistics, str(directory / "tokenizer"))
-    if config != REAL:  # lerobot's config.json cannot say its sizes
-        own = {"config": config.to_dict(), "features": features.to_dict(), "tokenizer": "tokenizer"}
-        (directory / OWN_CONFIG).write_text(json.dumps(own))
-
-
-def _is_rounded(key: str) -> bool:
-    stacks = ("language_model", "gemma_expert", "lm_head")
-    return any(part in key for part in stacks) and "norm" not in key
-
-
-def _random(key: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    if "norm" in key:
-        is_layer_norm_weight = "vision" in key and key.endswith("weight")
-        return torch.full(shape, float(is_layer_norm_weight), dtype=dtype)
-    generator = torch.Generator().manual_seed(sum(key.encode()))
-    # Drawing billions of numbers takes minutes: some are repeated, with a period that fits no row.
-    size, period = torch.Size(shape).numel(), 2**20 + 7
-    numbers = (torch.randn(min(size, period), generator=generator) * shape[-1] ** -0.5).to(dtype)
-    return numbers.repeat(-(-size // period))[:size].view(shape)
-
-
-def example(batch_size: int = 1, chunk_size: int = 50) -> Batch:
-    """Return a raw training batch of pixel noise."""
-    generator = torch.Generator().manual_seed(1)
-    pixels = (batch_size, 224, 224, 3)
-    return {
-        **{key: torch.randint(0, 256, pixels, dtype=torch.uint8, generator=generator) for key in CAMERAS},
-        "observation.state": torch.randn(batch_size, 8, generator=generator),
-        "action": torch.randn(batch_size, chunk_size, 7, generator=generator),
-        "task": TASKS[:1] * batch_size,
-    }
+MACHINE_GIB = 24.0
+DISK = ("untrained", "policies", "values", "published", "snapshot", "kept")
+"""What the budget tells of a run's models."""
 
 
 # Memory -----------------------------------------------------------------------------------------------------
-
-
-class Peak:
-    """The most anonymous memory of this process, looked at all the time; pages of files do not count."""
-
-    def __init__(self) -> None:
-        """Begin now."""
-        self.before = self._highest = _anonymous()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def gib(self, *, whole: bool = False) -> float:
-        """Return it above what the process held at the beginning; `whole`: all of it."""
-        self._highest = max(self._highest, _anonymous())
-        return (self._highest - (0 if whole else self.before)) / 2**20
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(0.003)
-            self._highest = max(self._highest, _anonymous())
-
-
-def _anonymous() -> int:
-    """Return the anonymous memory of this process, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
 
 
 def size_gib(policy: PI0Policy) -> float:
@@ -192,6 +94,30 @@ def counted_figures(directory: Path) -> dict[str, float]:
     }
 
 
+def bf16_figures(directory: Path) -> dict[str, float]:
+    """Return how far a sample in bfloat16 is from float32, beside lerobot's."""
+    from real_exactness import sampling_figures
+    from sizes import SIZES
+
+    return sampling_figures(directory, SIZES["real"])
+
+
+def gradient_figures(directory: Path) -> dict[str, float]:
+    """Return how far a gradient in bfloat16 is from float32's."""
+    import real_exactness
+
+    return real_exactness.gradient_figures(directory)
+
+
+def recap_figures(directory: Path) -> dict[str, float]:
+    """Run two rounds of RECAP from a base model; return what they took, and how right the budget was."""
+    import real_recap
+
+    place = directory.with_name("recap")
+    real_recap.prepare(place, REAL, directory / WEIGHTS)
+    return real_recap.figures(place, {"policy.freeze": "expert_only"})
+
+
 def fsdp_figures(directory: Path) -> dict[str, float]:
     """Take a step in two processes that hold half of the policy each; return what they take."""
     from real_size_fsdp import real_figures  # it imports this module
@@ -221,6 +147,18 @@ CHECKS = {
         {"peak of the process, GiB": TRAINING_BOUND_GIB, "the budget's error": BUDGET_BOUND},
     ),
     "counted": Check(counted_figures, {"their ratio": 0.66, "ratio of the calls": 0.5}),
+    "bf16": Check(
+        bf16_figures, {"their ratio, all 32 dimensions": 0.6, "their ratio, the 7 of a robot": 0.6}
+    ),
+    "gradient": Check(gradient_figures, {}),
+    "recap": Check(
+        recap_figures,
+        {
+            "most memory of a process, GiB": MACHINE_GIB,
+            "frames labelled": 40,
+            **{f"the budget's error, {name}": BUDGET_BOUND for name in ("memory", *DISK)},
+        },
+    ),
     "train-lora": Check(
         partial(train_figures, freeze="lora", config="pi0_lora"),
         {"peak of the process, GiB": TRAINING_BOUND_GIB, "the budget's error": BUDGET_BOUND},

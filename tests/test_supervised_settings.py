@@ -244,7 +244,7 @@ def test_the_guides_300_rollouts_of_a_task_of_any_suite_can_be_recorded(written,
     del moka["task_ids"]
     path = written(**{**GUIDE_ROLLOUT, "env": moka})
     config = evaluation(path, "--policy.pretrained_path=toy", f"--output_dir={tmp_path}")
-    environment = require_usable(config)
+    (environment,) = require_usable(config)
     assert config.eval.rollouts_per_task == 300
     assert environment.options["suite"] == "libero_10"
     assert environment.suite().select(environment.tasks)[0].max_steps == 520

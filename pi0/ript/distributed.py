@@ -7,10 +7,12 @@ process holds every collected group, and an optimizer step is split among the pr
 import atexit
 import contextlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +24,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
+from pi0.ript.machines import require_shared
+from pi0.ript.peers import Turns, turns_alone
 from pi0.ript.sharding import Loans, shard
 from pi0.ript.starting_policy import weights_later
 from pi0.ript.windows import batches
@@ -67,6 +71,19 @@ class World:
                 dist.all_gather_object(gathered, items, group=self.group)
         return gathered
 
+    def turns(self, count: int) -> Turns:
+        """Return the numbers below `count`, each for the process that asks for it first."""
+        if self.size == 1:
+            return turns_alone(count)
+        (key,) = self.gather([uuid.uuid4().hex] if self.rank == 0 else [])[0]
+        store = dist.distributed_c10d._get_default_store()  # what torchrun's processes met at
+
+        def take(size: int) -> int:
+            with _clear_errors(self.rank):
+                return store.add(key, size) - size
+
+        return Turns(count, take)
+
     def sum(self, value: Float[Tensor, ""]) -> float:
         """Return the sum of everybody's number."""
         return float(sum(part[0] for part in self.gather([value.item()])))
@@ -97,6 +114,10 @@ class World:
         if self.rank == 0:
             self.gather([])
         return result
+
+    def require_shared(self, *directories: str | Path) -> None:
+        """Raise UnusableError where a directory is not one and the same for all processes."""
+        require_shared(self, directories)
 
     def shard[T](self, items: Iterator[T]) -> "Shard[T]":
         """Return this process's share of one global order without end."""

@@ -15,12 +15,12 @@ from pi0.ript.files import hash_values, library_hash
 from pi0.ript.interruption import leave_if_asked
 from pi0.ript.peers import ALONE, Peers
 from pi0.ript.recording import EpisodeStore, remembering
-from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.rollout import ChunkPolicy, GuidedPolicy
 
 
 def evaluate_once(
     env: BatchedEnv,
-    policy: GuidedPolicy,
+    policy: ChunkPolicy,
     states: Sequence[InitialState],
     seed: int,
     store: EpisodeStore,

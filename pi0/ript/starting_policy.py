@@ -14,7 +14,7 @@ from pi0 import FeatureConfig, Pi0Model, PI0Policy
 from pi0.config import Pi0Config
 from pi0.embodiment import require_chosen
 from pi0.errors import UnusableError
-from pi0.pretrained import Checkpoint, describe, resolve
+from pi0.pretrained import HUB_NAME, Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
@@ -50,8 +50,7 @@ class PolicySettings:
     gradient_checkpointing: bool = False  # less memory, a third more time
     n_action_steps: Count | None = None  # actions of a chunk that are executed; null: as the checkpoint says
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
-    # in place of the checkpoint's statistics: a file of pi0-stats, or openpi's norm_stats.json
-    statistics_path: str | None = None
+    statistics_path: str | None = None  # of pi0-stats or openpi's norm_stats.json, for the checkpoint's own
     embodiment: str | None = None  # tag of the robot that acts, if the policy knows several
 
     def changes(self) -> dict[str, Any]:
@@ -176,7 +175,13 @@ def require_fits(features: FeatureConfig, environment: Environment) -> None:
         )
         raise UnusableError(f"cameras: the policy takes {expected}, the environment shows {shown}; {remedy}")
     for task in suite.select(environment.tasks):
-        features.require_inputs(task_features(task), f"environment {task.id}")
+        try:
+            features.require_inputs(task_features(task), f"environment {task.id}")
+        except UnusableError as error:
+            raise UnusableError(
+                f"{error}; it is of another robot, or a base: take one that was trained on this "
+                "environment's data, or train it there first (pi0-train)"
+            ) from error
 
 
 def require_acts(policy: PI0Policy, environment: Environment) -> None:
@@ -203,7 +208,7 @@ def require_policy_path(path: str, field: str = "policy_path") -> None:
         missing = [name for name in ("config.json", weights) if not (place / name).exists()]
         if missing:
             raise UnusableError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
-    elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
+    elif not re.fullmatch(HUB_NAME, path):
         raise UnusableError(f"{field}: nothing at {path!r}; {remedy}")
 
 

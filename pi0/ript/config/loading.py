@@ -1,6 +1,8 @@
 """From a YAML file, a profile and the command line to one checked `TrainConfig`, and back to YAML."""
 
 import os
+import socket
+import tempfile
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -48,6 +50,26 @@ def load_config_from_yaml[C](
         layers.append((f"profile {profile}", flatten(read_yaml(_profile_path(profile)))))
     layers.append(("command line", parse_overrides(overrides)))
     return load_config(layers, schema, without_effect)
+
+
+def use_local_storage(directory: str | None) -> None:
+    """Make a directory the place of temporary files, for this process and those that it starts.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    if directory is None:
+        return
+    place = Path(directory).expanduser().absolute()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise ConfigError(
+            f"storage.local: expected a directory that {socket.gethostname()} can write, found {place} "
+            f"({error}); it is a directory of each machine's own, and only for temporary files"
+        ) from error
+    os.environ["TMPDIR"] = tempfile.tempdir = str(place)
 
 
 def load_config[C](

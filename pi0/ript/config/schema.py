@@ -138,6 +138,13 @@ class Distributed:
 
 
 @dataclass
+class Storage:
+    """Directories that a machine has for itself; the run's own is shared by all machines."""
+
+    local: str | None = None  # of temporary files of simulators and loaders; null: the system's
+
+
+@dataclass
 class Eval:
     """The evaluation before and after training."""
 
@@ -194,5 +201,6 @@ class TrainConfig:
     dataset: Dataset = field(default_factory=Dataset)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     distributed: Distributed = field(default_factory=Distributed, metadata=SAME)
+    storage: Storage = field(default_factory=Storage, metadata=SAME)
     eval: Eval = field(default_factory=Eval)
     logging: Logging = field(default_factory=Logging, metadata=SAME)
