@@ -6,7 +6,7 @@ compared and their speed means something. Axes: b batch, h action horizon, a act
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -24,6 +24,9 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from sizes import SIZES, GemmaSize, Inputs, Size, make_inputs
 from torch import Tensor, nn
 from transformers import PI0ForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from pi0.tensor_files import Deferred
 
 __all__ = [
     "SIZES",
@@ -128,8 +131,9 @@ def lerobot_pi05(size: Size, **options: Any) -> PI05Policy:
     Args:
         size: Dimensions.
         options: ``cameras`` (declared input images, default ``size.cameras``), ``seed`` (of the
-            weights), ``device``, and fields of lerobot's own config: ``dtype`` ("float32",
-            "bfloat16"), ``train_expert_only``, ``gradient_checkpointing``, ...
+            weights), ``weights`` (read one by one in place of random ones, by the names of a checkpoint;
+            nothing but the policy is then in memory), ``device``, and fields of lerobot's own config:
+            ``dtype`` ("float32", "bfloat16"), ``train_expert_only``, ``gradient_checkpointing``, ...
 
     """
     return _lerobot(size, modeling_pi05, PI05Config, PI05Policy, **options)
@@ -143,6 +147,7 @@ def _lerobot(
     *,
     cameras: int | None = None,
     seed: int = 1,
+    weights: Mapping[str, Deferred] | None = None,
     device: str = "cpu",
     **fields: Any,
 ) -> Any:
@@ -162,9 +167,15 @@ def _lerobot(
         tokenizer_max_length=size.max_tokens,
         **fields,
     )
-    with _lerobot_built_at(size, module), torch.device(device), torch.random.fork_rng():
+    built = contextlib.nullcontext() if weights is None else no_init_weights()
+    with _lerobot_built_at(size, module), torch.device(device), torch.random.fork_rng(), built:
         policy = policy_class(config)
-    randomize(policy, seed)
+    if weights is None:
+        randomize(policy, seed)
+        return policy
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            p.copy_(weights[name].read())
     return policy
 
 

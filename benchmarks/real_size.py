@@ -12,134 +12,39 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
+from memory_peak import Peak, anonymous
+from stand_in import CAMERAS, REAL, example, weight_bytes, write_checkpoint
+from torch import Tensor
 
-from pi0 import FeatureConfig, Pi0Config, PI0Policy, PromptTokenizer, compute_statistics, lerobot_format
-from pi0.lerobot_names import lerobot_sources, unused_shapes
-from pi0.needs import sized_model, training_memory
-from pi0.policy import Batch
-from pi0.pretrained import OWN_CONFIG
+from pi0 import PI0Policy, PromptTokenizer
+from pi0.needs import disk_needs, sized_model, training_memory
 from pi0.ript.starting_policy import PolicySettings, make_policy
 from pi0.ript.training.optimization import make_optimizer
 from pi0.ript.training.settings import Optimizer
-from pi0.tensor_files import WEIGHTS, Deferred, write_tensor_file
+from pi0.tensor_files import WEIGHTS
 from pi0.trainable import inference_dtypes
 
-TASKS = ["put the bowl on the plate", "pick up the black bowl"]
-CAMERAS = ("observation.images.image", "observation.images.image2")
 LOADING_BOUND = 1.15
 TRAINING_BOUND_GIB = 12.0
 BUDGET_BOUND = 0.15
-
-REAL = Pi0Config(dtype="bfloat16")
-SHALLOW = replace(
-    REAL,
-    vlm=replace(REAL.vlm, depth=2),
-    expert=replace(REAL.expert, depth=2),
-    vision=replace(REAL.vision, depth=2),
-    vocab_size=512,
-)
-"""Two layers of each stack at the real widths: what the tests of every day can afford."""
-
-
-# A stand-in of the same form --------------------------------------------------------------------------------
-
-
-def write_checkpoint(directory: Path, config: Pi0Config, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a lerobot checkpoint with random weights, never in memory as a whole.
-
-    As lerobot's bfloat16 mode has it, vision, projector, norms and heads are in float32, the rest is in
-    `dtype`.
-    """
-    directory.mkdir(parents=True)
-    shapes = unused_shapes(config)
-    for source in lerobot_sources(config).values():
-        shapes |= dict(zip(source.keys, source.shapes, strict=True))
-    tensors = {
-        f"model.{key}": Deferred(shape, kind, partial(_random, key, shape, kind))
-        for key, shape in shapes.items()
-        for kind in [dtype if _is_rounded(key) else torch.float32]
-    }
-    write_tensor_file(directory / WEIGHTS, tensors)
-    PromptTokenizer.from_texts(TASKS).save(directory / "tokenizer")
-    generator = torch.Generator().manual_seed(0)
-    statistics = {
-        "observation.state": compute_statistics(torch.randn(50, 8, generator=generator)),
-        "action": compute_statistics(torch.randn(50, 7, generator=generator)),
-    }
-    features = FeatureConfig(image_keys=CAMERAS, state_dim=8, action_dim=7)
-    lerobot_format.write(directory, config, features, statistics, str(directory / "tokenizer"))
-    if config != REAL:  # lerobot's config.json cannot say its sizes
-        own = {"config": config.to_dict(), "features": features.to_dict(), "tokenizer": "tokenizer"}
-        (directory / OWN_CONFIG).write_text(json.dumps(own))
-
-
-def _is_rounded(key: str) -> bool:
-    stacks = ("language_model", "gemma_expert", "lm_head")
-    return any(part in key for part in stacks) and "norm" not in key
-
-
-def _random(key: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    if "norm" in key:
-        is_layer_norm_weight = "vision" in key and key.endswith("weight")
-        return torch.full(shape, float(is_layer_norm_weight), dtype=dtype)
-    generator = torch.Generator().manual_seed(sum(key.encode()))
-    # Drawing billions of numbers takes minutes: some are repeated, with a period that fits no row.
-    size, period = torch.Size(shape).numel(), 2**20 + 7
-    numbers = (torch.randn(min(size, period), generator=generator) * shape[-1] ** -0.5).to(dtype)
-    return numbers.repeat(-(-size // period))[:size].view(shape)
-
-
-def example(batch_size: int = 1, chunk_size: int = 50) -> Batch:
-    """Return a raw training batch of pixel noise."""
-    generator = torch.Generator().manual_seed(1)
-    pixels = (batch_size, 224, 224, 3)
-    return {
-        **{key: torch.randint(0, 256, pixels, dtype=torch.uint8, generator=generator) for key in CAMERAS},
-        "observation.state": torch.randn(batch_size, 8, generator=generator),
-        "action": torch.randn(batch_size, chunk_size, 7, generator=generator),
-        "task": TASKS[:1] * batch_size,
-    }
+MACHINE_GIB = 24.0
+DISK = ("untrained", "policies", "values", "published", "snapshot", "kept")
+"""What the budget tells of a run's models."""
+PARTS = ("weights", "gradients", "moments", "activations")
+"""What it tells of a training's memory."""
 
 
 # Memory -----------------------------------------------------------------------------------------------------
 
 
-class Peak:
-    """The most anonymous memory of this process, looked at all the time; pages of files do not count."""
-
-    def __init__(self) -> None:
-        """Begin now."""
-        self.before = self._highest = _anonymous()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def gib(self, *, whole: bool = False) -> float:
-        """Return it above what the process held at the beginning; `whole`: all of it."""
-        self._highest = max(self._highest, _anonymous())
-        return (self._highest - (0 if whole else self.before)) / 2**20
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(0.003)
-            self._highest = max(self._highest, _anonymous())
-
-
-def _anonymous() -> int:
-    """Return the anonymous memory of this process, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
-
-
 def size_gib(policy: PI0Policy) -> float:
     """Return what the parameters of a policy take."""
-    return sum(p.numel() * p.element_size() for p in policy.parameters()) / 2**30
+    return num_bytes(policy.parameters()) / 2**30
 
 
 def load_figures(directory: Path) -> dict[str, float]:
@@ -155,24 +60,44 @@ def load_figures(directory: Path) -> dict[str, float]:
 
 
 def train_figures(directory: Path, freeze: str, config: str | None = None) -> dict[str, float]:
-    """Take two optimizer steps with a batch of 1 and save the result; return the most memory held."""
+    """Take two optimizer steps with a batch of 1 and save a stage; return what memory and disk went to."""
     peak = Peak()
     settings = PolicySettings(config=config, freeze=freeze, dtype="bfloat16")
     policy = make_policy(str(directory), settings, _no_toy, 0)
     sized = sized_model(policy.config, directory)
     sized.freeze(freeze)
-    told = training_memory(sized, 1, len(CAMERAS)).peak / 2**30 + peak.before / 2**20
+    needs, files = training_memory(sized, 1, len(CAMERAS)), disk_needs(sized)
     optimizer = make_optimizer(policy, Optimizer())
     policy.train()
+    used: dict[str, float] = {"weights": num_bytes(policy.parameters())}
     for _ in range(2):
-        policy.loss(example(chunk_size=policy.config.chunk_size)).backward()
+        before = anonymous()
+        loss = policy.loss(example(chunk_size=policy.config.chunk_size))
+        used["activations"] = 2**10 * (anonymous() - before)
+        loss.backward()
+        used["gradients"] = num_bytes(p.grad for p in policy.parameters() if p.grad is not None)
         optimizer.step()
         optimizer.zero_grad()
+    averages = [x for state in optimizer.state.values() for x in state.values()]
+    used["moments"] = num_bytes(x for x in averages if isinstance(x, Tensor))
     with tempfile.TemporaryDirectory(dir=directory.parent) as saved:
-        policy.save_pretrained(saved)
-    most = peak.gib(whole=True)
-    figures = {"policy, GiB": size_gib(policy), "peak of the process, GiB": most}
-    return {**figures, "the budget's error": abs(told / most - 1)}
+        stage, store = Path(saved) / "stage", Path(saved) / "untrained"
+        policy.save_pretrained(stage, untrained=store)
+        stored = {"trained": weight_bytes(stage), "untrained": weight_bytes(store)}
+    most, told = peak.gib(whole=True), needs.peak / 2**30 + peak.before / 2**20
+    return {
+        "policy, GiB": size_gib(policy),
+        "peak of the process, GiB": most,
+        "the budget's error": abs(told / most - 1),
+        "a stage on the disk, GB": stored["trained"] / 1e9,
+        **{f"the budget's error, {part}": abs(getattr(needs, part) / used[part] - 1) for part in PARTS},
+        **{f"the budget's error, {x} on the disk": abs(getattr(files, x) / stored[x] - 1) for x in stored},
+    }
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return what tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def counted_figures(directory: Path) -> dict[str, float]:
@@ -192,6 +117,37 @@ def counted_figures(directory: Path) -> dict[str, float]:
     }
 
 
+def bf16_figures(directory: Path) -> dict[str, float]:
+    """Return how far a sample in bfloat16 is from float32, beside lerobot's."""
+    from real_exactness import sampling_figures
+    from sizes import SIZES
+
+    return sampling_figures(directory, SIZES["real"])
+
+
+def gradient_figures(directory: Path) -> dict[str, float]:
+    """Return how far a gradient in bfloat16 is from float32's."""
+    import real_exactness
+
+    return real_exactness.gradient_figures(directory)
+
+
+def recap_figures(directory: Path) -> dict[str, float]:
+    """Run two rounds of RECAP from a base model; return what they took, and how right the budget was."""
+    import real_recap
+
+    place = directory.with_name("recap")
+    real_recap.prepare(place, REAL, directory / WEIGHTS)
+    return real_recap.figures(place, {"policy.freeze": "expert_only"})
+
+
+def fsdp_figures(directory: Path) -> dict[str, float]:
+    """Take a step in two processes that hold half of the policy each; return what they take."""
+    from real_size_fsdp import real_figures  # it imports this module
+
+    return real_figures(directory)
+
+
 def _no_toy(**changes: object) -> PI0Policy:
     raise AssertionError(changes)
 
@@ -207,17 +163,37 @@ class Check:
     bounds: dict[str, float]
 
 
+TRAINING_BOUNDS = {
+    "peak of the process, GiB": TRAINING_BOUND_GIB,
+    "the budget's error": BUDGET_BOUND,
+    **{f"the budget's error, {part}": BUDGET_BOUND for part in PARTS},
+    **{f"the budget's error, {part} on the disk": BUDGET_BOUND for part in ("trained", "untrained")},
+}
 CHECKS = {
     "load": Check(load_figures, {"peak above it": LOADING_BOUND}),
-    "train-expert": Check(
-        partial(train_figures, freeze="expert_only"),
-        {"peak of the process, GiB": TRAINING_BOUND_GIB, "the budget's error": BUDGET_BOUND},
-    ),
+    "train-expert": Check(partial(train_figures, freeze="expert_only"), TRAINING_BOUNDS),
     "counted": Check(counted_figures, {"their ratio": 0.66, "ratio of the calls": 0.5}),
-    "train-lora": Check(
-        partial(train_figures, freeze="lora", config="pi0_lora"),
-        {"peak of the process, GiB": TRAINING_BOUND_GIB, "the budget's error": BUDGET_BOUND},
+    "bf16": Check(
+        bf16_figures, {"their ratio, all 32 dimensions": 0.6, "their ratio, the 7 of a robot": 0.6}
     ),
+    "gradient": Check(
+        gradient_figures,
+        {
+            f"{part}: {figure}": bound
+            for part in ("vision", "vlm", "expert", "heads")
+            for figure, bound in (("angle, degrees", 1.0), ("norm, relative difference", 0.01))
+        },
+    ),
+    "recap": Check(
+        recap_figures,
+        {
+            "most memory of a process, GiB": MACHINE_GIB,
+            "frames labelled": 40,
+            **{f"the budget's error, {name}": BUDGET_BOUND for name in ("memory", *DISK)},
+        },
+    ),
+    "train-lora": Check(partial(train_figures, freeze="lora", config="pi0_lora"), TRAINING_BOUNDS),
+    "fsdp": Check(fsdp_figures, {"all together, GiB": 24.0}),
 }
 
 

@@ -1,6 +1,6 @@
 """What a model takes in memory, on disk and in arithmetic, counted before any weights are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from pi0.config import Pi0Config
-from pi0.layers import Linear
 from pi0.lerobot_format import split_embedded_statistics
 from pi0.lerobot_names import LM_HEAD, canonical_keys, unused_shapes
 from pi0.model import Pi0Model
@@ -62,8 +61,8 @@ def sized_model(config: Pi0Config, directory: Path) -> Pi0Model:
 
 def training_memory(model: Pi0Model, batch_size: int, num_cameras: int, *, num_draws: int = 1) -> MemoryNeeds:
     """Return what a step of training takes for a frozen model of `sized_model`, with the longest prompts."""
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    gradients = _num_bytes(p for p in model.parameters() if p.requires_grad)
+    weights = _num_bytes(model.parameters())
     config = model.config
 
     def loss(twin: Pi0Model) -> Tensor:
@@ -118,14 +117,18 @@ def _saved_bytes(model: Pi0Model, loss: Callable[[Pi0Model], Tensor]) -> int:
 
 def disk_needs(model: Pi0Model) -> DiskNeeds:
     """Return what the files of a frozen model of `sized_model` take."""
-    merged, config = merged_parameters(model), model.config
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    adapted = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Linear) and m.lora_rank}
-    own = sum(merged[name].num_bytes for name in merged if name in trained | adapted)
-    rest = sum(merged[name].num_bytes for name in merged if name not in trained | adapted)
-    embedding = merged["vlm.embed.weight"]
-    sizes = {key: torch.Size(shape).numel() for key, shape in unused_shapes(config).items()}
-    dead = sum(size for key, size in sizes.items() if key != LM_HEAD) * embedding.dtype.itemsize
-    whole = own + rest + dead + embedding.num_bytes
-    snapshot = 3 * 4 * sum(model.get_parameter(name).numel() for name in trained)
-    return DiskNeeds(rest + dead, own, whole, snapshot) if rest else DiskNeeds(0, whole, whole, snapshot)
+    config, sizes = model.config, {name: x.num_bytes for name, x in merged_parameters(model).items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    embedding = model.get_parameter("vlm.embed.weight").dtype.itemsize
+    unused = {key: torch.Size(shape).numel() for key, shape in unused_shapes(config).items()}
+    dead = sum(size for key, size in unused.items() if key != LM_HEAD) * embedding
+    complete = sum(sizes.values()) + dead + sizes["vlm.embed.weight"]
+    snapshot = 3 * 4 * sum(parameter.numel() for parameter in trained)
+    if not frozen:
+        return DiskNeeds(0, complete, complete, snapshot)
+    return DiskNeeds(_num_bytes(frozen) + dead, _num_bytes(trained), complete, snapshot)
+
+
+def _num_bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)

@@ -10,21 +10,21 @@ import torch
 
 from pi0 import lerobot_format
 from pi0.embodiment import write_embodiments
-from pi0.layers import Linear
 from pi0.lerobot_names import EMBEDDING, LM_HEAD, canonical_keys, lerobot_sources, unused_shapes
 from pi0.policy import PI0Policy
-from pi0.pretrained import OWN_CONFIG, OWN_WEIGHTS
+from pi0.pretrained import OWN_CONFIG, OWN_WEIGHTS, load
 from pi0.prompts import PromptTokenizer
 from pi0.registry import class_name
 from pi0.tensor_files import (
     INDEX,
     WEIGHTS,
     Deferred,
+    stored_tensors,
     stored_weights,
     write_tensor_file,
     write_weights,
 )
-from pi0.weights import lerobot_tensors, merged_parameters
+from pi0.weights import lerobot_tensors, merged_parameters, whole_parameters
 
 
 def save(
@@ -35,6 +35,9 @@ def save(
     max_shard_size: int | None = None,
 ) -> None:
     """Write the policy so that lerobot's `from_pretrained` computes the same, adapters merged.
+
+    Where `untrained` says that weights are stored elsewhere, adapters are written as they are, because the
+    weights that they add to are not trained either.
 
     What lerobot's model lacks (the indicator, parameters of an own configuration class, robots but the chosen
     one, or else the first) is kept beside it.
@@ -52,12 +55,10 @@ def save(
     """
     kind = class_name(policy.config)
     directory.mkdir(parents=True, exist_ok=True)
-    parameters, known = merged_parameters(policy.model), lerobot_sources(policy.config)
+    known, kept = lerobot_sources(policy.config), _untrained_keys(policy) if untrained else set()
+    parameters = whole_parameters(policy.model) if kept else merged_parameters(policy.model)
     tensors = lerobot_tensors(parameters, policy.config)
-    unused, kept = (
-        _unused_tensors(policy, tensors[EMBEDDING]),
-        _untrained_keys(policy) if untrained else set(),
-    )
+    unused = _unused_tensors(policy, tensors[EMBEDDING])
     if kept:
         del unused[LM_HEAD]  # the embedding again, for lerobot
         kept |= set(unused)
@@ -86,15 +87,21 @@ def save(
 
 def _untrained_keys(policy: PI0Policy) -> set[str]:
     """Return lerobot's names of the weights that saving leaves as they were when training began."""
-    model, sources = policy.model, lerobot_sources(policy.config)
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    merged = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Linear) and m.lora_rank}
-    return {key for name in (frozen - merged) & sources.keys() for key in sources[name].keys}
+    sources = lerobot_sources(policy.config)
+    frozen = {name for name, parameter in policy.model.named_parameters() if not parameter.requires_grad}
+    return {key for name in frozen & sources.keys() for key in sources[name].keys}
 
 
 def copy_complete(source: Path, target: Path) -> None:
-    """Copy a policy's directory, with all its weights in one file whatever the source refers to."""
+    """Copy a policy's directory, with all its weights in one file whatever the source refers to.
+
+    Adapters are merged into their weights, which needs the policy in memory.
+    """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, INDEX, "model-*-of-*.safetensors"))
+    own = source / OWN_WEIGHTS
+    if own.exists() and any("lora_" in name for name in stored_tensors(own)):
+        save(load(source), target)
+        return
     weights = stored_weights(source)
     if f"model.{EMBEDDING}" in weights:
         weights.setdefault(f"model.{LM_HEAD}", weights[f"model.{EMBEDDING}"])

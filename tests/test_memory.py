@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import real_size
+import stand_in
 import torch
 from conftest import toy_policy
 
@@ -35,7 +36,7 @@ def checkpoints(tmp_path_factory):
     policy.save_pretrained(root / "bfloat16")
     stored = stored_tensors(root / "bfloat16" / WEIGHTS)
     rounded = {
-        key: Deferred.of(tensor.read().bfloat16() if real_size._is_rounded(key) else tensor.read())
+        key: Deferred.of(tensor.read().bfloat16() if stand_in.is_rounded(key) else tensor.read())
         for key, tensor in stored.items()
     }
     write_tensor_file(root / "bfloat16" / WEIGHTS, rounded)
@@ -125,7 +126,7 @@ def test_saving_keeps_the_dtypes_and_every_bit(checkpoints, tmp_path):
 
 
 def test_a_process_that_loads_a_policy_never_holds_a_second_copy(tmp_path):
-    real_size.write_checkpoint(tmp_path / "shallow", real_size.SHALLOW)
+    stand_in.write_checkpoint(tmp_path / "shallow", stand_in.SHALLOW)
     command = [sys.executable, real_size.__file__, "--measure", "load", "--keep", str(tmp_path / "shallow")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

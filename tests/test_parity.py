@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import lerobot_state_dict, tiny_config
-from ours import observation, pi0_config
+from ours import observation
 from peers import lerobot_actions, lerobot_loss, lerobot_pi0, lerobot_pi05
-from sizes import SIZES, GemmaSize, SiglipSize, make_inputs
+from sizes import SIZES, make_inputs
 
 from pi0 import Pi0Model
 from pi0.weights import WeightLoader
@@ -138,32 +138,6 @@ def test_bfloat16_is_as_close_to_float32_as_lerobots():
     for name, (mine, peers) in errors.items():
         assert sum(mine) <= 1.2 * sum(peers), (name, sum(mine) / sum(peers))
         assert sum(mine) > 0, "the computation was not in bfloat16"
-
-
-def test_bfloat16_through_a_vision_tower_of_the_real_depth_is_closer_to_float32_than_lerobots():
-    """27 layers of rounding would shift the large component that all tokens of an image share.
-
-    The reference has the weights that lerobot rounded, so only the computation differs.
-    """
-    size = replace(
-        SIZES["tiny"],
-        vlm=GemmaSize(128, 4, 256, head_dim=32),
-        expert=GemmaSize(64, 4, 128, head_dim=32),
-        vision=SiglipSize(144, 27, 4, 288, image_size=112),
-    )
-    rounded = lerobot_pi0(size, dtype="bfloat16")
-    models = {dtype: Pi0Model(pi0_config(size, dtype)) for dtype in ("float32", "bfloat16")}
-    for model in models.values():
-        WeightLoader().load(model, model.config, rounded.model.state_dict(), "lerobot")
-    models["bfloat16"].to_inference()
-    ours, lerobots = [], []
-    for seed in range(2):
-        x = make_inputs(size, batch=4, cameras_real=2, prompt_tokens=9, seed=seed)
-        exact = models["float32"].sample(observation(x), noise=x.noise)
-        ours.append(relative_error(models["bfloat16"].sample(observation(x), noise=x.noise), exact))
-        with torch.no_grad():
-            lerobots.append(relative_error(lerobot_actions(rounded, x).float(), exact))
-    assert 0 < sum(ours) <= 0.8 * sum(lerobots), (ours, lerobots)
 
 
 @pytest.mark.parametrize("pi05", [False, True])

@@ -115,6 +115,21 @@ def test_a_mixture_draws_uniformly_and_only_what_is_usable():
     assert not np.array_equal(drawn, mixture.draw(4000, (7, 2)))
 
 
+def test_sources_of_several_image_sizes_are_brought_to_the_models():
+    """Published demonstrations have 256 pixels, the rollouts of a policy as many as it sees."""
+    large = chain(0, 8, success=True)
+    images = {camera: frames.repeat(2, 1).repeat(2, 2) for camera, frames in large.images.items()}
+    demonstrations = Source("demonstrations", FrameSet.in_memory([replace(large, images=images)] * 2, 20))
+    policy = fresh("text")
+    value = ValueFunction(expert_value_config(policy, 8, num_bins=REWARD.number_of_bins), policy)
+    sources = [demonstrations, chains(0, 2)]
+    _, mixture = value_objective(value, sources, REWARD, [np.zeros(2, bool)] * 2)
+    side = policy.config.vision.image_size
+    assert mixture.batch(np.array([0, 16]))["observation.images.front"].shape == (2, side, side, 3)
+    _, mixture = value_objective(value, sources[1:], REWARD, [np.zeros(2, bool)])
+    assert mixture.batch(np.array([0]))["observation.images.front"].shape == (1, 16, 16, 3)
+
+
 def test_a_batch_has_the_windows_of_their_numbers():
     sources = [chains(0, 2), chains(50, 3)]
     mixture = Mixture(sources, FEATURES, 6)

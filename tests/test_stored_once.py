@@ -98,16 +98,30 @@ def test_what_leaves_a_run_is_complete_for_lerobot(run, tmp_path, monkeypatch):
         torch.testing.assert_close(actions, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-def test_merged_adapters_are_trained_weights(tmp_path):
+def test_what_adapters_add_to_is_stored_once_and_a_published_policy_has_it_merged(tmp_path, monkeypatch):
     policy = tiny_policy()
     config = replace(policy.config, expert=replace(policy.config.expert, lora_rank=2, lora_alpha=2.0))
     policy = PI0Policy(config, policy.features, policy.tokenizer, policy.statistics)
     policy.model.freeze("lora")
     policy.save_pretrained(tmp_path / "sft", untrained=tmp_path / "untrained")
-    places = json.loads((tmp_path / "sft" / INDEX).read_text())["weight_map"]
-    inside = {key for key, place in places.items() if not place.startswith("..")}
-    assert any("gemma_expert.model.layers.0.self_attn.q_proj" in key for key in inside)
-    assert not [key for key in inside if "norm" in key or "vision" in key]
+    second = PI0Policy.from_pretrained(tmp_path / "sft")
+    second.model.freeze("lora")
+    moved(second, 0.25).save_pretrained(tmp_path / "policy", untrained=tmp_path / "untrained")
+    assert len(list((tmp_path / "untrained").iterdir())) == 1
+    for stage in ("sft", "policy"):
+        places = json.loads((tmp_path / stage / INDEX).read_text())["weight_map"]
+        inside = {key for key, place in places.items() if not place.startswith("..")}
+        assert inside
+        assert not [key for key in inside if ".paligemma." in key or ".gemma_expert." in key]
+    assert is_same(PI0Policy.from_pretrained(tmp_path / "sft"), policy)
+    assert is_same(PI0Policy.from_pretrained(tmp_path / "policy"), second)
+    copy_complete(tmp_path / "policy", tmp_path / "published")
+    expected = second.eval().sample_actions(raw_batch(), noise=raw_noise())
+    assert not torch.allclose(expected, policy.eval().sample_actions(raw_batch(), noise=raw_noise()))
+    shutil.rmtree(tmp_path / "untrained")
+    actions = lerobot_actions_of(tmp_path / "published", False, raw_batch(), raw_noise(), monkeypatch)
+    torch.testing.assert_close(actions, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    assert not (tmp_path / "published/pi0_extra.safetensors").exists()
 
 
 def test_a_policy_whose_every_weight_is_trained_is_one_file(tmp_path):

@@ -75,7 +75,7 @@ def policy_hash(policy: PI0Policy) -> str:
         },
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(policy.state_dict().items()):
+    for name, tensor in sorted(policy.named_parameters()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -1,7 +1,9 @@
 """The policy that training starts from: a checkpoint, or a toy trained here on demonstrations."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,17 @@ from pi0.tensor_files import INDEX, WEIGHTS
 from pi0.trainable import inference_dtypes, training_dtypes
 
 TOY = "toy"
+_later: ContextVar[bool] = ContextVar("later", default=False)
+
+
+@contextmanager
+def weights_later(later: bool = True) -> Iterator[None]:
+    """Have `make_policy` leave the weights of what is trained in their files; see `pi0.pretrained.load`."""
+    token = _later.set(later)
+    try:
+        yield
+    finally:
+        _later.reset(token)
 
 
 @dataclass
@@ -121,6 +134,7 @@ def make_policy(
             changes=fields,
             extra_delta_transform=None if replaced.get("features") else settings.extra_delta_transform,
             dtypes=_acting if only_acts else settings.dtypes,
+            later=_later.get() and not only_acts,
             device=place,
             seed=seed,
             **{"embodiment": settings.embodiment, **replaced},
@@ -129,7 +143,7 @@ def make_policy(
             file.require_relative_actions(policy.features.relative_actions)
     if not only_acts:
         policy.model.freeze(settings.freeze, settings.frozen_dtype)
-    return policy.to(place)
+    return policy if policy.model.later else policy.to(place)
 
 
 def _acting(model: Pi0Model) -> dict[str, torch.dtype]:

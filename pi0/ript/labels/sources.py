@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 from pi0.features import FeatureConfig
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import EpisodeDataError
+from pi0.ript.data.settings import MixtureSettings
 from pi0.ript.data.windows import MixtureWindows
 from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns, outcomes
 
@@ -77,6 +78,7 @@ class Mixture:
         features: FeatureConfig,
         chunk_size: int,
         usable: Sequence[Bool[np.ndarray, " _"]] | None = None,
+        image_size: int | None = None,
     ) -> None:
         """Prepare to draw.
 
@@ -85,6 +87,8 @@ class Mixture:
             features: Of the model: cameras and widths.
             chunk_size: Actions of a window.
             usable: Which windows of each source may be drawn; None: all.
+            image_size: Pixels of the model's square images: those of sources are brought to it if they are
+                of several sizes, as published demonstrations and rollouts are; None: they may not be.
 
         Raises:
             EpisodeDataError: A source does not fit the model, or has no usable window.
@@ -92,7 +96,10 @@ class Mixture:
         if not sources:
             raise EpisodeDataError("sources: expected at least one set of episodes, found none")
         masks = [np.ones(source.num_frames, bool) for source in sources] if usable is None else usable
-        self._windows = MixtureWindows([source.frames for source in sources], features, chunk_size)
+        sets = [source.frames for source in sources]
+        sizes = {size for x in sets for camera in features.present_cameras for size in x.image_sizes(camera)}
+        settings = MixtureSettings(image_size=image_size if len(sizes) > 1 else None)
+        self._windows = MixtureWindows(sets, features, chunk_size, settings)
         firsts = np.cumsum([0, *(source.num_frames for source in sources[:-1])])
         self._usable = [np.flatnonzero(m) + i for m, i in zip(masks, firsts, strict=True)]
         empty = [source.name for source, rows in zip(sources, self._usable, strict=True) if not len(rows)]

@@ -43,7 +43,8 @@ def policy_objective(
             )
     usable = [~np.isnan(x) | (source.advantage != "use" and not settings.use_awr) for source, x in labelled]
     indicator = np.concatenate([indicators(s, chosen) for s, chosen in zip(sources, positive, strict=True)])
-    mixture = Mixture(sources, policy.features, policy.config.chunk_size, usable)
+    pixels, chunk_size = policy.config.vision.image_size, policy.config.chunk_size
+    mixture = Mixture(sources, policy.features, chunk_size, usable, pixels)
     if uncond_weight is not None:
         return AdvantageObjective(policy, indicator, uncond_weight, settings.num_draws), mixture
     weights = None
@@ -76,7 +77,8 @@ def value_objective(
         )
     usable = [~np.repeat(h, s.frames.lengths) for h, s in zip(heldout, sources, strict=True)]
     returns = np.concatenate([source.returns(reward) for source in sources])
-    return ValueObjective(value, returns), Mixture(sources, value.features, 1, usable)
+    pixels = (value.reads or value).config.vision.image_size
+    return ValueObjective(value, returns), Mixture(sources, value.features, 1, usable, pixels)
 
 
 def _require_indicator(policy: PI0Policy) -> None:

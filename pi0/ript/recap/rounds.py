@@ -17,6 +17,7 @@ from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.files import hash_files
 from pi0.ript.labels.calibration import Calibration
+from pi0.ript.machines import require_same_files
 from pi0.ript.recap.artefacts import (
     LabelsRecipe,
     RecordingRecipe,
@@ -70,7 +71,11 @@ class Run:
 
     def make(self, name: StageName, recipe: Any, **inputs: Artefact) -> Artefact:
         """Return what a recipe makes, now or before."""
-        return self.stages.run(name, recipe, inputs, partial(type(recipe).make, workshop=self.workshop))
+        num_made = self.stages.num_made
+        made = self.stages.run(name, recipe, inputs, partial(type(recipe).make, workshop=self.workshop))
+        if self.stages.num_made > num_made:
+            self.workshop.plan.pace.after_stage()
+        return made
 
     def close(self) -> None:
         """Stop the simulators; remove what is only there to be fast."""
@@ -100,6 +105,7 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
     stages = Stages(run_dir, world, cast("Any", config.on_stale))
     environment = get_environment(**asdict(config.task))
     root = world.on_main(_root_of, config.demonstrations)
+    require_same_files(world, [root] if root else [])
     world.on_main(
         shutil.rmtree, run_dir / "images", ignore_errors=True
     )  # version 0.1.0 decoded them to files
