@@ -128,5 +128,6 @@ if __name__ == "__main__":
     import fault_runs
 
     drifting.install()
-    case = fault_runs.Case(sys.argv[1], "", tuple(sys.argv[2:]), 0, "")
+    words = (word.replace("{", "{{").replace("}", "}}") for word in sys.argv[2:])  # are formatted there
+    case = fault_runs.Case(sys.argv[1], "", tuple(words), 0, "")
     fault_runs.start(case, Path())

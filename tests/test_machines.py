@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,15 +185,29 @@ def place(tmp_path_factory):
     """Where the runs are, with the policy that they start from."""
     directory = tmp_path_factory.mktemp("place")
     drifting.prepare(directory, tasks=[*TASKS, "do thing 0", "do thing 1"])
-    publish(directory / "data", {i: make_episode(i, length=3 + i) for i in range(3)})
+    episodes = {i: make_episode(i, length=12 + i, size=8) for i in range(3)}
+    labels = {"instruction": TASKS[0], "task_id": "drifting/far"}
+    episodes = {i: replace(e, labels=replace(e.labels, **labels)) for i, e in episodes.items()}
+    publish(directory / "data", episodes)
     return directory
+
+
+SHORT = [
+    *("rounds=1", "value.pretraining.steps=3", "value.finetuning.steps=3", "value.width=16"),
+    *("value.pretraining.batch_size=8", "value.finetuning.batch_size=8", "rollouts.num_states=6"),
+    *("rollouts.per_state=2", "rollouts.pool_size=12", "finetuning.training.steps=4"),
+    *("finetuning.training.batch_size=8", "gates.min_concordance=0", "gates.max_fraction_error=1"),
+    *("validation.rollouts_per_task=2", "eval.rollouts_per_task=5", "task.num_parallel_envs=2"),
+    *("task.max_episode_length=20", "filtered_rounds=0", "baselines=false"),
+]
+"""Of RECAP."""
 
 
 def words_of(command: str, place: Path, name: str, *more: str) -> list[str]:
     """Return the words of a small run, whose directory is {place}/out/{name}."""
     start = f"policy_path={place}/start"
     words = {
-        "recap": lambda: fault_runs.recap(*more),
+        "recap": lambda: fault_runs.recap(*SHORT, *more),
         "pi0-train": lambda: fault_runs.train(*more)[:-1],
     }.get(command, lambda: fault_runs.rung(command, start, f"warm_start_dir={place}/warm", *more))()
     words = [word for word in words if not word.startswith("exp_name=")]

@@ -179,6 +179,7 @@ def evaluate(
 
         recorded = episodes_from(0, render_every=_VIDEO_STEPS)
         episodes_from(1, keep_images=False)
+        bar.total = bar.n  # its share was a guess
     by_state = {r.state: r for part in peers.gather(results) for r in part}
     tell_wait("evaluation", turns[1], peers)
     videos = {r.initial_state: r for part in peers.gather(recorded) for r in part}

@@ -257,6 +257,7 @@ def record_rollouts(
 
         run = remembering(store, partial(leave_if_asked, peers))
         run(env, policy, states, seeds, turns=turns, keep_images=False, on_finished=show)
+        bar.total = bar.n  # its share was a guess
     tell_wait("rollouts", turns, peers)
 
 
