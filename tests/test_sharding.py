@@ -146,6 +146,7 @@ def in_flight(world: World) -> dict:
         None: small_policy(dtype="bfloat16"),
         "float32": small_policy(dtype="bfloat16"),
         "frozen": with_adapters(),
+        "pi05": toy_policy(indicator="text", pi05=True, dtype="bfloat16"),
     }
     found = {}
     for name, policy in policies.items():
@@ -155,7 +156,12 @@ def in_flight(world: World) -> dict:
         dtypes = {n: p.dtype for n, p in policy.model.named_parameters() if "blocks.0" in n}
         found[name] = figures, dtypes
     plain = replace(world, is_sharded=False, loans=None)
-    for name, policy in {"ddp": small_policy(dtype="bfloat16"), "ddp frozen": with_adapters()}.items():
+    alike = {
+        "ddp": small_policy(dtype="bfloat16"),
+        "ddp frozen": with_adapters(),
+        "ddp pi05": toy_policy(indicator="text", pi05=True, dtype="bfloat16"),
+    }
+    for name, policy in alike.items():
         found[name] = Run(plain, policy).improve(0), None
     return found
 
@@ -221,7 +227,7 @@ def test_files_written_from_parts_are_those_of_whole_weights(pair):
 
 def test_what_travels_in_bfloat16_is_only_what_is_rounded_anyway(pair):
     found = pair[0]["in flight"]
-    for name, exact in {None: "ddp", "frozen": "ddp frozen"}.items():
+    for name, exact in {None: "ddp", "frozen": "ddp frozen", "pi05": "ddp pi05"}.items():
         figures, dtypes = found[name]
         assert figures[0][0] == found[exact][0][0][0], "the first loss, bit for bit"
         assert np.allclose(figures, found[exact][0], rtol=1e-2)
