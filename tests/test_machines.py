@@ -208,7 +208,7 @@ def words_of(command: str, place: Path, name: str, *more: str) -> list[str]:
     start = f"policy_path={place}/start"
     words = {
         "recap": lambda: fault_runs.recap(*SHORT, *more),
-        "pi0-train": lambda: fault_runs.train(*more)[:-1],
+        "pi0-train": lambda: fault_runs.train(*more),
     }.get(command, lambda: fault_runs.rung(command, start, f"warm_start_dir={place}/warm", *more))()
     words = [word for word in words if not word.startswith("exp_name=")]
     return [command, *(word.format(place=place) for word in words), f"exp_name={name}"]
