@@ -1,4 +1,4 @@
-"""RIPT on several processes: torchrun, DDP, states and gradients of one global order and batch.
+"""RIPT on several processes: torchrun, DDP or FSDP, states and gradients of one global order and batch.
 
 Parent: 9_train_with_config.py
 Introduces: pi0.ript.distributed, machines, sharding

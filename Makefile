@@ -4,7 +4,8 @@
 #   make test    the test suite            make lint    format check, lint, types
 #   make test-pages   of these, the pages in a browser (Debian: apt-get install chromium)
 #   make test-documents   the commands of the requirement documents, word for word (half an hour)
-#   make test-real   the real size with random weights: 12 GiB of memory, 10 GB of disk (ONLY="load counted ...")
+#   make test-real   the real size with random weights: 16 GiB of memory, 50 GB of disk; ONLY="load recap ..." some
+#                    of the checks, KEEP=DIR what is made stays there, so that RECAP goes on where it was killed
 #   make test-cluster   runs on two machines (network namespaces: Linux, root) and in shards; under 20 minutes
 #   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (not run on one yet)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
@@ -41,7 +42,7 @@ test-documents: setup
 	@$(PYTHON) -m pytest -m 'slow or not slow' tests/test_documents.py
 
 test-real: setup
-	@OMP_NUM_THREADS=1 $(PYTHON) benchmarks/real_size.py $(if $(ONLY),--only $(ONLY))
+	@$(PYTHON) benchmarks/real_size.py $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep $(KEEP)/checkpoint)
 
 test-cluster: setup
 	@$(PYTHON) -m pytest -m 'slow or not slow' -rs tests/test_machines.py tests/test_cluster.py $(wildcard tests/test_sharding*.py)

@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 from memory_peak import Peak
-from stand_in import write_base
+from stand_in import weight_bytes, write_base
 
 from pi0 import Pi0Config
 from pi0.ript.envs import make_suite
@@ -88,7 +88,7 @@ def write_demonstrations(root: Path) -> None:
     data = LeRobotDataset.create("local/libero", fps=20, features=features, root=root, use_videos=False)
     rng = np.random.default_rng(0)
     for task in instructions() * 2:
-        for _ in range(6):
+        for _ in range(4):
             pixels = rng.integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
             state, action = rng.normal(size=8), rng.uniform(-1, 1, 7)
             frame = {_IMAGE: pixels[0], _WRIST: pixels[1]}
@@ -183,10 +183,10 @@ def figures(directory: Path, settings: Mapping[str, Any], ends: Sequence[str] = 
     memory = max(part["memory"] for part in parts)
     used = {
         "memory": memory,
-        "untrained": size(run_dir / "untrained"),
-        "policies": sum(size(x) for x in [run_dir / "sft", *run_dir.glob("round-*/policy")]),
-        "values": sum(size(x) for x in [run_dir / "value", *run_dir.glob("round-*/value")]),
-        "published": size(run_dir / "policy"),
+        "untrained": weight_bytes(run_dir / "untrained"),
+        "policies": sum(weight_bytes(x) for x in [run_dir / "sft", *run_dir.glob("round-*/policy")]),
+        "values": sum(weight_bytes(x) for x in [run_dir / "value", *run_dir.glob("round-*/value")]),
+        "published": weight_bytes(run_dir / "policy"),
         "snapshot": 2 * max(part["snapshot"] for part in parts),
     }
     used["kept"] = sum(used[name] for name in ("untrained", "policies", "values", "published"))
@@ -198,12 +198,6 @@ def figures(directory: Path, settings: Mapping[str, Any], ends: Sequence[str] = 
         "frames labelled": labelled,
         **{f"the budget's error, {name}": abs(told[name] / value - 1) for name, value in used.items()},
     }
-
-
-def size(directory: Path) -> int:
-    """Return how many bytes the weights in a directory take; what its processor has is none."""
-    files = [file for file in directory.glob("*.safetensors") if "processor" not in file.name]
-    return sum(file.stat().st_size for file in files)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a training takes in each of two processes: with the whole model in both (DDP), or half of it (FSDP).
 
-python benchmarks/real_size_fsdp.py          both, at 190 M parameters, and their ratio
+python benchmarks/real_size_fsdp.py          both, at 193 M parameters, and their ratio
 python benchmarks/real_size.py --only fsdp   FSDP at the real size, expert only (make test-real ONLY=fsdp)
 
-Each loads a checkpoint, acts, takes an optimizer step, and saves what came of it. The figures are of the
-process that needed more, and of its anonymous memory; a process that has only imported everything counts too.
+Each loads a checkpoint, takes optimizer steps, acting before each (not at the real size), and saves what came of
+it. The figures are of the process that needed more, and of its anonymous memory, imports and all.
 """
 
 import argparse
@@ -38,7 +38,7 @@ LARGE = Pi0Config(
     chunk_size=8,
     n_action_steps=8,
 )
-"""190 M parameters, all of them trained, in float32."""
+"""193 M parameters, all of them trained, in float32."""
 
 
 def train(directory: Path, strategy: str, freeze: str, dtype: str, num_steps: int) -> dict[str, float]:
@@ -49,7 +49,7 @@ def train(directory: Path, strategy: str, freeze: str, dtype: str, num_steps: in
         strategy: "ddp" or "fsdp".
         freeze: What is not trained.
         dtype: Of the computation.
-        num_steps: Optimizer steps; the last one counts.
+        num_steps: Optimizer steps, the last one counts; with 1 none acts before it.
     """
     world, peak = setup_distributed("cpu", strategy=strategy), Peak()
     settings = PolicySettings(freeze=freeze, dtype=dtype)
@@ -60,9 +60,10 @@ def train(directory: Path, strategy: str, freeze: str, dtype: str, num_steps: in
     batch = example(1, policy.config.chunk_size)
     optimizer = make_optimizer(policy, Optimizer())
     for number in range(num_steps):  # the first one makes the optimizer's state
-        GuidedPolicy(policy)
-        policy.sample_actions(batch, num_steps=1)
-        figures["acting"] = peak.gib(whole=True)
+        if num_steps > 1:
+            GuidedPolicy(policy)
+            policy.sample_actions(batch, num_steps=1)
+            figures["acting"] = peak.gib(whole=True)
         policy.train()
         peak = Peak() if number == num_steps - 1 else peak
         loss = learner({**batch, "advantage": torch.ones(1), "window": torch.arange(1)}, (0,))

@@ -118,3 +118,9 @@ def example(batch_size: int = 1, chunk_size: int = 50) -> Batch:
         "action": torch.randn(batch_size, chunk_size, 7, generator=generator),
         "task": TASKS[:1] * batch_size,
     }
+
+
+def weight_bytes(directory: Path) -> int:
+    """Return how many bytes the weights in a directory take, without what its processor has."""
+    files = [file for file in directory.glob("*.safetensors") if "processor" not in file.name]
+    return sum(file.stat().st_size for file in files)

@@ -66,6 +66,12 @@ def words(tmp_path: Path, *more: object) -> list[str]:
     return [str(word) for word in (*fixed, *more)]
 
 
+def few(*more: object, steps: int = 10) -> tuple[object, ...]:
+    """Episodes that are soon over, with images of 32 pixels; no longer as published."""
+    options = {"max_episode_length": steps, "image_size": 32, "render_size": 32, "num_parallel_envs": 2}
+    return (*more, *(word for key, x in options.items() for word in ("--env-option", f"{key}={x}")))
+
+
 def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
@@ -125,23 +131,23 @@ def test_what_is_finished_is_not_done_again_after_a_kill(tmp_path, no_simulator,
 
     def chunks_or_interrupt(*args):
         made.append(1)
-        if len(made) == 14:
+        if len(made) == 26:
             raise KeyboardInterrupt
         return chunks(*args)
 
     monkeypatch.setattr(BatchedEnv, "reset", counted)
     monkeypatch.setattr(evaluation_plan, "measured_round", lambda *_: (3.0, 1.5))
     monkeypatch.setattr(GuidedPolicy, "chunks", chunks_or_interrupt)
-    few = ("--env-option", "max_episode_length=20", "--env-option", "num_parallel_envs=4", "--episodes", 2)
-    argv = words(tmp_path, "--policy", NAME, "--env", "libero_spatial", "libero_goal", *few)
+    suites, short = ("--env", "libero_spatial", "libero_goal"), few("--episodes", 2, steps=20)
+    argv = words(tmp_path, "--policy", NAME, *suites, *short)
     assert main(argv) == 130
     output = tmp_path / "eval"
     assert (output / "evaluation-libero_spatial.json").exists()
     kept = {file.stem.split("-")[0] for file in (output / "episodes").glob("policy-libero_goal-*/*.npz")}
     assert 0 < len(kept) < 20
-    # 40 episodes of 20 steps are 20 rounds of 4 slots and 10 actions
+    # 20 episodes of 2 chunks in 2 slots are 20 rounds, and at the end one slot may be the last; in each suite
     assert (
-        "plan: at most 1.5 min: 10 actions in 4 episodes take 3 s of inference and 1.5 s of"
+        "plan: at most about 3.1 min: 10 actions in 2 episodes take 3 s of inference and 1.5 s of"
         in capsys.readouterr().out
     )
 
@@ -161,7 +167,7 @@ def test_what_is_finished_is_not_done_again_after_a_kill(tmp_path, no_simulator,
 
 def test_other_weights_do_not_count_as_finished(tmp_path, no_simulator, monkeypatch, capsys):
     small_pi0().save_pretrained(tmp_path / "weights")
-    options = ("--episodes", 1, "--env-option", "max_episode_length=10", "--tasks", 0)
+    options = few("--episodes", 1, "--tasks", 0)
     argv = words(tmp_path, "--policy", tmp_path / "weights", "--suites", "libero_10", "libero_goal", *options)
     write, files = policy_evaluation.write_evaluation, []
 
@@ -189,7 +195,7 @@ def test_other_weights_do_not_count_as_finished(tmp_path, no_simulator, monkeypa
 def test_two_policies_are_compared_on_the_states_of_all_suites(weights, tmp_path, no_simulator):
     other = small_pi0()
     other.save_pretrained(tmp_path / "other")
-    options = ("--episodes", 1, "--env-option", "max_episode_length=10", "--tasks", 0, 1)
+    options = few("--episodes", 1, "--tasks", 0, 1)
     suites = ("--suites", "libero_10", "libero_object", "--compare", tmp_path / "other")
     assert main(words(tmp_path, "--policy", weights, *suites, *options)) == 0
     assert read(tmp_path / "eval/comparison.json")["comparison"]["num_episodes"] == 4
@@ -210,18 +216,19 @@ def test_a_figure_agrees_if_it_lies_in_the_interval():
 
 
 def test_the_time_left_is_told_from_what_episodes_took(monkeypatch):
-    """24 steps of 3 rounds in 2 slots take 6 s; half of the deadline's steps were needed so far."""
+    """Rounds of 2 s; so far episodes have taken half of their deadlines."""
     said, now = [], iter([0.0, 2.0, 4.0, 6.0])
     monkeypatch.setattr(evaluation_plan.time, "monotonic", lambda: next(now))
-    pace = Pace({"a": 3600, "b": 7200}, said.append, _steps_a_round=8, _num_slots=2)
-    timed = pace.timed(evaluation_plan.FunctionPolicy(lambda *_: np.zeros((1, 1, 7), np.float32)))
+    pace = Pace({"a": [300], "b": [300] * 9}, said.append, _chunk=50, _num_slots=4)
+    still = np.zeros((1, 1, 7), np.float32)
+    timed = pace.timed(evaluation_plan.FunctionPolicy(lambda *_: still))
     for _ in range(4):
         timed.chunks([], [], [], [])
     pace._steps, pace._most_steps = 12, 24
     pace.finish("a", "a: 1/2")
     pace.finish("b", "b: 2/2")
-    # 7200 steps are 900 rounds of 2 s: half an hour at most
-    assert said == ["a: 1/2; about 15.0 min left, at most 30.0 min", "b: 2/2"]
+    # 9 episodes of 6 chunks in 4 slots: 3 after each other in one, so 18 rounds
+    assert said == ["a: 1/2; about 0.3 min left, at most about 0.6 min", "b: 2/2"]
 
 
 # Forms of checkpoints -----------------------------------------------------------------------------------
@@ -267,8 +274,7 @@ def test_openpis_form_brings_its_cameras(tmp_path, no_simulator, monkeypatch, ca
     argv = of_file(tmp_path, file, tmp_path / "weights")
     assert main(argv) == 0, capsys.readouterr().err
     monkeypatch.setattr("pi0.openpi_format.read_config", lambda *_: small_pi0().config)
-    plain = ["--policy", tmp_path / "weights", "--env", "libero_object", "--episodes", 1, "--tasks", 0]
-    plain += ["--env-option", "max_episode_length=10"]
+    plain = ["--policy", tmp_path / "weights", "--env", "libero_object", *few("--episodes", 1, "--tasks", 0)]
     assert main(words(tmp_path, *plain)) == 2
     assert "--extra-delta-transform, --no-extra-delta-transform" in capsys.readouterr().err
     assert main(words(tmp_path, *plain, "--extra-delta-transform")) == 0, capsys.readouterr().err
@@ -297,7 +303,7 @@ def test_a_figure_without_a_source_is_refused():
 
 def test_the_revision_is_what_the_file_or_the_user_names(tmp_path, no_simulator, hub):
     measured = "45dcc8fc0e02601c8ccf0554fbd1d26a55070c1f"
-    small = ("--env", "libero_goal", "--tasks", 0, "--episodes", 1, "--env-option", "max_episode_length=5")
+    small = few("--env", "libero_goal", "--tasks", 0, "--episodes", 1)
     for policy, revision in ((f"{NAME}_v044", measured), (f"{NAME}_v044@other", "other"), (NAME, None)):
         hub.clear()
         assert main(words(tmp_path, "--policy", policy, *small)) == 0
@@ -402,7 +408,7 @@ def test_the_files_placeholder_is_to_be_filled_in(no_loading, capsys):
 
 
 def test_libero_by_itself_is_the_toy_task(weights, tmp_path, no_simulator, capsys):
-    argv = words(tmp_path, "--policy", weights, "--env", "libero", "--episodes", 1)
+    argv = words(tmp_path, "--policy", weights, "--env", "libero", *few("--episodes", 1))
     assert main([*argv, "--env-option", "camera_names=[image,image2]"]) == 0
     said = capsys.readouterr().out
     assert "plan:" not in said
@@ -439,6 +445,6 @@ def test_two_suites_of_real_libero(weights, tmp_path, capsys):
     assert (tmp_path / "eval/evaluation-libero_spatial.mp4").stat().st_size > 0
     said = capsys.readouterr().out
     assert "plan: libero_object: 1 tasks x 1 episodes of up to 280 steps, images of 224 pixels" in said
-    assert re.search(r"plan: at most [\d.]+ min: 50 actions in 1 episodes take", said)
+    assert re.search(r"plan: at most about [\d.]+ min: 50 actions in 1 episodes take", said)
     (task, *_) = make_suite("libero", suite="libero_spatial").tasks()
     assert task.instruction in instructions()

@@ -17,9 +17,10 @@ from pi0.ript.data.records import Episode, EpisodeLabels
 from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.labels.frames import read_thresholds
-from pi0.ript.recap import RecapConfig, rounds
-from pi0.ript.recap.budget import tell_remaining
+from pi0.ript.recap import RecapConfig, pace, rounds
+from pi0.ript.recap.budget import budget, time_left
 from pi0.ript.recap.model_budget import model_budget
+from pi0.ript.recap.pace import TimeLeft, UnderWay
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.run_logging import close_run_logging
 from pi0.tensor_files import INDEX, WEIGHTS
@@ -126,7 +127,7 @@ def test_the_disk_of_filtered_imitations_rounds_is_counted(made):
     run.close()
 
 
-def test_the_time_that_is_left_is_told_from_the_stages_so_far(made, capsys):
+def test_the_time_that_is_left_is_known_from_the_stages_so_far(made):
     run_dir, _, config = made
     state = json.loads((run_dir / "recap_state.json").read_text())
     for record in state["stages"].values():
@@ -134,9 +135,30 @@ def test_the_time_that_is_left_is_told_from_the_stages_so_far(made, capsys):
     (run_dir / "recap_state.json").write_text(json.dumps(state))
     run = rounds.start_run(config, run_dir, World(), fit)
     run.stages.names = ["sft", "value"]
-    tell_remaining(run)
-    said = capsys.readouterr().out
+    said = str(time_left(run, budget(run)))
     # Of 6 policy updates 2 are made, of 9 of the value function 3; an hour for each update of the first.
     assert "about 8.0 h are left" in said
     assert "without the episodes to record and the episodes to judge: none was made yet" in said
+    # In the third update of the next policy, all of which take half as long.
+    left = time_left(run, budget(run), UnderWay("policy", 2, 1800.0))
+    assert left.seconds == pytest.approx(3600 * (2 * (2 + 1) / 4 + 6 * 2 / 3))
     run.close()
+
+
+def test_the_time_is_told_after_the_first_measured_steps_and_as_it_changes(monkeypatch, capsys):
+    now, per_step = [0.0], [10.0]
+    monkeypatch.setattr(pace, "_clock", lambda: now[0])
+    watch = pace.Pace()
+    watch.after_step("policy", 1)  # nobody has said how to know
+    watch.watch(lambda training: TimeLeft((1000 - training.steps) * training.seconds_per_step, ("episodes",)))
+    told = []
+    for step in range(1, 301):
+        now[0] += per_step[0] if step > 1 else 500.0  # the first is slow
+        watch.after_step("policy", step)
+        told += [(step, line) for line in capsys.readouterr().out.splitlines()]
+        per_step[0] = 30.0 if step >= 100 else 10.0
+    first, *others = told
+    assert first == (4, "about 2.8 h are left at the speed so far, without the episodes: none was made yet")
+    assert others, "three times slower, and nothing said"
+    assert len(others) <= 5
+    assert all(step > 100 for step, _ in others)

@@ -1,5 +1,6 @@
 """What an evaluation of LIBERO's suites takes: told before it begins, and again as it goes on."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,10 +23,10 @@ from pi0.trainable import inference_dtypes
 _FIRST_SIMULATOR_GB, _SIMULATOR_GB = 2.0, 0.5  # of a process that simulates, and of each more in it
 
 
-def most_steps(environment: Environment, config: EvaluationConfig) -> int:
-    """Return the steps of an evaluation's episodes if every one lasts until its deadline."""
+def deadlines(environment: Environment, config: EvaluationConfig) -> list[int]:
+    """Return the deadline of each episode of an evaluation, in steps."""
     tasks = environment.suite().select(environment.tasks)
-    return config.eval.rollouts_per_task * sum(environment.max_steps or task.max_steps for task in tasks)
+    return [environment.max_steps or task.max_steps for task in tasks] * config.eval.rollouts_per_task
 
 
 def plan_lines(config: EvaluationConfig, environments: Mapping[str, Environment]) -> list[str]:
@@ -40,7 +41,7 @@ def plan_lines(config: EvaluationConfig, environments: Mapping[str, Environment]
             f"images of {tasks[0].image_size} pixels"
         )
         episodes += len(tasks) * per_task
-        steps += most_steps(environment, config)
+        steps += sum(deadlines(environment, config))
     count = len(trials(config))
     times = f" with each of {count} policies or guidances" if count > 1 else ""
     lines.append(f"plan: {episodes} episodes of up to {steps} steps{times}, {first.num_slots} at a time")
@@ -111,13 +112,13 @@ def measured_round(
 class Pace:
     """How fast a process gets on, and what that says of the time that is left."""
 
-    left: dict[str, int]
-    """Steps of its unfinished episodes, by evaluation, if each lasts until its deadline."""
+    left: dict[str, list[int]]
+    """Deadlines of its unfinished episodes, by evaluation."""
     say: Callable[[str], None]
     _rounds: list[float] = field(default_factory=list)
     """Seconds of each chunk in all slots at once, with the inference before it."""
     _round_seconds: float = 0.0
-    _steps_a_round: int = 1
+    _chunk: int = 1
     _num_slots: int = 1
     _steps: int = 0
     _most_steps: int = 0
@@ -127,23 +128,23 @@ class Pace:
         self, name: str, env: BatchedEnv, acting: GuidedPolicy, missing: Sequence[InitialState]
     ) -> None:
         """Begin an evaluation's missing episodes; before the very first ones, measure and say the plan."""
-        self.left[name] = sum(env.tasks[state.task].max_steps for state in missing)
+        self.left[name] = [env.tasks[state.task].max_steps for state in missing]
         executed = acting.policy.config.n_action_steps
-        self._steps_a_round, self._num_slots = executed * env.num_slots, env.num_slots
+        self._chunk, self._num_slots = executed, env.num_slots
         if self._round_seconds:
             return
         inference, simulation = measured_round(env, acting, missing)
         self._round_seconds = inference + simulation
         most = _duration(self._hours()[1])
         self.say(
-            f"plan: at most {most}: {executed} actions in {env.num_slots} episodes take "
+            f"plan: at most about {most}: {executed} actions in {env.num_slots} episodes take "
             f"{inference:.2g} s of inference and {simulation:.2g} s of simulation here; {memory_in_use()}"
         )
 
     def finish(self, name: str, what: str) -> None:
         """Say how an evaluation ended, and how long the others take, if there are any."""
-        self.left[name] = 0
-        self.say(f"{what}{self._remaining()}" if sum(self.left.values()) else what)
+        self.left[name] = []
+        self.say(f"{what}{self._remaining()}" if any(self.left.values()) else what)
 
     def timed(self, policy: ChunkPolicy) -> ChunkPolicy:
         """Return the policy; from its second action on, the time between two is taken."""
@@ -165,7 +166,7 @@ class Pace:
         return _NotingStore(store, partial(self._note, name))
 
     def _note(self, name: str, episode: Rollout) -> None:
-        self.left[name] -= episode.task.max_steps
+        self.left[name].remove(episode.task.max_steps)
         self._steps += len(episode)
         self._most_steps += episode.task.max_steps
         self._finished += 1
@@ -176,12 +177,16 @@ class Pace:
         if self._rounds:
             self._round_seconds = sum(self._rounds) / len(self._rounds)
         likely, most = self._hours()
-        left = f"about {_duration(likely)} left, at most {_duration(most)}"
+        left = f"about {_duration(likely)} left, at most about {_duration(most)}"
         return f"; {left}" if self._round_seconds else ""
 
     def _hours(self) -> tuple[float, float]:
         """Return the hours left if episodes last as long as those so far, and if all reach the deadline."""
-        most = sum(self.left.values()) / self._steps_a_round * self._round_seconds / 3600
+        rounds = 0.0
+        for chunks in ([math.ceil(steps / self._chunk) for steps in left] for left in self.left.values()):
+            longest = max(chunks, default=0)  # at the end slots are idle while it lasts
+            rounds += (sum(chunks) + longest * (self._num_slots - 1)) / self._num_slots
+        most = rounds * self._round_seconds / 3600
         return most * (self._steps / self._most_steps if self._most_steps else 1.0), most
 
 

@@ -16,7 +16,7 @@ from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setu
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.evaluate import Evaluation, episode_seed, joined
-from pi0.ript.evaluation_plan import Pace, most_steps, plan_lines
+from pi0.ript.evaluation_plan import Pace, deadlines, plan_lines
 from pi0.ript.evaluation_results import EPISODES, comparison_record, open_output, write_tables
 from pi0.ript.evaluation_settings import (
     EvaluationConfig,
@@ -99,8 +99,8 @@ class _Work:
         if self.pace is not None:
             for trial in trials(config):
                 for name, environment in environments.items():
-                    steps = most_steps(environment, config) // world.size
-                    self.pace.left[self._part(trial, name)] = steps
+                    episodes = deadlines(environment, config)[:: world.size]
+                    self.pace.left[self._part(trial, name)] = episodes
 
     def evaluate(self, trial: Trial, name: str, env: BatchedEnv) -> None:
         """Evaluate a policy in an environment."""

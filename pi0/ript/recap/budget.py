@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pi0.ript.labels.sources import Source
 from pi0.ript.recap.config import Demonstrations, RecapConfig, tried_guidances
 from pi0.ript.recap.model_budget import model_budget
 from pi0.ript.recap.objectives import policy_objective
+from pi0.ript.recap.pace import TimeLeft, UnderWay
 from pi0.ript.recap.rounds import Run
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Kind, StageName
@@ -25,8 +27,6 @@ from pi0.ript.recording import rollout_episode
 from pi0.ript.rollout import FunctionPolicy, rollout
 from pi0.ript.starting_policy import TOY
 from pi0.ript.warm_start import toy_policy
-
-_WORTH_TELLING_S = 300
 
 
 class BudgetError(RuntimeError):
@@ -122,6 +122,8 @@ def _images_gb(frames: FrameSet) -> float:
 def print_budget(run: Run) -> None:
     """Print what the run needs, and for a toy how long it will take at the rates measured now.
 
+    How much time is left is told from then on, see `Pace`.
+
     Raises:
         BudgetError: The disk is too small.
     """
@@ -153,11 +155,12 @@ def print_budget(run: Run) -> None:
     if run.config.policy_path == TOY and run.stages.recorded_settings(StageName(Kind.POLICY)) is None:
         minutes = _seconds(needs, measure(run)) / 60
         print(f"budget: about {minutes:.0f} minutes, at the speed that this machine has just now")  # noqa: T201
+    run.workshop.plan.pace.watch(partial(time_left, run, needs))
 
 
-def tell_remaining(run: Run) -> None:
-    """Print how long the rest of the run takes, if minutes, at the speed of the stages that are finished."""
-    needs, records = budget(run), [run.stages.record(name) for name in dict.fromkeys(run.stages.names)]
+def time_left(run: Run, needs: Budget, under_way: UnderWay | None = None) -> TimeLeft:
+    """Return how long the rest of the run takes at the speed of the stages that are finished or under way."""
+    records = [run.stages.record(name) for name in dict.fromkeys(run.stages.names) if run.stages.has(name)]
     planned = {
         "updates of the policy": needs.policy_updates,
         "updates of the value function": needs.value_updates,
@@ -168,14 +171,14 @@ def tell_remaining(run: Run) -> None:
     for kind, total in planned.items():
         units = [(_units(kind, record), record["seconds"]) for record in records]
         done = sum(count for count, _ in units)
+        spent = sum(taken for count, taken in units if count)
+        if under_way is not None and kind == f"updates of the {under_way.name}":
+            done, spent = done + under_way.steps, spent + under_way.steps * under_way.seconds_per_step
         if done:
-            spent = sum(taken for count, taken in units if count)
             seconds += max(0, total - done) * spent / done
         elif total:
             unknown.append(kind)
-    if seconds >= _WORTH_TELLING_S:
-        without = f", without the {' and the '.join(unknown)}: none was made yet" if unknown else ""
-        run.world.print(f"about {seconds / 3600:.1f} h are left at the speed so far{without}")
+    return TimeLeft(seconds, tuple(unknown))
 
 
 def _units(kind: str, record: Mapping[str, Any]) -> int:

@@ -20,7 +20,6 @@ from pi0.ript.guidance import (
     record_guidance,
 )
 from pi0.ript.recap.artefacts import EvaluationRecipe, guidance_of
-from pi0.ript.recap.budget import tell_remaining
 from pi0.ript.recap.config import tried_guidances
 from pi0.ript.recap.rounds import Run
 from pi0.ript.recap.stages import Artefact, Kind, StageName
@@ -102,16 +101,13 @@ def judge(run: Run, policy: Artefact, guidance: Guidance | None = None) -> Evalu
 
     The stage beside its own has the videos.
     """
-    settings, num_made = run.config.eval, run.stages.num_made
+    settings = run.config.eval
     guidance = guidance_on_validation(run, policy) if guidance is None else guidance
     name = replace(policy.stage, kind=Kind.EVALUATION)
     by_task = guidance if isinstance(guidance, dict) else None
     if not isinstance(guidance, dict) and policy.round:
         settings = replace(settings, cfg_guidance_scale=guidance)
-    evaluation = _evaluate(run, policy, name, settings, by_task)
-    if run.stages.num_made > num_made:
-        tell_remaining(run)
-    return evaluation
+    return _evaluate(run, policy, name, settings, by_task)
 
 
 def _evaluate(

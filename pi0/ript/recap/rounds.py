@@ -71,7 +71,11 @@ class Run:
 
     def make(self, name: StageName, recipe: Any, **inputs: Artefact) -> Artefact:
         """Return what a recipe makes, now or before."""
-        return self.stages.run(name, recipe, inputs, partial(type(recipe).make, workshop=self.workshop))
+        num_made = self.stages.num_made
+        made = self.stages.run(name, recipe, inputs, partial(type(recipe).make, workshop=self.workshop))
+        if self.stages.num_made > num_made:
+            self.workshop.plan.pace.after_stage()
+        return made
 
     def close(self) -> None:
         """Stop the simulators; remove what is only there to be fast."""

@@ -1,7 +1,8 @@
 """The snapshots that the trainings of RECAP's stages write while they are under way."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from pi0.ript.checkpoint.files import published
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.distributed import World
+from pi0.ript.recap.pace import Pace
 from pi0.ript.training.objectives import Model
 from pi0.ript.training.settings import Training
 from pi0.ript.training.snapshots import Snapshots
@@ -32,6 +34,8 @@ class SnapshotPlan:
     """Minutes between two snapshots; None: only at the end and at a stop."""
     max_nonfinite_steps: int = 3
     """Steps in a row without a finite loss that end the training."""
+    pace: Pace = field(default_factory=Pace)
+    """What looks at the time after every step."""
 
     def steps(
         self, name: str, model: Model, optimizer: torch.optim.Optimizer, settings: Training, world: World
@@ -47,8 +51,14 @@ class SnapshotPlan:
             peers=world,
             save_minutes=self.save_minutes,
         )
-        limit = self.max_nonfinite_steps
-        return Steps(settings.steps, name=name, world=world, snapshots=snapshots, max_nonfinite_steps=limit)
+        return Steps(
+            settings.steps,
+            name=name,
+            world=world,
+            snapshots=snapshots,
+            max_nonfinite_steps=self.max_nonfinite_steps,
+            after_step=partial(self.pace.after_step, name),
+        )
 
 
 def remove_snapshots(directory: Path) -> None:

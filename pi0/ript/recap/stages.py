@@ -173,6 +173,10 @@ class Stages:
         """Return what the stages so far found out, by name."""
         return {name: record["figures"] for name, record in self._state()["stages"].items()}
 
+    def has(self, name: str) -> bool:
+        """Return whether a stage is finished."""
+        return name in self._state()["stages"]
+
     def record(self, name: str) -> Mapping[str, Any]:
         """Return what is written down of a finished stage: settings, figures, seconds."""
         return self._state()["stages"][name]

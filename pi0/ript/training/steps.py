@@ -1,6 +1,6 @@
 """Optimizer steps of a supervised training: counted, guarded, shown, kept on disk, stopped and resumed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -37,6 +37,7 @@ class Steps:
         world: World | None = None,
         snapshots: Snapshots | None = None,
         max_nonfinite_steps: int = 3,
+        after_step: Callable[[int], object] | None = None,
     ) -> None:
         """Continue from the newest snapshot, if there is one.
 
@@ -46,12 +47,13 @@ class Steps:
             world: The processes that train together; None: this one alone.
             snapshots: The snapshots of the training; None: none are written.
             max_nonfinite_steps: Steps in a row without a finite loss or gradient at which the training ends.
+            after_step: Called with the number of steps behind us after each.
 
         Raises:
             ChangedSettingsError, SnapshotError: The snapshot is of another training; see `Snapshots.restore`.
         """
         self.num_steps, self.name = num_steps, name
-        self.max_nonfinite_steps = max_nonfinite_steps
+        self.max_nonfinite_steps, self._after_step = max_nonfinite_steps, after_step
         self._world, self._snapshots = world or World(), snapshots
         kept = snapshots.restore() if snapshots is not None else {}
         self.step: int = kept.pop("step", 0)
@@ -78,6 +80,8 @@ class Steps:
                 if self.rows:
                     bar.set_postfix(loss=f"{self.rows[-1]['loss']:.3f}", refresh=False)
                 bar.update()
+                if self._after_step is not None:
+                    self._after_step(self.step)
                 self._save_or_stop()
 
     def accept(self, row: Row, gradient_norm: Float[Tensor, ""]) -> bool:
