@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from test_episodes import make_episode, publish
 
 from pi0.errors import UnusableError
 from pi0.ript import machines as checks
+from pi0.ript import results
 from pi0.ript.checkpoint import Launch, open_run_directory, this_launch
 from pi0.ript.checkpoint.files import published
 from pi0.ript.checkpoint.launch import FILE
@@ -26,6 +28,7 @@ from pi0.ript.config import ConfigError
 from pi0.ript.config.loading import use_local_storage
 from pi0.ript.machines import require_same_files, require_shared
 from pi0.ript.peers import ALONE
+from pi0.ript.results import lock_directory
 from pi0.ript.supervised import SupervisedSettings
 from pi0.ript.supervised.run_layout import begin_again, open_run, write_settings
 
@@ -161,6 +164,18 @@ def test_what_a_launch_began_goes_on_and_what_another_began_is_moved_aside(tmp_p
     assert json.loads((path / FILE).read_text())["run_id"] == "others"
 
 
+def test_a_process_that_was_started_again_waits_for_the_lock_of_a_machine_that_died(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "_LEASE_S", 20)
+    lock_directory(tmp_path / "run")
+    held = results._locks.pop(tmp_path / "run")  # as if another process had it
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with pytest.raises(results.RunInUseError):
+        lock_directory(tmp_path / "run")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    threading.Timer(0.3, held.close).start()
+    lock_directory(tmp_path / "run")
+
+
 def test_a_supervised_run_that_its_launch_began_goes_on_even_with_overwrite_or_no_name(tmp_path):
     mine, others = Launch("mine", [AGENT]), Launch("others", [OTHER])
     for more in ({"exp_name": "run", "overwrite": True}, {}):
@@ -208,7 +223,7 @@ def words_of(command: str, place: Path, name: str, *more: str) -> list[str]:
     start = f"policy_path={place}/start"
     words = {
         "recap": lambda: fault_runs.recap(*SHORT, *more),
-        "pi0-train": lambda: fault_runs.train(*more)[:-1],
+        "pi0-train": lambda: fault_runs.train(*more),
     }.get(command, lambda: fault_runs.rung(command, start, f"warm_start_dir={place}/warm", *more))()
     words = [word for word in words if not word.startswith("exp_name=")]
     return [command, *(word.format(place=place) for word in words), f"exp_name={name}"]
@@ -287,6 +302,7 @@ def test_a_run_goes_on_when_a_node_dies_and_takes_in_one_that_joins(place, comma
         second = two.torchrun(1, words, logs[2], *ELASTIC, **more)
         machines.wait_for(lambda: "processes 1 -> 2" in logs[0].read_text(), "taking it in", logs[0])
         assert [run.wait(400) for run in (first, second)] == [0, 0], logs[0].read_text()[-3000:]
+    assert "Traceback" not in logs[0].read_text().split("processes 1 -> 2")[0], "a lost node is one line"
     assert weights(run_dir)
     assert not list(place.glob(f"out/{name}.*")), "nothing was moved aside"
     if command == "13":

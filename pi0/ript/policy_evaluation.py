@@ -67,6 +67,7 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
                 say(line)
     say_device(config.device, config.distributed.backend)
     world = setup_distributed(config.device, **asdict(config.distributed))
+    world.require_shared(config.output_dir)
     world.on_main(lock_directory, Path(config.output_dir))
     work = _Work(config, environments, world)
     for name, environment in environments.items():

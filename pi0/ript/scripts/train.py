@@ -8,6 +8,7 @@ Under torchrun or accelerate several processes train together, with DDP or FSDP.
 import sys
 from collections.abc import Sequence
 
+from pi0.errors import say_errors_in_one_line
 from pi0.ript.checkpoint import SnapshotError
 from pi0.ript.distributed import cleanup_distributed
 from pi0.ript.monitoring import NonFiniteLossError
@@ -17,6 +18,7 @@ from pi0.ript.supervised import Training, parse_settings
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
+    say_errors_in_one_line("pi0-train")  # of a process that was lost, too
     settings = parse_settings(arguments)
     try:
         training = Training(settings)
