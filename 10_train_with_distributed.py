@@ -1,7 +1,7 @@
-"""RIPT on several processes: torchrun, DDP, states and gradients of one global order and batch.
+"""RIPT on several processes: torchrun, DDP or FSDP, states and gradients of one global order and batch.
 
 Parent: 9_train_with_config.py
-Introduces: pi0.ript.distributed
+Introduces: pi0.ript.distributed, machines, sharding
 Run: torchrun --nproc_per_node=2 10_train_with_distributed.py --config_path pi0/ript/config/minimal_test.yaml
 
 Without torchrun it is one process. On CPUs the processes talk through gloo, on GPUs through nccl.
@@ -31,6 +31,7 @@ def main(config: TrainConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
     seed, algo = config.training.seed, config.algo
     world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
+    world.require_shared(f"{config.output_dir}/{config.exp_name}", config.warm_start_dir)
     run_dir = world.on_main(new_run_directory, Path(config.output_dir) / config.exp_name)
     world.on_main(save_config, config, run_dir)
     environment = get_environment(**asdict(config.task))
@@ -58,8 +59,7 @@ def main(config: TrainConfig) -> None:
         # Collect
         collection = collect_groups(
             simulators,
-            # The indicator means nothing before training.
-            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
+            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),  # at first: unguided
             drawn_states,
             num_groups=algo.data_batch_size,
             group_size=algo.rloo_batch_size,

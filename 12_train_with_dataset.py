@@ -35,6 +35,7 @@ def main(config: TrainConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
     seed, algo = config.training.seed, config.algo
     world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
+    world.require_shared(f"{config.output_dir}/{config.exp_name}", config.warm_start_dir)
     run_dir = world.on_main(new_run_directory, Path(config.output_dir) / config.exp_name)
     world.on_main(save_config, config, run_dir)
     setup_run_logging(run_dir, world.rank, write_report)
@@ -77,8 +78,7 @@ def main(config: TrainConfig) -> None:
         # Collect
         collection = collect_groups(
             simulators,
-            # The indicator means nothing before training.
-            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
+            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),  # at first: unguided
             drawn_states,
             num_groups=algo.data_batch_size,
             group_size=algo.rloo_batch_size,

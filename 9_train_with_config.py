@@ -56,8 +56,7 @@ def main(config: TrainConfig) -> None:
         # Collect
         collection = collect_groups(
             simulators,
-            # The indicator means nothing before training.
-            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
+            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),  # at first: unguided
             drawn_states,
             num_groups=algo.data_batch_size,
             group_size=algo.rloo_batch_size,

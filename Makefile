@@ -6,11 +6,12 @@
 #   make test-documents   the commands of the requirement documents, word for word (half an hour)
 #   make test-real   the real size with random weights: 16 GiB of memory, 50 GB of disk; ONLY="load recap ..." some
 #                    of the checks, KEEP=DIR what is made stays there, so that RECAP goes on where it was killed
+#   make test-cluster   runs on two machines (network namespaces: Linux, root) and in shards; under 20 minutes
 #   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (not run on one yet)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
 
-.PHONY: demo setup lint format test test-real test-pages test-slow test-documents gpu-check check clean
+.PHONY: demo setup lint format test test-real test-cluster test-pages test-slow test-documents gpu-check check clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt tools/setup.sh
@@ -42,6 +43,9 @@ test-documents: setup
 
 test-real: setup
 	@$(PYTHON) benchmarks/real_size.py $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep $(KEEP)/checkpoint)
+
+test-cluster: setup
+	@$(PYTHON) -m pytest -m 'slow or not slow' -rs tests/test_machines.py tests/test_cluster.py $(wildcard tests/test_sharding*.py)
 
 test-slow: setup
 	@$(PYTHON) -m pytest -m slow

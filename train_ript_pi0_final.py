@@ -75,6 +75,7 @@ def train_recap(config: RecapConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
     world = setup_distributed(config.device, **asdict(config.distributed))
     run_dir = Path(config.output_dir) / config.exp_name
+    world.require_shared(run_dir)
     world.on_main(lock_directory, run_dir)
     world.on_main(save_config, config, run_dir)
     setup_run_logging(run_dir, world.rank)

@@ -141,6 +141,13 @@ def recap_figures(directory: Path) -> dict[str, float]:
     return real_recap.figures(place, {"policy.freeze": "expert_only"})
 
 
+def fsdp_figures(directory: Path) -> dict[str, float]:
+    """Take a step in two processes that hold half of the policy each; return what they take."""
+    from real_size_fsdp import real_figures  # it imports this module
+
+    return real_figures(directory)
+
+
 def _no_toy(**changes: object) -> PI0Policy:
     raise AssertionError(changes)
 
@@ -186,6 +193,7 @@ CHECKS = {
         },
     ),
     "train-lora": Check(partial(train_figures, freeze="lora", config="pi0_lora"), TRAINING_BOUNDS),
+    "fsdp": Check(fsdp_figures, {"all together, GiB": 24.0}),
 }
 
 

@@ -4,12 +4,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pi0.errors import UnusableError
+from pi0.plain import from_plain
 
 if TYPE_CHECKING:
     from pi0.model import Pi0Model
     from pi0.weights import WeightLoader
 
 IndicatorMode = Literal["none", "text", "embedding"]
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= 1:
+            raise UnusableError(f"{name}: expected at least 1, found {getattr(config, name)}")
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,13 @@ class GemmaConfig:
     lora_alpha: float = 0.0  # adapters are scaled by lora_alpha / lora_rank
 
     def __post_init__(self) -> None:
+        _require_positive(self, "width", "depth", "mlp_dim", "num_heads", "head_dim")
         if self.num_kv_heads != 1:
             raise UnusableError(
                 f"num_kv_heads: expected 1 (all Gemma sizes of pi0), found {self.num_kv_heads}"
             )
+        if self.lora_rank < 0:
+            raise UnusableError(f"lora_rank: expected 0 (no adapters) or more, found {self.lora_rank}")
         if self.head_dim % 2:
             raise UnusableError(f"head_dim: rotary embedding needs an even number, found {self.head_dim}")
 
@@ -46,6 +56,7 @@ class SiglipConfig:
     image_size: int = 224
 
     def __post_init__(self) -> None:
+        _require_positive(self, "width", "depth", "num_heads", "mlp_dim", "patch_size", "image_size")
         if self.image_size % self.patch_size:
             raise UnusableError(
                 f"image_size: expected a multiple of patch_size {self.patch_size}, found {self.image_size}"
@@ -100,6 +111,9 @@ class Pi0Config:
     indicator_dropout: float = 0.0  # share of training samples whose indicator is withheld
 
     def __post_init__(self) -> None:
+        _require_positive(
+            self, "vocab_size", "chunk_size", "max_state_dim", "max_action_dim", "tokenizer_max_length"
+        )
         checks = [
             ("depth", self.vlm.depth == self.expert.depth, "the same in vlm and expert"),
             ("head_dim", self.vlm.head_dim == self.expert.head_dim, "the same in vlm and expert"),
@@ -168,9 +182,8 @@ class Pi0Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Pi0Config":
-        """Return the configuration that `to_dict` described; an unknown key is a TypeError."""
-        parts = {"vlm": GemmaConfig, "expert": GemmaConfig, "vision": SiglipConfig}
-        return cls(**{k: parts[k](**v) if k in parts else v for k, v in values.items()})
+        """Return the configuration that `to_dict` described; what does not fit is an UnusableError."""
+        return from_plain(cls, values)
 
 
 def pi05_config(**changes: Any) -> Pi0Config:

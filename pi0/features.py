@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pi0.errors import UnusableError
+from pi0.plain import from_plain
 
 NormalizationMode = Literal["mean_std", "quantiles", "min_max", "identity"]
 STATE = "observation.state"
@@ -40,6 +41,9 @@ class FeatureConfig:
     loss_dims: Literal["real", "all"] = "real"
 
     def __post_init__(self) -> None:
+        for name, dim in {"state_dim": self.state_dim, "action_dim": self.action_dim}.items():
+            if dim < 1:
+                raise UnusableError(f"{name}: expected at least 1, found {dim}")
         if not self.present_cameras:
             raise UnusableError(
                 "image_keys: expected at least one camera that is not in absent_cameras, found "
@@ -93,9 +97,8 @@ class FeatureConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FeatureConfig":
-        """Return the configuration that `to_dict` described; an unknown key is a TypeError."""
-        frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**frozen)
+        """Return the configuration that `to_dict` described; what does not fit is an UnusableError."""
+        return from_plain(cls, values)
 
 
 def _fits(offered: tuple[int, ...], offered_dtype: str, shape: tuple[int | None, ...], dtype: str) -> bool:

@@ -116,13 +116,16 @@ class Block(nn.Module):
         condition: Float[Tensor, "b d"] | None,
         dtype: torch.dtype,
         in_place: bool,
+        keys_only: bool = False,
     ) -> tuple[Float[Tensor, "b p d"], Float[Tensor, "b p e"], Float[Tensor, "b p e"]]:
         """Return the output, and the key and value of this pass.
 
         `past` are the key and value of earlier passes. With `in_place` they end with room for this pass,
-        which is overwritten; else they are concatenated.
+        which is overwritten; else they are concatenated. With `keys_only` the output is x as it came.
         """
         query, key, value, gate = self.heads(x, rope, condition, dtype)
+        if keys_only:
+            return x, key, value
         keys, values = key, value
         if past is not None and in_place:
             keys, values = past
@@ -211,9 +214,8 @@ class ActionExpert(nn.Module):
             x, k, v = _run(self, block, x, rope, past.layer(i), mask, None, dtype, False)
             keys.append(k)
             values.append(v)
-        last = self.blocks[-1]
-        assert isinstance(last, Block)
-        _, k, v, _ = last.heads(x, rope, None, dtype)
+        # By `forward` all the same: FSDP gathers a block's parameters when that is called.
+        _, k, v = self.blocks[-1](x, rope, None, None, None, dtype, False, keys_only=True)
         return KeyValues([*keys, k], [*values, v], None)
 
     def forward(

@@ -40,9 +40,11 @@ class Linear(nn.Linear):
             self.lora_a = nn.Parameter(torch.empty(len(self.splits) * lora_rank, in_features))
             self.lora_b = nn.Parameter(torch.zeros(out_features, lora_rank))
 
-    def lora_delta(self) -> Float[Tensor, "o i"]:
-        """Return the weight update that the adapters stand for."""
-        parts = zip(self.lora_b.split(self.splits), self.lora_a.split(self.lora_rank), strict=True)
+    def lora_delta(
+        self, lora_a: Float[Tensor, "r i"], lora_b: Float[Tensor, "o rank"]
+    ) -> Float[Tensor, "o i"]:
+        """Return the weight update that these values of the adapters stand for."""
+        parts = zip(lora_b.split(self.splits), lora_a.split(self.lora_rank), strict=True)
         return self.lora_scale * torch.cat([b @ a for b, a in parts])
 
     def forward(self, x: Float[Tensor, "*p i"]) -> Float[Tensor, "*p o"]:

@@ -4,8 +4,7 @@ Both training and sampling run in two passes: the prefix is encoded once into ke
 expert attends to them. This equals the joint pass of openpi and lerobot, because in their attention mask the
 prefix never sees the suffix, and the state token never sees the actions.
 
-Axis legend: k noise draws, b batch, c cameras, p prefix tokens, s state dim, h action horizon, a action dim,
-d width.
+Axis legend: k noise draws, b batch, c cameras, p prefix tokens, s state dim, h horizon, a action, d width.
 """
 
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from pi0.layers import Linear, kept_scales, rope_tables
 from pi0.observation import Indicator, Observation
 from pi0.trainable import frozen_names, hold, inference_dtypes, initialize, training_dtypes
 from pi0.vision import VisionTower
+from pi0.weights import LaterWeights
 
 
 @dataclass
@@ -58,6 +58,7 @@ class PrefixModel[C: PrefixConfig](nn.Module):
     config: C
     vision: VisionTower
     vlm: LanguageModel
+    later: LaterWeights | None = None  # what reads the weights of a model that has none yet
 
     @property
     def dtype(self) -> torch.dtype:
@@ -297,9 +298,8 @@ class Pi0Model(PrefixModel[Pi0Config]):
 
     def compile_blocks(self, **options: object) -> None:
         """Compile each transformer block for itself (regional compilation): quick, and shapes stay free."""
-        for stack in (self.vision.blocks, self.vlm.blocks, self.expert.blocks):
-            for block in stack:
-                block.compile(**options)
+        for block in (*self.vision.blocks, *self.vlm.blocks, *self.expert.blocks):
+            block.compile(**options)
 
 
 def concatenate_prefixes(contexts: list[Prefix]) -> Prefix:

@@ -79,7 +79,8 @@ def read_features(
         raise CheckpointError(
             f"{directory}: openpi's LIBERO checkpoints do not say whether they were trained with "
             "extra_delta_transform, and a wrong value ruins the actions silently: pass "
-            "extra_delta_transform=True for pi0_libero, False for pi05_libero"
+            "extra_delta_transform=True for pi0_libero, False for pi05_libero (of pi0-eval: "
+            "--extra-delta-transform, --no-extra-delta-transform)"
         )
     normalization = "quantiles" if config.pi05 else "mean_std"
     return FeatureConfig(

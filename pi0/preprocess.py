@@ -88,7 +88,7 @@ def resize_with_pad(
     if (height, width) == (size, size):
         return x.contiguous()
     ratio = max(height, width) / size
-    new = (int(height / ratio), int(width / ratio))
+    new = (max(1, int(height / ratio)), max(1, int(width / ratio)))  # 1: of an image that is a line
     x = F.interpolate(x, new, mode="bilinear", align_corners=False, antialias=resize == "antialias").clamp(
         0.0, 1.0
     )

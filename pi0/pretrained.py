@@ -23,6 +23,7 @@ from pi0.features import FeatureConfig
 from pi0.lerobot_names import canonical_keys
 from pi0.model import Pi0Model
 from pi0.normalize import Statistics
+from pi0.plain import from_plain
 from pi0.policy import PI0Policy
 from pi0.prompts import PALIGEMMA_TOKENIZER, PromptTokenizer
 from pi0.registry import get_config
@@ -40,9 +41,23 @@ from pi0.weights import WeightLoader
 
 OWN_CONFIG = "pi0_config.json"  # sizes and conventions that lerobot's config.json cannot express
 OWN_WEIGHTS = "pi0_extra.safetensors"  # parameters that lerobot's model does not have
+HUB_NAME = r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?"
+"""Pattern of a hub repository's name, "owner/name" or "owner/name@revision"."""
 _MAY_BE_NEW = (r"\.lora_[ab]$", r"^indicator_embedding\.")
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _FILES = ["*.json", "*.safetensors", "*.model", "assets/**", "tokenizer/**"]
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What pi0_config.json says."""
+
+    config: dict[str, Any]
+    features: dict[str, Any]
+    tokenizer: str
+    config_name: str | None = None
+    embodiments: dict[str, Any] = field(default_factory=dict)
+    embodiment: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ def load(
     dtypes: Callable[[Pi0Model], Mapping[str, torch.dtype]] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    later: bool = False,
 ) -> PI0Policy:
     """Return the policy of a lerobot or openpi checkpoint, in evaluation mode.
 
@@ -82,8 +98,9 @@ def load(
     names what may be new or extra, in place of `config.weight_loader()`; LoRA adapters and an indicator
     embedding that `config` asks for are always allowed to be new. `extra_delta_transform` belongs to openpi's
     LIBERO checkpoints, whose files do not tell it. `embodiment` is the robot to act as, of those that have
-    tags; None: the one that it was saved as, or the only one. Raises ValueError or its subclass
-    CheckpointError with the file.
+    tags; None: the one that it was saved as, or the only one. With `later` the weights stay in their files
+    and `policy.model.later` reads them, for processes that take a part of them each. Raises ValueError or its
+    subclass CheckpointError with the file.
     """
     directory = resolve(path)
     described = describe(directory, config, features, statistics, extra_delta_transform, embodiment)
@@ -104,12 +121,14 @@ def load(
     model, own = policy.model, _own_tensors(directory, described.config)
     weights = _allowing(weights or described.config.weight_loader(), own)
     held = {} if dtypes is None else dtypes(model)
-    new = weights.load(model, described.config, tensors, str(directory), held)
+    place = torch.device(device)
+    new = weights.load(model, described.config, tensors, str(directory), held, later=place if later else None)
     initialize(model, seed, only=new)
     _load_own(model, own, directory / OWN_WEIGHTS)
     policy.source = directory
-    _allow_tf32(policy.config, torch.device(device))
-    return policy.to(device).eval()
+    _allow_tf32(policy.config, place)
+    (policy.embodiments if later else policy).to(place)
+    return policy.eval()
 
 
 def _allow_tf32(config: Pi0Config, device: torch.device) -> None:
@@ -154,11 +173,12 @@ def _allowing(weights: WeightLoader, own: Mapping[str, Deferred]) -> WeightLoade
 
 
 def resolve(path: str | Path) -> Path:
-    """Return the local directory of a checkpoint; a hub repository is downloaded."""
+    """Return the local directory of a checkpoint; a hub repository, see `HUB_NAME`, is downloaded."""
     directory = Path(path).expanduser()
     if not directory.is_dir():
+        repository, _, revision = str(path).partition("@")
         try:
-            directory = Path(snapshot_download(str(path), allow_patterns=_FILES))
+            directory = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_FILES))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise UnusableError(
                 f"checkpoint {str(path)!r} is neither a directory nor a hub repository that could be "
@@ -195,17 +215,7 @@ def describe(
             "your FeatureConfig.relative_actions says it already"
         )
     if (directory / OWN_CONFIG).exists():
-        own = read_json(directory / OWN_CONFIG)
-        robots = read_embodiments(directory, own.get("embodiments", {}))
-        name = directory / own["tokenizer"] if (directory / own["tokenizer"]).is_dir() else own["tokenizer"]
-        read = Checkpoint(
-            config or _own_config(own, directory),
-            FeatureConfig.from_dict(own["features"]),
-            lerobot_format.read_statistics(directory),
-            str(name),
-            robots,
-            own.get("embodiment"),
-        )
+        read = _read_own(directory, config)
     elif values.get("type") in ("pi0", "pi05"):
         read = Checkpoint(
             config or lerobot_format.read_config(values, directory),
@@ -240,17 +250,32 @@ def describe(
     return replace(read, embodiments={**read.embodiments, chosen: robot})
 
 
-def _own_config(own: Mapping[str, Any], directory: Path) -> Pi0Config:
-    """Return the configuration in the class that the checkpoint names."""
-    kind = Pi0Config
-    if "config_name" in own:
-        try:
-            kind = type(get_config(own["config_name"]))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{directory / OWN_CONFIG}: {error}; if a plugin registers it, load that first (--plugins)"
-            ) from error
-    return kind.from_dict(own["config"])
+def _read_own(directory: Path, config: Pi0Config | None) -> Checkpoint:
+    """Return what the checkpoint of this package says; `config` goes before its own."""
+    try:
+        own = from_plain(_Own, read_json(directory / OWN_CONFIG))
+        return Checkpoint(
+            config or _own_class(own).from_dict(own.config),
+            FeatureConfig.from_dict(own.features),
+            lerobot_format.read_statistics(directory),
+            str(directory / own.tokenizer) if (directory / own.tokenizer).is_dir() else own.tokenizer,
+            read_embodiments(directory, own.embodiments),
+            own.embodiment,
+        )
+    except UnusableError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{directory / OWN_CONFIG}: {error}") from error
+
+
+def _own_class(own: _Own) -> type[Pi0Config]:
+    """Return the class of configuration that the checkpoint names."""
+    if own.config_name is None:
+        return Pi0Config
+    try:
+        return type(get_config(own.config_name))
+    except ValueError as error:
+        raise UnusableError(f"{error}; if a plugin registers it, load that first (--plugins)") from error
 
 
 def _own_tensors(directory: Path, config: Pi0Config) -> dict[str, Deferred]:

@@ -24,7 +24,7 @@ from pi0.tensor_files import (
     write_tensor_file,
     write_weights,
 )
-from pi0.weights import lerobot_tensors, merged_parameters, parameters_as_they_are
+from pi0.weights import lerobot_tensors, merged_parameters, whole_parameters
 
 
 def save(
@@ -56,7 +56,7 @@ def save(
     kind = class_name(policy.config)
     directory.mkdir(parents=True, exist_ok=True)
     known, kept = lerobot_sources(policy.config), _untrained_keys(policy) if untrained else set()
-    parameters = parameters_as_they_are(policy.model) if kept else merged_parameters(policy.model)
+    parameters = whole_parameters(policy.model) if kept else merged_parameters(policy.model)
     tensors = lerobot_tensors(parameters, policy.config)
     unused = _unused_tensors(policy, tensors[EMBEDDING])
     if kept:

@@ -69,7 +69,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return a JSON object; what is not one is a CheckpointError with the file."""
     try:
         values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file}: not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: expected a JSON object, found {type(values).__name__}")

@@ -65,6 +65,7 @@ def inference_dtypes(model: nn.Module, compute: torch.dtype) -> dict[str, torch.
     return {
         f"{stack}.{name}.{parameter}": compute
         for stack in ("vlm", "expert")
+        if hasattr(model, stack)
         for name, module in getattr(model, stack).named_modules()
         if isinstance(module, Linear | nn.Embedding) and not name.endswith(".dense")
         for parameter, _ in module.named_parameters(recurse=False)

@@ -41,7 +41,7 @@ from pi0.tensor_files import (
 from pi0.trainable import initialize
 from pi0.value_config import ValueConfig, require_readable
 from pi0.vision import VisionTower
-from pi0.weights import parameters_as_they_are
+from pi0.weights import whole_parameters
 
 CONFIG = "value_config.json"
 TOKENIZER = "tokenizer"
@@ -196,9 +196,8 @@ class ValueFunction(PrefixModel[ValueConfig]):
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = parameters_as_they_are(self)
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
-        write_weights(directory, tensors, untrained=frozen, store=untrained)
+        write_weights(directory, whole_parameters(self), untrained=frozen, store=untrained)
         described = {
             "config": asdict(self.config),
             "features": self.features.to_dict(),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pi0.config import GemmaConfig, SiglipConfig
+from pi0.plain import from_plain
 from pi0.policy import PI0Policy
 
 
@@ -43,10 +44,8 @@ class ValueConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ValueConfig":
-        """Return the configuration whose `dataclasses.asdict` this is; an unknown key is a TypeError."""
-        parts = {"expert": GemmaConfig, "vlm": GemmaConfig, "siglip": SiglipConfig}
-        fields: dict[str, Any] = {k: parts[k](**v) if k in parts and v else v for k, v in values.items()}
-        return cls(**fields)
+        """Return the configuration whose `dataclasses.asdict` this is; else an UnusableError."""
+        return from_plain(cls, values)
 
 
 def require_readable(expert: GemmaConfig, vlm: GemmaConfig) -> None:

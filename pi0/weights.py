@@ -1,9 +1,10 @@
 """Puts the weights of lerobot's and openpi's checkpoints into a model, and refuses what does not fit."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from pi0.config import Pi0Config
 from pi0.layers import Linear
 from pi0.lerobot_names import TensorSource, canonical_keys, lerobot_sources, unused_shapes
 from pi0.tensor_files import CheckpointError, Deferred
+from pi0.trainable import hold
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,28 @@ class WeightLoader:
         tensors: Mapping[str, Tensor | Deferred],
         file: str,
         dtypes: Mapping[str, torch.dtype] | None = None,
+        later: torch.device | None = None,
     ) -> set[str]:
         """Put a lerobot or openpi checkpoint into the model; return the parameters that it does not have.
 
         What is on the meta device gets memory here, in the dtype that `dtypes` names, else in that of the
-        file; the others keep memory and dtype. Raises CheckpointError before anything is changed if a key is
-        missing, unexpected or mis-shaped.
+        file; the others keep memory and dtype. With `later` only what the checkpoint does not have gets
+        memory; the model's `later` reads the rest. Raises CheckpointError before anything is changed if a key
+        is missing, unexpected or mis-shaped.
         """
         tensors = canonical_keys(tensors, config)
         new = self.require_fits(model, config, tensors, file)
         parameters, sources = dict(model.named_parameters()), lerobot_sources(config)
         dtypes = stored_dtypes(config, tensors) | dict(dtypes or {})
+        if later is not None:
+            hold(model, dtypes)
+            for name in new:
+                with_memory(model, name, parameters[name].dtype)
+            reads = {
+                name: partial(sources[name].read_into, tensors=tensors) for name in parameters.keys() - new
+            }
+            cast("Any", model).later = LaterWeights(later, reads)
+            return new
         # The largest first: what is read meanwhile then never adds to a model that is nearly complete.
         for name in sorted(parameters, key=lambda name: -parameters[name].numel()):
             target = with_memory(model, name, dtypes.get(name, torch.float32))
@@ -119,24 +132,60 @@ def lerobot_tensors(parameters: Mapping[str, Deferred], config: Pi0Config) -> di
     return result
 
 
-def parameters_as_they_are(model: nn.Module) -> dict[str, Deferred]:
-    """Return name -> value of the parameters, LoRA adapters among them."""
+@dataclass(frozen=True)
+class LaterWeights:
+    """The weights of a model on the meta device that are still in their files."""
+
+    device: torch.device
+    """Where they are wanted."""
+    reads: Mapping[str, Callable[[Tensor], None]]
+    """By the names of parameters: what reads the values of each into a tensor."""
+
+    @torch.no_grad()
+    def fill(self, model: nn.Module, module: nn.Module) -> None:
+        """Read the weights of one of the model's modules, in the dtypes in which they are held."""
+        wanted = {id(parameter) for parameter in module.parameters() if parameter.is_meta}
+        for name, parameter in list(model.named_parameters()):
+            if id(parameter) in wanted:
+                self.reads[name](with_memory(model, name, parameter.dtype))
+        module.to(self.device)
+
+
+def held_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters by name as training holds them: where processes share a model, parts of them."""
+    held = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        shards = getattr(module, "shards", None)  # see pi0.ript.sharding
+        if shards is not None:
+            prefix = f"{name}." if name else ""
+            held |= {f"{prefix}{own}": parameter for own, parameter in shards.held.items()}
+    return held
+
+
+def whole_parameters(model: nn.Module) -> dict[str, Deferred]:
+    """Return name -> value of the parameters: whole when they are read, also of a model in parts."""
+    shards = getattr(model, "shards", None)
+    if shards is not None:
+        return shards.whole()
     return {name: Deferred.of(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
 def merged_parameters(model: nn.Module) -> dict[str, Deferred]:
     """Return name -> value of the parameters with LoRA adapters merged into their weights."""
-    merged = {name: x for name, x in parameters_as_they_are(model).items() if "lora_" not in name}
+    whole = whole_parameters(model)
+    merged = {name: value for name, value in whole.items() if "lora_" not in name}
     for name, module in model.named_modules():
         if isinstance(module, Linear) and module.lora_rank:
-            dtype = torch.promote_types(module.weight.dtype, module.lora_a.dtype)
-            shape = tuple(module.weight.shape)
-            merged[f"{name}.weight"] = Deferred(shape, dtype, partial(_merged, module))
+            weight, *factors = (whole[f"{name}.{part}"] for part in ("weight", "lora_a", "lora_b"))
+            dtype = torch.promote_types(weight.dtype, factors[0].dtype)
+            merged[f"{name}.weight"] = Deferred(
+                weight.shape, dtype, partial(_merged, module, weight, *factors)
+            )
     return merged
 
 
-def _merged(linear: Linear) -> Tensor:
-    return linear.weight.detach() + linear.lora_delta().detach()
+def _merged(linear: Linear, weight: Deferred, lora_a: Deferred, lora_b: Deferred) -> Tensor:
+    return weight.read() + linear.lora_delta(lora_a.read(), lora_b.read())
 
 
 def _stored(

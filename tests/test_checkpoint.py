@@ -36,6 +36,7 @@ from pi0.ript.checkpoint.resuming import require_same_settings, settings_hash
 from pi0.ript.config.schema import Algo, Logging, TrainConfig, TrainingSettings
 from pi0.ript.envs import InitialState, Task
 from pi0.ript.files import FORMAT
+from pi0.ript.peers import Alone
 from pi0.ript.recap.stages import differences
 from pi0.ript.results import RunInUseError, new_run_directory
 from pi0.ript.rollout import Rollout
@@ -262,7 +263,7 @@ def test_a_full_disk_keeps_what_there_is(run_dir, limit):
     assert [verify(path) and path.name for path in published(run_dir)] == ["checkpoint-1", "checkpoint-2-3"]
 
 
-class Thread:
+class Thread(Alone):
     """One of two processes, as a thread."""
 
     size = 2
@@ -271,6 +272,9 @@ class Thread:
 
     def __init__(self, rank):
         self.rank = rank
+
+    def turns(self, count):
+        raise AssertionError("shares out nothing")
 
     def gather(self, items):
         self.posted[self.rank] = items

@@ -23,17 +23,21 @@ from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import AugmentationSettings, DatasetSettings, MixtureSettings, check_mixture
 from pi0.ript.data.training_data import make_training_data
 from pi0.ript.data.windows import action_chunks, chunk_offsets
+from pi0.ript.peers import Alone
 from pi0.ript.windows import episode_windows
 
 CAMERA = "observation.images.front"
 FEATURES = FeatureConfig(image_keys=(CAMERA,), state_dim=4, action_dim=3)
 
 
-class Process:
+class Process(Alone):
     """One of several that train together."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
+
+    def turns(self, count):
+        raise AssertionError("shares out nothing")
 
     def gather(self, items: list) -> list[list]:
         raise AssertionError("data needs no exchange")

@@ -76,6 +76,7 @@ def one_of_two(directory: Path) -> None:
         "main": world.on_main(lambda: (directory / "main").write_text("x") and f"from {world.rank}"),
         "shard": world.shard(count()),
         "shares": gather_shares([10 * i for i in share(range(3, 10), world, 3)], world, 3),
+        "turns": list(world.turns(9)),
         "full": improve(world, np.array([6, 2, 0, 1, 5, 3, 4])),
         "one window": improve(world, np.array([6])),  # one process has nothing to do
     }
@@ -137,8 +138,11 @@ def test_what_the_processes_exchange(pair, ranks):
         assert found["main"] == "from 0"
         assert list(islice(found["shard"], 3)) == [[0, 2, 4], [1, 3, 5]][rank]
         assert found["shares"] == [30, 40, 50, 60, 70, 80, 90]
+        assert found["turns"] == sorted(found["turns"])
         assert found["first"] is bool(rank), "rank 0 makes it, rank 1 finds it"
         assert "parameters differ" in found["drift"]
+
+    assert sorted(ranks[0]["turns"] + ranks[1]["turns"]) == list(range(9)), "each one has one process"
 
 
 @pytest.mark.parametrize(("name", "order"), [("full", [6, 2, 0, 1, 5, 3, 4]), ("one window", [6])])

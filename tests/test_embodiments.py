@@ -296,7 +296,8 @@ def observation(tag: str, **more) -> dict:
 def test_what_is_served_is_in_the_units_of_its_robot(trained, tag):
     policy = PI0Policy.from_pretrained(trained, embodiment=tag)
     server = PolicyServer(policy, seed=0)
-    actions = server.infer(pack(observation(tag)))["actions"]
+    (answer,) = server.infer([server.request(pack(observation(tag)), server.new_generator())])
+    assert isinstance(answer, dict)
     numbers = json.loads((trained / "embodiment_statistics.json").read_text())[tag]
     mean, std = (np.array(numbers[STATE][name]) for name in ("mean", "std"))
     seen = observation(tag)
@@ -306,7 +307,7 @@ def test_what_is_served_is_in_the_units_of_its_robot(trained, tag):
     np.testing.assert_allclose(model_state.state[0], expected, rtol=1e-5, atol=1e-6)
     chunk = policy.model.sample(model_state, generator=torch.Generator().manual_seed(0))[0]
     mean, std = (np.array(numbers[ACTION][name]) for name in ("mean", "std"))
-    np.testing.assert_allclose(actions, chunk[:, : len(mean)] * std + mean, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(answer["actions"], chunk[:, : len(mean)] * std + mean, rtol=1e-4, atol=1e-4)
     assert server.metadata["embodiment"] == tag
     assert (server.metadata["state_dim"], server.metadata["action_dim"]) == WIDTHS[tag]
 

@@ -11,7 +11,7 @@ import torch
 from conftest import CAMERA, TASKS, toy_policy
 
 from pi0.ript.commands.serve import main
-from pi0.ript.serving import PolicyServer, start_server
+from pi0.ript.serving import PolicyServer, ServingLimits, start_server
 from pi0.ript.serving.wire import WireError, pack, unpack
 
 # From the MessagePack specification (spec.md, "Formats"), and openpi's msgpack_numpy for the array.
@@ -93,7 +93,7 @@ def test_everything_comes_back():
         ("91" * 40 + "c0", "at most 16 levels"),
         ("d40001", "type 0xd4 is not part"),
         ("a2c328", "not UTF-8"),
-        ("81" "01" "02", "key of a map, found 1"),
+        ("81" "01" "02", "key of a map, found int"),
     ],
 )  # fmt: skip
 def test_wrong_bytes_are_refused(message, said):
@@ -142,12 +142,12 @@ def talk(conversation, policy=None, **settings):
 
     async def run():
         server = PolicyServer(policy or toy_policy(), **settings)
-        runner, port = await start_server(server, "127.0.0.1", 0)
+        running = await start_server(server, "127.0.0.1", 0)
         try:
             async with aiohttp.ClientSession() as session, asyncio.timeout(30):
-                return await conversation(session, f"http://127.0.0.1:{port}")
+                return await conversation(session, f"http://127.0.0.1:{running.port}")
         finally:
-            await runner.cleanup()
+            await running.stop()
 
     return asyncio.run(run())
 
@@ -227,7 +227,7 @@ def test_one_clients_error_is_not_anothers_and_long_messages_are_refused():
             answer = unpack((await good.receive()).data)
         return closed, answer
 
-    closed, answer = talk(conversation, max_message_mb=0.05)
+    closed, answer = talk(conversation, limits=ServingLimits(max_message_mb=0.05))
     assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, 1009)
     assert answer["actions"].shape == (8, 3)
 
@@ -246,7 +246,10 @@ def test_settings_that_cannot_be(tmp_path, capsys):
     with pytest.raises(ValueError, match="guidance: expected 1 for a policy without indicator, found 2"):
         PolicyServer(toy_policy(), guidance=2.0)
     with pytest.raises(ValueError, match="max_message_mb: expected more than 0, found 0"):
-        PolicyServer(toy_policy(), max_message_mb=0.0)
+        ServingLimits(max_message_mb=0.0)
+    with pytest.raises(ValueError, match="max_batch: expected at least 1, found 0"):
+        ServingLimits(max_batch=0)
+    assert ServingLimits(max_wait_ms=0.0, grace_s=0.0)
     assert main([str(tmp_path / "nothing")]) == 2
     assert "CHECKPOINT: no directory at" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -190,7 +190,7 @@ def test_the_command_says_in_a_line_why_it_ended(tmp_path, monkeypatch, capsys):
         raise NonFiniteLossError("pi0, optimizer step 3: the loss is nan")
 
     monkeypatch.setattr(train_command, "parse_settings", lambda _: None)
-    monkeypatch.setattr(train_command, "_prepared", lambda _: SimpleNamespace(run=end))
+    monkeypatch.setattr(train_command, "Training", lambda _: SimpleNamespace(run=end))
     assert train_command.main([]) == 1
     assert capsys.readouterr().err.strip() == "pi0-train: error: pi0, optimizer step 3: the loss is nan"
 

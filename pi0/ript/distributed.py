@@ -1,4 +1,4 @@
-"""Several processes as one training run: torchrun, DDP (nccl on GPUs, gloo on CPUs), shared collections.
+"""Several processes as one training run: torchrun, DDP or FSDP (nccl on GPUs, gloo on CPUs), shared work.
 
 The result is that of one process on the same global batch: states are drawn in one global order, every
 process holds every collected group, and an optimizer step is split among the processes.
@@ -7,10 +7,12 @@ process holds every collected group, and an optimizer step is split among the pr
 import atexit
 import contextlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,9 +20,14 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
+from pi0.ript.machines import require_shared
+from pi0.ript.peers import Turns, turns_alone
+from pi0.ript.sharding import Loans, shard
+from pi0.ript.starting_policy import weights_later
 from pi0.ript.windows import batches
 
 _SMALL = 20_000_000  # parameters
@@ -40,6 +47,14 @@ class World:
     size: int = 1
     local_rank: int = 0
     group: Any = None  # for objects, which travel through the host
+    is_sharded: bool = False  # each process holds a part of what is trained, and writes that
+    gather_dtype: str | None = None  # see `shard`
+    loans: Loans | None = None
+
+    @property
+    def holds_parts(self) -> bool:
+        """Whether each process is to hold but a part of what it trains."""
+        return self.loans is not None
 
     def device(self, name: str) -> str:
         """Return this process's own device: "cuda" becomes a GPU of its own on this machine."""
@@ -56,25 +71,59 @@ class World:
                 dist.all_gather_object(gathered, items, group=self.group)
         return gathered
 
+    def turns(self, count: int) -> Turns:
+        """Return the numbers below `count`, each for the process that asks for it first."""
+        if self.size == 1:
+            return turns_alone(count)
+        (key,) = self.gather([uuid.uuid4().hex] if self.rank == 0 else [])[0]
+        store = dist.distributed_c10d._get_default_store()  # what torchrun's processes met at
+
+        def take(size: int) -> int:
+            with _clear_errors(self.rank):
+                return store.add(key, size) - size
+
+        return Turns(count, take)
+
     def sum(self, value: Float[Tensor, ""]) -> float:
         """Return the sum of everybody's number."""
         return float(sum(part[0] for part in self.gather([value.item()])))
 
     def on_main[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Return what the function returns on rank 0, where alone it runs; the others wait."""
-        return self.gather([function(*args, **options)] if self.rank == 0 else [])[0][0]
+        """Return what the function returns on rank 0, where alone it runs; the others wait.
+
+        If they hold parts of a model they lend them: what the function saves of it is whole.
+        """
+        with self.lending():
+            results = [function(*args, **options)] if self.rank == 0 else []
+        return self.gather(results)[0][0]
+
+    @contextlib.contextmanager
+    def lending(self) -> Iterator[None]:
+        """Let rank 0 read whole what is in parts meanwhile; the others enter to lend, until it leaves."""
+        if self.loans is None:
+            yield
+            return
+        # On rank 0 the errors are also those of what it does meanwhile.
+        with _clear_errors(self.rank) if self.rank else contextlib.nullcontext(), self.loans.opened():
+            yield
 
     def first[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the function on rank 0 first, then on the others, and return its result here.
 
-        So rank 0 makes the files that the others read.
+        So rank 0 makes the files that the others read. Where each process is to hold a part of a policy, its
+        weights stay in their files until `wrap`.
         """
         if self.rank > 0:
             self.gather([])
-        result = function(*args, **options)
+        with weights_later(self.holds_parts):
+            result = function(*args, **options)
         if self.rank == 0:
             self.gather([])
         return result
+
+    def require_shared(self, *directories: str | Path) -> None:
+        """Raise UnusableError where a directory is not one and the same for all processes."""
+        require_shared(self, directories)
 
     def shard[T](self, items: Iterator[T]) -> "Shard[T]":
         """Return this process's share of one global order without end."""
@@ -84,6 +133,9 @@ class World:
         """Return the learner, so that gradients are averaged over the processes."""
         if self.size == 1:
             return learner
+        if self.loans is not None:
+            shard(learner, self.size, self.loans, self.gather_dtype)
+            return learner
         # Every parameter has a gradient in every step (held by a test), so none needs to be searched for.
         return DistributedDataParallel(learner, process_group=None, broadcast_buffers=False)
 
@@ -92,16 +144,24 @@ class World:
     ) -> Iterator[Int64[np.ndarray, " b"]]:
         """Yield this process's share of an optimizer step; gradients are exchanged with the last of them.
 
-        A process with nothing to do gets one empty batch, so that it takes part in the exchange.
+        A process with nothing to do gets one empty batch, so that it takes part in the exchange. In shards,
+        every pass gathers parameters, so all processes make as many.
         """
         mine = batches(window_ids[self.rank :: self.size], size) or [window_ids[:0]]
+        if isinstance(learner, FSDPModule):
+            mine += [window_ids[:0]] * (len(batches(window_ids[:: self.size], size)) - len(mine))
         for count, micro_batch in enumerate(mine, 1):
             if isinstance(learner, DistributedDataParallel):
                 learner.require_backward_grad_sync = count == len(mine)
+            elif isinstance(learner, FSDPModule):
+                learner.set_requires_gradient_sync(count == len(mine))
             yield micro_batch
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
-        """Add this process's part of a loss to the gradients of the whole: DDP averages, a sum is wanted."""
+        """Add this process's part of a loss to the gradients of the whole.
+
+        DDP and FSDP average over the processes, and a sum is wanted.
+        """
         with _clear_errors(self.rank):
             (loss * self.size).backward()
 
@@ -145,7 +205,13 @@ class Shard[T](Iterator[T]):
 
 
 def setup_distributed(
-    device: str, backend: str = "auto", timeout_seconds: int = 1800, *, num_groups: int | None = None
+    device: str,
+    backend: str = "auto",
+    timeout_seconds: int = 1800,
+    strategy: str = "ddp",
+    gather_dtype: str | None = None,
+    *,
+    num_groups: int | None = None,
 ) -> World:
     """Return the world that torchrun's environment describes, after joining it; alone without torchrun.
 
@@ -153,15 +219,17 @@ def setup_distributed(
         device: "cpu", "cuda" (a GPU for each process), or "auto" for GPUs if there are any.
         backend: For GPUs "gloo", "nccl", or "auto", which is nccl; CPUs have gloo.
         timeout_seconds: How long to wait for another process; the slowest one's rollouts must fit.
+        strategy: "ddp": every process holds the whole model; "fsdp": each holds a part of what is trained.
+        gather_dtype: See `pi0.ript.sharding.shard`.
         num_groups: Groups that are shared out in an iteration; None where no groups are.
 
     Raises:
-        ValueError: There are fewer GPUs or groups than processes.
+        ValueError: There are fewer GPUs or groups than processes; or FSDP would have gloo serve GPUs.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank, is_sharded = int(os.environ.get("LOCAL_RANK", "0")), strategy == "fsdp"
     if size == 1:
-        return World()
+        return World(is_sharded=is_sharded)
     on_gpu = World(rank, size, local_rank).device(device).startswith("cuda")
     if num_groups is not None and num_groups < size:
         raise UnusableError(
@@ -174,10 +242,14 @@ def setup_distributed(
         backend = "nccl" if on_gpu else "gloo"
     if on_gpu:
         torch.cuda.set_device(local_rank)
+        if is_sharded and backend == "gloo":
+            raise UnusableError("distributed.strategy=fsdp: expected backend nccl for GPUs, found gloo")
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group(backend, timeout=timeout)
     atexit.register(cleanup_distributed)  # a process that leaves its group open is aborted by it
-    return World(rank, size, local_rank, dist.new_group(backend="gloo", timeout=timeout))
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    loans = Loans(rank, group) if is_sharded else None
+    return World(rank, size, local_rank, group, is_sharded, gather_dtype, loans)
 
 
 def cleanup_distributed() -> None:

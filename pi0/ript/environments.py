@@ -105,6 +105,8 @@ def _other_suite(options: Mapping[str, Any], task_names: Sequence[str | int]) ->
 
 
 LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+FOUR_SUITES = LIBERO_SUITES[:4]
+"""What published policies are evaluated on; "all" stands for them."""
 
 # Noise shows the policy how to recover; short chunks keep it from adding up.
 _LIBERO_WARM_START = {"quality": {"hesitation": 0.3, "noise": 0.5}, "chunk_size": 5, "steps": 1500}

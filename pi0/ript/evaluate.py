@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pi0.ript.envs import BatchedEnv, InitialState
-from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.peers import ALONE, Peers, share, tell_wait
 from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 
@@ -158,23 +158,30 @@ def evaluate(
     """
     _require_distinct(states)
     shown = _first_of_each_task(states, num_recorded)
-    mine = share(states, peers)
+    parts = [[s for s in states if s in shown], [s for s in states if s not in shown]]
+    turns = [peers.turns(len(part)) for part in parts]
     results: list[EpisodeResult] = []
-    with progress_bar(total=len(mine), unit="episode", desc="evaluation", disable=peers.rank > 0) as bar:
+    with progress_bar(
+        total=len(share(states, peers)), unit="episode", desc="evaluation", disable=peers.rank > 0
+    ) as bar:
 
         def finish(episode: Rollout) -> None:
             state = episode.initial_state
             results.append(EpisodeResult(state.task, state.hash, episode.success, len(episode)))
+            turns[1].note_finished()
             bar.set_postfix_str(f"{sum(r.success for r in results)} succeeded", refresh=False)
             bar.update()
 
-        def episodes_from(part: list[InitialState], **images: Any) -> list[Rollout]:
+        def episodes_from(number: int, **images: Any) -> list[Rollout]:
+            part = parts[number]
             seeds = [episode_seed(seed, state) for state in part]
-            return run(env, policy, part, seeds, on_finished=finish, **images)
+            return run(env, policy, part, seeds, turns=turns[number], on_finished=finish, **images)
 
-        recorded = episodes_from([state for state in mine if state in shown], render_every=_VIDEO_STEPS)
-        episodes_from([state for state in mine if state not in shown], keep_images=False)
+        recorded = episodes_from(0, render_every=_VIDEO_STEPS)
+        episodes_from(1, keep_images=False)
+        bar.total = bar.n  # its share was a guess
     by_state = {r.state: r for part in peers.gather(results) for r in part}
+    tell_wait("evaluation", turns[1], peers)
     videos = {r.initial_state: r for part in peers.gather(recorded) for r in part}
     return Evaluation(
         seed,

@@ -6,7 +6,7 @@ Axes: n groups, g episodes in a group.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count, islice
+from itertools import batched, count, islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from pi0.ript.advantage import is_informative, leave_one_out, require_group
 from pi0.ript.debugging import VIDEO, next_file
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
 from pi0.ript.envs.initial_state import Split
-from pi0.ript.peers import ALONE, Peers, gather_shares, share
+from pi0.ript.peers import ALONE, Peers, Turns, gather_shares, gather_turns, longest_wait, share
 from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
 from pi0.ript.video import write_grid
@@ -87,6 +87,8 @@ class Collection:
 
     kept: Sequence[Group]  # of mixed outcome
     tried: Sequence[Group]
+    longest_wait: float | None = None
+    """Seconds that a process waited for the others; None: alone."""
 
     @property
     def success_rate(self) -> float:
@@ -102,6 +104,7 @@ class Collection:
             "rollout/attempts": len(self.tried),
             "rollout/advantage_std": float(leave_one_out(rewards).std()),
             "rollout/steps": float(np.mean([len(r) for group in self.tried for r in group.rollouts])),
+            **({} if self.longest_wait is None else {"time/longest_wait": round(self.longest_wait, 1)}),
         }
 
     def windows(self, horizon: int, max_per_episode: int | None = None) -> Windows:
@@ -144,7 +147,7 @@ def collect_groups(
     Args:
         env: The environment that runs the episodes.
         policy: The policy that acts; the same on all peers.
-        states: This process's share of the states to try: attempt i is made by peer `i % size`.
+        states: This process's share of the states to try: of attempt i it is peer `i % size` that has it.
         num_groups: How many groups of mixed outcome all peers together are to find.
         group_size: Episodes from each state (K).
         max_attempts: States to try at most, by all peers together.
@@ -156,26 +159,31 @@ def collect_groups(
     require_group(group_size)
     tried: list[Group] = []
     kept: list[Group] = []
+    wait = 0.0
     with progress_bar(unit="episode", desc="rollouts", total=0, leave=False, disable=peers.rank > 0) as bar:
-
-        def on_finished(episode: Rollout) -> None:
-            bar.update()
-
         while len(kept) < num_groups and len(tried) < max_attempts:
             attempts = range(len(tried), min(len(tried) + num_groups - len(kept), max_attempts))
             mine = share(attempts, peers, len(tried))
-            drawn = [state for state in islice(states, len(mine)) for _ in range(group_size)]
-            seeds = [_episode_seed(*seed, group_size * a + k) for a in mine for k in range(group_size)]
-            bar.total += len(drawn)
-            finished = run(env, policy, drawn, seeds, render_every=render_every, on_finished=on_finished)
+            drawn = gather_shares(list(islice(states, len(mine))), peers, len(tried))
+            drawn = [state for state in drawn for _ in range(group_size)]
+            seeds = [_episode_seed(*seed, group_size * a + k) for a in attempts for k in range(group_size)]
+            bar.total += len(mine) * group_size
+            turns = peers.turns(len(drawn))
+
+            def on_finished(_: Rollout, turns: Turns = turns) -> None:
+                turns.note_finished()
+                bar.update()
+
+            options = {"turns": turns, "render_every": render_every, "on_finished": on_finished}
+            finished = run(env, policy, drawn, seeds, **options)
             if (file := next_file(VIDEO, ".mp4")) is not None:
                 write_grid(file, finished)
-            groups = [_group(finished[i : i + group_size]) for i in range(0, len(finished), group_size)]
-            groups = gather_shares(groups, peers, len(tried))
+            wait += longest_wait(turns, peers) if peers.size > 1 else 0.0
+            groups = _groups(finished, turns, group_size, peers)
             tried += groups
             kept += [group for group in groups if is_informative(group.rewards[None])[0]]
             bar.set_postfix(groups=f"{len(kept)}/{num_groups}")
-    collection = Collection(kept, tried)
+    collection = Collection(kept, tried, wait if peers.size > 1 else None)
     if not kept and peers.rank == 0:
         print_above(
             f"all {len(tried)} groups had one outcome ({100 * collection.success_rate:.0f}% of the rollouts "
@@ -185,12 +193,17 @@ def collect_groups(
     return collection
 
 
-def _group(rollouts: Sequence[Rollout]) -> Group:
-    """Return a group, without the images if nothing can be learned from it: they are what takes the room."""
-    group = Group(rollouts)
-    if is_informative(group.rewards[None])[0]:
-        return group
-    return Group([replace(rollout, images={}) for rollout in rollouts])
+def _groups(finished: Sequence[Rollout], turns: Turns, size: int, peers: Peers) -> list[Group]:
+    """Return everybody's episodes as groups.
+
+    Without the images of those that nothing can be learned from: they are what takes the room.
+    """
+    successes = gather_turns([float(rollout.success) for rollout in finished], turns, peers)
+    is_kept = is_informative(np.reshape(successes, (-1, size)))
+    pairs = zip(sorted(turns.taken), finished, strict=True)
+    lean = [rollout if is_kept[i // size] else replace(rollout, images={}) for i, rollout in pairs]
+    rollouts = gather_turns(lean, turns, peers)
+    return [Group(group) for group in batched(rollouts, size)]
 
 
 def _episode_seed(*key: int) -> int:

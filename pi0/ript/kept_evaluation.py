@@ -15,12 +15,12 @@ from pi0.ript.files import hash_values, library_hash
 from pi0.ript.interruption import leave_if_asked
 from pi0.ript.peers import ALONE, Peers
 from pi0.ript.recording import EpisodeStore, remembering
-from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.rollout import ChunkPolicy, GuidedPolicy
 
 
 def evaluate_once(
     env: BatchedEnv,
-    policy: GuidedPolicy,
+    policy: ChunkPolicy,
     states: Sequence[InitialState],
     seed: int,
     store: EpisodeStore,
@@ -75,7 +75,7 @@ def policy_hash(policy: PI0Policy) -> str:
         },
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(policy.state_dict().items()):
+    for name, tensor in sorted(policy.named_parameters()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

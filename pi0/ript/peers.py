@@ -1,12 +1,51 @@
 """The processes that train together: the share of the work of each, and what the others did."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from operator import itemgetter
 from typing import Protocol, runtime_checkable
+
+from pi0.ript.progress import print_above
+
+
+class Turns(Iterator[int]):
+    """The numbers of a list of work, of which a process gets the next one that nobody has begun when it asks.
+
+    So a process whose work is done early goes on with what another has not begun.
+    """
+
+    def __init__(self, count: int, take: Callable[[int], int]) -> None:
+        """Give numbers below `count`; `take(n)` takes the next n for this process and returns the first."""
+        self._count, self._take = count, take
+        self._idle_since = time.monotonic()
+        self.taken: list[int] = []
+        """What this process has got."""
+
+    def __next__(self) -> int:
+        """Return the next number."""
+        number = self._take(1)
+        if number >= self._count:
+            raise StopIteration
+        self.taken.append(number)
+        return number
+
+    def end(self) -> None:
+        """Leave what nobody has begun, on all processes."""
+        self._take(self._count)
+
+    def note_finished(self) -> None:
+        """Note that this process has finished something, after which it may be idle."""
+        self._idle_since = time.monotonic()
+
+    def waited(self) -> float:
+        """Return for how many seconds this process has had nothing to do."""
+        return time.monotonic() - self._idle_since
 
 
 @runtime_checkable
 class Peers(Protocol):
-    """One process among `size` equal ones. Work item number i is done by process `i % size`."""
+    """One process among `size` equal ones."""
 
     @property
     def rank(self) -> int:
@@ -18,8 +57,21 @@ class Peers(Protocol):
         """Number of processes."""
         ...
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each of them holds a part of what is trained, and writes that."""
+        ...
+
+    def lending(self) -> AbstractContextManager[None]:
+        """Let rank 0 read whole what is in parts meanwhile; the others enter to lend, until it leaves."""
+        ...
+
     def gather[T](self, items: list[T]) -> list[list[T]]:
         """Return the lists of all processes by rank, the same on each; every process must call it."""
+        ...
+
+    def turns(self, count: int) -> Turns:
+        """Return the numbers below `count`, for whoever asks first; every process must call it."""
         ...
 
 
@@ -28,13 +80,54 @@ class Alone:
 
     rank = 0
     size = 1
+    is_sharded = False
+
+    def lending(self) -> AbstractContextManager[None]:
+        """Return nothing to wait for."""
+        return nullcontext()
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
         """Return the one list."""
         return [items]
 
+    def turns(self, count: int) -> Turns:
+        """Return all numbers, in their order."""
+        return turns_alone(count)
+
 
 ALONE = Alone()
+
+
+def turns_alone(count: int) -> Turns:
+    """Return all numbers below `count`, in their order."""
+    position = 0
+
+    def take(size: int) -> int:
+        nonlocal position
+        position += size
+        return position - size
+
+    return Turns(count, take)
+
+
+def gather_turns[T](results: list[T], turns: Turns, peers: Peers) -> list[T]:
+    """Return everybody's results by number; `results` are this process's, by number too."""
+    parts = peers.gather(list(zip(sorted(turns.taken), results, strict=True)))
+    return [result for _, result in sorted((pair for part in parts for pair in part), key=itemgetter(0))]
+
+
+def longest_wait(turns: Turns, peers: Peers) -> float:
+    """Return for how many seconds the process that was done first has waited for the last one."""
+    peers.gather([])  # the last one comes here
+    return max(seconds for part in peers.gather([turns.waited()]) for seconds in part)
+
+
+def tell_wait(what: str, turns: Turns, peers: Peers) -> None:
+    """Print how long the processes waited for the one that was done last; alone, nothing."""
+    if peers.size > 1:
+        seconds = longest_wait(turns, peers)
+        if peers.rank == 0:
+            print_above(f"{what}: processes waited up to {seconds:.1f} s for the last one")
 
 
 def share[T](items: Sequence[T], peers: Peers, first: int = 0) -> Sequence[T]:

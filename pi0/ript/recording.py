@@ -4,10 +4,9 @@
 (`pi0.ript.checkpoint.journal`), or a data set that is being made (`DatasetStore`).
 """
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import batched
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +19,7 @@ from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.envs import BatchedEnv, InitialState, Task
 from pi0.ript.files import read_versioned_json
 from pi0.ript.interruption import leave_if_asked, stop_requested
-from pi0.ript.peers import ALONE, Peers, share
+from pi0.ript.peers import ALONE, Peers, Turns, share, tell_wait, turns_alone
 from pi0.ript.progress import progress_bar
 from pi0.ript.rollout import (
     ChunkPolicy,
@@ -74,40 +73,51 @@ def remembering(
         states: Sequence[InitialState],
         seeds: Sequence[int],
         *,
+        turns: Turns | None = None,
         render_every: int | None = None,
         keep_images: bool = True,
         on_finished: Callable[[Rollout], None] | None = None,
     ) -> list[Rollout]:
         report = on_finished or (lambda _: None)
+        turns = turns or turns_alone(len(states))
+        drops_images = store.needs_images and not keep_images
         episodes: dict[int, Rollout] = {}
-        for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
-            episode = store.read(env.tasks[state.task], state, seed, keep_images)
-            if episode is not None:
-                episodes[number] = episode
-                report(episode)
+        missing: list[int] = []
+
+        def numbers() -> Iterator[int]:
+            for number in turns:
+                state = states[number]
+                episode = store.read(env.tasks[state.task], state, seeds[number], keep_images)
+                if episode is None:
+                    missing.append(number)
+                    yield number
+                else:
+                    episodes[number] = episode
+                    report(episode)
 
         def keep(episode: Rollout) -> None:
             store.write(episode)
             report(episode)
 
-        missing = [number for number in range(len(states)) if number not in episodes]
-        drops_images = store.needs_images and not keep_images
-        part_size = _ROUNDS_IN_MEMORY * env.num_slots if drops_images else max(len(missing), 1)
-        with contextlib.suppress(_StoppedEarlyError):  # then `stop_if_asked` raises
-            for part in batched(missing, part_size):
-                finished = run(
-                    env,
-                    _until_asked_to_stop(policy),
-                    [states[number] for number in part],
-                    [seeds[number] for number in part],
-                    render_every=1 if store.needs_images else render_every,
-                    keep_images=keep_images or store.needs_images,
-                    on_finished=keep,
-                )
+        waiting, part_size = numbers(), _ROUNDS_IN_MEMORY * env.num_slots if drops_images else None
+        try:
+            while finished := run(
+                env,
+                _until_asked_to_stop(policy),
+                states,
+                seeds,
+                turns=islice(waiting, part_size),
+                render_every=1 if store.needs_images else render_every,
+                keep_images=keep_images or store.needs_images,
+                on_finished=keep,
+            ):
                 kept = (without_images(episode) if drops_images else episode for episode in finished)
-                episodes |= dict(zip(part, kept, strict=True))
+                episodes |= dict(zip(sorted(missing), kept, strict=True))
+                missing.clear()
+        except _StoppedEarlyError:
+            turns.end()  # the others shall not run what is left; `stop_if_asked` raises
         stop_if_asked()
-        return [episodes[number] for number in range(len(states))]
+        return [episodes[number] for number in sorted(episodes)]
 
     return run_the_others
 
@@ -234,18 +244,21 @@ def record_rollouts(
     Raises:
         StoppedError: A process was asked to stop; finished episodes are stored.
     """
-    mine = share(list(zip(states, seeds, strict=True)), peers)
-    successes = 0
-    with progress_bar(total=len(mine), unit="episode", desc="rollouts", disable=peers.rank > 0) as bar:
+    turns, successes = peers.turns(len(states)), 0
+    share_size = len(share(states, peers))
+    with progress_bar(total=share_size, unit="episode", desc="rollouts", disable=peers.rank > 0) as bar:
 
         def show(episode: Rollout) -> None:
             nonlocal successes
             successes += episode.success
+            turns.note_finished()
             bar.set_postfix_str(f"{successes} succeeded", refresh=False)
             bar.update()
 
         run = remembering(store, partial(leave_if_asked, peers))
-        run(env, policy, [s for s, _ in mine], [s for _, s in mine], keep_images=False, on_finished=show)
+        run(env, policy, states, seeds, turns=turns, keep_images=False, on_finished=show)
+        bar.total = bar.n  # its share was a guess
+    tell_wait("rollouts", turns, peers)
 
 
 def rollout_episode(rollout: Rollout, source: str) -> Episode:

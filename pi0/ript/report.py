@@ -92,7 +92,12 @@ def _lines(path: Path) -> list[tuple[Row, int]]:
     return rows
 
 
-def write_report(run_dir: str | Path, evaluations: Mapping[str, str] | None = None, note: str = "") -> Path:
+def write_report(
+    run_dir: str | Path,
+    evaluations: Mapping[str, str] | None = None,
+    note: str = "",
+    tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
+) -> Path:
     """Draw RUN_DIR/plots/*.png and write RUN_DIR/report.html with them inside; return the page.
 
     It shows what is there: metrics.jsonl, evaluations with their videos, and the configuration.
@@ -102,6 +107,7 @@ def write_report(run_dir: str | Path, evaluations: Mapping[str, str] | None = No
         evaluations: Names of files without their endings, by the names on the page; None: before and after,
             or evaluations/step-N.
         note: Text above the table of success.
+        tables: More tables, a header and rows each, by their headings.
 
     Raises:
         ValueError: A file is damaged, or the first and the last evaluation are of different states.
@@ -119,6 +125,7 @@ def write_report(run_dir: str | Path, evaluations: Mapping[str, str] | None = No
     sections = [
         ("", headline(shown)),
         ("Success", paragraph(note) + success_section(shown)),
+        *((heading, table(rows[0], rows[1:])) for heading, rows in (tables or {}).items()),
         ("Plots", grid([plot(run_dir, name, figure) for name, figure in plots.items()])),
         (
             f"Last {_LAST_VIDEOS} videos" if len(videos) > _LAST_VIDEOS else "Videos",

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from pi0.ript.success_table import success_text
 from pi0.ript.video import write_grid
 
 _LOCK = ".lock"
+_LEASE_S = 120.0  # NFS: 90 s
 _locks: dict[Path, TextIO] = {}
 
 
@@ -54,21 +56,38 @@ def lock_directory(path: Path) -> None:
     if path in _locks:
         _locks.pop(path).close()
     file = (path / _LOCK).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _locked(file):
         file.seek(0)
         owner = file.read().strip()
         file.close()
         raise RunInUseError(
             f"{path} is being written by {owner}; wait for it, or choose another directory or exp_name"
-        ) from None
+        )
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     _locks[path] = file
     atexit.register(_remove_if_empty, path)
     note_run(path)
+
+
+def _locked(file: TextIO) -> bool:
+    """Lock a file unless somebody else has it, and return whether it is locked.
+
+    A file server keeps the lock of a machine that died for a while: a process that torchrun has started again
+    waits for that.
+    """
+    is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    deadline = time.monotonic() + (_LEASE_S if is_restarted else 0)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(1)
+        else:
+            return True
 
 
 def _remove_if_empty(path: Path) -> None:

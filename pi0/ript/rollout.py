@@ -7,8 +7,9 @@ batch changes its rounding.
 Axes: t environment step, n observed step, s state dim, a action dim, h action horizon.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -80,6 +81,8 @@ class GuidedPolicy:
     """A pi0 policy as rollouts use it: guided towards a positive advantage, `n_action_steps` at a time."""
 
     def __init__(self, policy: PI0Policy, guidance: float = 1.0) -> None:
+        if policy.training:
+            policy.eval()  # here, where all processes are: one whose policy is in shards gathers it
         self.policy, self.guidance = policy, guidance
         self._was_saved = False
 
@@ -148,11 +151,14 @@ def rollout(
     states: Sequence[InitialState],
     seeds: Sequence[int],
     *,
+    turns: Iterable[int] | None = None,
     render_every: int | None = None,
     keep_images: bool = True,
     on_finished: Callable[[Rollout], None] | None = None,
 ) -> list[Rollout]:
     """Return one finished episode per initial state, in order, each with the noise of its seed.
+
+    With `turns`, only those whose numbers it gives; the next one is asked for when a slot is free.
 
     An episode that the infrastructure interrupts is run again from its start, so that it counts once. With
     `render_every`, images are also kept inside chunks, every so many steps. Without `keep_images` none are,
@@ -160,7 +166,8 @@ def rollout(
     """
     if len(seeds) != len(states):
         raise ValueError(f"seeds: expected one per initial state, {len(states)}, found {len(seeds)}")
-    return _Runner(env, policy, states, seeds, render_every, keep_images, on_finished).run()
+    numbers = iter(range(len(states)) if turns is None else turns)
+    return _Runner(env, policy, states, seeds, numbers, render_every, keep_images, on_finished).run()
 
 
 RolloutFunction = Callable[..., list[Rollout]]
@@ -175,31 +182,37 @@ class _Runner:
     policy: ChunkPolicy
     states: Sequence[InitialState]
     seeds: Sequence[int]
+    numbers: Iterator[int]
     render_every: int | None
     keep_images: bool
     on_finished: Callable[[Rollout], None] | None
 
     def __post_init__(self) -> None:
-        self.waiting = list(range(len(self.states)))[::-1]
+        self.interrupted: list[int] = []
         self.attempts = [0] * len(self.states)
         self.finished: dict[int, Rollout] = {}
         self.running: dict[int, _Episode] = {}
 
     def run(self) -> list[Rollout]:
-        while self.waiting or self.running:
-            self._start()
+        while self._start():
             actions = self._act()
             for slot, result in self.env.step_chunk(actions, self.render_every).items():
                 self._advance(slot, actions[slot], result)
-        return [self.finished[i] for i in range(len(self.states))]
+        return [self.finished[i] for i in sorted(self.finished)]
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start episodes in free slots, and return whether any is running."""
         free = [slot for slot in range(self.env.num_slots) if slot not in self.running]
-        started = {slot: self.waiting.pop() for slot in free[: len(self.waiting)]}
+        waiting = chain(iter(self._interrupted_number, None), self.numbers)
+        started = dict(zip(free, waiting, strict=False))
         observations = self.env.reset({slot: self.states[i] for slot, i in started.items()})
         for slot, i in started.items():
             generator = torch.Generator().manual_seed(self.seeds[i])
             self.running[slot] = _Episode(i, observations[slot], generator)
+        return bool(self.running)
+
+    def _interrupted_number(self) -> int | None:
+        return self.interrupted.pop() if self.interrupted else None
 
     def _act(self) -> dict[int, np.ndarray]:
         slots = sorted(self.running)
@@ -244,7 +257,7 @@ class _Runner:
                 f"the episode from state {self.states[number].hash[:16]} of {self.states[number].task} was "
                 f"interrupted {MAX_ATTEMPTS} times, the last time because: {reason}"
             )
-        self.waiting.append(number)
+        self.interrupted.append(number)
 
     def _finish(self, episode: _Episode, success: bool) -> Rollout:
         state = self.states[episode.number]

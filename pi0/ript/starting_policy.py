@@ -1,7 +1,9 @@
 """The policy that training starts from: a checkpoint, or a toy trained here on demonstrations."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from pi0 import FeatureConfig, Pi0Model, PI0Policy
 from pi0.config import Pi0Config
 from pi0.embodiment import require_chosen
 from pi0.errors import UnusableError
-from pi0.pretrained import Checkpoint, describe, resolve
+from pi0.pretrained import HUB_NAME, Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
@@ -23,6 +25,17 @@ from pi0.tensor_files import INDEX, WEIGHTS
 from pi0.trainable import inference_dtypes, training_dtypes
 
 TOY = "toy"
+_later: ContextVar[bool] = ContextVar("later", default=False)
+
+
+@contextmanager
+def weights_later(later: bool = True) -> Iterator[None]:
+    """Have `make_policy` leave the weights of what is trained in their files; see `pi0.pretrained.load`."""
+    token = _later.set(later)
+    try:
+        yield
+    finally:
+        _later.reset(token)
 
 
 @dataclass
@@ -37,8 +50,7 @@ class PolicySettings:
     gradient_checkpointing: bool = False  # less memory, a third more time
     n_action_steps: Count | None = None  # actions of a chunk that are executed; null: as the checkpoint says
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
-    # in place of the checkpoint's statistics: a file of pi0-stats, or openpi's norm_stats.json
-    statistics_path: str | None = None
+    statistics_path: str | None = None  # of pi0-stats or openpi's norm_stats.json, for the checkpoint's own
     embodiment: str | None = None  # tag of the robot that acts, if the policy knows several
 
     def changes(self) -> dict[str, Any]:
@@ -122,6 +134,7 @@ def make_policy(
             changes=fields,
             extra_delta_transform=None if replaced.get("features") else settings.extra_delta_transform,
             dtypes=_acting if only_acts else settings.dtypes,
+            later=_later.get() and not only_acts,
             device=place,
             seed=seed,
             **{"embodiment": settings.embodiment, **replaced},
@@ -130,7 +143,7 @@ def make_policy(
             file.require_relative_actions(policy.features.relative_actions)
     if not only_acts:
         policy.model.freeze(settings.freeze, settings.frozen_dtype)
-    return policy.to(place)
+    return policy if policy.model.later else policy.to(place)
 
 
 def _acting(model: Pi0Model) -> dict[str, torch.dtype]:
@@ -162,7 +175,13 @@ def require_fits(features: FeatureConfig, environment: Environment) -> None:
         )
         raise UnusableError(f"cameras: the policy takes {expected}, the environment shows {shown}; {remedy}")
     for task in suite.select(environment.tasks):
-        features.require_inputs(task_features(task), f"environment {task.id}")
+        try:
+            features.require_inputs(task_features(task), f"environment {task.id}")
+        except UnusableError as error:
+            raise UnusableError(
+                f"{error}; it is of another robot, or a base: take one that was trained on this "
+                "environment's data, or train it there first (pi0-train)"
+            ) from error
 
 
 def require_acts(policy: PI0Policy, environment: Environment) -> None:
@@ -189,7 +208,7 @@ def require_policy_path(path: str, field: str = "policy_path") -> None:
         missing = [name for name in ("config.json", weights) if not (place / name).exists()]
         if missing:
             raise UnusableError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
-    elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
+    elif not re.fullmatch(HUB_NAME, path):
         raise UnusableError(f"{field}: nothing at {path!r}; {remedy}")
 
 

@@ -1,6 +1,6 @@
 """The table of success: every policy on every task and on all of them, beside the first policy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pi0.ript.evaluate import Evaluation, compare
 
@@ -37,10 +37,14 @@ def success_legend(evaluations: Mapping[str, Evaluation]) -> str:
 
 def success_text(evaluations: Mapping[str, Evaluation]) -> str:
     """Return the table as lines of text with a legend."""
-    rows = success_rows(evaluations)
+    return f"{aligned(success_rows(evaluations))}\n{success_legend(evaluations)}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return a header and rows as lines of text, column under column."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], success_legend(evaluations)])
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def _difference(first: Evaluation | None, other: Evaluation) -> tuple[str, str, str]:

@@ -1,7 +1,7 @@
 """A run that can be stopped anywhere and continued: what a script holds of its checkpoints."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +10,49 @@ from torch import nn
 
 from pi0.ript.checkpoint.files import SnapshotError, published
 from pi0.ript.checkpoint.journal import EpisodeJournal
-from pi0.ript.checkpoint.resuming import find_same_run, settings_hash
+from pi0.ript.checkpoint.launch import Launch
+from pi0.ript.checkpoint.resuming import AUTO, find_same_run, settings_hash
 from pi0.ript.checkpoint.snapshot import Clock, Stateful, read_progress
 from pi0.ript.checkpoint.state import Progress, load_checkpoint, save_checkpoint
-from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.interruption import StoppedError, asked_to_stop
 from pi0.ript.peers import ALONE, Peers
 from pi0.ript.recording import remembering
 from pi0.ript.results import lock_directory, new_run_directory
-from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
+from pi0.ript.rollout import Rollout, RolloutFunction, rollout
 
 _EPISODES = "episodes"  # the directory, in that of a run, of the episodes that it need not run again
 _BEFORE = "before"  # the evaluation whose episodes are kept: a continued run reports it, too
 
 
-def open_run_directory(config: Any) -> tuple[Path, Path | None]:
+def open_run_directory(config: Any, launch: Launch | None = None) -> tuple[Path, Path | None]:
     """Return the run's directory, from now on this process's own, and the checkpoint to continue from.
 
     Without `config.resume`, or if no run that can be continued left it, the directory is a new, empty one
-    (what was there is moved aside), and the checkpoint None unless a path was given.
+    (what was there is moved aside), and the checkpoint None unless a path was given. A run that the launch
+    has begun goes on, whatever `config.resume` is.
 
     Args:
         config: A configuration with `output_dir`, `exp_name` and `resume`.
+        launch: The call of torchrun that started this process.
 
     Raises:
         RunInUseError: A live process has the directory.
         SnapshotError: The checkpoint asked for, or every one of the run, is not valid.
         ChangedSettingsError: It was made with settings that would have another result.
     """
-    path = Path(config.output_dir) / config.exp_name
+    path, resume = Path(config.output_dir) / config.exp_name, config.resume
+    is_restart = launch is not None and launch.has_begun(path)
     lock_directory(path)
+    if is_restart and (resume is None or published(path)):
+        print(f"{path}: begun by this launch of torchrun, which goes on with it")  # noqa: T201
+        resume = AUTO
     can_continue = (path / _EPISODES).exists() or published(path)  # a run of rungs 8 to 12 has neither
-    if config.resume is None or not can_continue:
+    if resume is None or not can_continue:
         new_run_directory(path)
         (path / _EPISODES).mkdir()
-    return path, find_same_run(path, config, config.resume)
+    if launch is not None:
+        launch.note(path)
+    return path, find_same_run(path, config, resume)
 
 
 class Checkpoints:
@@ -141,21 +149,20 @@ class Checkpoints:
         journal = EpisodeJournal(self._episodes / name)
         self._collected = journal
 
-        def run(
-            env: BatchedEnv, policy: ChunkPolicy, states: Sequence[InitialState], *rest: Any, **options: Any
-        ) -> list[Rollout]:
-            self._require_reproducible(name, len(states))
-            return rollout(env, policy, states, *rest, **options)
+        def run(*arguments: Any, turns: Iterable[int], **options: Any) -> list[Rollout]:
+            return rollout(*arguments, turns=self._reproducible(name, turns), **options)
 
         return remembering(journal, self.stop_if_asked, run)
 
-    def _require_reproducible(self, name: str, num_missing: int) -> None:
-        """Refuse to collect with a policy that has learned from this collection already."""
-        if self.progress.step and num_missing and name != _BEFORE:
-            raise SnapshotError(
-                f"{num_missing} episodes of {self._episodes / name} are gone, and the policy has changed "
-                "since; continue from the checkpoint before (--resume PATH)"
-            )
+    def _reproducible(self, name: str, missing: Iterable[int]) -> Iterator[int]:
+        """Give numbers of episodes to run; refuse if the policy has learned from this collection already."""
+        for number in missing:
+            if self.progress.step and name != _BEFORE:
+                raise SnapshotError(
+                    f"an episode of {self._episodes / name} is gone, and the policy has changed since; "
+                    "continue from the checkpoint before (--resume PATH)"
+                )
+            yield number
 
     def _is_of_another_run(self) -> bool:
         """Return whether the checkpoint to continue from is in another directory than this run's."""

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pi0.errors import UnusableError
 from pi0.ript.checkpoint.files import SnapshotError, position, published, verify
 from pi0.ript.files import flatten, hash_values, library_hash, plain
 from pi0.ript.peers import Peers
+from pi0.weights import held_parameters
 
 AUTO = "auto"
 RENAMED = {"policy.norm_stats_path": "policy.statistics_path"}
@@ -201,7 +203,7 @@ def run_facts(
     return {
         "config": plain(config),
         "num_processes": peers.size,
-        "untrained": _fingerprint(model, reads),
+        "untrained": _fingerprint(model, reads, peers),
         "versions": {
             "python": platform.python_version(),
             "code": library_hash(),
@@ -251,17 +253,22 @@ def require_same_run(
         print(f"resume: {', '.join(changes)}; the results are equal up to rounding at best")  # noqa: T201
 
 
-def _fingerprint(model: nn.Module, reads: nn.Module | None) -> str:
+def _fingerprint(model: nn.Module, reads: nn.Module | None, peers: Peers) -> str:
     """Return a hash of what is not trained; sums of bits, because hashing gigabytes would take seconds."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = {name: value for name, value in model.state_dict().items() if name not in trained}
+    frozen = {name: p.detach() for name, p in held_parameters(model).items() if not p.requires_grad}
     if reads is not None:
-        frozen |= {f"reads.{name}": value for name, value in reads.state_dict().items()}
-    sums = {name: _sum_of_bits(value.detach()) for name, value in frozen.items()}
+        frozen |= {f"reads.{name}": parameter.detach() for name, parameter in reads.named_parameters()}
+    sums = {name: _sum_of_bits(value) for name, value in frozen.items()}
+    in_parts = {name: sums[name] for name, value in frozen.items() if isinstance(value, DTensor)}
+    if in_parts:
+        everybody = [parts for (parts,) in peers.gather([in_parts])]
+        sums |= {name: sum(parts[name] for parts in everybody) for name in in_parts}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _sum_of_bits(value: Tensor) -> int:
+    """Return the sum of what is here of a tensor."""
+    value = value.to_local() if isinstance(value, DTensor) else value
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     total = 0
     for part in value.reshape(-1).split(2**24):

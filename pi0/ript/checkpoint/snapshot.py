@@ -2,26 +2,36 @@
 
 A snapshot is a directory as in `files`: the trained weights (safetensors), trainer.pt (optimizer, and
 positions in data by name), progress.json (plain values), the random states of each process, and the model as
-users load it. Rung 13, the stages of RECAP and pi0-train write theirs here.
+users load it. Where each process holds a part of what is trained, weights and optimizer are in `parts`, in
+place of the first. Rung 13, the stages of RECAP and pi0-train write theirs here.
 """
 
 import json
-import random
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pi0.ript.checkpoint.files import SnapshotError, begin, partial_path, prune, publish, published, verify
+from pi0.ript.checkpoint.parts import (
+    PARTS,
+    join_optimizer,
+    read_parts,
+    shapes,
+    split_optimizer,
+    write_parts,
+)
+from pi0.ript.checkpoint.random_states import rng_file, rng_state, set_rng_state
 from pi0.ript.checkpoint.resuming import RUNG_13, Advice, require_same_run
 from pi0.ript.peers import Peers
+from pi0.weights import held_parameters
 
 TRAINED = "trained.safetensors"
 TRAINER = "trainer.pt"
@@ -78,7 +88,8 @@ def write_snapshot(
 
     Args:
         path: What it will be called.
-        write: Fills the directory that it is given, on rank 0.
+        write: Fills the directory that it is given; all processes call it, and what one of them alone does is
+            by `write_on_main`.
         facts: What the manifest says besides the files.
         peers: The processes that train together; each adds its random states.
         remedy: How the user goes on after a write that failed.
@@ -92,11 +103,9 @@ def write_snapshot(
     partial, is_main = partial_path(path), peers.rank == 0
     random_states = rng_state()
 
-    def fill() -> None:
+    def keep_random_states() -> None:
         if with_random_states:
             torch.save(random_states, partial / rng_file(peers.rank))
-        if is_main:
-            write(partial)
 
     def finish() -> None:
         publish(partial, path, facts, outside)
@@ -104,8 +113,10 @@ def write_snapshot(
             prune(path, keep_last)
 
     try:
-        for is_mine, part in ((is_main, lambda: begin(path)), (True, fill), (is_main, finish)):
-            _together(part if is_mine else lambda: None, peers)
+        write_on_main(lambda: begin(path), peers)
+        _together(keep_random_states, peers)
+        write(partial)
+        write_on_main(finish, peers)
     except _EXPECTED as error:
         if is_main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -117,18 +128,49 @@ def write_snapshot(
     set_rng_state(random_states)  # of which writing uses some
 
 
+def write_on_main(function: Callable[[], object], peers: Peers) -> None:
+    """Run a function on rank 0, to which the others lend their parts; its error is raised on all."""
+    error = None
+    with peers.lending():
+        if peers.rank == 0:
+            try:
+                function()
+            except _EXPECTED as raised:
+                error = raised
+    _agree(error, peers)
+
+
 def write_training(
     directory: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     states: Mapping[str, Any],
     progress: Mapping[str, Any],
+    peers: Peers,
     weights: str = TRAINED,
+    more: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write trained parameters, optimizer, positions by name, and plain values; `weights` names the file."""
-    write_tensors(directory / weights, trained_parameters(model))
-    torch.save({"optimizer": optimizer.state_dict(), **states}, directory / TRAINER)
-    (directory / PROGRESS).write_text(json.dumps(progress))
+    """Write trained parameters, optimizer, positions by name, and plain values; all processes call this.
+
+    `weights` names the file. `more` are tensors of the same shapes, by name, to be written in parts as well.
+    """
+    trained = trained_parameters(model)
+    kept: dict[str, Any] = {}
+    if peers.is_sharded:
+        names = {parameter: name for name, parameter in trained.items()}
+        tensors, kept["optimizer"] = split_optimizer(optimizer, names)
+        parts = {name: p.detach() for name, p in {**trained, **tensors, **(more or {})}.items()}
+        _together(lambda: write_parts(directory / PARTS, parts), peers)
+    elif peers.rank == 0:
+        kept["optimizer"] = optimizer.state_dict()
+
+    def write() -> None:
+        if not peers.is_sharded:
+            write_tensors(directory / weights, trained)
+        torch.save({**kept, **states}, directory / TRAINER)
+        (directory / PROGRESS).write_text(json.dumps(progress))
+
+    write_on_main(write, peers)
 
 
 def read_training(
@@ -140,6 +182,7 @@ def read_training(
     peers: Peers,
     advice: Advice = RUNG_13,
     weights: str = TRAINED,
+    more: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Put model, optimizer and positions, in place, where `write_training` found them.
 
@@ -152,27 +195,68 @@ def read_training(
         peers: The processes that train together.
         advice: What to do with a snapshot of another run.
         weights: Name of the file.
+        more: What else was written in parts.
 
     Returns the plain values.
 
     Raises:
-        SnapshotError: The model's parameters, frozen weights or data are others; nothing has changed.
+        SnapshotError: The model's parameters, frozen weights or data are others, or it was trained by another
+            strategy; nothing has changed.
     """
     trained = trained_parameters(model)
+    _require_same_strategy(path, peers, advice)
     _require_same_parameters(path, trained, weights)
     require_same_run(path, verify(path, hashes=False), facts, peers, advice)
+    trainer = {}
     if optimizer is not None:
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
         for name, state in states.items():
             state.load_state_dict(trainer[name])
-        optimizer.load_state_dict(trainer["optimizer"])
-    copy_tensors(trained, load_file(path / weights))
+    with changed_weights(model):
+        if peers.is_sharded:
+            targets: dict[str, Tensor] = {**trained, **(more or {})}
+            if optimizer is not None:
+                names = {parameter: name for name, parameter in trained.items()}
+                targets |= join_optimizer(optimizer, names, trainer["optimizer"], shapes(path / PARTS))
+            read_parts(path / PARTS, {name: target.detach() for name, target in targets.items()})
+        else:
+            if optimizer is not None:
+                optimizer.load_state_dict(trainer["optimizer"])
+            copy_tensors(trained, load_file(path / weights))
     return read_progress(path)
 
 
+@contextmanager
+def changed_weights(model: nn.Module) -> Iterator[None]:
+    """Have trained parameters changed meanwhile; whole ones that were gathered from parts are made anew."""
+    is_training = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(is_training)
+
+
+def _require_same_strategy(path: Path, peers: Peers, advice: Advice) -> None:
+    before, now = (
+        "fsdp" if is_sharded else "ddp" for is_sharded in ((path / PARTS).exists(), peers.is_sharded)
+    )
+    if before != now:
+        policies = [place for place in (path / "policy", path) if (place / "config.json").exists()]
+        weights = f"; its weights alone can begin a new run, by policy_path={policies[0]}" if policies else ""
+        raise SnapshotError(
+            f"{path} was written with distributed.strategy={before}, this run has {now}: set it back, or "
+            f"{advice.anew}{weights}"
+        )
+
+
 def _require_same_parameters(path: Path, trained: Mapping[str, Tensor], weights: str) -> None:
-    with safe_open(path / weights, "pt") as file:
-        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if (path / PARTS).exists():
+        kinds = ("optimizer.", "average.")
+        saved = {name: shape for name, shape in shapes(path / PARTS).items() if not name.startswith(kinds)}
+    else:
+        with safe_open(path / weights, "pt") as file:
+            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     here = {name: tuple(parameter.shape) for name, parameter in trained.items()}
     differ = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
     if differ:
@@ -189,8 +273,8 @@ def read_progress(path: Path) -> dict[str, Any]:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what is trained, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """Return what is trained, by name: of a model that processes share, the parts that are here."""
+    return {name: parameter for name, parameter in held_parameters(model).items() if parameter.requires_grad}
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -212,38 +296,11 @@ def _together(function: Callable[[], object], peers: Peers) -> None:
         function()
     except _EXPECTED as raised:
         error = raised
+    _agree(error, peers)
+
+
+def _agree(error: Exception | None, peers: Peers) -> None:
+    """Raise on all processes what one of them raised."""
     for (raised,) in peers.gather([error]):
         if raised is not None:
             raise raised
-
-
-# Random states ----------------------------------------------------------------------------------------------
-
-
-def restore_rng_state(path: Path, rank: int) -> None:
-    """Put the random states of a process where they were, if the snapshot has those of as many processes."""
-    own = path / rng_file(rank)
-    if own.exists():
-        set_rng_state(torch.load(own, weights_only=True))
-
-
-def rng_file(rank: int) -> str:
-    """Return the name of the file with a process's random states."""
-    return f"rng_rank{rank}.pt"
-
-
-def rng_state() -> dict[str, Any]:
-    """Return the global random states of this process, in types that load without pickle."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    numpy_state = (kind, cast("np.ndarray", keys).tolist(), *rest)
-    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the global random states where `rng_state` found them."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

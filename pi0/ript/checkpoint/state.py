@@ -15,11 +15,12 @@ from torch import nn
 
 from pi0 import PI0Policy
 from pi0.ript.checkpoint.files import UNTRAINED, checkpoint_path, verify
+from pi0.ript.checkpoint.random_states import restore_rng_state
 from pi0.ript.checkpoint.resuming import RUNG_13, run_facts
 from pi0.ript.checkpoint.snapshot import (
     Stateful,
     read_training,
-    restore_rng_state,
+    write_on_main,
     write_snapshot,
     write_training,
 )
@@ -111,8 +112,11 @@ def save_checkpoint(
     path = checkpoint_path(Path(output_dir), *progress.position)
 
     def write(partial: Path) -> None:
-        write_training(partial, policy, optimizer, {"sampler": sampler_state}, asdict(progress), _WEIGHTS)
-        policy.save_pretrained(partial / "policy", untrained=path.parent / UNTRAINED)
+        states = {"sampler": sampler_state}
+        write_training(partial, policy, optimizer, states, asdict(progress), peers, _WEIGHTS)
+        write_on_main(
+            lambda: policy.save_pretrained(partial / "policy", untrained=path.parent / UNTRAINED), peers
+        )
 
     facts = {"position": list(progress.position), **run_facts(config, policy, peers)}
     write_snapshot(

@@ -12,11 +12,14 @@ from pi0.registry import load_plugins
 from pi0.ript.commands.arguments import command_parser, complain
 from pi0.ript.config import ConfigError, TrainConfig, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_comments, key_value_pairs
-from pi0.ript.config.loading import default_values, load_config, mixed_precision
-from pi0.ript.config.yaml_files import parse_yaml
+from pi0.ript.config.loading import default_values, load_config, mixed_precision, say
+from pi0.ript.config.yaml_files import parse_yaml, read_yaml
+from pi0.ript.environments import LIBERO_SUITES
 from pi0.ript.evaluation_settings import EvaluationConfig
+from pi0.ript.files import flatten
 from pi0.ript.guidance import parse_guidances
 from pi0.ript.policy_evaluation import evaluate_policy
+from pi0.ript.published import published_file
 from pi0.ript.results import RunInUseError
 from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.supervised.settings import ModelSettings
@@ -27,6 +30,8 @@ examples:
   pi0-eval --policy pi0/ript/output/ript/policy --env metaworld --episodes 50 --videos 4
   pi0-eval --policy base --compare improved --env libero_object --episodes 50 --guidance 2
   pi0-eval --policy checkpoints/pi0_libero --env libero_10 --tasks 0 8 --device cuda
+  pi0-eval --policy lerobot/pi0_libero_finetuned --suites all
+  pi0-eval --config_path=configs/published/openpi_pi05_libero.yaml --policy_path=DIRECTORY
   pi0-eval --policy improved --env metaworld --guidance 1,2,3 --states validation
   pi0-eval --policy improved --env metaworld --recording-root data/rollouts
   pi0-eval --nproc-per-node 2 --policy base --env libero_spatial
@@ -38,6 +43,11 @@ same episodes, whatever the number of processes. Interrupted and started again, 
 that were not finished. Several guidances are tried on validation states (unless --states says others), which
 are neither trained on nor reported, and the table says which one to take.
 
+--suites evaluates LIBERO's suites as published (stock rendering, their images and deadlines) one after the
+other; all: libero_spatial, libero_object, libero_goal and libero_10. First it tells a plan: memory and hours.
+A policy that has a file in configs/published takes its settings from there, and what was published stands
+beside what is found.
+
 exit codes: 0 done; 1 failed; 2 unusable arguments; 130 interrupted
 """
 
@@ -46,6 +56,7 @@ _FLAGS = {
     "policy_path": "--policy",
     "compare": "--compare",
     "task.benchmark_name": "--env",
+    "suites": "--suites",
     "task.task_names": "--tasks",
     "task.num_workers": "--num-workers",
     "eval.rollouts_per_task": "--episodes",
@@ -55,6 +66,8 @@ _FLAGS = {
     "eval.n_video": "--videos",
     "eval.recording_root": "--recording-root",
     "policy.embodiment": "--embodiment",
+    "policy.n_action_steps": "--n-action-steps",
+    "policy.statistics_path": "--statistics",
     "policy.extra_delta_transform": "--extra-delta-transform",
     "seed": "--seed",
     "device": "--device",
@@ -64,6 +77,8 @@ _FLAGS = {
 _DEFAULTS = {"eval.rollouts_per_task": 20, "output_dir": f"{TrainConfig.output_dir}/eval"}
 """Of options, where a file has others."""
 _REQUIRED = ("policy_path", "task.benchmark_name")
+_SEVERAL = {"--env": "ENV", "--suites": "SUITE", "--tasks": "TASK"}
+"""Options of one word or more, with what a word is."""
 _TRAINING = default_values(ModelSettings).keys() - default_values(PolicySettings).keys() - {"type"}
 
 
@@ -99,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--config_path", metavar="FILE", help=in_file)
     for key, flag in _FLAGS.items():
         options: dict[str, Any] = {"metavar": flag.removeprefix("--").upper()}
-        if flag == "--tasks":
-            options = {"metavar": "TASK", "nargs": "+"}
+        if flag in _SEVERAL:
+            options = {"metavar": _SEVERAL[flag], "nargs": "+"}
         elif flag == "--extra-delta-transform":
             options = {"action": argparse.BooleanOptionalAction}
         default = "" if defaults[key] is None or key in _REQUIRED else f" (default {defaults[key]})"
@@ -126,7 +141,7 @@ def _of_file(
     values = vars(options)
     path, plugins = values.pop("config_path"), values.pop("plugins")
     keys = [key for key, flag in _FLAGS.items() if flag == f"--{key}"]  # are both, and mean the same
-    rest = [*rest, *(f"--{key}={value}" for key in keys if (value := values.pop(key)) is not None)]
+    rest = [*rest, *(f"--{key}={_text(value)}" for key in keys if (value := values.pop(key)) is not None)]
     if changed := [key for key, value in values.items() if value != parser.get_default(key)]:
         key = changed[0] if changed[0] in _FLAGS else "task.KEY"
         flag = _FLAGS.get(changed[0], "--env-option")
@@ -138,6 +153,13 @@ def _of_file(
     return config
 
 
+def _text(value: str | list[str]) -> str:
+    """Return the value of a key that an option's words are."""
+    if isinstance(value, str):
+        return value
+    return value[0] if value[0].startswith("[") else f"[{','.join(value)}]"
+
+
 def _of_options(
     parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]
 ) -> EvaluationConfig:
@@ -147,11 +169,13 @@ def _of_options(
     values = {key: value for key, value in vars(options).items() if key in _FLAGS and value is not None}
     if "," in str(values.get("eval.cfg_guidance_scale", "")):
         values["guidances"] = _several(values.pop("eval.cfg_guidance_scale"))
+    _choose_environment(values)
     numbers = {
         key for key, value in default_values(EvaluationConfig).items() if isinstance(value, int | float)
     }
     values |= {key: parse_yaml(values[key], _FLAGS[key]) for key in numbers & values.keys()}
-    if missing := [_FLAGS[key] for key in _REQUIRED if key not in values]:
+    needed = [key for key in _REQUIRED if key != "task.benchmark_name" or "suites" not in values]
+    if missing := [_FLAGS[key] for key in needed if key not in values]:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     if "task.task_names" in values:
         values["task.task_names"] = [int(x) if x.isdecimal() else x for x in values["task.task_names"]]
@@ -165,10 +189,41 @@ def _of_options(
             raise ConfigError(f"--env-option: {name} has an option of its own, {_FLAGS[key]}")
         settings = values if key in default_values(EvaluationConfig) else others
         settings[key if settings is values else name] = parse_yaml(value, "--env-option")
-    config = load_config([("command line", _DEFAULTS | values)], EvaluationConfig)
+    config = load_config(
+        [("command line", _DEFAULTS), *_published_settings(values), ("command line", values)],
+        EvaluationConfig,
+    )
     config.options.update(others)
     config.plugins = options.plugins
     return config
+
+
+def _choose_environment(values: dict[str, Any]) -> None:
+    """Turn the words of --env into one environment, or into the suites that they are."""
+    names = values.pop("task.benchmark_name", None)
+    if names is not None:
+        key, value = ("task.benchmark_name", names[0]) if len(names) == 1 else ("suites", names)
+        if key in values:
+            raise ConfigError("--env: names suites too; leave out --env or --suites")
+        values[key] = value
+
+
+def _published_settings(values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the settings of a published policy's file, but for the suites, which the options choose.
+
+    The file names the policy's revision, unless the options do.
+    """
+    names = values.get("suites") or [values["task.benchmark_name"]]
+    file = published_file(values["policy_path"]) if {*names} <= {"all", *LIBERO_SUITES} else None
+    if file is None:
+        return []
+    settings = flatten(read_yaml(file))
+    if "@" not in values["policy_path"]:
+        values["policy_path"] = settings["policy_path"]
+    settings = {key: value for key, value in settings.items() if key not in ("suites", *values)}
+    shown = ", ".join(f"{key}={value}" for key, value in settings.items() if key != "published")
+    say(f"settings of {file.name}: {shown}")
+    return [(file.name, settings)]
 
 
 def _several(text: str) -> list[float]:

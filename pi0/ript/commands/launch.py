@@ -79,6 +79,10 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if name == "recap" and any(word.partition("=")[0] == "--status" for word in argv):
         return _show_status(argv)
+    if name == "recap" and "--plan" in argv:
+        from pi0.ript.commands.plan import main as show_plan  # torch comes with it
+
+        return show_plan(argv)
     try:
         arguments = launch_arguments(name, argv)
     except LaunchError as error:
@@ -153,6 +157,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     if name == "recap":
         told = "alone: print what all runs in DIR are doing, of any command, and end"
         group.add_argument("--status", metavar="DIR", help=told)
+        group.add_argument("--plan", action="store_true", help="compute what a run takes; --plan --help")
     add = group.add_mutually_exclusive_group().add_argument
     add(
         "--accelerate-config",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pi0 import PI0Policy
 from pi0.embodiment import EmbodimentError
+from pi0.pretrained import HUB_NAME
 from pi0.registry import load_plugins
 from pi0.ript.starting_policy import require_device, require_robot
 from pi0.trainable import inference_dtypes
@@ -36,7 +37,7 @@ def load_policy(options: argparse.Namespace, *, only_acts: bool = False) -> PI0P
     device = require_device(options.device)
     load_plugins(options.plugins)
     path = Path(options.checkpoint).expanduser()
-    if not path.is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", options.checkpoint):
+    if not path.is_dir() and not re.fullmatch(HUB_NAME, options.checkpoint):
         raise ValueError(f"CHECKPOINT: no directory at {options.checkpoint!r}")
     where = path if path.is_dir() else options.checkpoint
     try:

@@ -3,12 +3,27 @@
 import argparse
 import asyncio
 import errno
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from pi0.ript.commands.arguments import command_parser, complain, whole_number
 from pi0.ript.commands.policy_argument import add_policy_arguments, load_policy
-from pi0.ript.serving import PolicyServer, start_server
+from pi0.ript.files import path_argument
+from pi0.ript.serving import PolicyServer, ServingLimits, read_access, start_server
+
+_LIMITS = {
+    "max_message_mb": "a longer message is refused",
+    "max_image_side": "pixels; a larger image is refused",
+    "max_prompt_characters": "a longer task is refused",
+    "max_batch": "requests inferred together at most",
+    "max_wait_ms": "how long a free policy waits for a batch to fill",
+    "max_queue": "requests that may wait; another is answered Busy",
+    "max_clients": "connections; another is refused",
+    "timeout_s": "a request without an answer by then is answered Timeout",
+    "grace_s": "at the end: how long accepted requests may take",
+}
 
 _EXAMPLES = """
 examples:
@@ -23,11 +38,19 @@ a client (pip install openpi-client typing_extensions):
   actions = client.infer({"observation/image": image, "observation/wrist_image": wrist,
                           "observation/state": state, "prompt": "put the bowl on the plate"})["actions"]
 
-Images are uint8 (height, width, 3), without a batch axis. There is no authentication: whoever reaches the
-port gets actions. lerobot's own clients speak another protocol (gRPC with pickles); serve them with
-lerobot's policy server, which loads what pi0-export --format lerobot writes.
+Images are uint8 (height, width, 3), without a batch axis. Requests that wait at the same time are inferred
+together. An answer that is a text says why there are no actions: `Busy` (too many wait) and `Timeout` leave
+the connection open, anything else closes it. lerobot's own clients speak another protocol (gRPC with pickles,
+which are never read here); serve them with lerobot's policy server, which loads what pi0-export --format
+lerobot writes.
 
-exit codes: 2 unusable arguments, or the port is in use; 130 interrupted
+for other machines (both are demanded unless --host is this machine):
+  openssl rand -hex 32 > token
+  pi0-serve my_policy --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem
+  client = WebsocketClientPolicy("wss://robot-server:8000", api_key=token)
+
+exit codes: 2 unusable arguments, or the port is in use; 130, 143 ended by SIGINT or SIGTERM, after the
+requests that were accepted have been answered (--grace-s; a second Ctrl+C ends at once)
 """
 
 
@@ -35,15 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
     try:
+        access = read_access(options.host, options.token_file, options.tls_cert, options.tls_key)
+        limits = ServingLimits(**{name: getattr(options, name) for name in _LIMITS})
         server = PolicyServer(
             load_policy(options, only_acts=True),
             guidance=options.guidance,
             num_steps=options.num_steps,
             prompt=options.prompt,
             seed=options.seed,
-            max_message_mb=options.max_message_mb,
+            limits=limits,
+            access=access,
         )
-        asyncio.run(_serve(server, options.host, options.port))
+        return asyncio.run(_serve(server, options.host, options.port))
     except ValueError as error:
         return complain("pi0-serve", error)
     except OSError as error:
@@ -51,9 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno == errno.EADDRINUSE:
             return complain("pi0-serve", f"--port: {where} is in use; choose another, or 0 for a free one")
         return complain("pi0-serve", f"cannot listen on {where}: {error.strerror}")
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,17 +91,46 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-steps", type=count, help="of the sampler (default: as the checkpoint says)")
     add("--prompt", help="the task, for clients that name none")
     add("--seed", type=int, help="of the sampling noise (default: other noise in each run)")
-    add("--max-message-mb", type=float, default=16.0, help="a longer one is refused (default %(default)s)")
+    for name, text in _LIMITS.items():
+        default = getattr(ServingLimits, name)
+        flag = f"--{name.replace('_', '-')}"
+        add(flag, type=type(default), default=default, help=f"{text} (default %(default)s)")
+    add("--token-file", type=path_argument, metavar="FILE", help="clients must send the token in this file")
+    add("--tls-cert", type=path_argument, metavar="FILE", help="certificate chain (PEM): serve wss and https")
+    add("--tls-key", type=path_argument, metavar="FILE", help="its private key (PEM)")
     return parser
 
 
-async def _serve(server: PolicyServer, host: str, port: int) -> None:
-    runner, port = await start_server(server, host, port)
-    try:
-        print(f"serving on ws://{host}:{port}, health on http://{host}:{port}/healthz", flush=True)  # noqa: T201
-        await asyncio.Event().wait()
-    finally:
-        await runner.cleanup()
+async def _serve(server: PolicyServer, host: str, port: int) -> int:
+    """Serve until SIGINT or SIGTERM; return the exit code."""
+    ending: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+    _end_on_signals(ending)
+    running = await start_server(server, host, port)
+    secure = "" if server.access.tls is None else "s"
+    address = f"[{host}]" if ":" in host else host
+    print(  # noqa: T201
+        f"serving on ws{secure}://{address}:{running.port}, "
+        f"health on http{secure}://{address}:{running.port}/healthz",
+        flush=True,
+    )
+    number = await ending
+    await running.stop()
+    if server.batcher.is_working:  # a thread that computes cannot be stopped, and Python would wait for it
+        os._exit(128 + number)
+    return 128 + number
+
+
+def _end_on_signals(ending: "asyncio.Future[signal.Signals]") -> None:
+    """Have SIGINT and SIGTERM set `ending`; a second one ends the process at once."""
+
+    def end(number: signal.Signals) -> None:
+        if ending.done():
+            os._exit(128 + number)
+        sys.stderr.write(f"pi0-serve: {number.name}: answering what was accepted, then ending\n")
+        ending.set_result(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ EARLIER: dict[str, Alias] = {
     "algo.baseline": Alias("", {"rloo": None}, f"the baseline is the mean of the other rollouts: {_FIXED}"),
     "algo.objective": Alias("", {"cfg": None}, f"only 'cfg' is offered: {_FIXED}"),
     "algo.use_val_init": Alias("", {}, f"training on the states of the evaluation would void it: {_FIXED}"),
-    "distributed.use_fsdp": Alias("", {}, f"every process holds the whole model (DDP): {_FIXED}"),
+    "distributed.use_fsdp": Alias("distributed.strategy", {True: "fsdp"}, _SWITCH),
     "task.task_name": Alias("task.task_names", is_listed=True),
     "dataset.windowing_mode": _WINDOWS,
     "data_processing.windowing_mode": _WINDOWS,

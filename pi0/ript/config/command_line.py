@@ -13,7 +13,15 @@ from typing import Any
 
 from pi0.errors import say_errors_in_one_line
 from pi0.registry import load_plugins
-from pi0.ript.config.loading import PROFILES, load_config_from_yaml, mixed_precision, say, say_device
+from pi0.ript.config.loading import (
+    PROFILES,
+    engine,
+    load_config_from_yaml,
+    mixed_precision,
+    say,
+    say_device,
+    use_local_storage,
+)
 from pi0.ript.config.schema import ConfigError, TrainConfig
 from pi0.ript.config.validation import validate_config
 from pi0.ript.config.yaml_files import CONFIGS, read_yaml
@@ -80,7 +88,9 @@ def parse_config(
             config.resume = None
         _load_plugins(config)
         config.policy.dtype = mixed_precision(config.policy.dtype)
+        config.distributed.strategy = engine(config.distributed.strategy)
         chosen.validate(config)
+        use_local_storage(config.storage.local)
         say("✓ 配置验证通过 / configuration valid")
         say_device(config.device, config.distributed.backend)
     except ConfigError as error:

@@ -1,6 +1,8 @@
 """From a YAML file, a profile and the command line to one checked `TrainConfig`, and back to YAML."""
 
 import os
+import socket
+import tempfile
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -48,6 +50,26 @@ def load_config_from_yaml[C](
         layers.append((f"profile {profile}", flatten(read_yaml(_profile_path(profile)))))
     layers.append(("command line", parse_overrides(overrides)))
     return load_config(layers, schema, without_effect)
+
+
+def use_local_storage(directory: str | None) -> None:
+    """Make a directory the place of temporary files, for this process and those that it starts.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    if directory is None:
+        return
+    place = Path(directory).expanduser().absolute()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise ConfigError(
+            f"storage.local: expected a directory that {socket.gethostname()} can write, found {place} "
+            f"({error}); it is a directory of each machine's own, and only for temporary files"
+        ) from error
+    os.environ["TMPDIR"] = tempfile.tempdir = str(place)
 
 
 def load_config[C](
@@ -149,6 +171,22 @@ def mixed_precision(dtype: str | None) -> str | None:
         )
     say("policy.dtype: bfloat16, as accelerate's mixed_precision asks")
     return "bfloat16"
+
+
+def engine(strategy: str) -> str:
+    """Return distributed.strategy, which is "fsdp" where accelerate's configuration asks for FSDP.
+
+    Raises:
+        ConfigError: accelerate asks for DeepSpeed, which is not offered.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        raise ConfigError(
+            "accelerate: expected plain processes (MULTI_GPU, MULTI_CPU) or FSDP, found DEEPSPEED"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" and strategy != "fsdp":
+        say("distributed.strategy: fsdp, as accelerate's configuration asks")
+        return "fsdp"
+    return strategy
 
 
 def say(line: str) -> None:

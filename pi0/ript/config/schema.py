@@ -15,6 +15,7 @@ from pi0.ript.ranges import (
     SAME,
     Command,
     Count,
+    Dtype,
     NotNegative,
     Positive,
     ProperShare,
@@ -25,6 +26,7 @@ from pi0.ript.starting_policy import PolicySettings
 
 RenderQuality = Annotated[str, one_of("stock", "fast")]
 Backend = Annotated[str, one_of("auto", "gloo", "nccl")]
+Strategy = Annotated[str, one_of("ddp", "fsdp")]
 
 StatesOf = Annotated[str, one_of("heldout", "validation", "train")]
 WandbMode = Annotated[str, one_of("online", "offline", "disabled")]
@@ -130,6 +132,16 @@ class Distributed:
 
     backend: Backend = "auto"  # gloo, nccl, or auto: nccl for GPUs, gloo for CPUs
     timeout_seconds: Count = 1800  # to wait for a peer; rollouts of the slowest process must fit
+    strategy: Strategy = "ddp"  # ddp: every process holds the whole model; fsdp: a part of what is trained
+    # fsdp: in which large weights travel and compute; null: the computation's (policy.dtype)
+    gather_dtype: Dtype | None = None
+
+
+@dataclass
+class Storage:
+    """Directories that a machine has for itself; the run's own is shared by all machines."""
+
+    local: str | None = None  # of temporary files of simulators and loaders; null: the system's
 
 
 @dataclass
@@ -189,5 +201,6 @@ class TrainConfig:
     dataset: Dataset = field(default_factory=Dataset)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     distributed: Distributed = field(default_factory=Distributed, metadata=SAME)
+    storage: Storage = field(default_factory=Storage, metadata=SAME)
     eval: Eval = field(default_factory=Eval)
     logging: Logging = field(default_factory=Logging, metadata=SAME)

@@ -75,7 +75,13 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         ConfigError: It is not YAML, or a key is there twice; the message names the line.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise ConfigError(
+            f"{source}, line {line}: character {chr(error.character)!r} is not allowed in YAML"
+        ) from error
     loader.name = source
     try:
         return loader.get_single_data()

@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import psutil
 
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.distributed import World
+from pi0.ript.environments import get_environment
 from pi0.ript.labels.sources import Source
-from pi0.ript.recap.config import tried_guidances
+from pi0.ript.recap.config import Demonstrations, RecapConfig, tried_guidances
 from pi0.ript.recap.model_budget import model_budget
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.pace import TimeLeft, UnderWay
@@ -33,7 +34,7 @@ class BudgetError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Budget:
+class PlannedWork:
     """Upper bounds: every episode is taken to last until its deadline."""
 
     recorded: int
@@ -43,7 +44,15 @@ class Budget:
     steps: int
     """Steps until the deadline of an episode."""
     policy_updates: int
+    """Of SFT too."""
+    sft_updates: int
     value_updates: int
+
+
+@dataclass(frozen=True)
+class Budget(PlannedWork):
+    """The work of a run, and the room that its images take."""
+
     images_gb: float
     """Size of the decoded images that are trained on at once."""
     disk_gb: float
@@ -59,33 +68,50 @@ class Rates:
     update: float
 
 
-def budget(run: Run) -> Budget:
-    """Return what the run's configuration asks for."""
-    config, environment = run.config, run.environment
+def planned_work(config: RecapConfig) -> PlannedWork:
+    """Return what a configuration asks for."""
+    environment = get_environment(**asdict(config.task))
     tasks = environment.suite().select(environment.tasks)
-    steps = max(run.deadlines.values())
+    limit = environment.max_steps
+    steps = max(task.max_steps if limit is None else limit for task in tasks)
     per_round = config.rollouts.num_states * config.rollouts.per_state
     demonstrations = config.demonstrations.episodes or environment.warm_start_spec(config.seed).episodes
-    root = run.demonstrations_root
-    demonstrated = 0 if root else demonstrations * len(tasks)
+    demonstrated = 0 if _is_given(config.demonstrations) else demonstrations * len(tasks)
     policies = config.rounds + 1 + 2 * config.baselines + config.filtered_rounds
     tried = config.rounds * len(tried_guidances(config)) + 1  # SFT has one guidance
     trainings = config.rounds * (1 + 2 * config.baselines) + config.filtered_rounds
     recorded_rounds = config.rounds + max(config.filtered_rounds - 1, 0)  # the first is shared
-    gb = 3 * len(tasks[0].cameras) * tasks[0].image_size ** 2 * steps / 1e9
-    sets = run.workshop.open_sets([run.reading.settings(Path(root))]) if root else []
-    kept_rounds = min(config.rounds, config.rollouts.keep_rounds)
-    return Budget(
+    sft = 0 if config.skip_sft else config.sft.steps
+    return PlannedWork(
         recorded=demonstrated + recorded_rounds * per_round,
         judged=len(tasks)
         * (config.eval.rollouts_per_task * policies + config.validation.rollouts_per_task * tried),
         steps=steps,
-        policy_updates=trainings * config.finetuning.training.steps
-        + (0 if config.skip_sft else config.sft.steps),
+        policy_updates=trainings * config.finetuning.training.steps + sft,
+        sft_updates=sft,
         value_updates=config.value.pretraining.steps + config.rounds * config.value.finetuning.steps,
-        images_gb=sum(map(_images_gb, sets)) + gb * (demonstrated + kept_rounds * per_round),
-        disk_gb=gb * (demonstrated + recorded_rounds * per_round),
     )
+
+
+def budget(run: Run) -> Budget:
+    """Return what the run's configuration asks for."""
+    config, work = run.config, planned_work(run.config)
+    task = run.environment.suite().select(run.environment.tasks)[0]
+    gb = 3 * len(task.cameras) * task.image_size**2 * work.steps / 1e9
+    root = run.demonstrations_root
+    sets = run.workshop.open_sets([run.reading.settings(Path(root))]) if root else []
+    per_round = config.rollouts.num_states * config.rollouts.per_state
+    kept = min(config.rounds, config.rollouts.keep_rounds) * per_round
+    demonstrated = work.recorded - (config.rounds + max(config.filtered_rounds - 1, 0)) * per_round
+    return Budget(
+        **asdict(work),
+        images_gb=sum(map(_images_gb, sets)) + gb * (demonstrated + kept),
+        disk_gb=gb * work.recorded,
+    )
+
+
+def _is_given(demonstrations: Demonstrations) -> bool:
+    return demonstrations.root is not None or demonstrations.repo_id is not None
 
 
 def _images_gb(frames: FrameSet) -> float:

@@ -6,7 +6,7 @@ The comment behind a field is what `--help` says of it.
 from dataclasses import dataclass, field
 from typing import Annotated, get_args
 
-from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging
+from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging, Storage
 from pi0.ript.data.settings import ADVANTAGE_MODES
 from pi0.ript.labels.labelling import Advantage
 from pi0.ript.labels.returns import RewardConfig
@@ -159,6 +159,7 @@ class RecapConfig:
     validation: Validation = field(default_factory=Validation)
     eval: Eval = field(default_factory=lambda: Eval(cfg_guidance_scale=3.0))
     distributed: Distributed = field(default_factory=Distributed)
+    storage: Storage = field(default_factory=Storage)
     logging: Logging = field(default_factory=Logging)
 
 

@@ -17,6 +17,7 @@ from pi0.ript.distributed import World
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.files import hash_files
 from pi0.ript.labels.calibration import Calibration
+from pi0.ript.machines import require_same_files
 from pi0.ript.recap.artefacts import (
     LabelsRecipe,
     RecordingRecipe,
@@ -104,9 +105,9 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
     stages = Stages(run_dir, world, cast("Any", config.on_stale))
     environment = get_environment(**asdict(config.task))
     root = world.on_main(_root_of, config.demonstrations)
-    world.on_main(
-        shutil.rmtree, run_dir / "images", ignore_errors=True
-    )  # version 0.1.0 decoded them to files
+    require_same_files(world, [root] if root else [])
+    # Version 0.1.0 decoded them to files.
+    world.on_main(shutil.rmtree, run_dir / "images", ignore_errors=True)
     return Run(config, world, stages, environment, workshop, root)
 
 
@@ -186,10 +187,8 @@ def require_gates(run: Run, value: Artefact, labels: Artefact, rollouts: Sequenc
         GateError: One is too bad to train a policy on.
     """
     figures = {key: labels.figures[key] for key in ("coverage", "positive_fraction", "target_fraction")}
-    calibration, success = (
-        Calibration.from_dict(value.figures["calibration"]),
-        [r.figures["success"] for r in rollouts],
-    )
+    calibration = Calibration.from_dict(value.figures["calibration"])
+    success = [r.figures["success"] for r in rollouts]
     is_improving = len(success) > 1 and success[-1] > success[-2]
     gates = run.config.gates
     for line in check_gates(calibration, LabelFigures(**figures), gates, is_improving=is_improving):

@@ -32,7 +32,7 @@ from pi0.ript.recap.data import Reading, open_sources, resolved_reward
 from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.stages import Inputs
 from pi0.ript.recap.workshop import Workshop
-from pi0.ript.starting_policy import TOY, make_policy, require_fits
+from pi0.ript.starting_policy import TOY, make_policy, require_fits, weights_later
 from pi0.ript.training.fitted_features import with_widths_of, without_absent_cameras
 from pi0.ript.training.objectives import PolicyObjective
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
@@ -62,7 +62,8 @@ class SupervisedRecipe:
     def make(self, inputs: Inputs, work: Path, workshop: Workshop) -> Mapping[str, Any]:
         """Write the policy."""
         sources = open_sources(inputs, self.reading, workshop, mode=self.advantage)
-        policy = self._new_policy([source.frames for source in sources], workshop.device)
+        with weights_later(workshop.world.holds_parts and self.sft is not None):
+            policy = self._new_policy([source.frames for source in sources], workshop.device)
         if self.policy_path != TOY:
             _look_at_statistics(policy, [source.frames for source in sources], workshop)
         if self.sft is None:
@@ -151,7 +152,7 @@ class FineTuningRecipe:
             place = labels / source.name
             advantages.append(fill_missing(read_advantages(place, source.frames), "error", place))
         positive = read_positive(labels, sources)
-        policy = workshop.load_policy(inputs["start"])
+        policy = workshop.load_policy(inputs["start"], to_train=True)
         policy.model.freeze(self.freeze)
         objective = policy_objective(policy, sources, advantages, positive, self.training, self.uncond_weight)
         return _train_policy(*objective, self.training, (self.seed, self.round), work, workshop)
@@ -177,7 +178,7 @@ class RivalRecipe:
         # In mode "use", a frame without advantage is left out.
         advantages = [np.where(_is_imitated(source), 0.0, np.nan) for source in sources]
         positive = [_is_imitated(source) for source in sources]
-        policy = workshop.load_policy(inputs["sft"])
+        policy = workshop.load_policy(inputs["sft"], to_train=True)
         policy.model.freeze(self.freeze)
         objective = policy_objective(policy, sources, advantages, positive, self.training)
         return _train_policy(*objective, self.training, (self.seed, 0), work, workshop)

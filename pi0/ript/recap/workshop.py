@@ -63,9 +63,10 @@ class Workshop:
                 self._sets[root].keep_images(self.cache)
         return [self._sets[str(settings.root)] for settings in wanted]
 
-    def load_policy(self, artefact: Artefact) -> PI0Policy:
-        """Return a stage's policy on this process's device."""
-        return PI0Policy.from_pretrained(artefact.path, device=self.device)
+    def load_policy(self, artefact: Artefact, *, to_train: bool = False) -> PI0Policy:
+        """Return a stage's policy on this process's device; `to_train`: processes may share its weights."""
+        later = to_train and self.world.holds_parts
+        return PI0Policy.from_pretrained(artefact.path, device=self.device, later=later)
 
     def load_value(self, artefact: Artefact, sft: Artefact) -> ValueFunction:
         """Return a stage's value function, which may read the prefix of the SFT policy."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from pi0.ript.checkpoint import Checkpoints, open_run_directory
+from pi0.ript.checkpoint import Checkpoints, open_run_directory, this_launch
 from pi0.ript.config import TrainConfig, parse_config, save_config
 from pi0.ript.dataset import LiberoInitStateDataset, StateSampler, collate_fn_state, drawn
 from pi0.ript.distributed import cleanup_distributed, get_model_from_ddp, setup_distributed
@@ -37,7 +37,8 @@ def main(config: TrainConfig) -> None:
     torch.set_num_threads(1)  # a toy model gains nothing from threads
     seed, algo = config.training.seed, config.algo
     world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
-    run_dir, checkpoint = world.on_main(open_run_directory, config)
+    world.require_shared(f"{config.output_dir}/{config.exp_name}", config.warm_start_dir)
+    run_dir, checkpoint = world.on_main(open_run_directory, config, this_launch(world))
     world.on_main(save_config, config, run_dir)
     setup_run_logging(run_dir, world.rank, write_report)
     init_wandb(config, run_dir, world.rank)
@@ -85,8 +86,7 @@ def main(config: TrainConfig) -> None:
         # Collect
         collection = collect_groups(
             simulators,
-            # The indicator means nothing before training.
-            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),
+            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),  # at first: unguided
             drawn_states,
             num_groups=algo.data_batch_size,
             group_size=algo.rloo_batch_size,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 _MAX_DEPTH = 16
+_MAX_ITEMS = 10_000  # values in a message: an observation has tens; the bytes of an array are one
 _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
 _KINDS = "biuf"  # of array elements: no objects, no records, nothing that could run code
 
@@ -88,7 +89,7 @@ def _head(length: int, small: int, limit: int, heads: tuple[int | None, int, int
 
 class _Reader:
     def __init__(self, message: bytes) -> None:
-        self.message, self.at = message, 0
+        self.message, self.at, self.items = message, 0, 0
 
     def take(self, count: int) -> bytes:
         if count > len(self.message) - self.at:
@@ -102,6 +103,9 @@ class _Reader:
     def value(self, depth: int) -> Any:
         if depth > _MAX_DEPTH:
             raise WireError(f"expected at most {_MAX_DEPTH} levels, found more")
+        self.items += 1
+        if self.items > _MAX_ITEMS:
+            raise WireError(f"expected at most {_MAX_ITEMS} values, found more")
         first = self.take(1)[0]
         if first < 0x80 or first >= 0xE0:
             return first if first < 0x80 else first - 256
@@ -133,7 +137,7 @@ class _Reader:
         for _ in range(length):
             key = self.value(depth + 1)
             if not isinstance(key, str | bytes):
-                raise WireError(f"expected text as the key of a map, found {key!r}")
+                raise WireError(f"expected text as the key of a map, found {type(key).__name__}")
             fields[key] = self.value(depth + 1)
         return _array(fields) if _ARRAY in fields or _SCALAR in fields else fields
 
@@ -146,7 +150,7 @@ def _array(fields: dict[str | bytes, Any]) -> Any:
             return dtype.type(fields[b"data"])
         return np.frombuffer(fields[b"data"], dtype).reshape([int(n) for n in fields[b"shape"]])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise WireError(f"an array that is none: {error}") from error
+        raise WireError(f"an array that is none: {str(error)[:200]}") from error
 
 
 def _require_numbers(dtype: np.dtype) -> None:

@@ -8,7 +8,14 @@ from dataclasses import replace
 from pi0.registry import load_plugins
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.config.command_line import describe_keys, key_value_pairs
-from pi0.ript.config.loading import load_config, mixed_precision, parse_overrides, say_device
+from pi0.ript.config.loading import (
+    engine,
+    load_config,
+    mixed_precision,
+    parse_overrides,
+    say_device,
+    use_local_storage,
+)
 from pi0.ript.supervised.checks import check_settings
 from pi0.ript.supervised.settings import SupervisedSettings
 
@@ -46,7 +53,9 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
         )
         load_plugins(settings.plugins)
         settings.policy.dtype = mixed_precision(settings.policy.dtype)
+        settings.distributed.strategy = engine(settings.distributed.strategy)
         check_settings(settings)
+        use_local_storage(settings.storage.local)
         say_device(settings.device, settings.distributed.backend)
     except ValueError as error:
         sys.stderr.write(f"{parser.prog}: error: {error}\n")

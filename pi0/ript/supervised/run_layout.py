@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from pi0 import PI0Policy
 from pi0.embodiment import plain_statistics, write_ids
 from pi0.ript.checkpoint.files import published
+from pi0.ript.checkpoint.launch import Launch
 from pi0.ript.checkpoint.resuming import Advice, find_same_run
 from pi0.ript.config import ConfigError, save_config
 from pi0.ript.config.loading import present_settings
@@ -30,7 +31,7 @@ from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
 from pi0.ript.files import write_json
 from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.results import lock_directory
+from pi0.ript.results import lock_directory, new_run_directory
 from pi0.ript.starting_policy import TOY
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model
@@ -50,10 +51,10 @@ ADVICE = Advice(
 )
 
 
-def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
+def open_run(config: SupervisedSettings, launch: Launch | None = None) -> tuple[Path, Path | None]:
     """Return the run's directory, from now on this process's own, and the checkpoint to continue from.
 
-    What `overwrite` moves aside is still there.
+    What `overwrite` moves aside is still there. A run that the launch, a call of torchrun, has begun goes on.
 
     Raises:
         RunInUseError: A live process has the directory.
@@ -61,7 +62,7 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
         ChangedSettingsError: The run there was made with settings that have another result.
         SnapshotError: None of its checkpoints is valid.
     """
-    path = _place(config)
+    path = _place(config, launch)
     is_run = (path / "experiment_cfg/config.yaml").exists()
     is_empty = not path.exists() or all(file.name == ".lock" for file in path.iterdir())
     if not is_empty and not is_run and not config.overwrite:
@@ -70,18 +71,31 @@ def open_run(config: SupervisedSettings) -> tuple[Path, Path | None]:
             "another output_dir or exp_name (--overwrite moves what is there aside)"
         )
     lock_directory(path)
-    if not is_run or config.overwrite:
+    if not is_run or (config.overwrite and not _has_begun(launch, path)):
         return path, None
     return path, find_same_run(
         path, config, advice=ADVICE, read=partial(present_settings, schema=type(config))
     )
 
 
-def _place(config: SupervisedSettings) -> Path:
-    """Return the directory of a run: as it is named, the newest of its type, or a new one."""
+def begin_again(run_dir: Path, launch: Launch | None) -> None:
+    """Move an earlier run aside, unless the launch began it, which torchrun has started again since."""
+    if not _has_begun(launch, run_dir):
+        new_run_directory(run_dir)
+
+
+def _has_begun(launch: Launch | None, run_dir: Path) -> bool:
+    return launch is not None and launch.has_begun(run_dir)
+
+
+def _place(config: SupervisedSettings, launch: Launch | None) -> Path:
+    """Return the directory of a run: as it is named, the newest of its type or launch, or a new one."""
     parent, kind = Path(config.output_dir).expanduser(), config.policy.type
     if config.exp_name is not None:
         return parent / config.exp_name
+    begun = [path for path in parent.glob(f"*_{kind}") if _has_begun(launch, path)]
+    if begun:
+        return max(begun)
     if not config.resume:
         while (path := parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{kind}").exists():
             time.sleep(0.1)
@@ -104,9 +118,13 @@ def link_checkpoints(run_dir: Path) -> None:
             (links / step).symlink_to(Path("..") / name)
 
 
-def write_settings(run_dir: Path, config: SupervisedSettings, world_size: int) -> None:
-    """Write experiment_cfg/ and wandb_config.json."""
+def write_settings(
+    run_dir: Path, config: SupervisedSettings, world_size: int, launch: Launch | None = None
+) -> None:
+    """Write experiment_cfg/ and wandb_config.json, and which launch of torchrun the run is of."""
     save_config(config, run_dir)
+    if launch is not None:
+        launch.note(run_dir)
     values = asdict(config)
     more = {
         "max_steps": config.steps,

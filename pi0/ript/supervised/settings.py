@@ -13,6 +13,7 @@ from pi0.ript.config.schema import (
     EnvironmentSettings,
     EvalSettings,
     Logging,
+    Storage,
 )
 from pi0.ript.data.settings import MixtureSettings, Mode
 from pi0.ript.labels.returns import RewardConfig
@@ -133,3 +134,4 @@ class SupervisedSettings:
     eval: EvalSettings = field(default_factory=EvalSettings)
     logging: Logging = field(default_factory=Logging, metadata=SAME)
     distributed: Distributed = field(default_factory=Distributed, metadata=SAME)
+    storage: Storage = field(default_factory=Storage, metadata=SAME)

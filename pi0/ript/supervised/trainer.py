@@ -11,18 +11,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pi0 import PI0Policy
+from pi0.ript.checkpoint import this_launch
 from pi0.ript.checkpoint.snapshot import trained_parameters
 from pi0.ript.distributed import World, limit_threads, setup_distributed
 from pi0.ript.environments import get_environment
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_stopped
+from pi0.ript.machines import require_same_files
 from pi0.ript.monitoring import ProfileWindow, monitor_memory
 from pi0.ript.progress import print_above, progress_bar
 from pi0.ript.report import write_report
-from pi0.ript.results import new_run_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.run_layout import (
     ADVICE,
+    begin_again,
     link_checkpoints,
     open_run,
     publish_model,
@@ -51,7 +53,9 @@ class Training:
         self.world = world or setup_distributed(settings.device, **asdict(settings.distributed))
         self.batch_size = samples_per_step(settings, self.world)
         settings = replace(settings, batch_size=self.batch_size)
-        self.run_dir, checkpoint = self.world.on_main(open_run, settings)
+        self._require_shared(settings)
+        launch = this_launch(self.world)
+        self.run_dir, checkpoint = self.world.on_main(open_run, settings, launch)
         name = str(self.run_dir.relative_to(Path(settings.output_dir).expanduser()))
         self.settings = settings = replace(settings, exp_name=name)
         self.parts = self.world.first(make_parts, settings, self.world)
@@ -59,8 +63,8 @@ class Training:
         limit_threads(model)
         self.simulation = self._simulation()
         if settings.overwrite:  # not before: what cannot be trained must not cost the run that is there
-            self.world.on_main(new_run_directory, self.run_dir)
-        self.world.on_main(write_settings, self.run_dir, settings, self.world.size)
+            self.world.on_main(begin_again, self.run_dir, launch)
+        self.world.on_main(write_settings, self.run_dir, settings, self.world.size, launch)
         setup_run_logging(self.run_dir, self.world.rank, write_report)
         init_wandb(settings, self.run_dir, self.world.rank)
         for note in self.parts.notes:
@@ -71,6 +75,11 @@ class Training:
         self.files = ModelFiles(self.run_dir, settings, self.parts, self.world)
         self.steps = self._steps(checkpoint)
         self.best: dict[str, float] = self.steps.kept.setdefault("best", {})
+
+    def _require_shared(self, settings: SupervisedSettings) -> None:
+        roots = (data.root for data in settings.dataset_mixture.datasets)
+        self.world.require_shared(Path(settings.output_dir) / (settings.exp_name or ""))
+        require_same_files(self.world, [root for root in roots if root])
 
     def _steps(self, checkpoint: Path | None) -> Steps:
         settings, model = self.settings, self.parts.objective.model
@@ -168,10 +177,10 @@ class Training:
         """Return the figures on the held-out episodes, at the same noise every time."""
         objective, batches = self.parts.objective, self.parts.data.validation
         assert batches is not None
-        objective.model.eval()
         sums = torch.zeros(len(objective.figures), device=objective.model.device)
         learner: nn.Module = objective.learner()  # not DDP's: the processes have different numbers of batches
         with self.files.published_weights():
+            objective.model.eval()
             bar = progress_bar(
                 batches, unit="batch", desc="validation", leave=False, disable=self.world.rank > 0
             )
@@ -192,10 +201,10 @@ class Training:
         policy = self.parts.objective.model
         assert isinstance(policy, PI0Policy)
         assert self.simulation is not None
-        policy.eval()
         path = self.run_dir / "evaluations" / f"step-{self.steps.step}"
         try:
             with self.files.published_weights():
+                policy.eval()
                 evaluation = self.simulation.evaluate(policy, path)
         except StoppedError:  # the weights are the training's own again
             self.steps.stop_if_asked()

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from pi0.ript.checkpoint.files import UNTRAINED
-from pi0.ript.checkpoint.snapshot import copy_tensors, write_snapshot, write_tensors
+from pi0.ript.checkpoint.snapshot import copy_tensors, write_on_main, write_snapshot, write_tensors
 from pi0.ript.data.frame_set import hash_arrays
 from pi0.ript.distributed import World
 from pi0.ript.supervised.parts import Parts
@@ -38,15 +39,22 @@ class ModelFiles:
         if self.average is not None:
             self.average.update()
 
+    def in_parts(self) -> dict[str, Tensor]:
+        """Return the average as tensors that are written in parts, where what is trained is."""
+        if self.average is None or not self.world.is_sharded:
+            return {}
+        return {f"average.{name}": value for name, value in self.average.average.items()}
+
     def write(self, directory: Path) -> None:
         """Write what a checkpoint has besides what `write_training` writes."""
-        if self.average is not None:
-            write_tensors(directory / _AVERAGE, self.average.average)
+        if self.average is not None and not self.world.is_sharded:
+            average = self.average.average
+            write_on_main(lambda: write_tensors(directory / _AVERAGE, average), self.world)
         self._write_model(directory)
 
     def read(self, checkpoint: Path) -> None:
-        """Put the average where it was."""
-        if self.average is not None:
+        """Put the average where it was, if it was not in parts."""
+        if self.average is not None and not self.world.is_sharded:
             copy_tensors(self.average.average, load_file(checkpoint / _AVERAGE))
 
     def keep_if_best(self, metric: str, value: float, step: int, best: dict[str, float]) -> None:
@@ -73,9 +81,12 @@ class ModelFiles:
                     shutil.rmtree(hidden)
 
     def _write_model(self, directory: Path) -> None:
-        with self.published_weights():
+        def write() -> None:
             self.model.save_pretrained(directory, untrained=self.run_dir / UNTRAINED)
-        copy_descriptions(self.run_dir, directory)
+            copy_descriptions(self.run_dir, directory)
+
+        with self.published_weights():
+            write_on_main(write, self.world)
 
 
 def data_hashes(parts: Parts) -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pi0.ript.checkpoint.snapshot import copy_tensors, trained_parameters
+from pi0.ript.checkpoint.snapshot import changed_weights, copy_tensors, trained_parameters
 from pi0.ript.training.settings import Optimizer, Scheduler, Training
 from pi0.trainable import require_float32
 
@@ -67,7 +67,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._move: Any = get_ema_multi_avg_fn(decay)
-        self._trained = trained_parameters(model)
+        self._model, self._trained = model, trained_parameters(model)
         self.average = {name: p.detach().clone() for name, p in self._trained.items()}
 
     def update(self) -> None:
@@ -77,10 +77,12 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the model the average meanwhile."""
+        """Give the model the average meanwhile, on all processes."""
         kept = {name: p.detach().clone() for name, p in self._trained.items()}
-        copy_tensors(self._trained, self.average)
+        with changed_weights(self._model):
+            copy_tensors(self._trained, self.average)
         try:
             yield
         finally:
-            copy_tensors(self._trained, kept)
+            with changed_weights(self._model):
+                copy_tensors(self._trained, kept)

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pi0.ript.checkpoint.files import checkpoint_path
+from pi0.ript.checkpoint.random_states import restore_rng_state
 from pi0.ript.checkpoint.resuming import Advice, run_facts
 from pi0.ript.checkpoint.snapshot import (
     Clock,
     Stateful,
     read_training,
-    restore_rng_state,
     write_snapshot,
     write_training,
 )
@@ -26,8 +26,12 @@ from pi0.value import ValueFunction
 class ExtraFiles(Protocol):
     """What a snapshot has besides what continues the training: the model as users load it, and more."""
 
+    def in_parts(self) -> dict[str, Tensor]:
+        """Return the tensors that are to be written in parts, where what is trained is."""
+        ...
+
     def write(self, directory: Path) -> None:
-        """Write to a snapshot's directory, on rank 0."""
+        """Write the rest to a snapshot's directory; all processes call it."""
         ...
 
     def read(self, checkpoint: Path) -> None:
@@ -79,8 +83,9 @@ class Snapshots:
         path, peers = self.newest, self.peers
         if path is None:
             return {}
+        more = self._in_parts()
         progress = read_training(
-            path, self._facts, self.model, self.optimizer, self.states, peers, self.advice
+            path, self._facts, self.model, self.optimizer, self.states, peers, self.advice, more=more
         )
         if self.extra is not None:
             self.extra.read(path)
@@ -103,7 +108,8 @@ class Snapshots:
             states = {name: state.state_dict() for name, state in self.states.items()}
 
             def write(partial: Path) -> None:
-                write_training(partial, self.model, self.optimizer, states, {"step": step, **progress})
+                values, more = {"step": step, **progress}, self._in_parts()
+                write_training(partial, self.model, self.optimizer, states, values, self.peers, more=more)
                 if self.extra is not None:
                     self.extra.write(partial)
 
@@ -120,3 +126,6 @@ class Snapshots:
             self._last_step = step
             self._clock.restart()
         return path
+
+    def _in_parts(self) -> dict[str, Tensor]:
+        return {} if self.extra is None else self.extra.in_parts()
