@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -135,9 +136,17 @@ class World:
             return learner
         if self.loans is not None:
             shard(learner, self.size, self.loans, self.gather_dtype)
+            learner._compiled_call_impl = partial(
+                self._call, learner
+            )  # in place of what `learner(...)` calls
             return learner
         # Every parameter has a gradient in every step (held by a test), so none needs to be searched for.
         return DistributedDataParallel(learner, process_group=None, broadcast_buffers=False)
+
+    def _call(self, learner: nn.Module, *args: Any, **options: Any) -> Any:
+        """Call a learner whose pass gathers parameters, so that a process may be lost in it."""
+        with _clear_errors(self.rank):
+            return learner._call_impl(*args, **options)
 
     def micro_batches(
         self, learner: nn.Module, window_ids: Int64[np.ndarray, " n"], size: int
