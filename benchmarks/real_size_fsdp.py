@@ -3,8 +3,8 @@
 python benchmarks/real_size_fsdp.py          both, at 193 M parameters, and their ratio
 python benchmarks/real_size.py --only fsdp   FSDP at the real size, expert only (make test-real ONLY=fsdp)
 
-Each loads a checkpoint, takes optimizer steps, acting before each (not at the real size), and saves what came of
-it. The figures are of the process that needed more, and of its anonymous memory, imports and all.
+Each loads a checkpoint, takes optimizer steps (not acting before at the real size), and saves what it has.
+The figures are of the process that needed more, and of its anonymous memory, imports and all.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class WeightLoader:
             reads = {
                 name: partial(sources[name].read_into, tensors=tensors) for name in parameters.keys() - new
             }
-            model.later = LaterWeights(later, reads)
+            cast("Any", model).later = LaterWeights(later, reads)
             return new
         # The largest first: what is read meanwhile then never adds to a model that is nearly complete.
         for name in sorted(parameters, key=lambda name: -parameters[name].numel()):

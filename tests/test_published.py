@@ -25,7 +25,7 @@ from pi0.ript.environments import FOUR_SUITES
 from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.envs.libero import LiberoSuite
 from pi0.ript.evaluate import EpisodeResult, Evaluation
-from pi0.ript.evaluation_plan import Pace
+from pi0.ript.evaluation_plan import EvaluationPace
 from pi0.ript.evaluation_settings import EvaluationConfig
 from pi0.ript.published import FOLDER, PublishedSuccess, published_file, suite_rows
 from pi0.ript.rollout import GuidedPolicy
@@ -93,7 +93,9 @@ def test_all_suites_are_evaluated_beside_what_was_published(tmp_path, no_simulat
         assert plan in said
     assert "plan: 80 episodes of up to 26400 steps, 8 at a time" in said
     assert (
-        said.index("plan: 80 episodes") < said.index("plan: memory: weights ") < said.index("plan: at most ")
+        said.index("plan: 80 episodes")
+        < said.index("plan: memory of a process: weights ")
+        < said.index("plan: at most ")
     )
     assert "10 actions in 8 episodes take" in said
     assert "GB are available" in said
@@ -219,7 +221,7 @@ def test_the_time_left_is_told_from_what_episodes_took(monkeypatch):
     """Rounds of 2 s; so far episodes have taken half of their deadlines."""
     said, now = [], iter([0.0, 2.0, 4.0, 6.0])
     monkeypatch.setattr(evaluation_plan.time, "monotonic", lambda: next(now))
-    pace = Pace({"a": [300], "b": [300] * 9}, said.append, _chunk=50, _num_slots=4)
+    pace = EvaluationPace({"a": [300], "b": [300] * 9}, said.append, _chunk=50, _num_slots=4)
     still = np.zeros((1, 1, 7), np.float32)
     timed = pace.timed(evaluation_plan.FunctionPolicy(lambda *_: still))
     for _ in range(4):

@@ -82,7 +82,8 @@ def test_pi0_train_ends_where_ddp_does(tmp_path, kind):
 
 def test_recap_learns_as_ddp_does(tmp_path):
     def run(strategy):
-        options = ("rounds=1", "baselines=false", f"distributed.strategy={strategy}")
+        fewer = ("rounds=1", "baselines=false", "filtered_rounds=1")
+        options = (*fewer, f"distributed.strategy={strategy}")
         stages = recap_runs.run(tmp_path / strategy, *options)
         return {name: record["figures"].get("loss") for name, record in stages.items()}
 

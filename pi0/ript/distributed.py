@@ -97,9 +97,15 @@ class World:
             results = [function(*args, **options)] if self.rank == 0 else []
         return self.gather(results)[0][0]
 
-    def lending(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lending(self) -> Iterator[None]:
         """Let rank 0 read whole what is in parts meanwhile; the others enter to lend, until it leaves."""
-        return contextlib.nullcontext() if self.loans is None else self.loans.opened()
+        if self.loans is None:
+            yield
+            return
+        # On rank 0 the errors are also those of what it does meanwhile.
+        with _clear_errors(self.rank) if self.rank else contextlib.nullcontext(), self.loans.opened():
+            yield
 
     def first[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the function on rank 0 first, then on the others, and return its result here.

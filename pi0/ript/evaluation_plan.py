@@ -69,9 +69,9 @@ def _memory_line(config: EvaluationConfig, environment: Environment) -> str:
     too_much = "" if needed < available else "; that is too little: lower num_parallel_envs, num_workers"
     where = f" on {device} ({torch.cuda.mem_get_info(device)[0] / 1e9:.3g} GB free)" if is_gpu else ""
     return (
-        f"plan: memory: weights {weights:.3g} GB{where}, simulators up to about {simulators:.2g} GB "
-        f"(num_parallel_envs={environment.num_slots}, num_workers={workers}); {available:.3g} GB are "
-        f"available{too_much}"
+        f"plan: memory of a process: weights {weights:.3g} GB{where}, simulators up to about "
+        f"{simulators:.2g} GB (num_parallel_envs={environment.num_slots}, num_workers={workers}); "
+        f"{available:.3g} GB are available{too_much}"
     )
 
 
@@ -109,7 +109,7 @@ def measured_round(
 
 
 @dataclass
-class Pace:
+class EvaluationPace:
     """How fast a process gets on, and what that says of the time that is left."""
 
     left: dict[str, list[int]]

@@ -16,7 +16,7 @@ from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setu
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.evaluate import Evaluation, episode_seed, joined
-from pi0.ript.evaluation_plan import Pace, deadlines, plan_lines
+from pi0.ript.evaluation_plan import EvaluationPace, deadlines, plan_lines
 from pi0.ript.evaluation_results import EPISODES, comparison_record, open_output, write_tables
 from pi0.ript.evaluation_settings import (
     EvaluationConfig,
@@ -92,7 +92,7 @@ class _Work:
     ) -> None:
         self.config, self.environments, self.world = config, environments, world
         self.run_dir = Path(config.output_dir)
-        self.pace = Pace({}, partial(_say_above, world)) if benchmark_suites(config) else None
+        self.pace = EvaluationPace({}, partial(_say_above, world)) if benchmark_suites(config) else None
         self._parts: dict[str, dict[str, Evaluation]] = {trial.name: {} for trial in trials(config)}
         self._executed: dict[str, int] = {}
         self._loaded: tuple[str, PI0Policy] | None = None
@@ -178,7 +178,7 @@ def _evaluate(
     acting: GuidedPolicy,
     config: EvaluationConfig,
     world: World,
-    pace: Pace | None,
+    pace: EvaluationPace | None,
     *,
     key: str | None = None,
 ) -> Evaluation:

@@ -22,7 +22,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from pi0.errors import UnusableError
-from pi0.layers import RMSNorm
 from pi0.model import PrefixModel
 from pi0.tensor_files import Deferred
 from pi0.trainable import inference_dtypes
@@ -170,12 +169,11 @@ def shard(learner: nn.Module, size: int, loans: Loans, gathered: str | None) -> 
 
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
     for module in _parts(model):
-        parts = [module, *module.modules()]
-        is_rounded = rounded.param_dtype is not None and any(names[part] in large for part in parts)
-        if is_rounded:
-            for part in module.modules():
-                if isinstance(part, RMSNorm):
-                    add(part, exact)
+        layers = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+        kept = [layer for layer in layers if names[layer] not in large]
+        is_rounded = rounded.param_dtype is not None and len(kept) < len(layers)
+        for layer in kept if is_rounded else ():  # a unit travels in one dtype
+            add(layer, exact)
         add(module, rounded if is_rounded else exact)
     add(learner, exact)
     model.add_module("shards", Shards(model, units, loans))

@@ -13,10 +13,12 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from pi0.ript.checkpoint.files import SnapshotError
 
@@ -47,7 +49,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return read_index(Path(self.path))
 
@@ -60,7 +62,7 @@ def write_parts(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     try:
         with _undisturbed():
-            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(directory), no_dist=_is_alone())
+            save(dict(tensors), storage_writer=FileSystemWriter(directory), no_dist=_is_alone())
     except CheckpointException as error:
         raise OSError(_first_reason(error)) from error
 
@@ -73,7 +75,7 @@ def read_parts(directory: Path, targets: Mapping[str, Tensor]) -> None:
     """
     try:
         with _undisturbed():
-            dcp.load(dict(targets), storage_reader=_Reader(directory), no_dist=_is_alone())
+            load(dict(targets), storage_reader=_Reader(directory), no_dist=_is_alone())
     except CheckpointException as error:
         raise SnapshotError(f"{directory}: {_first_reason(error)}") from error
 
@@ -117,7 +119,7 @@ def split_optimizer(
     """
     tensors, rest = dict[str, Tensor](), dict[str, dict[str, Any]]()
     for parameter, values in optimizer.state.items():
-        name = names[parameter]
+        name = names[cast("nn.Parameter", parameter)]
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 tensors[f"optimizer.{key}.{name}"] = value
