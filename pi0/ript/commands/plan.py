@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from pi0.ript.commands.arguments import command_parser, complain, whole_number
 from pi0.ript.config import load_config_from_yaml
 from pi0.ript.config.command_line import key_value_pairs
+from pi0.ript.files import path_argument
 from pi0.ript.recap import RecapConfig
 from pi0.ript.recap.cluster_plan import GPUS, plan
 
@@ -36,5 +36,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpus", type=whole_number("a number of GPUs", 1), required=True, metavar="N")
     add("--gpu", required=True, metavar="NAME", help=", ".join(GPUS))
     add("--price-per-hour", type=float, metavar="P", help="of one GPU, in whatever currency")
-    add("--config_path", type=Path, required=True, metavar="FILE", help="a configuration of RECAP")
+    add("--config_path", type=path_argument, required=True, metavar="FILE", help="a configuration of RECAP")
     return parser
