@@ -40,9 +40,9 @@ def _checked(value: Any, hint: Any, place: str) -> Any:
     """Return a value as its type has it."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        if value is None and types.NoneType in inner:
-            return None
-        return _checked(value, next(one for one in inner if one is not types.NoneType), place)
+        return _checked_union(value, inner, place)
+    if hint is Any:
+        return value
     if is_dataclass(hint):
         return from_plain(hint, value, f"{place}.")  # pyright: ignore[reportArgumentType]
     if origin is Literal:
@@ -66,6 +66,20 @@ def _checked(value: Any, hint: Any, place: str) -> Any:
         )
         raise UnusableError(f"{place}: expected {expected}, found {_said(value)}")
     return result
+
+
+def _checked_union(value: Any, members: tuple[Any, ...], place: str) -> Any:
+    """Return a value as the first member that it fits has it."""
+    if value is None and types.NoneType in members:
+        return None
+    problems: list[UnusableError] = []
+    for member in members:
+        if member is not types.NoneType:
+            try:
+                return _checked(value, member, place)
+            except UnusableError as error:
+                problems.append(error)
+    raise problems[0]
 
 
 def _said(value: Any) -> str:

@@ -128,9 +128,13 @@ COSTS = ModelCosts(
 
 def test_memory_by_strategy():
     assert ddp_memory(COSTS) == 12 + 20 + 10 + 10, "gradients, and what is sent of them"
-    assert fsdp_memory(COSTS, 1) == 12 + 20 + 10 + 4 + 2
-    assert fsdp_memory(COSTS, 32) == (12 + 20 + 10) / 32 + 4 + 2
-    assert fsdp_memory(replace(COSTS, acting=9), 32) == (12 + 20) / 32 + 9, "more than training takes"
+    assert fsdp_memory(COSTS, 1, accumulates=True) == 12 + 20 + 10 + 4 + 2
+    assert fsdp_memory(COSTS, 32, accumulates=False) == (12 + 20 + 10) / 32 + 4 + 2
+    whole_sums = (12 + 20 + 10) / 32 + 10 + 4 + 2
+    assert fsdp_memory(COSTS, 32, accumulates=True) == whole_sums
+    assert fsdp_memory(replace(COSTS, acting=9), 32, accumulates=False) == (12 + 20) / 32 + 9, (
+        "more than training takes"
+    )
 
 
 def test_rates_of_more_gpus_end_where_the_network_begins():

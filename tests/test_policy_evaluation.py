@@ -501,3 +501,15 @@ def test_a_choice_of_guidance_that_cannot_be_made(policies, tmp_path, capsys, ex
     extra = [word.format(policies / "second") for word in extra]
     assert main([*arguments(policies), "--output", str(tmp_path / "eval"), *extra]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_evaluations_whose_names_have_a_point_are_files_of_their_own(tmp_path):
+    from pi0.ript.evaluate import EpisodeResult, Evaluation
+    from pi0.ript.results import read_evaluation, write_evaluation
+
+    counts = {"guidance-1": 1, "guidance-1.5": 2, "guidance-2": 3}
+    for name, count in counts.items():
+        episodes = tuple(EpisodeResult("a", str(i), i < count, 8) for i in range(4))
+        write_evaluation(tmp_path / name, Evaluation(0, episodes))
+    read = {name: read_evaluation(tmp_path / f"{name}.json").num_successes for name in counts}
+    assert read == counts

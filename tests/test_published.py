@@ -17,6 +17,7 @@ from libero_standin import (
     openpi_directory,
     small_pi0,
 )
+from test_checkpoint import episode
 
 from pi0.ript import evaluation_plan, policy_evaluation
 from pi0.ript.commands.evaluate import main
@@ -450,3 +451,13 @@ def test_two_suites_of_real_libero(weights, tmp_path, capsys):
     assert re.search(r"plan: at most about [\d.]+ min: 50 actions in 1 episodes take", said)
     (task, *_) = make_suite("libero", suite="libero_spatial").tasks()
     assert task.instruction in instructions()
+
+
+def test_an_episode_beyond_a_process_s_share_ends_no_evaluation():
+    """Which process runs an episode is decided while they run."""
+    said = []
+    played = episode()
+    pace = EvaluationPace({"a": [played.task.max_steps] * 2}, said.append)
+    for _ in range(3):
+        pace._note("a", played)
+    assert pace.left == {"a": []}

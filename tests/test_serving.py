@@ -249,6 +249,8 @@ def test_settings_that_cannot_be(tmp_path, capsys):
         ServingLimits(max_message_mb=0.0)
     with pytest.raises(ValueError, match="max_batch: expected at least 1, found 0"):
         ServingLimits(max_batch=0)
+    with pytest.raises(ValueError, match="timeout_s: expected more than 0, found inf"):
+        ServingLimits(timeout_s=math.inf)
     assert ServingLimits(max_wait_ms=0.0, grace_s=0.0)
     assert main([str(tmp_path / "nothing")]) == 2
     assert "CHECKPOINT: no directory at" in capsys.readouterr().err

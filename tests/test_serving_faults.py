@@ -172,6 +172,46 @@ def test_a_full_queue_is_busy_and_a_late_answer_a_timeout_and_both_may_ask_again
     assert "pi0_serve_waiting 0.0" in metrics
 
 
+def test_a_client_that_sends_far_ahead_of_a_refusal_leaves_no_connection_behind():
+    bad = observation(**{"observation.state": np.zeros(5, np.float32)})  # refused by inference
+
+    async def conversation(session, url):
+        for _ in range(2):  # as many as may be connected
+            ws = await session.ws_connect(url)
+            await ws.receive()
+            for _ in range(12):
+                await ws.send_bytes(pack(bad))
+            assert "expected" in await receive(ws)
+            await ws.close()
+        async with session.ws_connect(url) as ws:
+            await ws.receive()
+            await ws.send_bytes(pack(observation()))
+            return await receive(ws)
+
+    answer = talk(conversation, limits=ServingLimits(max_clients=1))
+    assert answer["actions"].shape == (8, 3)
+
+
+def test_the_time_of_a_request_begins_when_it_comes():
+    policy = toy_policy()
+    gate = Gate(policy)
+
+    async def conversation(session, url):
+        async with session.ws_connect(url) as ws:
+            await ws.receive()
+            for _ in range(3):  # the second and third wait for the first's answer
+                await ws.send_bytes(pack(observation()))
+            start = time.monotonic()
+            said = [await receive(ws) for _ in range(3)]
+            took = time.monotonic() - start
+            gate.opened.set()
+            return said, took
+
+    said, took = talk(conversation, policy, limits=ServingLimits(timeout_s=1.0))
+    assert said == ["Timeout: no actions within 1 s"] * 3
+    assert took < 2.5
+
+
 def test_what_inference_raises_and_actions_that_are_not_finite_are_told():
     async def conversation(session, url):
         async with session.ws_connect(url) as ws:

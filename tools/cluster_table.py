@@ -1,5 +1,6 @@
 """Prints the table of sizes and rates in docs/cluster.md: computed by the formulas of `pi0-recap --plan`."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,10 @@ def rows() -> Iterator[str]:
     for count in COUNTS:
         seconds = update_seconds(full, gpu, count, training.batch_size)
         hours = run_hours(config, work, full, gpu, count).total
+        accumulates = math.ceil(training.batch_size / count) > training.micro_batch_size
+        in_parts = fsdp_memory(full, count, accumulates=accumulates)
         yield (
-            f"| {count} | {ddp_memory(full) / 1e9:.0f} GB | {fsdp_memory(full, count) / 1e9:.0f} GB "
+            f"| {count} | {ddp_memory(full) / 1e9:.0f} GB | {in_parts / 1e9:.0f} GB "
             f"| {ddp_memory(expert) / 1e9:.0f} GB | {seconds:.2f} s | {hours:.1f} h "
             f"| {training.batch_size / seconds:.0f} |"
         )

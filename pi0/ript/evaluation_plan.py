@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -78,7 +79,10 @@ def _memory_line(config: EvaluationConfig, environment: Environment) -> str:
 def memory_in_use() -> str:
     """Return what this process, its workers and its GPU hold now, in words."""
     process = psutil.Process()
-    workers = sum(child.memory_info().rss for child in process.children(recursive=True))
+    workers = 0
+    for child in process.children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            workers += child.memory_info().rss
     gpu = f", GPU {torch.cuda.max_memory_allocated() / 1e9:.3g} GB" if torch.cuda.is_available() else ""
     own = process.memory_info().rss
     return f"this process {own / 1e9:.3g} GB, simulating ones {workers / 1e9:.3g} GB{gpu}"
@@ -166,7 +170,9 @@ class EvaluationPace:
         return _NotingStore(store, partial(self._note, name))
 
     def _note(self, name: str, episode: Rollout) -> None:
-        self.left[name].remove(episode.task.max_steps)
+        left = self.left[name]  # of this process's share; it may get an episode more than that, or fewer
+        if episode.task.max_steps in left:
+            left.remove(episode.task.max_steps)
         self._steps += len(episode)
         self._most_steps += episode.task.max_steps
         self._finished += 1

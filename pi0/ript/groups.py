@@ -176,7 +176,7 @@ def collect_groups(
 
             options = {"turns": turns, "render_every": render_every, "on_finished": on_finished}
             finished = run(env, policy, drawn, seeds, **options)
-            if (file := next_file(VIDEO, ".mp4")) is not None:
+            if finished and (file := next_file(VIDEO, ".mp4")) is not None:
                 write_grid(file, finished)
             wait += longest_wait(turns, peers) if peers.size > 1 else 0.0
             groups = _groups(finished, turns, group_size, peers)

@@ -31,7 +31,8 @@ def require_shared(peers: Peers, directories: Sequence[str | Path]) -> None:
     if peers.size == 1:
         return
     places = [Path(directory).expanduser().absolute() for directory in directories]
-    is_new = [not place.exists() for place in places]
+    # Of rank 0 alone: elsewhere a network file system would remember for a while that it is not there.
+    is_new = [not place.exists() for place in places] if peers.rank == 0 else []
     name, deadline = f".shared-{uuid.uuid4().hex}", time.monotonic() + _PATIENCE_S
     problems = [problem for place in places if (problem := _write(place / name))] if peers.rank == 0 else []
     ((name, is_written),) = peers.gather([(name, not problems)])[0]

@@ -137,15 +137,15 @@ class _Work:
         self, trial: Trial, name: str, env: BatchedEnv, acting: GuidedPolicy, run: Callable[..., Evaluation]
     ) -> Evaluation:
         """Return the evaluation in one of several environments from its file, or make and write it."""
-        world, file = self.world, self.run_dir / f"{trial.file}-{name}.json"
+        world, path = self.world, self.run_dir / f"{trial.file}-{name}"
         judged = {key: value for key, value in asdict(self.config.eval).items() if key in _JUDGED}
         asked = {"episodes": world.on_main(episodes_key, env, acting), **judged}
         note = self.run_dir / EPISODES / f"{self._part(trial, name)}.json"
         if world.on_main(_says, note, asked):
             world.print(f"{name}: finished already")
-            return world.on_main(read_evaluation, file)
+            return world.on_main(read_evaluation, path.with_name(f"{path.name}.json"))
         evaluation = run(key=asked["episodes"])
-        world.on_main(write_evaluation, file, evaluation)
+        world.on_main(write_evaluation, path, evaluation)
         world.on_main(write_json, note, asked)
         return replace(evaluation, recorded=())  # the pictures of all would be too much
 

@@ -102,9 +102,9 @@ def one_line(row: Mapping[str, Any]) -> str:
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write PATH.json, and PATH.mp4 with the recorded episodes, if there are any."""
-    write_json(path.with_suffix(".json"), {"format": FORMAT, **evaluation.to_dict()})
+    write_json(path.with_name(f"{path.name}.json"), {"format": FORMAT, **evaluation.to_dict()})
     if evaluation.recorded:
-        write_grid(path.with_suffix(".mp4"), evaluation.recorded)
+        write_grid(path.with_name(f"{path.name}.mp4"), evaluation.recorded)
 
 
 def read_evaluation(file: Path) -> Evaluation:

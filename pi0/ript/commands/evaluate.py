@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+from pi0.errors import say_errors_in_one_line
 from pi0.registry import load_plugins
 from pi0.ript.commands.arguments import command_parser, complain
 from pi0.ript.config import ConfigError, TrainConfig, load_config_from_yaml
@@ -85,6 +86,7 @@ _TRAINING = default_values(ModelSettings).keys() - default_values(PolicySettings
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = _parser()
+    say_errors_in_one_line(parser.prog)  # a lost process, a full disk
     options, rest = parser.parse_known_args(arguments)
     is_file = options.config_path is not None
     try:

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         config = load_config_from_yaml(options.config_path, key_value_pairs(rest), schema=RecapConfig)
         for line in plan(config, options.gpus, options.gpu, options.price_per_hour):
             print(line)  # noqa: T201
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:  # LIBERO counts its tasks
         return complain(parser.prog, error)
     return 0
 

@@ -124,14 +124,16 @@ def ddp_memory(costs: ModelCosts) -> int:
     return costs.memory.peak + costs.memory.gradients
 
 
-def fsdp_memory(costs: ModelCosts, num_gpus: int) -> float:
+def fsdp_memory(costs: ModelCosts, num_gpus: int, *, accumulates: bool) -> float:
     """Return the bytes of a GPU with `distributed.strategy=fsdp`, the most of training and of acting.
 
-    In training parts of everything, two whole blocks, activations; in acting the parts and a whole copy.
+    In training parts of everything, two whole blocks, activations; whole gradients as well if a GPU
+    `accumulates` those of several micro-batches. In acting the parts and a whole copy.
     """
     memory = costs.memory
     kept = (memory.weights + memory.moments) / num_gpus
-    training = kept + memory.gradients / num_gpus + memory.activations + 2 * costs.block
+    gradients = memory.gradients * ((1 if accumulates and num_gpus > 1 else 0) + 1 / num_gpus)
+    training = kept + gradients + memory.activations + 2 * costs.block
     return max(training, kept + costs.acting)
 
 
@@ -216,10 +218,8 @@ def plan(config: RecapConfig, num_gpus: int, name: str, price: float | None = No
         raise UnusableError("--plan: expected a configuration with a checkpoint, found policy_path: toy")
     base = get_config(config.policy.config) if config.policy.config else Pi0Config()
     model = replace(base, **config.policy.changes())
-    micro_batch = min(
-        config.finetuning.training.micro_batch_size,
-        math.ceil(config.finetuning.training.batch_size / num_gpus),
-    )
+    samples = math.ceil(config.finetuning.training.batch_size / num_gpus)
+    micro_batch = min(config.finetuning.training.micro_batch_size, samples)
     freeze = config.policy.freeze or model.freeze_filter()
     costs = model_costs(model, freeze, micro_batch, num_cameras=2)
     yield (
@@ -231,7 +231,8 @@ def plan(config: RecapConfig, num_gpus: int, name: str, price: float | None = No
         f"a sample: {costs.step_flops / 1e12:.2f} TFLOP forward and backward; a chunk of actions: "
         f"{costs.chunk_flops / 1e12:.2f}"
     )
-    for strategy, size in {"ddp": ddp_memory(costs), "fsdp": fsdp_memory(costs, num_gpus)}.items():
+    in_parts = fsdp_memory(costs, num_gpus, accumulates=samples > micro_batch)
+    for strategy, size in {"ddp": ddp_memory(costs), "fsdp": in_parts}.items():
         fits = "fits" if size <= USABLE * gpu.memory else f"is more than {USABLE:.0%} of a GPU"
         what = f"memory of a GPU, freeze={freeze}, micro-batch {micro_batch}, {strategy}"
         yield f"{what}: {size / 1e9:.1f} GB, {fits}"

@@ -58,8 +58,8 @@ class Batcher:
         """Whether the policy is at a batch."""
         return self._begun is not None
 
-    async def ask(self, request: ServedRequest) -> Answer:
-        """Return the answer.
+    async def ask(self, request: ServedRequest, since: float | None = None) -> Answer:
+        """Return the answer; `since`, of `time.monotonic`, is when the request came (None: now).
 
         Raises:
             BusyError: `max_queue` requests wait already.
@@ -73,10 +73,13 @@ class Batcher:
         if len(self._queue) >= self.limits.max_queue:
             raise BusyError(f"{len(self._queue)} requests wait already; ask again later")
         waiting = _Waiting(request, asyncio.get_running_loop().create_future())
+        if since is not None:
+            waiting.since = since
+        left = waiting.since + self.limits.timeout_s - time.monotonic()
         self._queue.append(waiting)
         self._tell()
         try:
-            async with asyncio.timeout(self.limits.timeout_s):
+            async with asyncio.timeout(left):
                 return await waiting.answer
         except TimeoutError as error:
             raise TimeoutError(f"no actions within {self.limits.timeout_s:g} s") from error

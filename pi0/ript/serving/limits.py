@@ -1,8 +1,9 @@
 """What a policy server accepts: sizes, numbers and times, each with a default and a range."""
 
+import math
 from dataclasses import dataclass, fields
 
-MAX_WAITING_PER_CLIENT = 8
+MAX_WAITING_PER_CLIENT = 2
 """Requests of one connection that are read before their turn; what follows waits in the network."""
 
 
@@ -22,7 +23,7 @@ class ServingLimits:
     """How long a free policy waits for a batch to fill; 0: it takes what is there."""
     max_queue: int = 64
     """Requests that wait for the policy; another is answered `Busy`."""
-    max_clients: int = 256
+    max_clients: int = 64
     """Connections; another is refused with status 503."""
     timeout_s: float = 60.0
     """A request without an answer by then is answered `Timeout`."""
@@ -35,6 +36,6 @@ class ServingLimits:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in may_be_zero else 1 if field.type is int else None
-            if not (value >= least if least is not None else value > 0):
+            if not (math.isfinite(value) and (value >= least if least is not None else value > 0)):
                 expected = "more than 0" if least is None else f"at least {least}"
                 raise ValueError(f"{field.name}: expected {expected}, found {value}")

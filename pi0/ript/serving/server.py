@@ -137,7 +137,7 @@ class PolicyServer:
         if len(self._connections) >= self.limits.max_clients:
             raise web.HTTPServiceUnavailable(text=f"{len(self._connections)} clients are connected already\n")
         socket = web.WebSocketResponse(
-            max_msg_size=int(self.limits.max_message_mb * 2**20),
+            max_msg_size=max(1, int(self.limits.max_message_mb * 2**20)),  # 0 would be no limit
             compress=False,
             heartbeat=_HEARTBEAT_S,
             timeout=_CLOSE_S,
@@ -223,7 +223,11 @@ class _Connection:
             async for message in self.socket:
                 if message.type is WSMsgType.ERROR:  # too long; aiohttp has closed the connection with 1009
                     break
-                await self.waiting.put((time.monotonic(), message.data))
+                read = asyncio.ensure_future(self.waiting.put((time.monotonic(), message.data)))
+                await asyncio.wait({read, answers}, return_when=asyncio.FIRST_COMPLETED)
+                if answers.done():  # the connection closes, and nobody takes what was read
+                    read.cancel()
+                    break
         finally:
             if not answers.done():
                 for _ in range(self.waiting.qsize() + self.is_at_work):
@@ -259,7 +263,7 @@ class _Connection:
     async def _answer(self, since: float, message: bytes | str) -> tuple[str, bool]:
         """Send actions or a refusal; return the outcome, and whether the connection must close."""
         try:
-            answer = await self.server.batcher.ask(self.server.request(message, self.generator))
+            answer = await self.server.batcher.ask(self.server.request(message, self.generator), since)
         except BusyError as error:
             return await self._refuse("Busy", error, "busy")
         except TimeoutError as error:

@@ -83,6 +83,9 @@ class WeightAverage:
             copy_tensors(self._trained, self.average)
         try:
             yield
-        finally:
-            with changed_weights(self._model):
-                copy_tensors(self._trained, kept)
+        except BaseException:  # on this process perhaps alone: nothing is gathered again for what has failed
+            self._model.train()
+            copy_tensors(self._trained, kept)
+            raise
+        with changed_weights(self._model):
+            copy_tensors(self._trained, kept)
