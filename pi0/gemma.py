@@ -214,8 +214,10 @@ class ActionExpert(nn.Module):
             x, k, v = _run(self, block, x, rope, past.layer(i), mask, None, dtype, False)
             keys.append(k)
             values.append(v)
-        # By `forward` all the same: FSDP gathers a block's parameters when that is called.
-        _, k, v = self.blocks[-1](x, rope, None, None, None, dtype, False, keys_only=True)
+        # By `forward` and its hooks, in which FSDP gathers a block's parameters; not by a compiled one, which
+        # would be compiled once more for these few products.
+        last = self.blocks[-1]
+        _, k, v = last._call_impl(x, rope, None, None, None, dtype, False, keys_only=True)
         return KeyValues([*keys, k], [*values, v], None)
 
     def forward(

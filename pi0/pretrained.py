@@ -58,6 +58,8 @@ class _Own:
     config_name: str | None = None
     embodiments: dict[str, Any] = field(default_factory=dict)
     embodiment: str | None = None
+    guidance: float | dict[str, Any] | None = None
+    """Chosen on validation states, see `pi0.ript.guidance`."""
 
 
 @dataclass(frozen=True)

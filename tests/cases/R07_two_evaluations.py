@@ -14,7 +14,7 @@ W = Path(tempfile.mkdtemp(prefix="repro-"))
 WRONG: list[str] = []
 
 code = """
-import sys, time
+import sys, time, types
 from pathlib import Path
 import pi0.ript.policy_evaluation as e
 # Without a simulator; the evaluation ends when the file 'go' + its name is there.
@@ -26,7 +26,7 @@ class Env:
     def __exit__(self, *a): pass
 from pi0.ript.evaluate import Evaluation, EpisodeResult
 e.require_usable = lambda config: [Env()]
-e._load = lambda *a: None
+e._load = lambda *a: types.SimpleNamespace(training=False)
 def evaluate(*a):
     (root / f"in-{me}").touch()
     while not (root / f"go-{me}").exists(): time.sleep(0.05)
