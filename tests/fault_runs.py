@@ -272,6 +272,7 @@ def forked(case: Case, place: Path) -> dict:
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         for stream, file in ((1, output), (2, errors)):
             os.dup2(os.open(file, os.O_WRONLY), stream)
         _end(partial(start, case, place))
