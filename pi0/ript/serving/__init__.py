@@ -2,6 +2,7 @@
 
 from pi0.ript.serving.access import Access, read_access
 from pi0.ript.serving.limits import ServingLimits
-from pi0.ript.serving.server import PolicyServer, start_server
+from pi0.ript.serving.running import start_server
+from pi0.ript.serving.server import PolicyServer
 
 __all__ = ["Access", "PolicyServer", "ServingLimits", "read_access", "start_server"]

@@ -27,7 +27,7 @@ type _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _HEARTBEAT_S = 60.0  # a client that is gone without a word is noticed by then
 _MAX_TEXT = 2000  # characters of a refusal, which may quote what a client sent
-_CLOSE_S = 1.0  # how long a client may take to answer that its connection closes
+CLOSE_S = 1.0  # how long a client may take to answer that its connection closes
 
 
 class PolicyServer:
@@ -140,7 +140,7 @@ class PolicyServer:
             max_msg_size=max(1, int(self.limits.max_message_mb * 2**20)),  # 0 would be no limit
             compress=False,
             heartbeat=_HEARTBEAT_S,
-            timeout=_CLOSE_S,
+            timeout=CLOSE_S,
         )
         connection = _Connection(self, socket)
         self._connections.add(connection)
@@ -286,36 +286,3 @@ class _Connection:
     ) -> tuple[str, bool]:
         await self.socket.send_str(f"{name}: {error}"[:_MAX_TEXT])
         return outcome, is_last
-
-
-@dataclass(frozen=True)
-class RunningServer:
-    """A server that listens on `port`."""
-
-    server: PolicyServer
-    runner: web.AppRunner
-    port: int
-
-    async def stop(self) -> None:
-        """Listen no more, answer what was accepted (for `grace_s` at most), close the connections."""
-        for site in list(self.runner.sites):
-            await site.stop()
-        await self.server.stop()  # before aiohttp's own end, which reads nothing more from open connections
-        await self.runner.cleanup()
-
-
-async def start_server(server: PolicyServer, host: str, port: int) -> RunningServer:
-    """Listen, on a free port for port 0, and return what can be stopped.
-
-    Raises:
-        OSError: The port is in use, or the host is not of this machine.
-    """
-    runner = web.AppRunner(server.application(), shutdown_timeout=_CLOSE_S)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port, ssl_context=server.access.tls).start()
-    except OSError:
-        await server.stop()
-        await runner.cleanup()
-        raise
-    return RunningServer(server, runner, runner.addresses[0][1])
