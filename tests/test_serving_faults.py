@@ -212,7 +212,7 @@ def test_the_time_of_a_request_begins_when_it_comes():
     assert took < 2.5
 
 
-def test_what_inference_raises_and_actions_that_are_not_finite_are_told():
+def test_what_inference_raises_and_actions_that_are_not_finite_are_told(caplog):
     async def conversation(session, url):
         async with session.ws_connect(url) as ws:
             await ws.receive()
@@ -226,6 +226,10 @@ def test_what_inference_raises_and_actions_that_are_not_finite_are_told():
     )  # fmt: skip
     policy.sample_actions = lambda batch, **options: (_ for _ in ()).throw(MemoryError("no memory is left"))
     assert talk(conversation, policy) == ("MemoryError: no memory is left", 1011)
+    said = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert said == ["the policy's actions are not finite, so none are sent", "no memory is left"], (
+        "whoever serves"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Requests of many clients -> batches for one policy, in the order in which they came."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 from pi0.ript.serving.limits import ServingLimits
 from pi0.ript.serving.metrics import ServingMetrics
 from pi0.ript.serving.observations import ServedRequest
+
+_log = logging.getLogger(__name__)
 
 type Answer = dict[str, Any]
 type Infer = Callable[[Sequence[ServedRequest]], list[Answer | Exception]]
@@ -154,7 +157,9 @@ class Batcher:
         """Infer together; if that fails, each alone, so that one client's error is not another's."""
         try:
             return self.infer(requests)
-        except Exception as error:  # noqa: BLE001  whatever it is, each request gets an answer
+        except Exception as error:  # noqa: BLE001  raised again by `ask`, for the request that it is of
             if len(requests) == 1:
                 return [error]
+            if not isinstance(error, ValueError):  # that is one client's, who is told
+                _log.warning("a batch of %d failed, each is tried alone", len(requests), exc_info=True)
         return [answer for request in requests for answer in self._infer_each([request])]

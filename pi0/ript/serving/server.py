@@ -7,6 +7,7 @@ connection after that text; `Busy` and `Timeout` do not, and the client may ask 
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from pi0.ript.serving.wire import pack
 
 type _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_log = logging.getLogger(__name__)
 _HEARTBEAT_S = 60.0  # a client that is gone without a word is noticed by then
 _MAX_TEXT = 2000  # characters of a refusal, which may quote what a client sent
 CLOSE_S = 1.0  # how long a client may take to answer that its connection closes
@@ -272,7 +274,8 @@ class _Connection:
             return await self._refuse("Stopping", error, "stopping")
         except ValueError as error:
             return await self._refuse(type(error).__name__, error, "refused", is_last=True)
-        except Exception as error:  # noqa: BLE001  every request ends in an answer or a refusal by name
+        except Exception as error:  # noqa: BLE001  the outermost of a request, which ends in a refusal
+            _log.exception("a request failed")
             return await self._refuse(type(error).__name__, error, "failed", is_last=True)
         timing = {"infer_ms": 1000 * (time.monotonic() - since)}
         if self.previous_ms is not None:
