@@ -86,7 +86,7 @@ PHASES: tuple[tuple[str, str, str], ...] = (
     ("save", "recap/stages.py", "_finish _begin"),
     ("report", "report.py report_plots.py recap/report.py page.py pages/success_figures.py", ""),
     ("evaluation", "evaluate.py recap/judging.py recap/validation.py kept_evaluation.py", ""),
-    ("rollouts", "groups.py recording.py demonstrations/collecting.py", ""),
+    ("rollouts", "groups.py recording.py demonstrations/collect.py", ""),
     ("labels", "recap/gates.py", ""),
     ("labels", "labels/labelling.py labels/advantages.py labels/concordance.py", ""),
     ("update", "monitoring.py training/steps.py supervised/trainer.py distributed.py windows.py", ""),
