@@ -101,7 +101,8 @@ def phase_of(stack: list[Frame]) -> tuple[str, str]:
             is_file = "/pi0/" in file and any(file.endswith(f"/{name}") for name in files.split())
             if is_file and function != "<module>" and (not functions or function in functions.split()):
                 return phase, f"{file.split('/pi0/')[-1]}:{function}"
-    return "start", ""
+    own = [(file, function) for file, function in stack if "/pi0/" in file and function != "<module>"]
+    return "start", f"{own[0][0].split('/pi0/')[-1]}:{own[0][1]}" if own else ""
 
 
 # The loop ---------------------------------------------------------------------------------------------------
