@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
+from pi0.ript.interruption import end_with_launcher
 from pi0.ript.lost_peers import RollCall, place, require_in_step
 from pi0.ript.machines import require_shared
 from pi0.ript.peers import Turns, turns_alone
@@ -234,6 +235,8 @@ def setup_distributed(
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank, is_sharded = int(os.environ.get("LOCAL_RANK", "0")), strategy == "fsdp"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
     if size == 1:
         return World(is_sharded=is_sharded)
     on_gpu = World(rank, size, local_rank).device(device).startswith("cuda")
