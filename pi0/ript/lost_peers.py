@@ -7,13 +7,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 
 _PATIENCE_S = 3.0  # those who wait for the same process notice it at about the same time
-_PASSED_OVER = ("lost_peers.py", "distributed.py", "contextlib.py", "peers.py")
+_FUNCTIONS = 3  # that tell one exchange from another
+_PASSED_OVER = {
+    *(__name__, "pi0.ript.distributed", "pi0.ript.peers", "contextlib"),
+    "jaxtyping._decorator",  # where shapes are checked
+}
+"""Modules that say nothing of what is exchanged."""
 
 
 class PeerLostError(RuntimeError):
@@ -88,11 +93,15 @@ def require_in_step(places: Sequence[str]) -> None:
 
 
 def place() -> str:
-    """Return the function from which this process exchanges something with the others, and its file."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and Path(frame.f_code.co_filename).name in _PASSED_OVER:
+    """Return where in the program this process exchanges something: the innermost functions and lines."""
+    names: list[str] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and len(names) < _FUNCTIONS:
+        if frame.f_globals.get("__name__", "") not in _PASSED_OVER:
+            file = frame.f_code.co_filename.rpartition(os.sep)[2]
+            names.append(f"{frame.f_code.co_name} ({file}:{frame.f_lineno})")
         frame = frame.f_back
-    return f"{frame.f_code.co_name} ({os.path.basename(frame.f_code.co_filename)})"  # noqa: PTH119 - often
+    return " < ".join(names)
 
 
 def _key(rank: int) -> str:

@@ -34,7 +34,7 @@ LATER = ("nan@1:loss:2", "both", "nan-gradient@1:loss:2")
 )
 def test_a_step_that_is_not_finite_on_any_rank_is_left_out_on_all(place, pair, fault):
     """What the processes hold is compared bit for bit after every iteration."""
-    name = f"nan-{fault}".replace(":", "-")
+    name = f"nan-{fault}".replace(":", "-").replace("@", "-")
     given = {"prepare": on_both_ranks} if fault == "both" else {"fault": fault}
     ended = forked(place, name, **given)
     assert [one.code for one in ended] == [0, 0], ended[0].said[-3000:]

@@ -142,8 +142,8 @@ def test_a_worker_without_memory_is_replaced_and_the_message_says_memory(tmp_pat
     monkeypatch.syspath_prepend(str(tmp_path))
     worker = Worker("hungry", None)
     worker.send(100)
-    assert worker.receive(60) == 100
+    assert worker.receive(60.0) == 100
     worker.send(2**32)
     with pytest.raises(WorkerLostError, match=r"exit code 137: its memory ran out"):
-        worker.receive(60)
+        worker.receive(60.0)
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY, "of the worker alone"
