@@ -9,7 +9,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
 from pi0.ript.interruption import end_with_launcher
+from pi0.ript.lost_peers import RollCall, place, require_in_step
 from pi0.ript.machines import require_shared
 from pi0.ript.peers import Turns, turns_alone
 from pi0.ript.sharding import Loans, shard
@@ -33,12 +34,6 @@ from pi0.ript.starting_policy import weights_later
 from pi0.ript.windows import batches
 
 _SMALL = 20_000_000  # parameters
-
-
-class PeerLostError(RuntimeError):
-    """Another process of the run ended or stopped answering."""
-
-    explains_itself = True
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,7 @@ class World:
     is_sharded: bool = False  # each process holds a part of what is trained, and writes that
     gather_dtype: str | None = None  # see `shard`
     loans: Loans | None = None
+    calls: RollCall = field(default_factory=RollCall)  # names who is missing
 
     @property
     def holds_parts(self) -> bool:
@@ -65,13 +61,14 @@ class World:
         return f"cuda:{self.local_rank}" if name == "cuda" else name
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
-        """Return everybody's list by rank."""
-        gathered: list[Any] = [items]
-        if self.size > 1:
-            gathered = [None] * self.size
-            with _clear_errors(self.rank):
-                dist.all_gather_object(gathered, items, group=self.group)
-        return gathered
+        """Return everybody's list by rank; all processes call it from the same place of the program."""
+        if self.size == 1:
+            return [items]
+        gathered: list[Any] = [None] * self.size
+        with self.calls.clear_errors():
+            dist.all_gather_object(gathered, (place(), items), group=self.group)
+        require_in_step([where for where, _ in gathered])
+        return [theirs for _, theirs in gathered]
 
     def turns(self, count: int) -> Turns:
         """Return the numbers below `count`, each for the process that asks for it first."""
@@ -81,7 +78,7 @@ class World:
         store = dist.distributed_c10d._get_default_store()  # what torchrun's processes met at
 
         def take(size: int) -> int:
-            with _clear_errors(self.rank):
+            with self.calls.clear_errors():
                 return store.add(key, size) - size
 
         return Turns(count, take)
@@ -106,7 +103,7 @@ class World:
             yield
             return
         # On rank 0 the errors are also those of what it does meanwhile.
-        with _clear_errors(self.rank) if self.rank else contextlib.nullcontext(), self.loans.opened():
+        with self.calls.clear_errors() if self.rank else contextlib.nullcontext(), self.loans.opened():
             yield
 
     def first[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
@@ -146,7 +143,7 @@ class World:
 
     def _call(self, learner: nn.Module, *args: Any, **options: Any) -> Any:
         """Call a learner whose pass gathers parameters, so that a process may be lost in it."""
-        with _clear_errors(self.rank):
+        with self.calls.clear_errors():
             return learner._call_impl(*args, **options)
 
     def micro_batches(
@@ -172,7 +169,7 @@ class World:
 
         DDP and FSDP average over the processes, and a sum is wanted.
         """
-        with _clear_errors(self.rank):
+        with self.calls.clear_errors():
             (loss * self.size).backward()
 
     def require_equal(self, model: nn.Module) -> None:
@@ -261,7 +258,8 @@ def setup_distributed(
     atexit.register(cleanup_distributed)  # a process that leaves its group open is aborted by it
     group = dist.new_group(backend="gloo", timeout=timeout)
     loans = Loans(rank, group) if is_sharded else None
-    return World(rank, size, local_rank, group, is_sharded, gather_dtype, loans)
+    calls = RollCall(rank, size, dist.distributed_c10d._get_default_store())
+    return World(rank, size, local_rank, group, is_sharded, gather_dtype, loans, calls)
 
 
 def cleanup_distributed() -> None:
@@ -293,25 +291,3 @@ def _require_gpus(device: str, size: int) -> None:
             f"device: {device!r} would put {size} processes on one GPU; use device=cuda, which gives "
             "each its own"
         )
-
-
-@contextlib.contextmanager
-def _clear_errors(rank: int) -> Iterator[None]:
-    """Say in one line what a broken connection means."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_connection(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise PeerLostError(
-            f"rank {rank}: another process of the run ended or stopped answering ({reason}); its "
-            "own messages, above or in its log file, say why"
-        ) from None
-
-
-def _is_connection(error: RuntimeError) -> bool:
-    words = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
-        word in str(error).lower() for word in words
-    )
