@@ -213,6 +213,7 @@ def _keep(store: Path, tensors: Mapping[str, Deferred]) -> tuple[Path, str]:
     digest = hashlib.sha256()
     for part in serialized(tensors):
         digest.update(part)
+        del part  # with the tensor that it is of
     file = store / f"{digest.hexdigest()}.safetensors"
     if not file.exists():
         store.mkdir(parents=True, exist_ok=True)
@@ -224,8 +225,7 @@ def write_tensor_file(file: Path, tensors: Mapping[str, Deferred]) -> None:
     """Write a safetensors file; a file that was there is replaced when the new one is on the disk."""
     partial_file = file.with_name(f"{file.name}.part")
     with partial_file.open("wb") as stream:
-        for part in serialized(tensors):
-            stream.write(part)
+        stream.writelines(serialized(tensors))
         stream.flush()
         os.fsync(stream.fileno())
     partial_file.replace(file)
@@ -252,3 +252,4 @@ def serialized(tensors: Mapping[str, Deferred]) -> Iterator[bytes | memoryview]:
         value = tensors[name].read().detach()
         for part in value.reshape(-1).split(_BYTES_AT_ONCE // value.element_size()):
             yield part.cpu().contiguous().view(torch.uint8).numpy().data
+        del value, part  # before the next is read

@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from test_episodes import INFO, publish
 
 from pi0 import PI0Policy
 from pi0.embodiment import Embodiment
+from pi0.needs import sized_model
 from pi0.ript.config import load_config_from_yaml
+from pi0.ript.config.schema import Distributed
 from pi0.ript.data.records import Episode, EpisodeLabels
 from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.labels.frames import read_thresholds
 from pi0.ript.recap import RecapConfig, pace, rounds
 from pi0.ript.recap.budget import budget, time_left
-from pi0.ript.recap.model_budget import model_budget
+from pi0.ript.recap.model_budget import model_budget, policy_memory
 from pi0.ript.recap.pace import TimeLeft, UnderWay
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.run_logging import close_run_logging
@@ -125,6 +128,19 @@ def test_the_disk_of_filtered_imitations_rounds_is_counted(made):
     one = told.policies / (1 + config.rounds)
     assert model_budget(run).policies == pytest.approx(told.policies + 2 * one)
     run.close()
+
+
+def test_the_budget_of_processes_that_share_a_model_is_that_of_the_plan(made):
+    run_dir, _, config = made
+    config = replace(config, distributed=Distributed(strategy="fsdp"))
+    run = rounds.start_run(config, run_dir, World(), fit)
+    told = model_budget(replace(run, world=World(0, 2, is_sharded=True)))
+    run.close()
+    model = sized_model(PI0Policy.from_pretrained(config.policy_path).config, Path(config.policy_path))
+    model.freeze(config.policy.freeze)
+    planned = {strategy: policy_memory(config, model, 1, 2, strategy).peak for strategy in ("ddp", "fsdp")}
+    assert told.policy.peak == planned["fsdp"] < planned["ddp"]
+    assert f"to exchange {told.policy.exchanged / 1e9:.3g} GB" in str(told)
 
 
 def test_the_time_that_is_left_is_known_from_the_stages_so_far(made):

@@ -8,8 +8,8 @@ import atexit
 import contextlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,23 +20,20 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
 from pi0.ript.machines import require_shared
-from pi0.ript.peers import Portion, Turns, turns_alone
+from pi0.ript.peers import ALONE, Portion, Turns, told_if_lost, turns_alone
 from pi0.ript.sharding import Loans, shard
 from pi0.ript.starting_policy import weights_later
 from pi0.ript.windows import batches
+from pi0.tensor_files import Deferred
+from pi0.weights import held_parameters
 
 _SMALL = 20_000_000  # parameters
-
-
-class PeerLostError(RuntimeError):
-    """Another process of the run ended or stopped answering."""
-
-    explains_itself = True
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class World:
     is_sharded: bool = False  # each process holds a part of what is trained, and writes that
     gather_dtype: str | None = None  # see `shard`
     loans: Loans | None = None
+    background: "World | None" = None  # the same processes, for a thread beside the training
 
     @property
     def holds_parts(self) -> bool:
@@ -67,7 +65,7 @@ class World:
         gathered: list[Any] = [items]
         if self.size > 1:
             gathered = [None] * self.size
-            with _clear_errors(self.rank):
+            with told_if_lost(self.rank):
                 dist.all_gather_object(gathered, items, group=self.group)
         return gathered
 
@@ -79,7 +77,7 @@ class World:
         store = dist.distributed_c10d._get_default_store()  # what torchrun's processes met at
 
         def take(size: int) -> int:
-            with _clear_errors(self.rank):
+            with told_if_lost(self.rank):
                 return store.add(key, size) - size
 
         return Turns(count, take)
@@ -104,8 +102,22 @@ class World:
             yield
             return
         # On rank 0 the errors are also those of what it does meanwhile.
-        with _clear_errors(self.rank) if self.rank else contextlib.nullcontext(), self.loans.opened():
+        with told_if_lost(self.rank) if self.rank else contextlib.nullcontext(), self.loans.opened():
             yield
+
+    def whole(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Deferred]:
+        """Return values of parameters, by name, each whole when rank 0 reads it in `lending`.
+
+        Of a model in parts, also the parameters that `values` leave out.
+        """
+        if self.loans is None:
+            return ALONE.whole(model, values)
+        held = held_parameters(model) | dict(values)
+        return {name: self.loans.lend(parameter) for name, parameter in held.items()}
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """Return a copy, in the memory of this machine, of what is here of a tensor."""
+        return ALONE.copied(tensor) if self.loans is None else self.loans.copied(tensor)
 
     def first[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the function on rank 0 first, then on the others, and return its result here.
@@ -144,7 +156,7 @@ class World:
 
     def _call(self, learner: nn.Module, *args: Any, **options: Any) -> Any:
         """Call a learner whose pass gathers parameters, so that a process may be lost in it."""
-        with _clear_errors(self.rank):
+        with told_if_lost(self.rank):
             return learner._call_impl(*args, **options)
 
     def micro_batches(
@@ -170,7 +182,7 @@ class World:
 
         DDP and FSDP average over the processes, and a sum is wanted.
         """
-        with _clear_errors(self.rank):
+        with told_if_lost(self.rank):
             (loss * self.size).backward()
 
     def require_equal(self, model: nn.Module) -> None:
@@ -193,6 +205,7 @@ def setup_distributed(
     timeout_seconds: int = 1800,
     strategy: str = "ddp",
     gather_dtype: str | None = None,
+    background_checkpoints: bool = False,
     *,
     num_groups: int | None = None,
 ) -> World:
@@ -204,6 +217,7 @@ def setup_distributed(
         timeout_seconds: How long to wait for another process; the slowest one's rollouts must fit.
         strategy: "ddp": every process holds the whole model; "fsdp": each holds a part of what is trained.
         gather_dtype: See `pi0.ript.sharding.shard`.
+        background_checkpoints: Whether the world has a `background`.
         num_groups: Groups that are shared out in an iteration; None where no groups are.
 
     Raises:
@@ -212,7 +226,8 @@ def setup_distributed(
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank, is_sharded = int(os.environ.get("LOCAL_RANK", "0")), strategy == "fsdp"
     if size == 1:
-        return World(is_sharded=is_sharded)
+        alone = World(is_sharded=is_sharded)
+        return replace(alone, background=alone) if background_checkpoints else alone
     on_gpu = World(rank, size, local_rank).device(device).startswith("cuda")
     if num_groups is not None and num_groups < size:
         raise UnusableError(
@@ -232,7 +247,13 @@ def setup_distributed(
     atexit.register(cleanup_distributed)  # a process that leaves its group open is aborted by it
     group = dist.new_group(backend="gloo", timeout=timeout)
     loans = Loans(rank, group) if is_sharded else None
-    return World(rank, size, local_rank, group, is_sharded, gather_dtype, loans)
+    world = World(rank, size, local_rank, group, is_sharded, gather_dtype, loans)
+    if not background_checkpoints:
+        return world
+    group = dist.new_group(backend="gloo", timeout=timeout)  # two threads must not talk in one
+    mesh = DeviceMesh.from_group(group, "cpu", mesh_dim_names=("background",))
+    own = replace(world, group=group, loans=Loans(rank, group, mesh) if is_sharded else None)
+    return replace(world, background=own)
 
 
 def cleanup_distributed() -> None:
@@ -264,25 +285,3 @@ def _require_gpus(device: str, size: int) -> None:
             f"device: {device!r} would put {size} processes on one GPU; use device=cuda, which gives "
             "each its own"
         )
-
-
-@contextlib.contextmanager
-def _clear_errors(rank: int) -> Iterator[None]:
-    """Say in one line what a broken connection means."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_connection(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise PeerLostError(
-            f"rank {rank}: another process of the run ended or stopped answering ({reason}); its "
-            "own messages, above or in its log file, say why"
-        ) from None
-
-
-def _is_connection(error: RuntimeError) -> bool:
-    words = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
-        word in str(error).lower() for word in words
-    )

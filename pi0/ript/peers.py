@@ -1,13 +1,23 @@
 """The processes that train together: the share of the work of each, and what the others did."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from operator import itemgetter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from pi0.ript.progress import print_above
+from pi0.tensor_files import Deferred
+
+
+class PeerLostError(RuntimeError):
+    """Another process of the run ended or stopped answering."""
+
+    explains_itself = True
 
 
 class Turns(Iterator[int]):
@@ -63,8 +73,29 @@ class Peers(Protocol):
         """Whether each of them holds a part of what is trained, and writes that."""
         ...
 
+    @property
+    def group(self) -> Any:
+        """Their process group for objects; None: torch's own, or there is one process alone."""
+        ...
+
+    @property
+    def background(self) -> "Peers | None":
+        """The same processes, to be used in a thread beside the training; None: nothing is done there."""
+        ...
+
     def lending(self) -> AbstractContextManager[None]:
         """Let rank 0 read whole what is in parts meanwhile; the others enter to lend, until it leaves."""
+        ...
+
+    def whole(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Deferred]:
+        """Return values of a model's parameters, by name, each whole when it is read, in `lending` on rank 0.
+
+        Where the model is in parts so are the values, and the parameters that they leave out are added.
+        """
+        ...
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """Return a copy, in the memory of this machine, of what is here of a tensor."""
         ...
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
@@ -82,10 +113,20 @@ class Alone:
     rank = 0
     size = 1
     is_sharded = False
+    group = None
+    background = None
 
     def lending(self) -> AbstractContextManager[None]:
         """Return nothing to wait for."""
         return nullcontext()
+
+    def whole(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Deferred]:
+        """Return the values."""
+        return {name: Deferred.of(value.detach()) for name, value in values.items()}
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """Return a copy."""
+        return tensor.detach().to("cpu", copy=True)
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
         """Return the one list."""
@@ -167,3 +208,25 @@ class Portion[T](Iterator[T]):
 
     def _read(self, count: int) -> None:
         self._ahead += islice(self._items, max(0, count - len(self._ahead)))
+
+
+@contextmanager
+def told_if_lost(rank: int) -> Iterator[None]:
+    """Say in one line what a broken connection means: raise PeerLostError for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_connection(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise PeerLostError(
+            f"rank {rank}: another process of the run ended or stopped answering ({reason}); its "
+            "own messages, above or in its log file, say why"
+        ) from None
+
+
+def _is_connection(error: RuntimeError) -> bool:
+    words = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
+        word in str(error).lower() for word in words
+    )
