@@ -213,6 +213,7 @@ def _keep(store: Path, tensors: Mapping[str, Deferred]) -> tuple[Path, str]:
     digest = hashlib.sha256()
     for part in serialized(tensors):
         digest.update(part)
+        del part  # with the tensor that it is of
     file = store / f"{digest.hexdigest()}.safetensors"
     if not file.exists():
         store.mkdir(parents=True, exist_ok=True)
@@ -225,8 +226,7 @@ def write_tensor_file(file: Path, tensors: Mapping[str, Deferred]) -> None:
     partial_file = file.with_name(f"{file.name}.part")
     try:
         with partial_file.open("wb") as stream:
-            for part in serialized(tensors):
-                stream.write(part)
+            stream.writelines(serialized(tensors))
             stream.flush()
             os.fsync(stream.fileno())
         partial_file.replace(file)
@@ -258,3 +258,4 @@ def serialized(tensors: Mapping[str, Deferred]) -> Iterator[bytes | memoryview]:
         value = tensors[name].read().detach()
         for part in value.reshape(-1).split(_BYTES_AT_ONCE // value.element_size()):
             yield part.cpu().contiguous().view(torch.uint8).numpy().data
+        del value, part  # before the next is read
