@@ -2,7 +2,7 @@
 
 Parent: 13_train_production_ready.py
 Introduces: recap, training, labels, pages, kept_evaluation, guidance, scripts, pi0.needs, pi0.value,
-    pi0.value_config, data.mixture, data.normalised, data.statistics, data.training_data
+    pi0.value_config, data.normalised, data.statistics
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 
 `fit` trains the policy on demonstrations (SFT), the value function, and in every round both again, the policy
@@ -19,7 +19,7 @@ import torch
 from pi0.ript.config import parse_config, save_config
 from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.interruption import cleanup_on_exit, setup_signal_handlers
-from pi0.ript.labels.sources import Mixture
+from pi0.ript.labels.mixture import Mixture
 from pi0.ript.monitoring import monitor_memory
 from pi0.ript.recap import RECAP, RecapConfig
 from pi0.ript.recap import rounds as recap

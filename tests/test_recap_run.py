@@ -24,7 +24,7 @@ from pi0.ript.config import ConfigError, load_config_from_yaml, parse_config
 from pi0.ript.distributed import World
 from pi0.ript.files import hash_file
 from pi0.ript.labels.advantages import read_advantages, read_lineage
-from pi0.ript.labels.sources import Mixture
+from pi0.ript.labels.mixture import Mixture
 from pi0.ript.recap import RECAP, RecapConfig, rounds
 from pi0.ript.recap.budget import BudgetError, budget, print_budget
 from pi0.ript.recap.data import open_sources

@@ -9,14 +9,8 @@ from pi0.config import Pi0Config
 from pi0.ript.config import load_config_from_yaml
 from pi0.ript.recap import RecapConfig
 from pi0.ript.recap.budget import planned_work
-from pi0.ript.recap.cluster_plan import (
-    GPUS,
-    ddp_memory,
-    fsdp_memory,
-    model_costs,
-    run_hours,
-    update_seconds,
-)
+from pi0.ript.recap.cluster_plan import ddp_memory, fsdp_memory, model_costs, run_hours, update_seconds
+from pi0.ript.recap.gpus import GPUS
 
 ROOT = Path(__file__).parent.parent
 COUNTS = (1, 2, 4, 8, 16, 32, 64)

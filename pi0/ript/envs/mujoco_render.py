@@ -11,7 +11,6 @@ import atexit
 import os
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final
 from weakref import WeakSet, WeakValueDictionary
 
 import mujoco
@@ -19,14 +18,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pi0.errors import UnusableError
-
-RENDER_QUALITIES: Final = ("stock", "fast")
-
-
-def require_render_quality(value: str) -> None:
-    """Raise ValueError unless the value is one of `RENDER_QUALITIES`."""
-    if value not in RENDER_QUALITIES:
-        raise UnusableError(f"render_quality must be 'stock' or 'fast', found {value!r}")
 
 
 def require_egl_device() -> None:
