@@ -1,7 +1,7 @@
 """RIPT on several processes: torchrun, DDP or FSDP, states and gradients of one global order and batch.
 
 Parent: 9_train_with_config.py
-Introduces: pi0.ript.distributed, machines, sharding
+Introduces: pi0.ript.distributed, lost_peers, machines, sharding
 Run: torchrun --nproc_per_node=2 10_train_with_distributed.py --config_path pi0/ript/config/minimal_test.yaml
 
 Without torchrun it is one process. On CPUs the processes talk through gloo, on GPUs through nccl.
@@ -46,7 +46,7 @@ def main(config: TrainConfig) -> None:
     learner = world.wrap(make_learner(policy, algo))
     optimizer = torch.optim.AdamW(learner.parameters(), **adamw_settings(algo))
     states = InitialStateDataset(simulators, config.dataset.num_init_states)
-    drawn_states = world.shard(states.shuffled(seed))
+    drawn_states = world.portion(states.shuffled(seed))
     heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
     evaluation = partial(evaluate, simulators, states=heldout, num_recorded=config.eval.n_video, peers=world)
     before = evaluation(policy=GuidedPolicy(policy))

@@ -20,8 +20,9 @@ from pi0.ript.checkpoint import SnapshotError, load_checkpoint, save_checkpoint
 from pi0.ript.checkpoint.parts import PARTS, read_index
 from pi0.ript.config import load_config_from_yaml
 from pi0.ript.config.loading import engine
-from pi0.ript.distributed import PeerLostError, World, cleanup_distributed, setup_distributed
+from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.loss import AdvantageLoss
+from pi0.ript.lost_peers import PeerLostError
 from pi0.ript.monitoring import take_step
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.windows import batches
@@ -301,7 +302,7 @@ def lost() -> str:
 
 
 def test_a_process_that_is_lost_in_a_pass_is_named(place):
-    assert "rank 0: another process of the run ended" in together(2, place / "lost", lost)[0]
+    assert "rank 0: rank 1 ended" in together(2, place / "lost", lost)[0]
 
 
 class Harmful:

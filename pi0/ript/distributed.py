@@ -9,10 +9,9 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,19 +24,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
+from pi0.ript.interruption import end_with_launcher
+from pi0.ript.lost_peers import RollCall, place, require_in_step
 from pi0.ript.machines import require_shared
-from pi0.ript.peers import Turns, turns_alone
+from pi0.ript.peers import Portion, Turns, turns_alone
 from pi0.ript.sharding import Loans, shard
 from pi0.ript.starting_policy import weights_later
 from pi0.ript.windows import batches
 
 _SMALL = 20_000_000  # parameters
-
-
-class PeerLostError(RuntimeError):
-    """Another process of the run ended or stopped answering."""
-
-    explains_itself = True
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,7 @@ class World:
     is_sharded: bool = False  # each process holds a part of what is trained, and writes that
     gather_dtype: str | None = None  # see `shard`
     loans: Loans | None = None
+    calls: RollCall = field(default_factory=RollCall)  # names who is missing
 
     @property
     def holds_parts(self) -> bool:
@@ -64,13 +60,14 @@ class World:
         return f"cuda:{self.local_rank}" if name == "cuda" else name
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
-        """Return everybody's list by rank."""
-        gathered: list[Any] = [items]
-        if self.size > 1:
-            gathered = [None] * self.size
-            with _clear_errors(self.rank):
-                dist.all_gather_object(gathered, items, group=self.group)
-        return gathered
+        """Return everybody's list by rank; all processes call it from the same place of the program."""
+        if self.size == 1:
+            return [items]
+        gathered: list[Any] = [None] * self.size
+        with self.calls.clear_errors():
+            dist.all_gather_object(gathered, (place(), items), group=self.group)
+        require_in_step([where for where, _ in gathered])
+        return [theirs for _, theirs in gathered]
 
     def turns(self, count: int) -> Turns:
         """Return the numbers below `count`, each for the process that asks for it first."""
@@ -80,7 +77,7 @@ class World:
         store = dist.distributed_c10d._get_default_store()  # what torchrun's processes met at
 
         def take(size: int) -> int:
-            with _clear_errors(self.rank):
+            with self.calls.clear_errors():
                 return store.add(key, size) - size
 
         return Turns(count, take)
@@ -105,7 +102,7 @@ class World:
             yield
             return
         # On rank 0 the errors are also those of what it does meanwhile.
-        with _clear_errors(self.rank) if self.rank else contextlib.nullcontext(), self.loans.opened():
+        with self.calls.clear_errors() if self.rank else contextlib.nullcontext(), self.loans.opened():
             yield
 
     def first[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
@@ -126,9 +123,9 @@ class World:
         """Raise UnusableError where a directory is not one and the same for all processes."""
         require_shared(self, directories)
 
-    def shard[T](self, items: Iterator[T]) -> "Shard[T]":
-        """Return this process's share of one global order without end."""
-        return Shard(items, self.rank, self.size)
+    def portion[T](self, items: Iterator[T]) -> Portion[T]:
+        """Return this process's portion of one global order without end."""
+        return Portion(items, self.rank, self.size)
 
     def wrap(self, learner: nn.Module) -> nn.Module:
         """Return the learner, so that gradients are averaged over the processes."""
@@ -145,7 +142,7 @@ class World:
 
     def _call(self, learner: nn.Module, *args: Any, **options: Any) -> Any:
         """Call a learner whose pass gathers parameters, so that a process may be lost in it."""
-        with _clear_errors(self.rank):
+        with self.calls.clear_errors():
             return learner._call_impl(*args, **options)
 
     def micro_batches(
@@ -171,7 +168,7 @@ class World:
 
         DDP and FSDP average over the processes, and a sum is wanted.
         """
-        with _clear_errors(self.rank):
+        with self.calls.clear_errors():
             (loss * self.size).backward()
 
     def require_equal(self, model: nn.Module) -> None:
@@ -186,31 +183,6 @@ class World:
         """Print on rank 0."""
         if self.rank == 0:
             print(*values)  # noqa: T201
-
-
-class Shard[T](Iterator[T]):
-    """Every `size`-th item of an order without end, which all processes go through together."""
-
-    def __init__(self, items: Iterator[T], rank: int, size: int) -> None:
-        self._items, self._rank, self._size = items, rank, size
-        self._ahead: list[T] = []  # from the common position on, everybody's
-        self._num_taken = 0  # of this process's, from there on
-
-    def __next__(self) -> T:
-        """Return this process's next item."""
-        index = self._rank + self._size * self._num_taken
-        self._num_taken += 1
-        self._read(index + 1)
-        return self._ahead[index]
-
-    def move_past(self, count: int) -> None:
-        """Move the common position past the `count` items that all processes together have taken."""
-        self._read(count)
-        del self._ahead[:count]
-        self._num_taken = 0
-
-    def _read(self, count: int) -> None:
-        self._ahead += islice(self._items, max(0, count - len(self._ahead)))
 
 
 def setup_distributed(
@@ -237,6 +209,8 @@ def setup_distributed(
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank, is_sharded = int(os.environ.get("LOCAL_RANK", "0")), strategy == "fsdp"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
     if size == 1:
         return World(is_sharded=is_sharded)
     on_gpu = World(rank, size, local_rank).device(device).startswith("cuda")
@@ -258,7 +232,8 @@ def setup_distributed(
     atexit.register(cleanup_distributed)  # a process that leaves its group open is aborted by it
     group = dist.new_group(backend="gloo", timeout=timeout)
     loans = Loans(rank, group) if is_sharded else None
-    return World(rank, size, local_rank, group, is_sharded, gather_dtype, loans)
+    calls = RollCall(rank, size, dist.distributed_c10d._get_default_store())
+    return World(rank, size, local_rank, group, is_sharded, gather_dtype, loans, calls)
 
 
 def cleanup_distributed() -> None:
@@ -290,25 +265,3 @@ def _require_gpus(device: str, size: int) -> None:
             f"device: {device!r} would put {size} processes on one GPU; use device=cuda, which gives "
             "each its own"
         )
-
-
-@contextlib.contextmanager
-def _clear_errors(rank: int) -> Iterator[None]:
-    """Say in one line what a broken connection means."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_connection(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise PeerLostError(
-            f"rank {rank}: another process of the run ended or stopped answering ({reason}); its "
-            "own messages, above or in its log file, say why"
-        ) from None
-
-
-def _is_connection(error: RuntimeError) -> bool:
-    words = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
-        word in str(error).lower() for word in words
-    )

@@ -34,8 +34,7 @@ def require_usable(config: EvaluationConfig) -> list[Environment]:
         raise ConfigError(*problems)
     for environment in environments:
         with as_config_errors():
-            suite = environment.suite()
-            suite.check(suite.select(environment.tasks))
+            environment.check()
     for path in dict.fromkeys(trial.path for trial in trials(config)):
         with as_config_errors():
             environments = _require_policy(path, environments, config)

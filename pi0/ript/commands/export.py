@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from pi0.errors import say_errors_in_one_line
 from pi0.ript.commands.arguments import command_parser, complain, whole_number
 from pi0.ript.commands.policy_argument import add_policy_arguments, require_checkpoint
 from pi0.ript.files import path_argument
@@ -29,6 +30,7 @@ exit codes: 0 written; 1 the result does not compute the same; 2 unusable argume
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
+    say_errors_in_one_line("pi0-export")  # a full disk
     try:
         if options.output.exists():
             raise ValueError(

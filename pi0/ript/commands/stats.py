@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from pi0.errors import say_errors_in_one_line
 from pi0.features import ACTION, STATE
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings, check_mixture
@@ -15,6 +16,7 @@ _OTHER_NAMES = "in data_features_name_mapping, as {observation.state: state}; nu
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
+    say_errors_in_one_line("pi0-stats")  # a full disk
     try:
         _run(options)
     except (ValueError, OSError) as error:
