@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from test_checkpoint import Thread, on_both
 
@@ -172,34 +171,3 @@ def test_a_worker_whose_parent_is_killed_while_it_works_says_nothing(tmp_path):
         time.sleep(0.02)
     parent.terminate()
     assert parent.communicate(timeout=60)[1] == "", "the worker has this stderr, and ends before it closes"
-
-
-def test_a_process_whose_launcher_is_killed_gets_a_sigterm(tmp_path):
-    """As with torchrun: its processes would go on for nobody, or wait for a peer."""
-    said = tmp_path / "said"
-    rank = "import time; from pi0.ript.interruption import end_with_launcher; end_with_launcher()\n"
-    rank += f"open({str(tmp_path / 'begun')!r}, 'w').close(); time.sleep(60)"
-    launcher = "import subprocess, sys\n"
-    launcher += (
-        f"rank = subprocess.Popen([sys.executable, '-c', {rank!r}], stderr=open({str(said)!r}, 'w'))\n"
-    )
-    launcher += "print(rank.pid, flush=True); rank.wait()"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", launcher],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert parent.stdout is not None
-    process = psutil.Process(int(parent.stdout.readline()))
-    try:
-        while not (tmp_path / "begun").exists():
-            assert parent.poll() is None
-            time.sleep(0.02)
-        parent.kill()
-        parent.wait()
-        process.wait(20)
-    finally:
-        if process.is_running():
-            process.kill()
-    assert f"the launcher (process {parent.pid}) is gone: ending this process" in said.read_text()

@@ -24,9 +24,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
-from pi0.ript.interruption import end_with_launcher
 from pi0.ript.lost_peers import RollCall, place, require_in_step
-from pi0.ript.machines import require_shared
+from pi0.ript.machines import end_with_launcher, require_shared
 from pi0.ript.peers import Portion, Turns, turns_alone
 from pi0.ript.sharding import Loans, shard
 from pi0.ript.starting_policy import weights_later
