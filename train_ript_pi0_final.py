@@ -26,7 +26,7 @@ from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
 from pi0.ript.recap.endings import exits_with_message
 from pi0.ript.recap.judging import choose, guidance_on_validation, judge, publish_policy, write_summary
-from pi0.ript.recap.report import write_recap_report
+from pi0.ript.recap.report import refresh_recap_report, write_recap_report
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.results import lock_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
@@ -114,7 +114,7 @@ def train_recap(config: RecapConfig) -> None:
     evaluations |= {name: judge(run, rival) for name, rival in rivals.items()}
 
     world.on_main(write_summary, run, evaluations, best, guidance)
-    world.on_main(write_recap_report, run_dir, run.stages.names)
+    world.on_main(refresh_recap_report, run_dir, run.stages.names)
     run.close()
     close_run_logging()
     cleanup_distributed()

@@ -10,7 +10,7 @@ import traceback
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
 
-HEAVY = ("torch", "lerobot", "transformers", "mujoco")
+HEAVY = os.environ.get("HEAVY_PACKAGES", "torch lerobot transformers mujoco").split()
 
 
 class Refusal(MetaPathFinder, Loader):

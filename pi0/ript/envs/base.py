@@ -20,8 +20,6 @@ from pi0.ript.envs.initial_state import InitialState, Split
 
 type Images = dict[str, UInt8[np.ndarray, "h w 3"]]
 
-RENDER_QUALITIES = ("stock", "fast")
-
 
 @dataclass(frozen=True)
 class Task:
@@ -218,9 +216,3 @@ class TaskSuite(ABC):
             else:
                 raise UnusableError(f"task: expected a number from 0 to {len(tasks) - 1}, found {name}")
         return tuple(chosen)
-
-
-def require_render_quality(value: str) -> None:
-    """Raise ValueError unless the value is one of `RENDER_QUALITIES`."""
-    if value not in RENDER_QUALITIES:
-        raise UnusableError(f"render_quality must be 'stock' or 'fast', found {value!r}")

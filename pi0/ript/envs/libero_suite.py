@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pi0.errors import UnusableError
 from pi0.registry import did_you_mean
 from pi0.ript.envs import libero_files
-from pi0.ript.envs.base import Simulation, Task, TaskSuite, require_render_quality
+from pi0.ript.envs.base import Simulation, Task, TaskSuite
+from pi0.ript.envs.rendering import require_egl_device, require_render_quality
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 """LIBERO's names of its cameras: third person and wrist."""
@@ -81,8 +82,6 @@ class LiberoSuite(TaskSuite):
         A ValueError says that no image can be rendered on the device that is named, or that LIBERO's
         configuration is none.
         """
-        from pi0.ript.envs.mujoco_render import require_egl_device
-
         require_egl_device()
         assets = libero_files.assets_folder()
         for task in tasks:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pi0.errors import UnusableError
-from pi0.ript.envs.base import Simulation, Task, TaskSuite, require_render_quality
+from pi0.ript.envs.base import Simulation, Task, TaskSuite
 from pi0.ript.envs.metaworld_tasks import DEADLINES, INSTRUCTIONS
+from pi0.ript.envs.rendering import require_egl_device, require_render_quality
 
 CAMERA = "front"
 _SIMULATOR_HZ = 80
@@ -60,8 +61,6 @@ class MetaWorldSuite(TaskSuite):
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise ValueError if images cannot be rendered on the device that is named."""
-        from pi0.ript.envs.mujoco_render import require_egl_device
-
         require_egl_device()
 
     def make(self, task: Task) -> Simulation:
