@@ -20,10 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pi0.checkpoint_names import INDEX, WEIGHTS
 from pi0.errors import UnusableError
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 _HASHES = "sha256"  # of the files that an index names outside its directory, in its metadata
 _DTYPES = {
