@@ -257,7 +257,7 @@ def setup_distributed(
     if not background_checkpoints:
         return world
     group = dist.new_group(backend="gloo", timeout=timeout)  # two threads must not talk in one
-    mesh = DeviceMesh.from_group(group, "cpu", mesh_dim_names=("background",))
+    mesh = DeviceMesh.from_group(cast("dist.ProcessGroup", group), "cpu", mesh_dim_names=("background",))
     own = replace(world, group=group, loans=Loans(calls, group, mesh) if is_sharded else None)
     return replace(world, background=own)
 

@@ -81,7 +81,9 @@ def take_contents(
     else:
         trained, more = {}, {}
     tensors = (trained, dict(more or {}), in_parts, {**kept, **states} if peers.rank == 0 else {})
-    taken = _copied(tensors, peers.background or peers) if copies else tensors
+    taken: tuple[Any, Any, Any, Any] = tensors
+    if copies:
+        taken = _copied(tensors, peers.background or peers)
     return Contents(*taken, json.dumps(progress))
 
 
