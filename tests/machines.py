@@ -143,7 +143,8 @@ def _become_in_turn(commands: list[list[str]]) -> None:
     for number, command in enumerate(commands):
         pid = os.fork()
         if pid == 0:
-            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # where they meet, each time elsewhere
+            # Each time they meet elsewhere: in the agent's store are the addresses of the time before.
+            os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(PORT + 1 + number)}
             fault_runs._end(partial(become, *command))
         if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
             sys.exit(f"{command[0]}: ended with {code}")
