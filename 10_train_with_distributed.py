@@ -1,7 +1,7 @@
 """RIPT on several processes: torchrun, DDP or FSDP, states and gradients of one global order and batch.
 
 Parent: 9_train_with_config.py
-Introduces: pi0.ript.distributed, machines, sharding
+Introduces: pi0.ript.distributed, lost_peers, machines, sharding
 Run: torchrun --nproc_per_node=2 10_train_with_distributed.py --config_path pi0/ript/config/minimal_test.yaml
 
 Without torchrun it is one process. On CPUs the processes talk through gloo, on GPUs through nccl.

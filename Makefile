@@ -8,11 +8,12 @@
 #                    not run as one yet; ONLY="load recap ..." some of the checks, KEEP=DIR what is made stays there,
 #                    so that RECAP goes on where it was killed
 #   make test-cluster   runs on two machines (network namespaces: Linux, root) and in shards (not run as one yet)
+#   make test-faults   the faults of docs/reliability.md, slow ones too, then 3 kills of each script (half an hour)
 #   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (not run on one yet)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
 
-.PHONY: demo setup lint format test test-real test-cluster test-pages test-slow test-documents gpu-check check clean
+.PHONY: demo setup lint format test test-real test-cluster test-faults test-pages test-slow test-documents gpu-check check clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt tools/setup.sh
@@ -47,6 +48,12 @@ test-real: setup
 
 test-cluster: setup
 	@$(PYTHON) -m pytest -m 'slow or not slow' -rs tests/test_machines.py tests/test_cluster.py $(wildcard tests/test_sharding*.py)
+
+test-faults: setup
+	@$(PYTHON) tests/faults/fault_table.py run
+	@for script in 13 final train eval; do \
+		$(PYTHON) tools/kill_loop.py --script $$script --kills 3 --seed 0 || exit 1; \
+	done
 
 test-slow: setup
 	@$(PYTHON) -m pytest -m slow

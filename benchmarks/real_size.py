@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pi0 import PI0Policy, PromptTokenizer
 from pi0.needs import disk_needs, sized_model, training_memory
+from pi0.ript.envs.libero_files import assets_folder
 from pi0.ript.starting_policy import PolicySettings, make_policy
 from pi0.ript.training.optimization import make_optimizer
 from pi0.ript.training.settings import Optimizer
@@ -141,6 +142,15 @@ def recap_figures(directory: Path) -> dict[str, float]:
     return real_recap.figures(place, {"policy.freeze": "expert_only"})
 
 
+def published_figures(directory: Path) -> dict[str, float]:
+    """Evaluate a directory of the form of published weights on LIBERO's four suites."""
+    import real_published
+
+    place = directory.with_name("published")
+    real_published.prepare(place, REAL, directory / WEIGHTS)
+    return real_published.figures(place)
+
+
 def fsdp_figures(directory: Path) -> dict[str, float]:
     """Take a step in two processes that hold half of the policy each; return what they take."""
     from real_size_fsdp import real_figures  # it imports this module
@@ -192,6 +202,13 @@ CHECKS = {
             **{f"the budget's error, {name}": BUDGET_BOUND for name in ("memory", *DISK)},
         },
     ),
+    "published": Check(
+        published_figures,
+        {
+            **{"exit code": 0, "suites missing": 0, "episodes missing": 0},
+            "most memory by the plan's": 1 + BUDGET_BOUND,
+        },
+    ),
     "train-lora": Check(partial(train_figures, freeze="lora", config="pi0_lora"), TRAINING_BOUNDS),
     "fsdp": Check(fsdp_figures, {"all together, GiB": 24.0}),
 }
@@ -207,6 +224,11 @@ def main() -> int:
     if options.measure:
         print(json.dumps(CHECKS[options.measure].measure(options.keep)))
         return 0
+    if {"recap", "published"} & set(options.only):
+        try:
+            assets_folder()  # they simulate, and come late
+        except FileNotFoundError as error:
+            parser.error(str(error))
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.keep or Path(temporary) / "checkpoint"
         if not directory.exists():

@@ -20,6 +20,7 @@ CAMERAS = ("observation.images.image", "observation.images.image2")
 BASE_CAMERAS = tuple(f"observation.images.{view}_rgb" for view in ("base_0", "left_wrist_0", "right_wrist_0"))
 
 REAL = Pi0Config(dtype="bfloat16")
+FEATURES = FeatureConfig(CAMERAS, state_dim=8, action_dim=7)
 
 
 def of_depth(depth: int) -> Pi0Config:
@@ -40,12 +41,20 @@ def write_checkpoint(directory: Path, config: Pi0Config, dtype: torch.dtype = to
     """
     directory.mkdir(parents=True)
     _write_weights(directory, config, dtype)
-    generator = torch.Generator().manual_seed(0)
-    statistics = {
-        "observation.state": compute_statistics(torch.randn(50, 8, generator=generator)),
-        "action": compute_statistics(torch.randn(50, 7, generator=generator)),
-    }
-    _describe(directory, config, FeatureConfig(CAMERAS, state_dim=8, action_dim=7), statistics, TASKS)
+    _describe(directory, config, FEATURES, _statistics(), TASKS)
+
+
+def write_published(directory: Path, config: Pi0Config, texts: Iterable[str], weights: Path | None) -> None:
+    """Write what `write_checkpoint` does, of which the tokenizer reads other texts.
+
+    `weights`: a file that it shares, None: random ones are written.
+    """
+    directory.mkdir(parents=True)
+    if weights is None:
+        _write_weights(directory, config, torch.bfloat16)
+    else:
+        (directory / WEIGHTS).hardlink_to(weights)
+    _describe(directory, config, FEATURES, _statistics(), texts)
 
 
 def write_base(directory: Path, config: Pi0Config, texts: Iterable[str], weights: Path | None) -> None:
@@ -66,6 +75,14 @@ def write_base(directory: Path, config: Pi0Config, texts: Iterable[str], weights
             if "state_file" in step:
                 (directory / step.pop("state_file")).unlink()
         (directory / name).write_text(json.dumps(processor))
+
+
+def _statistics() -> Statistics:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "observation.state": compute_statistics(torch.randn(50, 8, generator=generator)),
+        "action": compute_statistics(torch.randn(50, 7, generator=generator)),
+    }
 
 
 def _write_weights(directory: Path, config: Pi0Config, dtype: torch.dtype) -> None:

@@ -224,11 +224,17 @@ def _keep(store: Path, tensors: Mapping[str, Deferred]) -> tuple[Path, str]:
 def write_tensor_file(file: Path, tensors: Mapping[str, Deferred]) -> None:
     """Write a safetensors file; a file that was there is replaced when the new one is on the disk."""
     partial_file = file.with_name(f"{file.name}.part")
-    with partial_file.open("wb") as stream:
-        stream.writelines(serialized(tensors))
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial_file.replace(file)
+    try:
+        with partial_file.open("wb") as stream:
+            stream.writelines(serialized(tensors))
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial_file.replace(file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # writing does not name it
+        raise
+    finally:
+        partial_file.unlink(missing_ok=True)  # on a full disk it would keep the room
 
 
 def serialized(tensors: Mapping[str, Deferred]) -> Iterator[bytes | memoryview]:

@@ -7,7 +7,6 @@ exit code and what went to stderr. A process ends as the interpreter ends one, b
 modules, which takes seconds.
 """
 
-import atexit
 import json
 import os
 import re
@@ -16,15 +15,15 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import drifting
 import torch
 from conftest import TASKS, toy_policy
+from forked import end_process
 from safetensors.torch import load_file, save_file
 from test_episodes import make_episode, publish
 
@@ -275,31 +274,12 @@ def forked(case: Case, place: Path) -> dict:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         for stream, file in ((1, output), (2, errors)):
             os.dup2(os.open(file, os.O_WRONLY), stream)
-        _end(partial(start, case, place))
+        end_process(partial(start, case, place))
     if case.signal is not None:
         _wait_for(r"(episode|step)/s", output, errors)
         os.killpg(pid, case.signal)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return {"code": code, "stderr": errors.read_text(errors="replace")}
-
-
-def _end(run: Callable[[], None]) -> NoReturn:
-    """Run to the end of the process, as the interpreter would."""
-    code: object = 0
-    try:
-        run()
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException as error:  # noqa: BLE001 - all of them end a process
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = 130 if isinstance(error, KeyboardInterrupt) else 1
-    if isinstance(code, str):
-        sys.stderr.write(f"{code}\n")
-        code = 1
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(int(code or 0))  # pyright: ignore[reportArgumentType]
 
 
 def _wait_for(pattern: str, *files: Path) -> None:

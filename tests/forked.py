@@ -1,5 +1,6 @@
 """Several processes of one run, forked from the test's own, so that nothing is imported again."""
 
+import atexit
 import multiprocessing
 import os
 import pickle
@@ -8,14 +9,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 def together(size: int, directory: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Return what the function returns in each of `size` processes that torchrun could have started."""
     directory.mkdir(exist_ok=True)
     environment = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-    environment["MASTER_PORT"] = str(_free_port())
+    environment["MASTER_PORT"] = str(free_port())
     context = multiprocessing.get_context("fork")
     processes = []
     for rank in range(size):
@@ -43,7 +44,26 @@ def _run(environment: dict[str, str], file: Path, function: Callable[..., Any], 
     os._exit(0)
 
 
-def _free_port() -> int:
+def end_process(run: Callable[[], None]) -> NoReturn:
+    """Run to the end of the process, as the interpreter would."""
+    code: object = 0
+    try:
+        run()
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException as error:  # noqa: BLE001 - all of them end a process
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(code, str):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(int(code or 0))  # pyright: ignore[reportArgumentType]
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

@@ -21,8 +21,8 @@ from pi0.ript.config import load_config_from_yaml
 from pi0.ript.config.loading import engine
 from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.loss import AdvantageLoss
+from pi0.ript.lost_peers import PeerLostError, RollCall
 from pi0.ript.monitoring import take_step
-from pi0.ript.peers import PeerLostError
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.windows import batches
 from pi0.tensor_files import WEIGHTS
@@ -303,7 +303,7 @@ def lost(gathers: str) -> str:
 
 @pytest.mark.parametrize("gathers", ["for a pass", "to act"])
 def test_a_process_that_is_lost_when_weights_are_gathered_is_named(place, gathers):
-    assert "rank 0: another process of the run ended" in together(2, place / "lost", lost, gathers)[0]
+    assert "rank 0: rank 1 ended" in together(2, place / "lost", lost, gathers)[0]
 
 
 class Harmful:
@@ -336,5 +336,5 @@ def refused(_) -> str:
     from pi0.ript.sharding import Loans, shard
 
     with pytest.raises(UnusableError) as error:
-        shard(AdvantageLoss(small_policy(), 0.1), 2, Loans(0, None), "bfloat16")
+        shard(AdvantageLoss(small_policy(), 0.1), 2, Loans(RollCall(), None), "bfloat16")
     return str(error.value)

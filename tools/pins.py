@@ -74,24 +74,32 @@ class Machine:
     directory: Path
 
     def command(self, name: str, *arguments: str) -> None:
-        """Run a console command as its installed script does."""
+        """Run a console command."""
+        self.python(*self.command_words(name, *arguments))
+
+    def command_words(self, name: str, *arguments: str) -> list[str]:
+        """Return what Python is given to run a console command as its installed script does."""
         scripts = tomllib.loads((self.checkout / "pyproject.toml").read_text())["project"]["scripts"]
         module, function = scripts[name].split(":")
-        self.python("-c", f"import sys; from {module} import {function}; sys.exit({function}())", *arguments)
+        return ["-c", f"import sys; from {module} import {function}; sys.exit({function}())", *arguments]
 
     def script(self, name: str, *arguments: str, num_processes: int = 1) -> None:
         """Run a script of the ladder."""
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
         self.python(*(launcher if num_processes > 1 else []), name, *arguments)
 
-    def python(self, *arguments: str) -> None:
-        """Run Python in the checkout; where it fails, say what it said."""
+    def environment(self) -> dict[str, str]:
+        """Return the environment of what runs in the checkout."""
         environment = os.environ | {"PYTHONPATH": str(self.checkout), "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONHASHSEED", None)
+        return environment
+
+    def python(self, *arguments: str) -> None:
+        """Run Python in the checkout; where it fails, say what it said."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.checkout,
-            env=environment,
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,6 +1,8 @@
 """The console's output in a log file: whole lines, and of a progress bar its last state."""
 
+import contextlib
 import io
+import os
 import re
 import sys
 import threading
@@ -106,7 +108,17 @@ class _TeeIO(io.TextIOBase):
                 self._console.flush()
         except (OSError, ValueError) as error:
             self._console_gone = True
+            self._let_go()
             self._log.write(f"the console is gone ({error}); what follows is in this file only")
+
+    def _let_go(self) -> None:
+        """Have what waits in the console's buffer go nowhere, or Python ends with an error of its own."""
+        with contextlib.suppress(OSError, ValueError):
+            number = self._console.fileno()
+            if number in (1, 2):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
     def isatty(self) -> bool:
         """Return whether the console is a terminal."""

@@ -9,7 +9,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
-from pi0.ript.machines import require_shared
-from pi0.ript.peers import ALONE, Portion, Turns, told_if_lost, turns_alone
+from pi0.ript.lost_peers import RollCall, place, require_in_step
+from pi0.ript.machines import end_with_launcher, require_shared
+from pi0.ript.peers import ALONE, Portion, Turns, turns_alone
 from pi0.ript.sharding import Loans, shard
 from pi0.ript.starting_policy import weights_later
 from pi0.ript.windows import batches
@@ -47,6 +48,7 @@ class World:
     is_sharded: bool = False  # each process holds a part of what is trained, and writes that
     gather_dtype: str | None = None  # see `shard`
     loans: Loans | None = None
+    calls: RollCall = field(default_factory=RollCall)  # names who is missing
     background: "World | None" = None  # the same processes, for a thread beside the training
 
     @property
@@ -61,13 +63,14 @@ class World:
         return f"cuda:{self.local_rank}" if name == "cuda" else name
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
-        """Return everybody's list by rank."""
-        gathered: list[Any] = [items]
-        if self.size > 1:
-            gathered = [None] * self.size
-            with told_if_lost(self.rank):
-                dist.all_gather_object(gathered, items, group=self.group)
-        return gathered
+        """Return everybody's list by rank; all processes call it from the same place of the program."""
+        if self.size == 1:
+            return [items]
+        gathered: list[Any] = [None] * self.size
+        with self.calls.clear_errors():
+            dist.all_gather_object(gathered, (place(), items), group=self.group)
+        require_in_step([where for where, _ in gathered])
+        return [theirs for _, theirs in gathered]
 
     def turns(self, count: int) -> Turns:
         """Return the numbers below `count`, each for the process that asks for it first."""
@@ -77,7 +80,7 @@ class World:
         store = dist.distributed_c10d._get_default_store()  # what torchrun's processes met at
 
         def take(size: int) -> int:
-            with told_if_lost(self.rank):
+            with self.calls.clear_errors():
                 return store.add(key, size) - size
 
         return Turns(count, take)
@@ -102,7 +105,7 @@ class World:
             yield
             return
         # On rank 0 the errors are also those of what it does meanwhile.
-        with told_if_lost(self.rank) if self.rank else contextlib.nullcontext(), self.loans.opened():
+        with self.calls.clear_errors() if self.rank else contextlib.nullcontext(), self.loans.opened():
             yield
 
     def whole(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Deferred]:
@@ -156,7 +159,7 @@ class World:
 
     def _call(self, learner: nn.Module, *args: Any, **options: Any) -> Any:
         """Call a learner whose pass gathers parameters, so that a process may be lost in it."""
-        with told_if_lost(self.rank):
+        with self.calls.clear_errors():
             return learner._call_impl(*args, **options)
 
     def micro_batches(
@@ -182,7 +185,7 @@ class World:
 
         DDP and FSDP average over the processes, and a sum is wanted.
         """
-        with told_if_lost(self.rank):
+        with self.calls.clear_errors():
             (loss * self.size).backward()
 
     def require_equal(self, model: nn.Module) -> None:
@@ -225,6 +228,8 @@ def setup_distributed(
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank, is_sharded = int(os.environ.get("LOCAL_RANK", "0")), strategy == "fsdp"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
     if size == 1:
         alone = World(is_sharded=is_sharded)
         return replace(alone, background=alone) if background_checkpoints else alone
@@ -246,13 +251,14 @@ def setup_distributed(
     dist.init_process_group(backend, timeout=timeout)
     atexit.register(cleanup_distributed)  # a process that leaves its group open is aborted by it
     group = dist.new_group(backend="gloo", timeout=timeout)
-    loans = Loans(rank, group) if is_sharded else None
-    world = World(rank, size, local_rank, group, is_sharded, gather_dtype, loans)
+    calls = RollCall(rank, size, dist.distributed_c10d._get_default_store())
+    loans = Loans(calls, group) if is_sharded else None
+    world = World(rank, size, local_rank, group, is_sharded, gather_dtype, loans, calls)
     if not background_checkpoints:
         return world
     group = dist.new_group(backend="gloo", timeout=timeout)  # two threads must not talk in one
     mesh = DeviceMesh.from_group(group, "cpu", mesh_dim_names=("background",))
-    own = replace(world, group=group, loans=Loans(rank, group, mesh) if is_sharded else None)
+    own = replace(world, group=group, loans=Loans(calls, group, mesh) if is_sharded else None)
     return replace(world, background=own)
 
 

@@ -52,6 +52,16 @@ def path_argument(text: str) -> Path:
 
 
 @contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Have an error of the disk, which only opening names the file of, name it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; afterwards it is the file at `path`, flushed to the disk.
 
@@ -60,9 +70,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        with naming_file(path):
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

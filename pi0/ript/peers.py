@@ -2,22 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from operator import itemgetter
 from typing import Any, Protocol, runtime_checkable
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pi0.ript.progress import print_above
 from pi0.tensor_files import Deferred
-
-
-class PeerLostError(RuntimeError):
-    """Another process of the run ended or stopped answering."""
-
-    explains_itself = True
 
 
 class Turns(Iterator[int]):
@@ -208,25 +201,3 @@ class Portion[T](Iterator[T]):
 
     def _read(self, count: int) -> None:
         self._ahead += islice(self._items, max(0, count - len(self._ahead)))
-
-
-@contextmanager
-def told_if_lost(rank: int) -> Iterator[None]:
-    """Say in one line what a broken connection means: raise PeerLostError for it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_connection(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise PeerLostError(
-            f"rank {rank}: another process of the run ended or stopped answering ({reason}); its "
-            "own messages, above or in its log file, say why"
-        ) from None
-
-
-def _is_connection(error: RuntimeError) -> bool:
-    words = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
-        word in str(error).lower() for word in words
-    )

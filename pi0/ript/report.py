@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pi0.ript.evaluate import Evaluation, compare
+from pi0.ript.files import naming_file
 from pi0.ript.page import cards, folded, grid, paragraph, plot, table, video, write_page
 from pi0.ript.report_plots import Row, draw_plots
 from pi0.ript.results import read_evaluation
@@ -32,7 +33,7 @@ def append_row(run_dir: Path, metrics: Row, step: int) -> Path:
     lost = {k: repr(v) for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
     row = {"step": step, **values, **dict.fromkeys(lost), **({"non_finite": lost} if lost else {})}
     line = json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
-    with path.open("a+b") as file:
+    with naming_file(path), path.open("a+b") as file:
         if not _ends_before(step, file):
             file.truncate(sum(length for row, length in _lines(path) if row["step"] < step))
             if not _ends_with_newline(file):  # edited by hand

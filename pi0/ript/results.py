@@ -29,6 +29,12 @@ class RunInUseError(RuntimeError):
     explains_itself = True
 
 
+class RunGoneError(RuntimeError):
+    """The directory of a run is not the one that it began with."""
+
+    explains_itself = True
+
+
 def new_run_directory(path: str | Path) -> Path:
     """Make an empty directory and return it; what an earlier run left there moves to PATH.1, .2, ...
 
@@ -69,6 +75,16 @@ def lock_directory(path: Path) -> None:
     _locks[path] = file
     atexit.register(_remove_if_empty, path)
     note_run(path)
+
+
+def require_own_directory(path: Path) -> None:
+    """Raise RunGoneError if the directory that this process has locked was removed or replaced meanwhile."""
+    file, lock = _locks.get(path), path / _LOCK
+    if file is not None and not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno()))):
+        raise RunGoneError(
+            f"{path}: the run's directory was removed or replaced while the run was going on, with what was "
+            "written there; put it back and continue the run, or start it again"
+        )
 
 
 def _locked(file: TextIO) -> bool:

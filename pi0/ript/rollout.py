@@ -19,6 +19,7 @@ from jaxtyping import Float32, Int64, UInt8
 from pi0 import PI0Policy
 from pi0.ript import debugging
 from pi0.ript.envs import BatchedEnv, ChunkResult, EnvObservation, InitialState, Task
+from pi0.ript.progress import print_above
 
 MAX_ATTEMPTS = 3  # of an episode that dead or hanging workers interrupt
 
@@ -144,6 +145,8 @@ class _Episode:
 class EpisodeLostError(RuntimeError):
     """An episode was interrupted by its environment too many times to blame a single worker."""
 
+    explains_itself = True
+
 
 def rollout(
     env: BatchedEnv,
@@ -257,6 +260,7 @@ class _Runner:
                 f"the episode from state {self.states[number].hash[:16]} of {self.states[number].task} was "
                 f"interrupted {MAX_ATTEMPTS} times, the last time because: {reason}"
             )
+        print_above(f"an episode is run again, {sum(self.attempts)} so far in this rollout: {reason}")
         self.interrupted.append(number)
 
     def _finish(self, episode: _Episode, success: bool) -> Rollout:

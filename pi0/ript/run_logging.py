@@ -15,6 +15,7 @@ from typing import Any
 from pi0.ript.console_log import LogFile, _TeeIO
 from pi0.ript.progress import doing
 from pi0.ript.report import append_row, read_rows
+from pi0.ript.results import require_own_directory
 from pi0.ript.run_status import RunStatus
 from pi0.ript.wandb_run import WandbRun
 
@@ -152,10 +153,14 @@ def log_metrics(metrics: Mapping[str, Any], step: int) -> None:
         metrics: Numbers, or None, by name. One that is not finite is written as null and its value under
             "non_finite", so that the file stays JSON.
         step: The step of the run; it increases from call to call.
+
+    Raises:
+        RunGoneError: The run's directory was removed meanwhile.
     """
     run = _current()
     if run.rank > 0:
         return
+    require_own_directory(run.directory)
     file = append_row(run.directory, metrics, step)
     if run.num_rows == 0:
         print(f"✓ 训练指标正常记录: {file} (metrics are recorded)")  # noqa: T201

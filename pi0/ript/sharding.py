@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from pi0.errors import UnusableError
 from pi0.model import PrefixModel
-from pi0.ript.peers import told_if_lost
+from pi0.ript.lost_peers import RollCall
 from pi0.tensor_files import Deferred
 from pi0.trainable import inference_dtypes
 
@@ -31,15 +31,15 @@ from pi0.trainable import inference_dtypes
 class Loans:
     """Rank 0 asks for whole parameters, one at a time, while the others wait for it and lend their parts."""
 
-    def __init__(self, rank: int, group: Any, mesh: DeviceMesh | None = None) -> None:
+    def __init__(self, calls: RollCall, group: Any, mesh: DeviceMesh | None = None) -> None:
         """Lend nothing yet.
 
         Args:
-            rank: Of this process.
+            calls: Names who is missing.
             group: For objects, and for parts on their way.
             mesh: The processes on CPUs, which copies of parts belong to; None: nothing is copied.
         """
-        self.rank, self._group, self._mesh = rank, group, mesh
+        self.calls, self._group, self._mesh = calls, group, mesh
         self._parameters: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self._num_known = 0
         self._is_open = False
@@ -61,7 +61,7 @@ class Loans:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Let rank 0 borrow meanwhile; the others come here to lend, until it has finished."""
-        if self.rank > 0:
+        if self.calls.rank > 0:
             while (number := self._told(None)) is not None:
                 self._send(self._parameters[number])
             yield
@@ -109,7 +109,7 @@ class Shards(nn.Module):
         self.held = dict(model.named_parameters())
         """The parameters in parts, by name: what is trained, whatever the modules have in their place."""
         self._units, self._hooks = units, list[tuple[Mapping[int, Any], Mapping[int, Any]]]()
-        self._rank = loans.rank
+        self._calls = loans.calls
         self._lent = {name: loans.lend(parameter) for name, parameter in self.held.items()}
 
     def whole(self) -> dict[str, Deferred]:
@@ -126,7 +126,7 @@ class Shards(nn.Module):
         return super().train(mode)
 
     def _gather(self) -> None:
-        with told_if_lost(self._rank):
+        with self._calls.clear_errors():
             for unit in self._units:
                 unit.unshard()
         # Without its hooks, FSDP neither gives the parameters back after a pass nor notes passes for a

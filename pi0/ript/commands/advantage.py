@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pi0 import PI0Policy
+from pi0.errors import say_errors_in_one_line
 from pi0.registry import load_plugins
 from pi0.ript.commands.arguments import command_parser, complain
 from pi0.ript.commands.dataset_arguments import (
@@ -122,6 +123,7 @@ def read_mixture(path: Path) -> list[DatasetSettings]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Label and print; return the exit code."""
     options = _parser().parse_args(argv)
+    say_errors_in_one_line("pi0-advantage")  # a full disk
     try:
         datasets = [dataset_settings(name, options) for name in options.datasets]
         if options.dataset_mixture:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pi0.errors import say_errors_in_one_line
 from pi0.ript.commands.dataset_arguments import (
     add_reading_arguments,
     dataset_settings,
@@ -52,6 +53,7 @@ exit codes: 0 done; 2 unusable arguments or data; 130 interrupted
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(argv)
+    say_errors_in_one_line("pi0-dataset-viz")  # a full disk
     directory = Path(options.dataset).expanduser().resolve()
     beside = directory.with_name(f"{directory.name}{'-label' if options.label else ''}.html")
     output = options.output or (beside if directory.is_dir() else Path(beside.name))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pi0 import Indicator, Observation, Pi0Model, PI0Policy
 from pi0.embodiment import plain_statistics
+from pi0.errors import say_errors_in_one_line
 from pi0.lerobot_format import require_lerobot_sizes
 from pi0.ript.commands.arguments import command_parser, complain, whole_number
 from pi0.ript.commands.policy_argument import add_policy_arguments, load_policy
@@ -137,6 +138,7 @@ def export_lerobot(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
+    say_errors_in_one_line("pi0-export")  # a full disk
     try:
         if options.output.exists():
             raise ValueError(

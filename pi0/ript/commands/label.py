@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pi0.errors import say_errors_in_one_line
 from pi0.features import STATE
 from pi0.ript.commands.arguments import command_parser, complain
 from pi0.ript.commands.dataset_arguments import add_reading_arguments, dataset_settings, in_words_of_options
@@ -38,6 +39,7 @@ _EXAMPLE_EPISODES = 5  # that a message names
 def main(argv: Sequence[str] | None = None) -> int:
     """Label and print the successes of each task; return the exit code."""
     options = _parser().parse_args(argv)
+    say_errors_in_one_line("pi0-label")  # a full disk
     try:
         settings = dataset_settings(options.dataset, options)
         place = locate(settings)

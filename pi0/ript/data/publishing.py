@@ -23,6 +23,7 @@ from pi0.ript.data.records import (
     CollectionInfo,
     EpisodeDataError,
     EpisodeLabels,
+    read_columns,
     read_record,
 )
 from pi0.ript.files import FORMAT
@@ -121,7 +122,7 @@ class _DataFiles:
 def _publish_episode(
     meta: LeRobotDatasetMetadata, data: _DataFiles, path: Path, record: dict[str, Any]
 ) -> None:
-    stored = pq.read_table(path)
+    stored = read_columns(path)
     length, first = len(stored), meta.total_frames
     episode = meta.total_episodes
     meta.save_episode_tasks([record["instruction"]])

@@ -5,12 +5,14 @@ Axes: t frame of an episode, s state dim, a action dim, h w image size.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8
 
@@ -127,5 +129,31 @@ def partial_directory(directory: Path) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return labels, content hash and image shapes of one stored, unpublished episode."""
-    return json.loads(pq.read_schema(path).metadata[b"episode"])
+    """Return labels, content hash and image shapes of one stored, unpublished episode.
+
+    Raises:
+        EpisodeDataError: The file is damaged.
+    """
+    with _naming_damage(path):
+        return json.loads(pq.read_schema(path).metadata[b"episode"])
+
+
+def read_columns(path: Path) -> pa.Table:
+    """Return the columns of one stored, unpublished episode, as they were written to the bit.
+
+    Raises:
+        EpisodeDataError: The file is damaged.
+    """
+    with _naming_damage(path):
+        return pq.read_table(path, page_checksum_verification=True)
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise EpisodeDataError(
+            f"{path} is damaged ({type(error).__name__}: {str(error).splitlines()[0]}); remove it, and start "
+            "the same command again: its episode is made again"
+        ) from error

@@ -15,6 +15,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pi0.embodiment import plain_statistics
+from pi0.errors import say_errors_in_one_line
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics, coinciding_quantiles
 from pi0.ript.data.frame_set import FrameSet
@@ -105,6 +106,7 @@ def save_statistics(path: Path, statistics: Statistics, made_from: dict[str, Any
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
+    say_errors_in_one_line("pi0-stats")  # a full disk
     try:
         _run(options)
     except (ValueError, OSError) as error:

@@ -200,6 +200,11 @@ def make_training_data(
     return TrainingData(opened, train, held_out, training, num_kept)
 
 
+def is_of_a_reader(error: RuntimeError) -> bool:
+    """Return whether torch raised an error, in whatever line, because a process that reads data has ended."""
+    return str(error).startswith("DataLoader worker")
+
+
 def split_rows(
     settings: MixtureSettings, sets: Sequence[FrameSet]
 ) -> tuple[list[Int64[np.ndarray, " _"]], list[Int64[np.ndarray, " _"]]]:

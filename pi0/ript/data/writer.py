@@ -19,6 +19,7 @@ from pi0.ript.data.records import (
     EpisodeDataError,
     EpisodeLabels,
     partial_directory,
+    read_columns,
     read_record,
 )
 from pi0.ript.files import write_bytes
@@ -73,7 +74,7 @@ class EpisodeWriter:
         }
         table = pa.table(columns, metadata={"episode": json.dumps(record)})
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table, sink, write_page_checksum=True)
         write_bytes(self._path(number, ".parquet"), sink.getvalue().to_pybytes())
 
     def has(self, number: int) -> bool:
@@ -85,7 +86,7 @@ class EpisodeWriter:
         if not self.has(number):
             return None
         path = self._path(number, ".parquet")
-        record, table = read_record(path), pq.read_table(path)
+        record, table = read_record(path), read_columns(path)
         images = {}
         for camera in record["cameras"] if with_images else ():
             if self.info.storage == "video":

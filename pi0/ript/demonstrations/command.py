@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pi0.errors import say_errors_in_one_line
 from pi0.ript.data.encoding import default_storage
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.collect import TaskSummary, TooFewSuccessesError, collect_demonstrations
@@ -45,6 +46,7 @@ exit codes: 0 done; 1 failed while recording; 2 unusable arguments; 130 interrup
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
+    say_errors_in_one_line("pi0-demos")  # a full disk
     try:
         plan, tasks = _resolve(options)
         operator = plan.resolved_operator()

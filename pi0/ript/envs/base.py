@@ -96,7 +96,7 @@ class ChunkResult:
 
 
 class SimulationDivergedError(RuntimeError):
-    """The physics became unstable (NaN or huge values); the episode is aborted."""
+    """The physics became unstable, or an observation is none (NaN, another size); the episode is aborted."""
 
 
 class Simulation(ABC):
@@ -156,8 +156,27 @@ class Simulation(ABC):
         self.settle()
 
     def observe(self) -> EnvObservation:
-        """Return what the policy sees now; renders."""
-        return EnvObservation(images=self.render(), state=self.proprioception())
+        """Return what the policy sees now; renders.
+
+        Raises:
+            SimulationDivergedError: It is not what the task says, or not finite.
+        """
+        observation = EnvObservation(images=self.render(), state=self.proprioception())
+        _require_observation(observation, self.task)
+        return observation
+
+
+def _require_observation(observation: EnvObservation, task: Task) -> None:
+    state, size = observation.state, task.image_size
+    if state.shape != (task.state_dim,) or not np.isfinite(state).all():
+        raise SimulationDivergedError(
+            f"{task.id}: expected a state of {task.state_dim} finite numbers, found {state.tolist()}"
+        )
+    images = {camera: image.shape for camera, image in observation.images.items()}
+    if images != dict.fromkeys(task.cameras, (size, size, 3)):
+        raise SimulationDivergedError(
+            f"{task.id}: expected images of {task.cameras}, {size} x {size} pixels, found {images}"
+        )
 
 
 class TaskSuite(ABC):

@@ -18,6 +18,12 @@ VALIDATION_FIRST = 500_000
 _MAX_LOSSES_IN_A_ROW = 3
 
 
+class WorkersLostError(RuntimeError):
+    """Workers are lost as soon as they are replaced, so that it is no accident."""
+
+    explains_itself = True
+
+
 class BatchedEnv:
     """Many episodes at once, each in a numbered slot, of any of the given tasks.
 
@@ -256,9 +262,10 @@ class BatchedEnv:
         if raised is not None:  # only now, so that no answer stays unread
             raise raised
         if failure is not None and self._losses_in_a_row >= _MAX_LOSSES_IN_A_ROW:
-            raise RuntimeError(
-                f"{self._losses_in_a_row} environment workers were lost in a row, the last: "
-                f"{failure}; see their messages above, or use num_workers=0 to debug"
+            raise WorkersLostError(
+                f"{self._losses_in_a_row} environment workers were lost in a row, the last: {failure}; see "
+                "their messages above. If memory ran out, lower task.num_parallel_envs; num_workers=0 shows "
+                "an error of the simulator"
             )
         return answers, lost
 

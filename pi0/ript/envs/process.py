@@ -20,6 +20,11 @@ from typing import Any
 
 _DEFAULT_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 _START_SECONDS = 300.0  # a cold file system and a loaded machine
+_OUT_OF_MEMORY = 137  # what the kernel's own kill looks like to a shell
+_ENDINGS = {
+    _OUT_OF_MEMORY: ": its memory ran out",
+    -signal.SIGKILL: ": killed, as the kernel does where memory runs out",
+}
 _SIGNALS = "import signal as s; [s.signal(n, s.SIG_IGN) for n in (s.SIGINT, s.SIGTERM, s.SIGUSR1)]; "
 _MAIN = _SIGNALS + "from {module} import main; main()"  # deaf before the imports, which take a second
 
@@ -89,8 +94,9 @@ class Worker:
             ok, answer = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.kill()
+            code = self.process.returncode
             raise WorkerLostError(
-                f"worker {self.process.pid} died (exit code {self.process.returncode})"
+                f"worker {self.process.pid} died (exit code {code}{_ENDINGS.get(code, '')})"
             ) from None
         self._is_started = True
         if not ok:
@@ -129,6 +135,8 @@ def serve(prepare: Callable[[Any], tuple[Callable[[Any], object], Callable[[], N
             request = pipe.recv()
             try:
                 answer = (True, answer_to(request))
+            except MemoryError:
+                os._exit(_OUT_OF_MEMORY)  # what is left of this process is of no use
             except Exception:  # noqa: BLE001 - raised again in the parent, with this traceback
                 answer = (False, traceback.format_exc())
             pipe.send(answer)

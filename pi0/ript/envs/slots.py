@@ -64,20 +64,21 @@ class Slots:
         episode = self._episodes[slot]
         simulation, cap = episode.simulation, episode.simulation.task.max_steps
         states, frames, success, executed = [], [], False, 0
-        for action in actions:
-            if render_every and executed and executed % render_every == 0:
-                frames.append(Frame(executed, simulation.observe()))
-            states.append(simulation.proprioception())
-            try:
+        try:
+            for action in actions:
+                if render_every and executed and executed % render_every == 0:
+                    frames.append(Frame(executed, simulation.observe()))
+                states.append(simulation.proprioception())
                 success = simulation.step(action)
-            except SimulationDivergedError as error:
-                return aborted(f"{type(error).__name__}: {error}", episode.step)
-            executed += 1
-            episode.step += 1
-            if success or episode.step >= cap:
-                break
+                executed += 1
+                episode.step += 1
+                if success or episode.step >= cap:
+                    break
+            observation = simulation.observe()
+        except SimulationDivergedError as error:
+            return aborted(f"{type(error).__name__}: {error}", episode.step)
         return ChunkResult(
-            observation=simulation.observe(),
+            observation=observation,
             states=np.stack(states),
             executed=executed,
             step=episode.step,

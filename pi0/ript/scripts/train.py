@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from pi0.errors import say_errors_in_one_line
 from pi0.ript.checkpoint import SnapshotError
+from pi0.ript.data.training_data import is_of_a_reader
 from pi0.ript.distributed import cleanup_distributed
 from pi0.ript.monitoring import NonFiniteLossError
 from pi0.ript.results import RunInUseError
@@ -29,6 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training.run()
     except (NonFiniteLossError, SnapshotError) as error:
         sys.stderr.write(f"\npi0-train: error: {error}\n")
+        return 1
+    except RuntimeError as error:
+        if not is_of_a_reader(error):
+            raise
+        remedy = "the same command with --resume goes on; dataset_mixture.num_workers=0 reads without them"
+        sys.stderr.write(f"\npi0-train: error: a process that reads data was lost: {error}; {remedy}\n")
         return 1
     cleanup_distributed()
     return 0

@@ -196,7 +196,11 @@ def publish_model(run_dir: Path, model: Model) -> None:
     partial = run_dir / ".model.partial"
     if partial.exists():
         shutil.rmtree(partial)
-    model.save_pretrained(partial)
+    try:
+        model.save_pretrained(partial)
+    except OSError:
+        shutil.rmtree(partial)
+        raise
     files = sorted(file for file in partial.rglob("*") if file.is_file())
     for file in sorted(files, key=lambda file: file.name == WEIGHTS):  # the weights last
         target = run_dir / file.relative_to(partial)

@@ -1,0 +1,1 @@
+"""Runs with faults in them, and the table of what they have to come to."""
