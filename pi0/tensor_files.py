@@ -255,7 +255,9 @@ def serialized(tensors: Mapping[str, Deferred]) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
     for name in names:
-        value = tensors[name].read().detach()
-        for part in value.reshape(-1).split(_BYTES_AT_ONCE // value.element_size()):
-            yield part.cpu().contiguous().view(torch.uint8).numpy().data
-        del value, part  # before the next is read
+        yield from _bytes_of(tensors[name].read().detach())  # it is gone before the next is read
+
+
+def _bytes_of(value: Tensor) -> Iterator[memoryview]:
+    for part in value.reshape(-1).split(_BYTES_AT_ONCE // value.element_size()):
+        yield part.cpu().contiguous().view(torch.uint8).numpy().data
