@@ -138,13 +138,15 @@ def become(name: str, *words: str) -> None:
 
 def _become_in_turn(commands: list[list[str]]) -> None:
     """Run commands in processes forked from this one, all of which torchrun's agent has as one."""
-    import fault_runs
+    import fault_runs  # noqa: F401 - all that the commands need
+    from forked import end_process
 
     for number, command in enumerate(commands):
         pid = os.fork()
         if pid == 0:
-            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # where they meet, each time elsewhere
-            fault_runs._end(partial(become, *command))
+            # Each time they meet elsewhere: in the agent's store are the addresses of the time before.
+            os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(PORT + 1 + number)}
+            end_process(partial(become, *command))
         if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
             sys.exit(f"{command[0]}: ended with {code}")
 

@@ -61,7 +61,8 @@ def step(policy: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def test_it_is_of_its_step_although_the_training_has_gone_on(tmp_path, monkeypatch, peers):
     policy, optimizer = trained()
-    torch.manual_seed(3), random.seed(4)
+    torch.manual_seed(3)
+    random.seed(4)
     states = {"skips": {"3": 2}, "positions": [torch.arange(3)]}
     waited = save_checkpoint(policy, optimizer, 2, CONFIG, tmp_path / "waited", sampler_state=states)
     random.seed(4)

@@ -35,7 +35,7 @@ class Loans:
         """Lend nothing yet.
 
         Args:
-            calls: Of this process, when another one is lost.
+            calls: Names who is missing.
             group: For objects, and for parts on their way.
             mesh: The processes on CPUs, which copies of parts belong to; None: nothing is copied.
         """
