@@ -118,7 +118,7 @@ def test_a_launcher_that_kills_before_the_save_ends_leaves_the_checkpoint_before
 def test_torchrun_starts_a_lost_process_again_and_the_run_goes_on(place, pair, event):
     """--max-restarts=1: inside one launch, and without --resume."""
     name = f"restarted-{event}"
-    fault = f"SIGKILL@1:{event}:{ {'rollout': 12, 'update': 5}[event] }"
+    fault = f"SIGKILL@1:{event}:{ {'rollout': 4, 'update': 5}[event] }"
     process = drills.torchrun(
         place,
         name,
