@@ -51,7 +51,7 @@ def main(config: TrainConfig) -> None:
     learner = world.wrap(make_learner(policy, algo))
     optimizer = torch.optim.AdamW(learner.parameters(), **adamw_settings(algo))
     states = InitialStateDataset(simulators, config.dataset.num_init_states)
-    drawn_states = world.shard(states.shuffled(seed))
+    drawn_states = world.portion(states.shuffled(seed))
     heldout = heldout_states(simulators, config.eval.first_state, config.eval.rollouts_per_task, states)
     evaluation = partial(evaluate, simulators, states=heldout, num_recorded=config.eval.n_video, peers=world)
     before = evaluation(policy=GuidedPolicy(policy))

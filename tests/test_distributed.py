@@ -74,7 +74,7 @@ def one_of_two(directory: Path) -> None:
         "gathered": world.gather([world.rank] * (world.rank + 1)),
         "sum": world.sum(torch.tensor(world.rank + 1.5)),
         "main": world.on_main(lambda: (directory / "main").write_text("x") and f"from {world.rank}"),
-        "shard": world.shard(count()),
+        "portion": world.portion(count()),
         "shares": gather_shares([10 * i for i in share(range(3, 10), world, 3)], world, 3),
         "turns": list(world.turns(9)),
         "full": improve(world, np.array([6, 2, 0, 1, 5, 3, 4])),
@@ -136,7 +136,7 @@ def test_what_the_processes_exchange(pair, ranks):
         assert found["gathered"] == [[0], [1, 1]]
         assert found["sum"] == 4.0
         assert found["main"] == "from 0"
-        assert list(islice(found["shard"], 3)) == [[0, 2, 4], [1, 3, 5]][rank]
+        assert list(islice(found["portion"], 3)) == [[0, 2, 4], [1, 3, 5]][rank]
         assert found["shares"] == [30, 40, 50, 60, 70, 80, 90]
         assert found["turns"] == sorted(found["turns"])
         assert found["first"] is bool(rank), "rank 0 makes it, rank 1 finds it"
@@ -175,19 +175,19 @@ def test_alone_is_the_identity():
     module = torch.nn.Linear(1, 1)
     assert world.wrap(module) is module is get_model_from_ddp(module)
     assert share(range(5), ALONE, 2) == range(5)
-    assert list(islice(world.shard(count()), 3)) == [0, 1, 2]
+    assert list(islice(world.portion(count()), 3)) == [0, 1, 2]
 
 
-def test_shards_go_on_together_where_all_of_them_ended():
+def test_portions_go_on_together_where_all_of_them_ended():
     """After an odd number, the first process is no longer the one whose turn it is."""
-    shards = [World(rank, 2).shard(count()) for rank in range(2)]
-    assert [list(islice(shard, n)) for shard, n in zip(shards, (2, 1), strict=True)] == [[0, 2], [1]]
-    for shard in shards:
-        shard.move_past(3)
-    assert [list(islice(shard, 2)) for shard in shards] == [[3, 5], [4, 6]]
-    for shard in shards:
-        shard.move_past(7)  # further than this process has read
-    assert [next(shard) for shard in shards] == [10, 11]
+    portions = [World(rank, 2).portion(count()) for rank in range(2)]
+    assert [list(islice(portion, n)) for portion, n in zip(portions, (2, 1), strict=True)] == [[0, 2], [1]]
+    for portion in portions:
+        portion.move_past(3)
+    assert [list(islice(portion, 2)) for portion in portions] == [[3, 5], [4, 6]]
+    for portion in portions:
+        portion.move_past(7)  # further than this process has read
+    assert [next(portion) for portion in portions] == [10, 11]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import drifting
 import fault_runs
 import machines
+import psutil
 import pytest
 from conftest import TASKS
 from test_checkpoint import on_both
@@ -312,3 +313,34 @@ def test_a_run_goes_on_when_a_node_dies_and_takes_in_one_that_joins(place, comma
 
 def checkpoints(run_dir: Path) -> list[Path]:
     return [*published(run_dir), *run_dir.glob("*.partial/checkpoint-*")]
+
+
+def test_a_process_whose_launcher_is_killed_gets_a_sigterm(tmp_path):
+    """As with torchrun: its processes would go on for nobody, or wait for a peer."""
+    said = tmp_path / "said"
+    rank = "import time; from pi0.ript.machines import end_with_launcher; end_with_launcher()\n"
+    rank += f"open({str(tmp_path / 'begun')!r}, 'w').close(); time.sleep(60)"
+    launcher = "import subprocess, sys\n"
+    launcher += (
+        f"rank = subprocess.Popen([sys.executable, '-c', {rank!r}], stderr=open({str(said)!r}, 'w'))\n"
+    )
+    launcher += "print(rank.pid, flush=True); rank.wait()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", launcher],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    process = psutil.Process(int(parent.stdout.readline()))
+    try:
+        while not (tmp_path / "begun").exists():
+            assert parent.poll() is None
+            time.sleep(0.02)
+        parent.kill()
+        parent.wait()
+        process.wait(20)
+    finally:
+        if process.is_running():
+            process.kill()
+    assert f"the launcher (process {parent.pid}) is gone: ending this process" in said.read_text()

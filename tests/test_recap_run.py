@@ -22,6 +22,7 @@ from small_sets import ACTION, SIDE, STATE, draft, write
 from pi0 import FeatureConfig, PI0Policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, parse_config
 from pi0.ript.distributed import World
+from pi0.ript.envs.libero_files import MissingAssetsError
 from pi0.ript.files import hash_file
 from pi0.ript.labels.advantages import read_advantages, read_lineage
 from pi0.ript.labels.sources import Mixture
@@ -297,6 +298,14 @@ def test_the_budget_counts_what_the_run_does(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pi0.ript.recap.budget.shutil.disk_usage", lambda _: type("", (), {"free": 1}))
     with pytest.raises(BudgetError, match=r"rollouts\.num_states"):
         print_budget(run)
+
+
+def test_assets_that_are_missing_are_named_before_anything_long(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path))
+    config = config_of("task.benchmark_name=libero_10", "task.task_names=[0]", f"output_dir={tmp_path}")
+    with pytest.raises(MissingAssetsError, match="does not hold LIBERO's assets"):
+        rounds.start_run(config, tmp_path, World(), fit)
+    assert MissingAssetsError.explains_itself, "no traceback is shown"
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

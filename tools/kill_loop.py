@@ -86,7 +86,7 @@ PHASES: tuple[tuple[str, str, str], ...] = (
     ("save", "recap/stages.py", "_finish _begin"),
     ("report", "report.py report_plots.py recap/report.py page.py pages/success_figures.py", ""),
     ("evaluation", "evaluate.py recap/judging.py recap/validation.py kept_evaluation.py", ""),
-    ("rollouts", "groups.py recording.py demonstrations/collecting.py", ""),
+    ("rollouts", "groups.py recording.py demonstrations/collect.py", ""),
     ("labels", "recap/gates.py", ""),
     ("labels", "labels/labelling.py labels/advantages.py labels/concordance.py", ""),
     ("update", "monitoring.py training/steps.py supervised/trainer.py distributed.py windows.py", ""),
@@ -101,7 +101,8 @@ def phase_of(stack: list[Frame]) -> tuple[str, str]:
             is_file = "/pi0/" in file and any(file.endswith(f"/{name}") for name in files.split())
             if is_file and function != "<module>" and (not functions or function in functions.split()):
                 return phase, f"{file.split('/pi0/')[-1]}:{function}"
-    return "start", ""
+    own = [(file, function) for file, function in stack if "/pi0/" in file and function != "<module>"]
+    return "start", f"{own[0][0].split('/pi0/')[-1]}:{own[0][1]}" if own else ""
 
 
 # The loop ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +24,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
-from pi0.ript.interruption import end_with_launcher
 from pi0.ript.lost_peers import RollCall, place, require_in_step
-from pi0.ript.machines import require_shared
-from pi0.ript.peers import Turns, turns_alone
+from pi0.ript.machines import end_with_launcher, require_shared
+from pi0.ript.peers import Portion, Turns, turns_alone
 from pi0.ript.sharding import Loans, shard
 from pi0.ript.starting_policy import weights_later
 from pi0.ript.windows import batches
@@ -124,9 +122,9 @@ class World:
         """Raise UnusableError where a directory is not one and the same for all processes."""
         require_shared(self, directories)
 
-    def shard[T](self, items: Iterator[T]) -> "Shard[T]":
-        """Return this process's share of one global order without end."""
-        return Shard(items, self.rank, self.size)
+    def portion[T](self, items: Iterator[T]) -> Portion[T]:
+        """Return this process's portion of one global order without end."""
+        return Portion(items, self.rank, self.size)
 
     def wrap(self, learner: nn.Module) -> nn.Module:
         """Return the learner, so that gradients are averaged over the processes."""
@@ -184,31 +182,6 @@ class World:
         """Print on rank 0."""
         if self.rank == 0:
             print(*values)  # noqa: T201
-
-
-class Shard[T](Iterator[T]):
-    """Every `size`-th item of an order without end, which all processes go through together."""
-
-    def __init__(self, items: Iterator[T], rank: int, size: int) -> None:
-        self._items, self._rank, self._size = items, rank, size
-        self._ahead: list[T] = []  # from the common position on, everybody's
-        self._num_taken = 0  # of this process's, from there on
-
-    def __next__(self) -> T:
-        """Return this process's next item."""
-        index = self._rank + self._size * self._num_taken
-        self._num_taken += 1
-        self._read(index + 1)
-        return self._ahead[index]
-
-    def move_past(self, count: int) -> None:
-        """Move the common position past the `count` items that all processes together have taken."""
-        self._read(count)
-        del self._ahead[:count]
-        self._num_taken = 0
-
-    def _read(self, count: int) -> None:
-        self._ahead += islice(self._items, max(0, count - len(self._ahead)))
 
 
 def setup_distributed(

@@ -36,6 +36,11 @@ class Environment:
         """Return how many held-out states each task has; None: there is no end to them."""
         return 50 if self.name == "libero" else None
 
+    def check(self) -> None:
+        """Raise one clear error where its tasks cannot run here; loads no simulator."""
+        suite = self.suite()
+        suite.check(suite.select(self.tasks))
+
     def make(self) -> BatchedEnv:
         """Return the environment."""
         return make_env(

@@ -73,8 +73,7 @@ def require_usable(config: EvaluationConfig) -> list[Environment]:
     environments = [environment for environment, _ in found if environment is not None]
     for environment in environments:
         with as_config_errors():
-            suite = environment.suite()
-            suite.check(suite.select(environment.tasks))
+            environment.check()
     for path in dict.fromkeys(trial.path for trial in trials(config)):
         with as_config_errors():
             environments = _require_policy(path, environments, config)

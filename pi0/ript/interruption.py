@@ -13,7 +13,6 @@ The agent's own exit code is 1 then; its processes print that they stopped, and 
 import atexit
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from pi0.ript.peers import ALONE, Peers
 from pi0.ript.progress import doing
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_LAUNCHER_LOOK_S = 1.0
 _SAME_REQUEST_SECONDS = 2.0  # `timeout` signals a process and its group, so that one request arrives twice
 
 
@@ -48,22 +46,6 @@ def setup_signal_handlers() -> None:
     _request.code, _request.is_signalled, doing.stopping = 0, False, None
     for number in _SIGNALS:
         signal.signal(number, _on_signal)
-
-
-def end_with_launcher() -> None:
-    """Let this process get a SIGTERM when the one that started it, torchrun's own, is gone.
-
-    Nobody would start it again or end it when a peer is lost, and its run would stay in use.
-    """
-    launcher = os.getppid()
-
-    def look() -> None:
-        while os.getppid() == launcher:
-            time.sleep(_LAUNCHER_LOOK_S)
-        _say(f"the launcher (process {launcher}) is gone: ending this process")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=look, name="launcher", daemon=True).start()
 
 
 def stop_requested() -> int:

@@ -1,11 +1,14 @@
-"""Several machines as one run: what they must all see at the same place.
+"""Several machines as one run: what they must all see at the same place, and the end of their launchers.
 
 Without this check a directory that is not shared is noticed at the first checkpoint, hours later.
 """
 
 import hashlib
 import os
+import signal
 import socket
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,6 +20,7 @@ from pi0.ript.peers import Peers
 
 _PATIENCE_S = 6.0  # a network file system can show a new file late
 _POLL_S = 0.2
+_LAUNCHER_LOOK_S = 1.0
 _HOST = socket.gethostname()
 
 
@@ -112,3 +116,20 @@ def _entries(directory: Path) -> Iterator[str]:
     for file in sorted(directory.rglob("*")):
         if file.is_file():
             yield f"{file.relative_to(directory).as_posix()} {file.stat().st_size}"
+
+
+def end_with_launcher() -> None:
+    """Let this process get a SIGTERM when the one that started it, torchrun's own, is gone.
+
+    Nobody would start it again or end it when a peer is lost, and its run would stay in use.
+    """
+    launcher = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_LAUNCHER_LOOK_S)
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(f"\n[rank {rank}] the launcher (process {launcher}) is gone: ending this process\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, name="launcher", daemon=True).start()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from operator import itemgetter
 from typing import Protocol, runtime_checkable
 
@@ -141,3 +142,28 @@ def gather_shares[T](items: list[T], peers: Peers, first: int = 0) -> list[T]:
     total = sum(len(part) for part in parts)
     iterators = [iter(part) for part in parts]
     return [next(iterators[i % peers.size]) for i in range(first, first + total)]
+
+
+class Portion[T](Iterator[T]):
+    """Every `size`-th item of an order without end, which all processes go through together."""
+
+    def __init__(self, items: Iterator[T], rank: int, size: int) -> None:
+        self._items, self._rank, self._size = items, rank, size
+        self._ahead: list[T] = []  # from the common position on, everybody's
+        self._num_taken = 0  # of this process's, from there on
+
+    def __next__(self) -> T:
+        """Return this process's next item."""
+        index = self._rank + self._size * self._num_taken
+        self._num_taken += 1
+        self._read(index + 1)
+        return self._ahead[index]
+
+    def move_past(self, count: int) -> None:
+        """Move the common position past the `count` items that all processes together have taken."""
+        self._read(count)
+        del self._ahead[:count]
+        self._num_taken = 0
+
+    def _read(self, count: int) -> None:
+        self._ahead += islice(self._items, max(0, count - len(self._ahead)))

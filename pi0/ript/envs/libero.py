@@ -106,7 +106,7 @@ class LiberoSuite(TaskSuite):
         )
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Raise FileNotFoundError when assets that these tasks need are missing.
+        """Raise MissingAssetsError when assets that these tasks need are missing.
 
         A ValueError says that no image can be rendered on the device that is named, or that LIBERO's
         configuration is none.
@@ -116,7 +116,7 @@ class LiberoSuite(TaskSuite):
         for task in tasks:
             missing = libero_files.missing_assets(assets, self.suite, task.name)
             if missing:
-                raise FileNotFoundError(
+                raise libero_files.MissingAssetsError(
                     f"task {task.id!r} needs {len(missing)} asset files that {assets}"
                     f"{libero_files.naming(assets)} lacks, the first: {missing[0]}; fetch them with: "
                     f"{libero_files.FETCH_ASSETS}"

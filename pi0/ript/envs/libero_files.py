@@ -16,6 +16,13 @@ from jaxtyping import Float64
 from pi0.errors import UnusableError
 from pi0.ript.envs.initial_state import InitialStateError
 
+
+class MissingAssetsError(FileNotFoundError):
+    """LIBERO's assets are not there; the message says how they are fetched."""
+
+    explains_itself = True
+
+
 SUITES: dict[str, int] = {
     "libero_spatial": 220,
     "libero_object": 280,
@@ -157,12 +164,12 @@ def assets_folder() -> Path:
     folder in the package, ~/.cache/libero/assets (where hf-libero downloads to).
 
     Raises:
-        FileNotFoundError: There is none; the message has the command that fetches them.
+        MissingAssetsError: There is none; the message has the command that fetches them.
     """
     named = os.environ.get("LIBERO_ASSETS")
     if named:
         if not _has_assets(Path(named)):
-            raise FileNotFoundError(
+            raise MissingAssetsError(
                 f"LIBERO_ASSETS={named} does not hold LIBERO's assets (folders "
                 f"{', '.join(_ASSET_FOLDERS)}); correct it, or fetch them with: {FETCH_ASSETS}"
             )
@@ -173,7 +180,7 @@ def assets_folder() -> Path:
     for place in places:
         if _has_assets(place):
             return place.resolve()
-    raise FileNotFoundError(
+    raise MissingAssetsError(
         f"LIBERO's assets are in none of {', '.join(map(str, places))}. Fetch them (about 0.5 GB) "
         f"with: {FETCH_ASSETS}; or name their folder in the environment variable LIBERO_ASSETS"
     )

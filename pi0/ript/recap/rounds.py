@@ -104,6 +104,7 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
     workshop = Workshop(world, world.device(config.device), cache, fit, run_dir / UNTRAINED, plan)
     stages = Stages(run_dir, world, cast("Any", config.on_stale))
     environment = get_environment(**asdict(config.task))
+    environment.check()
     root = world.on_main(_root_of, config.demonstrations)
     require_same_files(world, [root] if root else [])
     # Version 0.1.0 decoded them to files.
