@@ -17,9 +17,8 @@ from pi0.ript.lost_peers import OutOfStepError, PeerLostError, RollCall, require
 SOON = "distributed.timeout_seconds=8"
 
 
-@pytest.mark.parametrize(
-    ("event", "rank"), [("update", 1), pytest.param("rollout", 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("event", "rank"), [("update", 1), ("rollout", 1)])
+@pytest.mark.slow
 def test_a_rank_that_is_stopped_is_named(place, pair, goes_on, event, rank):
     """SIGSTOP, which is what a hang looks like to the others; after distributed.timeout_seconds."""
     name = f"stopped-{event}"
@@ -75,7 +74,8 @@ def test_who_does_not_answer_is_missing(monkeypatch):
         raise RuntimeError("mine")
 
 
-@pytest.mark.parametrize("event", ["rollout", pytest.param("update", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("event", ["rollout", "update"])
+@pytest.mark.slow
 def test_a_rank_that_raises_shows_its_traceback_and_the_other_one_line(place, pair, goes_on, event):
     name = f"raises-{event}"
     ended = forked(place, name, fault=f"raise@1:{event}:3")
@@ -101,6 +101,7 @@ def slowly(seconds):
     return prepare
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_waited_for_and_told(place, pair):
     """Ten times slower and more: the result is the same, and the log has how long was waited."""
     ended = forked(place, "slow", prepare=slowly(0.01))
