@@ -3,6 +3,8 @@
 A prompt is the task, for pi05 also the discretised state, and where wanted the advantage indicator as text.
 """
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -151,4 +153,9 @@ class PromptTokenizer:
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and its companions."""
-        self.tokenizer.save_pretrained(str(directory))
+        try:
+            self.tokenizer.save_pretrained(str(directory))
+        except Exception as error:
+            if "os error 28" in str(error):  # a full disk: tokenizers raises nothing more exact
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
+            raise

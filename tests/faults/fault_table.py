@@ -556,6 +556,8 @@ if __name__ == "__main__":
     elif sys.argv[1:] == ["run"]:
         import pytest
 
-        sys.exit(pytest.main(["-m", "slow or not slow", "-n", "2", "--dist", "loadfile", "-rs", *nodes()]))
+        sys.exit(
+            pytest.main(["-o", "addopts=--strict-markers", "-n", "2", "--dist", "loadfile", "-rs", *nodes()])
+        )
     else:
         sys.exit(__doc__)

@@ -32,7 +32,7 @@ WRITERS = {
     "results": ("pi0.ript.results", "write_results"),
 }
 """What writes when the disk is full: module, and the function of it before which it is filled."""
-FAST = ("weights", "metrics", "results")
+FAST = ("weights", "results")
 
 
 def before(module: str, name: str, count: int, happen) -> None:
@@ -118,6 +118,7 @@ def training_fills_up(disk, words, writer):
 
 
 @can_mount
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "writer",
     [
@@ -191,6 +192,7 @@ def test_the_directory_of_the_run_vanishes(place, alone):
     assert drifting.outcome(place / "vanished") == alone
 
 
+@pytest.mark.slow
 def test_the_log_directory_vanishes_and_the_console_goes_on(place, alone):
     """Only the log file is removed: it is still written, to nowhere, and the run's results are there."""
 
@@ -204,6 +206,7 @@ def test_the_log_directory_vanishes_and_the_console_goes_on(place, alone):
     assert drifting.outcome(place / "no-log") == alone
 
 
+@pytest.mark.slow
 def test_a_slow_disk_is_waited_for(place, pair):
     begun = time.monotonic()
     ended = forked(place, "slow-disk", prepare=slow_writes)
@@ -246,6 +249,7 @@ def test_output_streams_are_closed_and_the_run_goes_on(place, alone, prepare):
     assert "results, videos and policy" in (place / name / "train_rank0.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_writes_into_no_file_where_the_streams_are_closed(place, alone, goes_on):
     (ended,) = forked(place, "closed-signal", size=1, prepare=closed, fault="SIGTERM@0:update:2")
     assert ended.code == 128 + signal.SIGTERM
@@ -262,6 +266,7 @@ def little_shared_memory(disk, words):
 
 
 @can_mount
+@pytest.mark.slow
 def test_shared_memory_is_small(place, monkeypatch):
     """As in a container with the default of 64 MB, where batches are larger than these."""
     monkeypatch.chdir(drills.ROOT)

@@ -14,7 +14,7 @@ from pi0.ript.checkpoint.files import published
 
 PHASES = {"rollout": 4, "update": 3, "save": 2, "after": 2}
 """The events of rung 13 at which a process is killed, and the how manieth of each."""
-FAST = [("update", 1), ("save", 0)]
+FAST = [("update", 1)]
 ONE_RANK = [
     pytest.param(event, rank, marks=() if (event, rank) in FAST else pytest.mark.slow)
     for event in PHASES

@@ -78,6 +78,7 @@ def test_where_all_episodes_have_one_outcome_no_step_is_made_and_it_is_said(plac
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_where_one_rank_alone_has_one_outcome_both_go_on_together(place):
     """Groups are shared out episode by episode, so what they hold is compared after every iteration."""
     ended = forked(place, "ever-on-one", prepare=ever(False, ranks=(1,)))

@@ -21,9 +21,8 @@ def begun(place, name, size):
     assert [one.code for one in ended] == [128 + signal.SIGTERM] * size, ended[0].said[-3000:]
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [pytest.param(2, 1, marks=pytest.mark.slow), (1, 2)], ids=["2 to 1", "1 to 2"]
-)
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["2 to 1", "1 to 2"])
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_and_says_so(place, alone, pair, goes_on, before, after):
     """No state is drawn twice or left out; the numbers are those of the whole run to rounding."""
     name = f"processes-{before}-{after}"
@@ -38,6 +37,7 @@ def test_another_number_of_processes_goes_on_and_says_so(place, alone, pair, goe
         assert np.isclose(row["train/loss"], expected["train/loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_rank_has_its_own_random_state_again(place):
     """A checkpoint has one file for each; a run without one of them is not continued from it."""
     begun(place, "random", 2)

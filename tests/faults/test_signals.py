@@ -65,6 +65,7 @@ def test_a_second_signal_in_the_save_leaves_at_once_and_the_checkpoint_before_is
     assert goes_on(name, size=1)[0] == alone
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_save_waits_for_it(place, alone, goes_on):
     name = "once-in-a-save"
     (ended,) = forked(place, name, size=1, fault="SIGTERM@0:write:1")
@@ -74,6 +75,7 @@ def test_a_signal_in_a_save_waits_for_it(place, alone, goes_on):
     assert goes_on(name, size=1)[0] == alone
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_leaves_at_once(place, alone, goes_on):
     name = "ctrl-c"
     (ended,) = forked(place, name, size=1, fault="twice-SIGINT@0:rollout:4")
@@ -82,6 +84,7 @@ def test_ctrl_c_twice_leaves_at_once(place, alone, goes_on):
     assert goes_on(name, size=1)[0] == alone
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_group_reaches_environment_workers_and_they_go_on(place, alone, goes_on):
     """SLURM and `timeout` signal all processes of a job; workers must not end before the run has saved."""
     name = "group-signalled"
@@ -118,7 +121,7 @@ def test_a_launcher_that_kills_before_the_save_ends_leaves_the_checkpoint_before
 def test_torchrun_starts_a_lost_process_again_and_the_run_goes_on(place, pair, event):
     """--max-restarts=1: inside one launch, and without --resume."""
     name = f"restarted-{event}"
-    fault = f"SIGKILL@1:{event}:{ {'rollout': 12, 'update': 5}[event] }"
+    fault = f"SIGKILL@1:{event}:{ {'rollout': 4, 'update': 5}[event] }"
     process = drills.torchrun(
         place,
         name,

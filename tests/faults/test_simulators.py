@@ -37,6 +37,7 @@ def hurry():
         pytest.param("SIGSTOP", "rollout", "did not answer in 5 s", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_worker_is_lost_and_the_run_is_as_without_it(place, alone, number, event, said):
     name = f"worker-{number}-{event}"
     fault = f"worker-{number}@0:{event}:2"
