@@ -31,7 +31,6 @@ from pi0.ript.windows import shuffled_batches, with_progress
 
 
 def main(config: TrainConfig) -> None:
-    torch.set_num_threads(1)  # a toy model gains nothing from threads
     seed, algo = config.training.seed, config.algo
     world = setup_distributed(config.device, **asdict(config.distributed), num_groups=algo.data_batch_size)
     world.require_shared(f"{config.output_dir}/{config.exp_name}", config.warm_start_dir)

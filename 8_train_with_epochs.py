@@ -100,7 +100,6 @@ def parse_arguments() -> AdvancedTrainingConfig:
 
 
 def main(config: AdvancedTrainingConfig) -> None:
-    torch.set_num_threads(1)  # a toy model gains nothing from threads
     seed, algo = config.training.seed, config.algo
     run_dir = new_run_directory(Path(config.output_dir) / config.exp_name)
     environment = get_environment(**asdict(config.task))

@@ -27,7 +27,6 @@ from pi0.ript.windows import batches, shuffled_batches, with_progress
 
 
 def main(config: TrainConfig) -> None:
-    torch.set_num_threads(1)  # a toy model gains nothing from threads
     seed, algo = config.training.seed, config.algo
     run_dir = new_run_directory(Path(config.output_dir) / config.exp_name)
     save_config(config, run_dir)

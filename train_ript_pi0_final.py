@@ -72,7 +72,6 @@ def fit(
 
 @exits_with_message()
 def train_recap(config: RecapConfig) -> None:
-    torch.set_num_threads(1)  # a toy model gains nothing from threads
     world = setup_distributed(config.device, **asdict(config.distributed))
     run_dir = Path(config.output_dir) / config.exp_name
     world.require_shared(run_dir)

@@ -17,7 +17,6 @@ from pi0.ript.distributed import (
     World,
     cleanup_distributed,
     get_model_from_ddp,
-    limit_threads,
     setup_distributed,
 )
 from pi0.ript.loss import AdvantageLoss
@@ -222,12 +221,3 @@ def test_one_gpu_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"device: 'cuda:0' would put 2 processes on one GPU"):
         setup_distributed("cuda:0")
-
-
-def test_small_models_compute_in_one_thread(monkeypatch):
-    threads = []
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    limit_threads(torch.nn.Linear(5000, 5000, device="meta"))
-    assert threads == []
-    limit_threads(torch.nn.Linear(10, 10))
-    assert threads == [1]

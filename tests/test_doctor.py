@@ -102,11 +102,10 @@ def test_memory(monkeypatch, tmp_path, available, limit, line):
     assert only(machine_checks.memory(Request())).startswith(line)
 
 
-def test_cores(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine_checks, "_CGROUP", tmp_path)
-    monkeypatch.setattr(machine_checks.os, "sched_getaffinity", lambda pid: range(4))
+def test_cores(monkeypatch):
+    monkeypatch.setattr(machine_checks, "usable_cores", lambda: 4.0)
     assert only(machine_checks.cores(Request())) == "ok    CPU cores: 4"
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    monkeypatch.setattr(machine_checks, "usable_cores", lambda: 1.5)
     line = only(machine_checks.cores(Request()))
     assert line == "warn  CPU cores: 1.5: use task.num_workers=1; policy and simulators take turns"
 

@@ -34,8 +34,6 @@ from pi0.ript.windows import batches
 from pi0.tensor_files import Deferred
 from pi0.weights import held_parameters
 
-_SMALL = 20_000_000  # parameters
-
 
 @dataclass(frozen=True)
 class World:
@@ -266,12 +264,6 @@ def cleanup_distributed() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def limit_threads(model: nn.Module) -> None:
-    """Compute a small model in one thread: it gains nothing from more."""
-    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
-        torch.set_num_threads(1)
 
 
 def get_model_from_ddp[M: nn.Module](model: M | DistributedDataParallel) -> M:

@@ -14,7 +14,7 @@ from pi0 import PI0Policy
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.config.loading import say, say_device
 from pi0.ript.config.schema import TrainConfig
-from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setup_distributed
+from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.evaluate import Evaluation, episode_seed, joined
@@ -224,7 +224,6 @@ def _load(environments: Sequence[Environment], config: EvaluationConfig, device:
         policy = make_policy(path, settings, toy, config.seed, device, only_acts=True)
         for environment in environments:
             require_acts(policy, environment)
-    limit_threads(policy)
     return policy
 
 

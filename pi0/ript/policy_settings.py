@@ -4,13 +4,13 @@ Importing this loads no torch.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pi0.checkpoint_names import HUB_NAME, INDEX, WEIGHTS
 from pi0.errors import UnusableError
-from pi0.ript.ranges import Count, Dtype
+from pi0.ript.ranges import ROUNDING, Count, Dtype, Whole
 
 TOY = "toy"
 
@@ -29,6 +29,7 @@ class PolicySettings:
     extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
     statistics_path: str | None = None  # of pi0-stats or openpi's norm_stats.json, for the checkpoint's own
     embodiment: str | None = None  # tag of the robot that acts, if the policy knows several
+    threads: Whole = field(default=0, metadata=ROUNDING)  # torch's, on a CPU; 0: what suits model and cores
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of the policy's own configuration that are to be others."""

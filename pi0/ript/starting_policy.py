@@ -18,6 +18,7 @@ from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
 from pi0.ript.policy_settings import TOY, PolicySettings, require_device_name, require_policy_path
+from pi0.ript.threads import use_threads
 from pi0.ript.warm_start import warm_start
 from pi0.statistics_file import read_statistics_file
 from pi0.trainable import inference_dtypes, training_dtypes
@@ -74,6 +75,8 @@ def make_policy(
 ) -> PI0Policy:
     """Return a policy to train: the one maker of the ladder, of RECAP, of pi0-train and of pi0-eval.
 
+    Torch computes with the threads that suit it from then on.
+
     Args:
         path: "toy", or a checkpoint that `PI0Policy.from_pretrained` reads.
         settings: What changes in it.
@@ -111,6 +114,7 @@ def make_policy(
         )
         if file is not None:
             file.require_relative_actions(policy.features.relative_actions)
+    use_threads(policy, settings.threads)
     if not only_acts:
         policy.model.freeze(settings.freeze, settings.frozen_dtype)
     return policy if policy.model.later else policy.to(place)

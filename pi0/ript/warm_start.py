@@ -28,6 +28,7 @@ from pi0.ript.demonstrations import collect_demonstrations
 from pi0.ript.environments import WarmStart
 from pi0.ript.files import hash_values
 from pi0.ript.progress import print_above, progress_bar
+from pi0.ript.threads import use_threads
 
 _CACHE_GIB = 1.0  # of decoded demonstrations
 
@@ -100,6 +101,7 @@ def sized_toy_policy(
 
 def train(policy: PI0Policy, frames: FrameSet, spec: WarmStart) -> PI0Policy:
     """Minimise the flow-matching loss on windows at every step of the demonstrations; return the policy."""
+    use_threads(policy)
     windows = MixtureWindows([frames], policy.features, policy.config.chunk_size)
     sampler = np.random.default_rng(spec.seed)
     generator = torch.Generator(policy.device).manual_seed(spec.seed)

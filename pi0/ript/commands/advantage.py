@@ -18,7 +18,7 @@ from pi0.ript.commands.dataset_arguments import (
     in_words_of_options,
     with_options,
 )
-from pi0.ript.commands.policy_argument import add_embodiment
+from pi0.ript.commands.policy_argument import add_embodiment, add_threads
 from pi0.ript.config import ConfigError
 from pi0.ript.config.loading import load_config, say_device
 from pi0.ript.config.yaml_files import read_yaml
@@ -95,6 +95,7 @@ def _label(options: argparse.Namespace, datasets: Sequence[DatasetSettings]) -> 
         embodiment=options.embodiment,
         device=options.device,
         batch_size=options.batch_size,
+        threads=options.threads,
     )
     print(labels)  # noqa: T201
     for name, share in labels.figures()["positive_share"].items():
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     ranked = "successes: find epsilon among their frames, and frames of failures are never positive"
     add("--ranked", choices=("all", "successes"), default="all", help=ranked)
     add("--device", default="auto", help="cpu, cuda, ..., or auto")
+    add_threads(parser)
     plugins = "import a package that adds configurations; may be repeated"
     add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
     sizes = ("--batch_size", "--dataloader_batch_size")

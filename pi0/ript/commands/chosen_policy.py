@@ -7,6 +7,7 @@ from pi0.embodiment import EmbodimentError
 from pi0.registry import load_plugins
 from pi0.ript.commands.policy_argument import require_checkpoint
 from pi0.ript.starting_policy import require_device, require_robot
+from pi0.ript.threads import use_threads
 from pi0.trainable import inference_dtypes
 
 
@@ -22,9 +23,11 @@ def load_policy(options: argparse.Namespace, *, only_acts: bool = False) -> PI0P
         require_robot(where, options.embodiment)
     except EmbodimentError as error:
         raise ValueError(f"--{error}") from error
-    return PI0Policy.from_pretrained(
+    policy = PI0Policy.from_pretrained(
         where,
         embodiment=options.embodiment,
         dtypes=(lambda model: inference_dtypes(model, model.dtype)) if only_acts else None,
         device=device,
     )
+    use_threads(policy, options.threads)
+    return policy

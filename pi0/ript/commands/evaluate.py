@@ -64,6 +64,7 @@ _FLAGS = {
     "eval.n_video": "--videos",
     "eval.recording_root": "--recording-root",
     "policy.embodiment": "--embodiment",
+    "policy.threads": "--threads",
     "policy.n_action_steps": "--n-action-steps",
     "policy.statistics_path": "--statistics",
     "policy.extra_delta_transform": "--extra-delta-transform",

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from pi0.ript.commands.findings import Finding, Level, Request
+from pi0.ript.cores import usable_cores
 
 _CONSTRAINTS = Path(__file__).resolve().parents[3] / "constraints.txt"
 _PACKAGES = ("torch", "lerobot", "transformers", "accelerate", "mujoco")
@@ -111,11 +112,7 @@ def memory(request: Request) -> list[Finding]:
 def cores(request: Request) -> list[Finding]:
     """Return the CPU cores that this process may use."""
     del request
-    count = float(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-    quota = _CGROUP / "cpu.max"
-    if quota.exists() and not quota.read_text().startswith("max"):
-        share, period = map(int, quota.read_text().split())
-        count = min(count, share / period)
+    count = usable_cores()
     if count < 2:
         remedy = "use task.num_workers=1; policy and simulators take turns"
         return [Finding("warn", f"CPU cores: {count:g}", remedy)]

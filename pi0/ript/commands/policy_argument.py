@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from pi0.checkpoint_names import HUB_NAME
+from pi0.ript.commands.arguments import whole_number
 from pi0.ript.policy_settings import require_device_name
 
 
@@ -15,8 +16,15 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("checkpoint", metavar="CHECKPOINT", help=checkpoint)
     add_embodiment(parser)
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default auto)")
+    add_threads(parser)
     plugins = "import a package that registers the checkpoint's configuration"
     add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add --threads."""
+    threads = "that torch computes with on a CPU (default: as many as the model can use and the cores allow)"
+    parser.add_argument("--threads", type=whole_number("0 or more", 0), default=0, metavar="N", help=threads)
 
 
 def add_embodiment(parser: argparse.ArgumentParser) -> None:

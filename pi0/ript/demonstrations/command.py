@@ -1,7 +1,6 @@
 """`pi0-demos`: records demonstrations with a scripted expert, as a LeRobotDataset v3."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pi0.errors import say_errors_in_one_line
+from pi0.ript.cores import whole_cores
 from pi0.ript.data.encoding import default_storage
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.demonstrations.collect import TaskSummary, TooFewSuccessesError, collect_demonstrations
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, meaning in _QUALITY.items():
         add(f"--{name}", type=_share, metavar="X", help=f"{meaning}; default: the operator's own")
     add("--output", type=path_argument, required=True, help="directory of the data set; must not exist")
-    add("--workers", type=int, default=_usable_cores(), help="processes (default %(default)s)")
+    add("--workers", type=int, default=whole_cores(), help="processes (default %(default)s)")
     add("--seed", type=int, default=0, help="of initial states and operator (default %(default)s)")
     add("--image-size", type=int, help="pixels (default 64 metaworld, 224 libero)")
     storage = "image: PNG, exact (default up to 128 pixels); video: H.264, a tenth of the size"
@@ -191,10 +191,6 @@ def _share(text: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text}")
     return value
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pi0.ript.labels.labelling import FrameLabels, label_frames, write_labels
 from pi0.ript.labels.settings import Advantage, RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.starting_policy import require_device
+from pi0.ript.threads import use_threads
 from pi0.tensor_files import CheckpointError
 from pi0.value import ValueFunction
 
@@ -27,6 +28,7 @@ def label_datasets(
     embodiment: str | None = None,
     device: str = "cpu",
     batch_size: int = 256,
+    threads: int = 0,
 ) -> FrameLabels:
     """Write `meta/advantages.json` into each data set; return the thresholds and what they mean.
 
@@ -38,6 +40,7 @@ def label_datasets(
         embodiment: The robot that the policy acts as, if it knows several.
         device: Where it is computed.
         batch_size: Frames per forward pass.
+        threads: See `use_threads`.
     """
     where = require_device(device)
     sets = [open_set(dataset) for dataset in datasets]
@@ -47,6 +50,7 @@ def label_datasets(
     reward = _reward(directory).resolve(max(int(frames.lengths.max()) for frames in sets))
     reads = PI0Policy.from_pretrained(policy, embodiment=embodiment, device=where) if policy else None
     value = ValueFunction.from_pretrained(directory, reads).to(where)
+    use_threads(value if reads is None else reads, threads)
     values = [predict(value, frames, batch_size=batch_size) for frames in sets]
     labels = label_frames(sources, values, reward, settings)
     write_labels(labels, [Path(frames.name) for frames in sets], hash_files(directory))

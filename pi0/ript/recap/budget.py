@@ -26,6 +26,7 @@ from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Kind, StageName
 from pi0.ript.recording import rollout_episode
 from pi0.ript.rollout import FunctionPolicy, rollout
+from pi0.ript.threads import use_threads
 from pi0.ript.warm_start import toy_policy
 
 
@@ -211,6 +212,7 @@ def measure(run: Run) -> Rates:
     source = Source("budget", FrameSet.in_memory(recorded, env.tasks[task].hz), "on")
     settings = replace(config.sft, steps=4)
     policy, nothing = toy_policy(source.frames, run.chunk_size, 0), np.zeros(source.num_frames)
+    use_threads(policy, config.policy.threads)
     parts = policy_objective(policy, [source], [nothing], [nothing > 0], settings)
     seconds = []
     for _ in range(2):  # the first time is slower

@@ -10,7 +10,17 @@ from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Loggi
 from pi0.ript.data.settings import ADVANTAGE_MODES
 from pi0.ript.labels.settings import Advantage, RewardConfig
 from pi0.ript.policy_settings import PolicySettings
-from pi0.ript.ranges import Count, Indicator, NotNegative, Positive, StatisticsOf, ValueForm, Whole, one_of
+from pi0.ript.ranges import (
+    SAME,
+    Count,
+    Indicator,
+    NotNegative,
+    Positive,
+    StatisticsOf,
+    ValueForm,
+    Whole,
+    one_of,
+)
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 
 OnStale = Literal["refuse", "redo"]
@@ -29,6 +39,7 @@ class RecapPolicy(PolicySettings):
     # checkpoint, or data: normalisation and widths are those of the demonstrations; null: checkpoint
     statistics: StatisticsOf | None = None
     chunk_size: Count | None = None  # of a toy: actions that it predicts at once; null: the environment's own
+    threads: Whole = field(default=0, metadata=SAME)  # torch's, on a CPU; 0: what suits model and cores
 
 
 @dataclass

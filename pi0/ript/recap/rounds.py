@@ -101,14 +101,14 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
             )
     plan = SnapshotPlan(None, config.save_minutes, config.max_nonfinite_steps)
     cache = ImageCache(config.cache_gib, world)
-    workshop = Workshop(world, world.device(config.device), cache, fit, run_dir / UNTRAINED, plan)
+    device, threads = world.device(config.device), config.policy.threads
+    workshop = Workshop(world, device, cache, fit, run_dir / UNTRAINED, plan, threads)
     stages = Stages(run_dir, world, cast("Any", config.on_stale))
     environment = get_environment(**asdict(config.task))
     environment.check()
     root = world.on_main(_root_of, config.demonstrations)
     require_same_files(world, [root] if root else [])
-    # Version 0.1.0 decoded them to files.
-    world.on_main(shutil.rmtree, run_dir / "images", ignore_errors=True)
+    world.on_main(shutil.rmtree, run_dir / "images", ignore_errors=True)  # version 0.1.0's, decoded
     return Run(config, world, stages, environment, workshop, root)
 
 

@@ -17,6 +17,7 @@ from pi0.ript.envs import BatchedEnv
 from pi0.ript.labels.mixture import Mixture
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact
+from pi0.ript.threads import use_threads
 from pi0.ript.training.objectives import Model, Objective
 from pi0.ript.training.settings import Training
 from pi0.ript.training.steps import Row
@@ -41,6 +42,8 @@ class Workshop:
     """Where weights are that the run does not train; stages refer to it."""
     plan: SnapshotPlan
     """How often trainings write snapshots; each stage has a directory of its own for them."""
+    threads: int = 0
+    """See `use_threads`."""
     _simulators: dict[str, BatchedEnv] = field(default_factory=dict)
     _sets: dict[str, FrameSet] = field(default_factory=dict)
     """The open ones, by their directories."""
@@ -66,7 +69,9 @@ class Workshop:
     def load_policy(self, artefact: Artefact, *, to_train: bool = False) -> PI0Policy:
         """Return a stage's policy on this process's device; `to_train`: processes may share its weights."""
         later = to_train and self.world.holds_parts
-        return PI0Policy.from_pretrained(artefact.path, device=self.device, later=later)
+        policy = PI0Policy.from_pretrained(artefact.path, device=self.device, later=later)
+        use_threads(policy, self.threads)
+        return policy
 
     def load_value(self, artefact: Artefact, sft: Artefact) -> ValueFunction:
         """Return a stage's value function, which may read the prefix of the SFT policy."""
@@ -78,6 +83,7 @@ class Workshop:
     ) -> list[Row]:
         """Train in a stage's directory, write the model there, and return the figures of every step."""
         plan = replace(self.plan, directory=work)
+        use_threads(objective.model, self.threads)
         rows = self.fit(objective, mixture, settings, key, plan, self.world)
         self.world.on_main(self.save, objective.model, work)
         text = "".join(json.dumps(row) + "\n" for row in rows)

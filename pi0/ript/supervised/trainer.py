@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pi0 import PI0Policy
 from pi0.ript.checkpoint import this_launch
 from pi0.ript.checkpoint.snapshot import trained_parameters
-from pi0.ript.distributed import World, limit_threads, setup_distributed
+from pi0.ript.distributed import World, setup_distributed
 from pi0.ript.environments import get_environment
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_stopped
 from pi0.ript.machines import require_same_files
@@ -34,6 +34,7 @@ from pi0.ript.supervised.run_layout import (
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.supervised.simulation import RepeatedEvaluation, require_evaluable
 from pi0.ript.supervised.training_state import ModelFiles, data_hashes
+from pi0.ript.threads import use_threads
 from pi0.ript.training.optimization import cosine_schedule, make_optimizer, set_learning_rate
 from pi0.ript.training.snapshots import Snapshots
 from pi0.ript.training.steps import Steps
@@ -60,7 +61,7 @@ class Training:
         self.settings = settings = replace(settings, exp_name=name)
         self.parts = self.world.first(make_parts, settings, self.world)
         model, data = self.parts.objective.model, self.parts.data
-        limit_threads(model)
+        use_threads(model, settings.policy.threads, beside=settings.dataset_mixture.num_workers)
         self.simulation = self._simulation()
         if settings.overwrite:  # not before: what cannot be trained must not cost the run that is there
             self.world.on_main(begin_again, self.run_dir, launch)
