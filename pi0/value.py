@@ -145,6 +145,19 @@ class ValueFunction(PrefixModel[ValueConfig]):
         dtype = getattr(torch, self.config.dtype)
         return self.head(self.expert(tokens, positions, prefix.kv, None, dtype)[:, 1])
 
+    @property
+    def frames_at_once(self) -> int:
+        """How many observations one pass of `values` can take in about a GiB, at most 256.
+
+        Most of it is the language model's gate, its other half and their product, of every token.
+        """
+        config = self._policy[0].config if self._policy else self.config
+        if config.vlm is None:
+            raise ValueError("vlm: expected a language model")
+        tokens = len(self.features.present_cameras) * config.vision.num_patches + config.tokenizer_max_length
+        a_frame = 3 * tokens * config.vlm.mlp_dim * getattr(torch, config.dtype).itemsize
+        return min(256, max(1, 2**30 // a_frame))
+
     @torch.no_grad()
     def values(self, batch: Batch) -> Float[Tensor, " b"]:
         """Return the expected return of each observation, in [-1, 0]."""

@@ -7,7 +7,7 @@ import torch
 from conftest import CAMERA, TASKS, toy_policy
 from safetensors.torch import load_file, save_file
 
-from pi0 import CheckpointError, PI0Policy
+from pi0 import CheckpointError, Pi0Config, PI0Policy
 from pi0.ript.labels.returns import Outcome, returns
 from pi0.ript.labels.settings import RewardConfig
 from pi0.value import Inputs, ValueFunction, bin_centers, bin_of
@@ -97,6 +97,17 @@ def test_a_sample_does_not_see_the_others_of_its_batch(value, batch):
     for i in range(2):
         single = {k: v[i : i + 1] for k, v in batch.items()}
         torch.testing.assert_close(value(single)[0], together[i], rtol=1e-4, atol=1e-4)
+
+
+def test_a_pass_takes_no_more_frames_than_fit_into_a_gib(value, policy, monkeypatch):
+    """Measured at the real size: 81 MiB a frame of two cameras; 256 at once would be 20 GiB."""
+    assert value.frames_at_once == 256
+    if value.reads is not None:
+        monkeypatch.setattr(policy, "config", Pi0Config(dtype="bfloat16"))
+        of_one_camera = value.frames_at_once
+        assert 20 <= of_one_camera <= 40
+        monkeypatch.setattr(policy, "config", Pi0Config(dtype="float32"))
+        assert value.frames_at_once == of_one_camera // 2
 
 
 def test_gradient_reaches_every_parameter_and_never_the_policy(value, policy, batch):

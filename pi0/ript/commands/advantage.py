@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     plugins = "import a package that adds configurations; may be repeated"
     add("--plugins", metavar="PACKAGE", action="append", default=[], help=plugins)
     sizes = ("--batch_size", "--dataloader_batch_size")
-    add(*sizes, type=int, default=256, help="frames per forward pass (256)")
+    add(*sizes, type=int, help="frames per forward pass (256, or as many as fit into a GiB)")
     add_reading_arguments(parser)
     return parser
 

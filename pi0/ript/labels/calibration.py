@@ -64,15 +64,18 @@ def predict(
     frames: FrameSet,
     rows: Int64[np.ndarray, " k"] | None = None,
     peers: Peers = ALONE,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Float64[np.ndarray, " k"]:
     """Return the values of some frames of a set, None: of all; peers share the work and get them all.
+
+    `batch_size`: frames per forward pass, None: as many as fit into a GiB, at most 256.
 
     Raises:
         StoppedError: A process was asked to stop.
     """
     windows = MixtureWindows([frames], value.features, 1)
-    parts = batches(np.arange(frames.num_frames) if rows is None else rows, batch_size)
+    chosen = np.arange(frames.num_frames) if rows is None else rows
+    parts = batches(chosen, value.frames_at_once if batch_size is None else batch_size)
     bar = progress_bar(share(parts, peers), unit="batch", desc="values", leave=False, disable=peers.rank > 0)
     values = [value.values(windows.batch(part)).double().cpu().numpy() for part in until_stopped(bar, peers)]
     leave_if_asked(peers)

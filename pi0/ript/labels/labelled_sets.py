@@ -27,7 +27,7 @@ def label_datasets(
     *,
     embodiment: str | None = None,
     device: str = "cpu",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     threads: int = 0,
 ) -> FrameLabels:
     """Write `meta/advantages.json` into each data set; return the thresholds and what they mean.
@@ -39,7 +39,7 @@ def label_datasets(
         settings: Share of ranked frames above epsilon, which are ranked, and whether each task has its own.
         embodiment: The robot that the policy acts as, if it knows several.
         device: Where it is computed.
-        batch_size: Frames per forward pass.
+        batch_size: Frames per forward pass; None: as many as fit into a GiB, at most 256.
         threads: See `use_threads`.
     """
     where = require_device(device)

@@ -18,6 +18,7 @@ from pi0.ript.training.fitted_features import without_absent_cameras
 from pi0.ript.training.settings import PolicyTraining
 
 _FLOAT32 = 4
+_PASS = 2**30  # of `ValueFunction.frames_at_once`
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ModelBudget:
     policy: MemoryNeeds
     """In the training of the policy that takes the most."""
     value: int
-    """In a value function's training: the policy that it reads, it, its gradients and averages."""
+    """In a value function's training: the policy that it reads, it, its gradients, averages and a pass."""
     copies: int
     """What a checkpoint is written from in the background."""
     programs: int
@@ -85,7 +86,7 @@ def model_budget(run: Run) -> ModelBudget:
     parts = run.world.size if config.distributed.strategy == "fsdp" else 1
     return ModelBudget(
         policy=needs,
-        value=read + math.ceil(4 * _FLOAT32 * value / parts),
+        value=read + math.ceil(4 * _FLOAT32 * value / parts) + _PASS,
         copies=3 * needs.moments // 2 if config.distributed.background_checkpoints else 0,
         programs=psutil.Process().memory_info().rss,
         untrained=disk.untrained,
