@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pi0 import lerobot_format
+from pi0.checkpoint_names import INDEX, WEIGHTS
 from pi0.embodiment import write_embodiments
 from pi0.lerobot_names import EMBEDDING, LM_HEAD, canonical_keys, lerobot_sources, unused_shapes
 from pi0.policy import PI0Policy
@@ -17,8 +18,6 @@ from pi0.pretrained import OWN_CONFIG, OWN_WEIGHTS, load
 from pi0.prompts import PromptTokenizer
 from pi0.registry import class_name
 from pi0.tensor_files import (
-    INDEX,
-    WEIGHTS,
     Deferred,
     stored_tensors,
     stored_weights,

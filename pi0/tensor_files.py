@@ -20,10 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pi0.checkpoint_names import INDEX, WEIGHTS
 from pi0.errors import UnusableError
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 _HASHES = "sha256"  # of the files that an index names outside its directory, in its metadata
 _DTYPES = {
@@ -255,9 +253,9 @@ def serialized(tensors: Mapping[str, Deferred]) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
     for name in names:
-        yield from _bytes_of(tensors[name].read().detach())  # it is gone before the next is read
+        yield from _pieces(tensors[name].read().detach())  # of which nothing is left when the next is read
 
 
-def _bytes_of(value: Tensor) -> Iterator[memoryview]:
+def _pieces(value: Tensor) -> Iterator[memoryview]:
     for part in value.reshape(-1).split(_BYTES_AT_ONCE // value.element_size()):
         yield part.cpu().contiguous().view(torch.uint8).numpy().data

@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pi0.checkpoint_names import INDEX, WEIGHTS
 from pi0.embodiment import plain_statistics, require_chosen
 from pi0.features import STATE, FeatureConfig
 from pi0.gemma import ActionExpert, LanguageModel
@@ -30,8 +31,6 @@ from pi0.policy import Batch, PI0Policy
 from pi0.preprocess import checked_vector, model_images, padded, tasks
 from pi0.prompts import PromptTokenizer, build_prompts
 from pi0.tensor_files import (
-    INDEX,
-    WEIGHTS,
     CheckpointError,
     Deferred,
     read_json,

@@ -21,7 +21,6 @@ from pi0.ript.config import load_config_from_yaml
 from pi0.ript.recap import RecapConfig
 from pi0.ript.recap.budget import PlannedWork
 from pi0.ript.recap.cluster_plan import (
-    GPUS,
     NETWORK,
     ModelCosts,
     chunk_seconds,
@@ -29,6 +28,7 @@ from pi0.ript.recap.cluster_plan import (
     run_hours,
     update_seconds,
 )
+from pi0.ript.recap.gpus import GPUS
 
 ROOT = machines.ROOT
 SBATCH = ROOT / "configs/cluster/slurm.sbatch"

@@ -11,6 +11,7 @@ from conftest import METAWORLD, toy_policy
 from test_episodes import INFO, publish
 
 from pi0 import PI0Policy
+from pi0.checkpoint_names import INDEX, WEIGHTS
 from pi0.embodiment import Embodiment
 from pi0.ript.config import load_config_from_yaml
 from pi0.ript.config.schema import Distributed
@@ -25,7 +26,6 @@ from pi0.ript.recap.model_budget import model_budget
 from pi0.ript.recap.pace import TimeLeft, UnderWay
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.run_logging import close_run_logging
-from pi0.tensor_files import INDEX, WEIGHTS
 from train_ript_pi0_final import fit
 
 BASE = [

@@ -14,6 +14,7 @@ from test_distributed import window_batch
 from torch.distributed.tensor import DTensor
 
 from pi0 import PI0Policy
+from pi0.checkpoint_names import WEIGHTS
 from pi0.errors import UnusableError
 from pi0.ript.checkpoint import SnapshotError, load_checkpoint, save_checkpoint
 from pi0.ript.checkpoint.parts import PARTS, read_index
@@ -25,7 +26,6 @@ from pi0.ript.lost_peers import PeerLostError, RollCall
 from pi0.ript.monitoring import take_step
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.windows import batches
-from pi0.tensor_files import WEIGHTS
 
 ORDER = np.array([6, 2, 0, 1, 5, 3, 4])
 SETTINGS = {"training": {}}

@@ -7,13 +7,13 @@ from pi0.ript.config import load_config_from_yaml
 from pi0.ript.recap import RecapConfig
 from pi0.ript.recap.budget import planned_work
 from pi0.ript.recap.cluster_plan import (
-    GPUS,
     NUM_CAMERAS,
     model_costs,
     planned_model,
     run_hours,
     update_seconds,
 )
+from pi0.ript.recap.gpus import GPUS
 from pi0.ript.recap.model_budget import policy_memory
 
 ROOT = Path(__file__).parent.parent

@@ -256,9 +256,9 @@ def setup_distributed(
     world = World(rank, size, local_rank, group, is_sharded, gather_dtype, loans, calls)
     if not background_checkpoints:
         return world
-    beside: Any = dist.new_group(backend="gloo", timeout=timeout)  # two threads must not talk in one
-    mesh = DeviceMesh.from_group(beside, "cpu", mesh_dim_names=("background",))
-    own = replace(world, group=beside, loans=Loans(calls, beside, mesh) if is_sharded else None)
+    group = dist.new_group(backend="gloo", timeout=timeout)  # two threads must not talk in one
+    mesh = DeviceMesh.from_group(cast("dist.ProcessGroup", group), "cpu", mesh_dim_names=("background",))
+    own = replace(world, group=group, loans=Loans(calls, group, mesh) if is_sharded else None)
     return replace(world, background=own)
 
 

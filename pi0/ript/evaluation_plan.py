@@ -15,10 +15,12 @@ import torch
 from pi0.needs import acting_sizes, sized_model
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState, Task
-from pi0.ript.evaluation_settings import EvaluationConfig, described, trials
+from pi0.ript.evaluation_checks import described
+from pi0.ript.evaluation_settings import EvaluationConfig, trials
+from pi0.ript.policy_settings import TOY
 from pi0.ript.recording import EpisodeStore
 from pi0.ript.rollout import ChunkPolicy, FunctionPolicy, GuidedPolicy, Rollout
-from pi0.ript.starting_policy import TOY, require_device
+from pi0.ript.starting_policy import require_device
 
 _FIRST_SIMULATOR_GB, _SIMULATOR_GB = 2.0, 0.5  # of a process that simulates, and of each more in it
 

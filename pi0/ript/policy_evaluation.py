@@ -18,17 +18,15 @@ from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setu
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.evaluate import Evaluation, episode_seed, joined
+from pi0.ript.evaluation_checks import as_config_errors, require_usable, robot_of
 from pi0.ript.evaluation_plan import EvaluationPace, deadlines, plan_lines
 from pi0.ript.evaluation_results import EPISODES, comparison_record, open_output, write_tables
 from pi0.ript.evaluation_settings import (
     EvaluationConfig,
     Trial,
-    as_config_errors,
     benchmark_suites,
     by_environment,
     is_as_published,
-    require_usable,
-    robot_of,
     split_of,
     trials,
 )
@@ -36,11 +34,11 @@ from pi0.ript.files import write_json
 from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
 from pi0.ript.peers import share
 from pi0.ript.progress import print_above
-from pi0.ript.published import SuiteRow, suite_rows
 from pi0.ript.recording import DatasetStore, rollouts_writer
 from pi0.ript.results import lock_directory, read_evaluation, write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import make_policy, require_acts
+from pi0.ript.suite_table import SuiteRow, suite_rows
 from pi0.ript.warm_start import warm_start
 
 _JUDGED = ("rollouts_per_task", "first_state", "n_video")

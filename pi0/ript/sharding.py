@@ -35,7 +35,7 @@ class Loans:
         """Lend nothing yet.
 
         Args:
-            calls: Names who is missing.
+            calls: Of this process, when another one is lost.
             group: For objects, and for parts on their way.
             mesh: The processes on CPUs, which copies of parts belong to; None: nothing is copied.
         """

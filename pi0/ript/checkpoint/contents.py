@@ -80,11 +80,11 @@ def take_contents(
         kept["optimizer"] = optimizer.state_dict()
     else:
         trained, more = {}, {}
-    trainer = {**kept, **states} if peers.rank == 0 else {}
-    taken = Contents(trained, dict(more or {}), in_parts, trainer, json.dumps(progress))
-    if not copies:
-        return taken
-    return Contents(**_copied(vars(taken), peers.background or peers))
+    tensors = (trained, dict(more or {}), in_parts, {**kept, **states} if peers.rank == 0 else {})
+    taken: tuple[Any, Any, Any, Any] = tensors
+    if copies:
+        taken = _copied(tensors, peers.background or peers)
+    return Contents(*taken, json.dumps(progress))
 
 
 def _copied(value: Any, peers: Peers) -> Any:

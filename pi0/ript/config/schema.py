@@ -9,6 +9,7 @@ from typing import Annotated, cast
 
 from pi0.errors import UnusableError
 from pi0.ript.envs.base import Split
+from pi0.ript.policy_settings import PolicySettings
 from pi0.ript.ranges import (
     LONGER,
     ROUNDING,
@@ -22,7 +23,6 @@ from pi0.ript.ranges import (
     Whole,
     one_of,
 )
-from pi0.ript.starting_policy import PolicySettings
 
 RenderQuality = Annotated[str, one_of("stock", "fast")]
 Backend = Annotated[str, one_of("auto", "gloo", "nccl")]

@@ -16,37 +16,12 @@ from pi0.config import Pi0Config
 from pi0.errors import UnusableError
 from pi0.model import Pi0Model
 from pi0.needs import acting_sizes, example_observation, without_memory
-from pi0.registry import did_you_mean, get_config
+from pi0.registry import get_config
 from pi0.ript.recap.budget import PlannedWork, planned_work
 from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recap.gpus import Gpu, gpu_named
 from pi0.ript.recap.model_budget import policy_memory
 from pi0.ript.training.settings import PolicyTraining
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A kind of GPU; figures are the maker's, without sparsity."""
-
-    memory: float
-    """Bytes."""
-    flops: float
-    """Peak of bfloat16 on tensor cores, per second."""
-    bandwidth: float
-    """Of its memory, bytes per second."""
-    link: float
-    """To the other GPUs of its machine, bytes per second in one direction."""
-
-
-GPUS = {
-    "A100-40GB": Gpu(40e9, 312e12, 1.555e12, 300e9),
-    "A100": Gpu(80e9, 312e12, 2.039e12, 300e9),
-    "H100": Gpu(80e9, 989e12, 3.35e12, 450e9),
-    "H200": Gpu(141e9, 989e12, 4.8e12, 450e9),
-    "B200": Gpu(180e9, 2250e12, 8.0e12, 900e9),
-    "L40S": Gpu(48e9, 362e12, 0.864e12, 32e9),
-    "RTX4090": Gpu(24e9, 165e12, 1.008e12, 32e9),
-}
-"""By the name that `--gpu` takes; of several forms the SXM module. docs/cluster.md has the sources."""
 
 TRAINING_SHARE = 0.35
 """Of the peak, in training. Published runs of models like this one reach 0.18 to 0.47."""
@@ -197,7 +172,7 @@ def plan(config: RecapConfig, num_gpus: int, name: str, price: float | None = No
     Raises:
         ValueError: The GPU is not known, or the configuration is of a toy.
     """
-    gpu = GPUS[did_you_mean("--gpu", name, GPUS)]
+    gpu = gpu_named(name)
     if config.policy_path == "toy":
         raise UnusableError("--plan: expected a configuration with a checkpoint, found policy_path: toy")
     model = planned_model(config)
