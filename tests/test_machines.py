@@ -260,7 +260,7 @@ def on_two_and_on_one(place):
     words = [word for name in COMMANDS for word in (machines.THEN, *words_of(name, place, f"{name}-two"))]
     with machines.two_machines() as two:
         runs = [two.torchrun(i, words[1:], logs[i]) for i in range(2)]
-        assert [run.wait(400) for run in runs] == [0, 0], logs[0].read_text()[-3000:]
+        assert [run.wait(900) for run in runs] == [0, 0], logs[0].read_text()[-3000:]
     for name in COMMANDS:
         together(2, place / "one", on_one, *words_of(name, place, f"{name}-one"))
 
