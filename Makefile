@@ -1,6 +1,6 @@
 # One command does one job; each sets up what it needs.
 #   make demo    RECAP on the embedded default: demonstrations, SFT, three rounds, table, report, videos
-#   make setup   .venv with Python 3.12 and the pinned packages
+#   make setup   .venv with Python 3.12 and the pinned packages; TORCH=cpu make setup: torch's build for CPUs
 #   make test    the test suite            make lint    format check, lint, types
 #   make test-pages   of these, the pages in a browser (Debian: apt-get install chromium)
 #   make test-documents   the commands of the requirement documents, word for word (half an hour)

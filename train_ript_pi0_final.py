@@ -2,7 +2,7 @@
 
 Parent: 13_train_production_ready.py
 Introduces: recap, training, labels, pages, kept_evaluation, guidance, scripts, pi0.needs, pi0.value,
-    pi0.value_config, data.mixture, data.normalised, data.statistics, data.training_data
+    pi0.value_config, data.normalised, data.statistics
 Run: python train_ript_pi0_final.py --config_path configs/demo.yaml
 
 `fit` trains the policy on demonstrations (SFT), the value function, and in every round both again, the policy
@@ -19,14 +19,14 @@ import torch
 from pi0.ript.config import parse_config, save_config
 from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.interruption import cleanup_on_exit, setup_signal_handlers
-from pi0.ript.labels.sources import Mixture
+from pi0.ript.labels.mixture import Mixture
 from pi0.ript.monitoring import monitor_memory
 from pi0.ript.recap import RECAP, RecapConfig
 from pi0.ript.recap import rounds as recap
 from pi0.ript.recap.budget import print_budget
 from pi0.ript.recap.endings import exits_with_message
 from pi0.ript.recap.judging import choose, guidance_on_validation, judge, publish_policy, write_summary
-from pi0.ript.recap.report import write_recap_report
+from pi0.ript.recap.report import refresh_recap_report, write_recap_report
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.results import lock_directory
 from pi0.ript.run_logging import close_run_logging, init_wandb, log_metrics, setup_run_logging
@@ -114,7 +114,7 @@ def train_recap(config: RecapConfig) -> None:
     evaluations |= {name: judge(run, rival) for name, rival in rivals.items()}
 
     world.on_main(write_summary, run, evaluations, best, guidance)
-    world.on_main(write_recap_report, run_dir, run.stages.names)
+    world.on_main(refresh_recap_report, run_dir, run.stages.names)
     run.close()
     close_run_logging()
     cleanup_distributed()

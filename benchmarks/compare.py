@@ -25,7 +25,7 @@ from compare_table import write_results
 
 from pi0.ript.config import ConfigError, load_config_from_yaml
 from pi0.ript.distributed import World
-from pi0.ript.guidance import parse_guidances
+from pi0.ript.evaluation_settings import parse_guidances
 from pi0.ript.interruption import setup_signal_handlers
 from pi0.ript.recap import RecapConfig
 from pi0.ript.recap import rounds as recap

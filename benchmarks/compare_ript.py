@@ -17,7 +17,7 @@ from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings
 from pi0.ript.groups import collect_groups
 from pi0.ript.interruption import leave_if_asked
-from pi0.ript.labels.sources import Mixture
+from pi0.ript.labels.mixture import Mixture
 from pi0.ript.recap import RecapConfig
 from pi0.ript.recap.artefacts import guidance_of, round_states
 from pi0.ript.recap.stages import Artefact, Inputs, Kind, StageName

@@ -18,8 +18,9 @@ from stand_in import example, of_depth, write_checkpoint
 from torch import Tensor
 
 from pi0 import PI0Policy
-from pi0.pretrained import WEIGHTS
-from pi0.ript.starting_policy import PolicySettings, make_policy
+from pi0.checkpoint_names import WEIGHTS
+from pi0.ript.policy_settings import PolicySettings
+from pi0.ript.starting_policy import make_policy
 from pi0.tensor_files import stored_tensors
 from pi0.trainable import inference_dtypes
 

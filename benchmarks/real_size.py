@@ -22,12 +22,13 @@ from stand_in import CAMERAS, REAL, example, weight_bytes, write_checkpoint
 from torch import Tensor
 
 from pi0 import PI0Policy, PromptTokenizer
+from pi0.checkpoint_names import WEIGHTS
 from pi0.needs import disk_needs, sized_model, training_memory
 from pi0.ript.envs.libero_files import assets_folder
-from pi0.ript.starting_policy import PolicySettings, make_policy
+from pi0.ript.policy_settings import PolicySettings
+from pi0.ript.starting_policy import make_policy
 from pi0.ript.training.optimization import make_optimizer
 from pi0.ript.training.settings import Optimizer
-from pi0.tensor_files import WEIGHTS
 from pi0.trainable import inference_dtypes
 
 LOADING_BOUND = 1.15

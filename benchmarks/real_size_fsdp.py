@@ -23,8 +23,9 @@ from real_size import REAL, Peak, example, write_checkpoint
 from pi0.config import GemmaConfig, Pi0Config
 from pi0.ript.distributed import cleanup_distributed, setup_distributed
 from pi0.ript.loss import AdvantageLoss
+from pi0.ript.policy_settings import PolicySettings
 from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.starting_policy import PolicySettings, make_policy
+from pi0.ript.starting_policy import make_policy
 from pi0.ript.training.optimization import make_optimizer
 from pi0.ript.training.settings import Optimizer
 
@@ -111,7 +112,8 @@ def started(
 def real_figures(directory: Path) -> dict[str, float]:
     """Take one expert-only step at the real size; return what both processes need together, in GiB."""
     return {
-        f"{name}, GiB": value for name, value in started(directory, "fsdp", "expert_only", "bfloat16").items()
+        f"{name}, GiB": value
+        for name, value in started(directory, "fsdp", "expert_only", "bfloat16", 1).items()
     }
 
 

@@ -25,7 +25,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, toy_config  # noqa: E402
-from pi0.ript.serving import PolicyServer, ServingLimits, start_server  # noqa: E402
+from pi0.ript.serving.limits import ServingLimits  # noqa: E402
+from pi0.ript.serving.running import start_server  # noqa: E402
+from pi0.ript.serving.server import PolicyServer  # noqa: E402
 from pi0.ript.serving.wire import pack, unpack  # noqa: E402
 
 SLEEP_MS, OVERHEAD_TARGET_MS = 20.0, 2.0

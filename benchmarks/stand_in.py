@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from pi0 import FeatureConfig, Pi0Config, PromptTokenizer, compute_statistics, lerobot_format
+from pi0.checkpoint_names import WEIGHTS
 from pi0.lerobot_names import EMBEDDING, LM_HEAD, lerobot_sources, unused_shapes
 from pi0.normalize import Statistics
 from pi0.policy import Batch
 from pi0.pretrained import OWN_CONFIG
-from pi0.tensor_files import WEIGHTS, Deferred, write_tensor_file
+from pi0.tensor_files import Deferred, write_tensor_file
 
 TASKS = ["put the bowl on the plate", "pick up the black bowl"]
 CAMERAS = ("observation.images.image", "observation.images.image2")

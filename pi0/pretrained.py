@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from pi0 import lerobot_format, openpi_format
+from pi0.checkpoint_names import INDEX, WEIGHTS
 from pi0.config import Pi0Config
 from pi0.embodiment import Embodiment, chosen_tag, read_embodiments, require_chosen
 from pi0.errors import UnusableError
@@ -28,8 +29,6 @@ from pi0.policy import PI0Policy
 from pi0.prompts import PALIGEMMA_TOKENIZER, PromptTokenizer
 from pi0.registry import get_config
 from pi0.tensor_files import (
-    INDEX,
-    WEIGHTS,
     CheckpointError,
     Deferred,
     read_json,
@@ -41,8 +40,6 @@ from pi0.weights import WeightLoader
 
 OWN_CONFIG = "pi0_config.json"  # sizes and conventions that lerobot's config.json cannot express
 OWN_WEIGHTS = "pi0_extra.safetensors"  # parameters that lerobot's model does not have
-HUB_NAME = r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?"
-"""Pattern of a hub repository's name, "owner/name" or "owner/name@revision"."""
 _MAY_BE_NEW = (r"\.lora_[ab]$", r"^indicator_embedding\.")
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _FILES = ["*.json", "*.safetensors", "*.model", "assets/**", "tokenizer/**"]
@@ -175,7 +172,7 @@ def _allowing(weights: WeightLoader, own: Mapping[str, Deferred]) -> WeightLoade
 
 
 def resolve(path: str | Path) -> Path:
-    """Return the local directory of a checkpoint; a hub repository, see `HUB_NAME`, is downloaded."""
+    """Return the local directory of a checkpoint; a hub repository (see `checkpoint_names`) is downloaded."""
     directory = Path(path).expanduser()
     if not directory.is_dir():
         repository, _, revision = str(path).partition("@")

@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pi0.checkpoint_names import INDEX, WEIGHTS
 from pi0.embodiment import plain_statistics, require_chosen
 from pi0.features import STATE, FeatureConfig
 from pi0.gemma import ActionExpert, LanguageModel
@@ -30,8 +31,6 @@ from pi0.policy import Batch, PI0Policy
 from pi0.preprocess import checked_vector, model_images, padded, tasks
 from pi0.prompts import PromptTokenizer, build_prompts
 from pi0.tensor_files import (
-    INDEX,
-    WEIGHTS,
     CheckpointError,
     Deferred,
     read_json,
@@ -189,15 +188,21 @@ class ValueFunction(PrefixModel[ValueConfig]):
 
     # Files --------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, directory: str | Path, *, untrained: Path | None = None) -> None:
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        untrained: Path | None = None,
+        weights: Mapping[str, Deferred] | None = None,
+    ) -> None:
         """Write weights, sizes and conventions; in the expert form also a hash of the prefix it reads.
 
-        `untrained` as in `pi0.saving.save`.
+        `untrained` and `weights` as in `pi0.saving.save`.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
-        write_weights(directory, whole_parameters(self), untrained=frozen, store=untrained)
+        write_weights(directory, whole_parameters(self, weights), untrained=frozen, store=untrained)
         described = {
             "config": asdict(self.config),
             "features": self.features.to_dict(),

@@ -43,7 +43,7 @@ COMMANDS = {
     "pi0-export": "pi0.ript.commands.export",
     "pi0-serve": "pi0.ript.commands.serve",
     "pi0-dataset-viz": "pi0.ript.commands.dataset_viz",
-    "pi0-stats": "pi0.ript.data.statistics",
+    "pi0-stats": "pi0.ript.commands.stats",
     "pi0-demos": "pi0.ript.demonstrations.command",
 }
 TINY = drifting.SETTINGS[1:-1]

@@ -5,8 +5,10 @@ import pytest
 
 from pi0.ript.labels.calibration import calibration
 from pi0.ript.labels.concordance import concordance
-from pi0.ript.labels.returns import Outcome, RewardConfig, returns
-from pi0.ript.recap.gates import GateError, Gates, LabelFigures, Verdict, check_gates, judge_value
+from pi0.ript.labels.returns import Outcome, returns
+from pi0.ript.labels.settings import RewardConfig
+from pi0.ript.recap.config import Gates
+from pi0.ript.recap.gates import GateError, LabelFigures, Verdict, check_gates, judge_value
 
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
 LABELS = LabelFigures(coverage=1.0, positive_fraction=0.6, target_fraction=0.6)

@@ -13,10 +13,11 @@ from test_episodes import make_episode, publish
 from pi0 import FeatureConfig
 from pi0.features import ACTION, STATE
 from pi0.normalize import compute_statistics
+from pi0.ript.commands.stats import main
 from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.data.statistics import main, mixture_statistics, pooled_statistics
+from pi0.ript.data.statistics import mixture_statistics, pooled_statistics
 from pi0.statistics_file import read_statistics_file
 from pi0.tensor_files import CheckpointError
 

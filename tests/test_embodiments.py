@@ -26,7 +26,7 @@ from pi0.ript.environments import get_environment
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.scripts import train
-from pi0.ript.serving import PolicyServer
+from pi0.ript.serving.server import PolicyServer
 from pi0.ript.serving.wire import pack
 from pi0.ript.starting_policy import starting_policy
 from pi0.ript.supervised.data_summary import DataSummary

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from pi0.ript.evaluate import EpisodeResult, Evaluation
+from pi0.ript.evaluation_settings import parse_guidances
 from pi0.ript.guidance import (
     acting_with,
     choose_guidance,
     guidance_text,
     in_short,
-    parse_guidances,
     record_guidance,
     recorded_guidance,
     write_choice,

@@ -29,15 +29,15 @@ from pi0.ript.files import hash_files
 from pi0.ript.labels.advantages import read_advantages, read_lineage
 from pi0.ript.labels.frames import read_positive
 from pi0.ript.labels.labelling import label_frames, write_labelled_frames
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import RewardConfig
 from pi0.ript.labels.sources import Role, Source
 from pi0.ript.pages import dataset_page, labelling_page
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.objectives import policy_objective
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.trainings import _is_imitated
-from pi0.ript.supervised import Training
 from pi0.ript.supervised.settings import ModelSettings
+from pi0.ript.supervised.trainer import Training
 from pi0.ript.supervised.window_labels import policy_labels
 from pi0.ript.training.settings import PolicyTraining
 from pi0.value import ValueFunction

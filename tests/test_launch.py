@@ -166,6 +166,7 @@ def test_a_script_that_is_missing(monkeypatch, capsys):
 def test_console_script_and_module_are_equal(monkeypatch, capsys):
     started = []
     monkeypatch.setattr(launch, "supervise", lambda arguments, _environment: started.append(arguments) or 7)
+    monkeypatch.setattr(launch, "_code_of_check", lambda *_: None)
     argv = ["--nproc-per-node", "2", "--policy", "a directory"]
     monkeypatch.setattr(sys, "argv", ["pi0-eval", *argv])
     assert launch.eval() == 7

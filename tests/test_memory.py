@@ -11,10 +11,12 @@ import torch
 from conftest import toy_policy
 
 from pi0 import PI0Policy
-from pi0.ript.starting_policy import PolicySettings, make_policy
+from pi0.checkpoint_names import WEIGHTS
+from pi0.ript.policy_settings import PolicySettings
+from pi0.ript.starting_policy import make_policy
 from pi0.ript.training.optimization import make_optimizer
 from pi0.ript.training.settings import Optimizer
-from pi0.tensor_files import WEIGHTS, Deferred, stored_tensors, write_tensor_file
+from pi0.tensor_files import Deferred, stored_tensors, write_tensor_file
 from pi0.trainable import inference_dtypes
 
 VISION, VLM, EXPERT, NORM, PROJECTION = (

@@ -34,7 +34,7 @@ from pi0.ript.policy_evaluation import evaluate_policy
 from pi0.ript.recap.report import write_recap_report
 from pi0.ript.report import write_report
 from pi0.ript.results import write_evaluation
-from pi0.ript.supervised import Training
+from pi0.ript.supervised.trainer import Training
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
 

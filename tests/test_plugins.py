@@ -19,7 +19,7 @@ from test_serving import ask, talk
 from pi0 import CheckpointError, Pi0Config, PI0Policy, WeightLoader, registry
 from pi0.registry import available, get_config, load_plugins, register_config
 from pi0.ript.commands import advantage, evaluate, export, serve
-from pi0.ript.commands.policy_argument import load_policy
+from pi0.ript.commands.chosen_policy import load_policy
 from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
 from pi0.ript.envs import register_env
 from pi0.ript.loss import AdvantageLoss, make_learner, register_algorithm

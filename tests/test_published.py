@@ -24,12 +24,13 @@ from pi0.ript.commands.evaluate import main
 from pi0.ript.config.loading import load_config_from_yaml
 from pi0.ript.environments import FOUR_SUITES
 from pi0.ript.envs import BatchedEnv, make_suite
-from pi0.ript.envs.libero import LiberoSuite
+from pi0.ript.envs.libero_suite import LiberoSuite
 from pi0.ript.evaluate import EpisodeResult, Evaluation
 from pi0.ript.evaluation_plan import EvaluationPace
 from pi0.ript.evaluation_settings import EvaluationConfig
-from pi0.ript.published import FOLDER, PublishedSuccess, published_file, suite_rows
+from pi0.ript.published import FOLDER, PublishedSuccess, published_file
 from pi0.ript.rollout import GuidedPolicy
+from pi0.ript.suite_table import suite_rows
 
 FILES = sorted(FOLDER.glob("*.yaml"))
 NAME = "lerobot/pi0_libero_finetuned"

@@ -30,8 +30,9 @@ from pi0.ript.data.settings import DatasetSettings, MixtureSettings
 from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.training_data import make_training_data
 from pi0.ript.labels.advantages import read_advantages, write_advantages
-from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.labels.mixture import Mixture
+from pi0.ript.labels.settings import RewardConfig
+from pi0.ript.labels.sources import Source
 from pi0.ript.supervised.window_labels import window_returns
 
 STORAGES = [("image", None), *(("video", encoding) for encoding in ENCODINGS)]

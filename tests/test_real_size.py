@@ -13,7 +13,8 @@ from sizes import SIZES, SiglipSize, make_inputs
 from stand_in import write_checkpoint
 
 from pi0 import PI0Policy
-from pi0.tensor_files import INDEX, WEIGHTS, stored_tensors
+from pi0.checkpoint_names import INDEX, WEIGHTS
+from pi0.tensor_files import stored_tensors
 
 SIZE = replace(SIZES["tiny"], vision=SiglipSize(144, 27, 4, 288, image_size=112))
 

@@ -32,12 +32,13 @@ from pi0.ript.labels.frames import (
     read_positive,
     read_thresholds,
 )
-from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
-from pi0.ript.labels.returns import Outcome, RewardConfig, frame_returns
+from pi0.ript.labels.labelling import label_frames, write_labelled_frames, write_labels
+from pi0.ript.labels.returns import Outcome, frame_returns
+from pi0.ript.labels.settings import Advantage, RewardConfig
 from pi0.ript.labels.sources import Role, Source
 from pi0.ript.pages.episode_figures import draw_episode
-from pi0.ript.recap.config import RecapConfig
-from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
+from pi0.ript.recap.config import Gates, RecapConfig
+from pi0.ript.recap.gates import GateError, LabelFigures, check_gates
 
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
 NAN = float("nan")

@@ -8,15 +8,8 @@ from test_episodes import make_episode
 
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import EpisodeDataError, EpisodeLabels
-from pi0.ript.labels.returns import (
-    Outcome,
-    RewardConfig,
-    frame_returns,
-    n_step_rewards,
-    outcomes,
-    reaches_end,
-    returns,
-)
+from pi0.ript.labels.returns import Outcome, frame_returns, n_step_rewards, outcomes, reaches_end, returns
+from pi0.ript.labels.settings import RewardConfig
 
 SUCCESS, FAILURE, TRUNCATED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.TRUNCATED
 

@@ -25,10 +25,11 @@ from pi0.ript.distributed import World
 from pi0.ript.envs.libero_files import MissingAssetsError
 from pi0.ript.files import hash_file
 from pi0.ript.labels.advantages import read_advantages, read_lineage
-from pi0.ript.labels.sources import Mixture
+from pi0.ript.labels.mixture import Mixture
 from pi0.ript.recap import RECAP, RecapConfig, rounds
 from pi0.ript.recap.budget import BudgetError, budget, print_budget
 from pi0.ript.recap.data import open_sources
+from pi0.ript.recap.report import refresh_recap_report
 from pi0.ript.recap.validation import validate_recap
 from pi0.ript.run_logging import close_run_logging
 from train_ript_pi0_final import fit
@@ -140,6 +141,27 @@ def test_rollouts_are_a_data_set_with_lineage_and_labels(whole):
 def test_what_is_finished_is_skipped(outcome):
     assert outcome["again"] == outcome["whole"]
     assert outcome["skipped"] == len(STAGES)
+
+
+def test_what_is_finished_is_told_again_without_simulators_and_drawing(whole, tmp_path):
+    run_dir, notes = whole[0] / "demo", tmp_path / "notes"
+    refresh_recap_report(run_dir, STAGES)
+    page = run_dir / "report.html"
+    written = page.stat().st_mtime_ns
+    words = [f"--config_path={DEMO}", f"output_dir={run_dir.parent}", *SHRUNK]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests/heavy_imports", ROOT))),
+        # The header imports torch.
+        "HEAVY_PACKAGES": "lerobot transformers mujoco metaworld matplotlib wandb",
+        "HEAVY_IMPORTS": str(notes),
+    }
+    command = [sys.executable, "train_ript_pi0_final.py", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, notes.exists()) == (0, False), done.stderr[-3000:]
+    assert done.stdout.count("up to date, skipped") == len(STAGES)
+    assert page.stat().st_mtime_ns == written
+    refresh_recap_report(run_dir, STAGES[:-1])
+    assert page.stat().st_mtime_ns > written, "another configuration has another page"
 
 
 def test_killed_after_every_stage_it_comes_to_the_same_end(outcome):

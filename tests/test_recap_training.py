@@ -30,13 +30,15 @@ from pi0.ript.labels.calibration import (
 )
 from pi0.ript.labels.concordance import Concordance
 from pi0.ript.labels.indicators import awr_weights, indicators, withhold_keyed
-from pi0.ript.labels.returns import Outcome, RewardConfig
-from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.labels.mixture import Mixture
+from pi0.ript.labels.returns import Outcome
+from pi0.ript.labels.settings import RewardConfig
+from pi0.ript.labels.sources import Source
 from pi0.ript.loss import window_draws
 from pi0.ript.recap import trainings
-from pi0.ript.recap.config import RecapPolicy
+from pi0.ript.recap.config import Gates, RecapPolicy
 from pi0.ript.recap.data import Reading
-from pi0.ript.recap.gates import GateError, Gates, LabelFigures, check_gates
+from pi0.ript.recap.gates import GateError, LabelFigures, check_gates
 from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.trainings import SupervisedRecipe

@@ -11,9 +11,9 @@ import pytest
 
 from pi0.ript import environments
 from pi0.ript.demonstrations.experts import require_expert
-from pi0.ript.environments import get_environment
+from pi0.ript.environments import WarmStart, get_environment
 from pi0.ript.groups import Collection, InitialStateDataset, collect_groups, heldout_states
-from pi0.ript.warm_start import WarmStart, warm_start
+from pi0.ript.warm_start import warm_start
 
 SCRIPT = Path(__file__).parent.parent / "8_train_with_epochs.py"
 SMALL = [

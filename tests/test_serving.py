@@ -11,7 +11,9 @@ import torch
 from conftest import CAMERA, TASKS, toy_policy
 
 from pi0.ript.commands.serve import main
-from pi0.ript.serving import PolicyServer, ServingLimits, start_server
+from pi0.ript.serving.limits import ServingLimits
+from pi0.ript.serving.running import start_server
+from pi0.ript.serving.server import PolicyServer
 from pi0.ript.serving.wire import WireError, pack, unpack
 
 # From the MessagePack specification (spec.md, "Formats"), and openpi's msgpack_numpy for the array.

@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from test_serving import observation, talk
 
 from pi0.ript.commands.serve import main
-from pi0.ript.serving import Access, PolicyServer, ServingLimits, read_access, start_server
+from pi0.ript.serving.access import Access, read_access
+from pi0.ript.serving.limits import ServingLimits
+from pi0.ript.serving.running import start_server
+from pi0.ript.serving.server import PolicyServer
 from pi0.ript.serving.wire import pack, unpack
 
 TOKEN = b"0123456789abcdef"

@@ -16,7 +16,7 @@ from test_supervised import make_episode, publish, settings
 
 from pi0.ript.config.schema import Distributed
 from pi0.ript.distributed import cleanup_distributed
-from pi0.ript.supervised import Training
+from pi0.ript.supervised.trainer import Training
 
 pytestmark = pytest.mark.slow
 SHARDED = "distributed.strategy=fsdp"

@@ -10,7 +10,7 @@ from pi0 import PI0Policy
 from pi0.ript.data.cache import ImageCache
 from pi0.ript.data.settings import MixtureSettings
 from pi0.ript.distributed import World
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import RewardConfig
 from pi0.ript.recap.config import ValueModel
 from pi0.ript.recap.data import Reading
 from pi0.ript.recap.snapshot_plan import SnapshotPlan

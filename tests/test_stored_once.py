@@ -10,9 +10,10 @@ import torch
 from test_pretrained import lerobot_actions_of, raw_batch, raw_noise, tiny_policy
 
 from pi0 import CheckpointError, PI0Policy
+from pi0.checkpoint_names import INDEX, WEIGHTS
 from pi0.ript.checkpoint.state import save_checkpoint
 from pi0.saving import copy_complete
-from pi0.tensor_files import INDEX, WEIGHTS, stored_weights
+from pi0.tensor_files import stored_weights
 
 
 def frozen_policy(which: str = "expert_only", **changes) -> PI0Policy:

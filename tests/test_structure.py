@@ -148,7 +148,7 @@ def test_the_home_directory_is_meant_by_a_tilde_in_every_path_of_a_command_line(
     assert path_argument("~/data") == tmp_path / "data"
     assert path_argument("data/~x") == Path("data/~x")
     typed = {file.name for file in LIBRARY_FILES if "type=path_argument" in file.read_text()}
-    assert {"statistics.py", "advantage.py", "dataset_viz.py", "export.py", "command.py"} <= typed
+    assert {"stats.py", "advantage.py", "dataset_viz.py", "export.py", "command.py"} <= typed
     assert not [
         file.name for file in LIBRARY_FILES if re.search(r"type=(pathlib\.)?Path\b", file.read_text())
     ]

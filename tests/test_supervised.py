@@ -25,23 +25,23 @@ from pi0.ript import interruption
 from pi0.ript.checkpoint import ChangedSettingsError, snapshot
 from pi0.ript.checkpoint.files import published
 from pi0.ript.commands import advantage
+from pi0.ript.commands.stats import main as make_statistics
 from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings
-from pi0.ript.data.statistics import main as make_statistics
 from pi0.ript.distributed import World
 from pi0.ript.envs import BatchedEnv
 from pi0.ript.labels.advantages import write_advantages
-from pi0.ript.labels.labelling import Advantage
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import Advantage, RewardConfig
 from pi0.ript.report import read_rows
 from pi0.ript.results import RunInUseError
 from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.supervised import SupervisedSettings, Training, read_settings, trainer
+from pi0.ript.supervised import SupervisedSettings, read_settings, trainer
 from pi0.ript.supervised.models import DataSummary, policy_to_train, value_to_train
 from pi0.ript.supervised.parts import make_parts, samples_per_step
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping
+from pi0.ript.supervised.trainer import Training
 from pi0.ript.supervised.window_labels import policy_labels, window_returns
 from pi0.ript.training.optimization import WeightAverage, cosine_schedule
 from pi0.ript.training.settings import Optimizer, Scheduler
@@ -697,7 +697,7 @@ def test_a_value_function_does_not_learn_from_states_that_its_policy_blows_up(ro
 def test_a_value_function_learns_and_its_run_is_what_advantages_are_computed_from(
     root, tmp_path, monkeypatch
 ):
-    from pi0.ript.commands.advantage import label_datasets
+    from pi0.ript.labels.labelled_sets import label_datasets
 
     optimizer, scheduler = Optimizer(learning_rate=5e-3), Scheduler(type="constant")
     config = settings(

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from pi0.ript import policy_evaluation
 from pi0.ript.commands import evaluate as evaluate_command
 from pi0.ript.commands.advantage import read_mixture
 from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
 from pi0.ript.data.settings import AugmentationSettings
-from pi0.ript.evaluation_settings import EvaluationConfig, require_usable
+from pi0.ript.evaluation_checks import require_usable
+from pi0.ript.evaluation_settings import EvaluationConfig
 from pi0.ript.scripts import train as train_script
 from pi0.ript.supervised import read_settings
-from pi0.ript.supervised.checks import check_settings
+from pi0.ript.supervised.checks import validate_settings
 from pi0.ript.supervised.command_line import parse_settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -64,7 +66,8 @@ def evaluation(path, *overrides: str) -> EvaluationConfig:
     """Return what pi0-eval makes of a file."""
     seen: list[EvaluationConfig] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate_command, "evaluate_policy", seen.append)
+        patch.setattr(policy_evaluation, "evaluate_policy", seen.append)
+        patch.setattr(evaluate_command, "check_evaluation", lambda _: None)  # nothing is there
         assert evaluate_command.main([f"--config_path={path}", *overrides]) == 0
     return seen[0]
 
@@ -83,7 +86,7 @@ def written(tmp_path: Path):
 
 def test_the_guides_policy_file_is_taken_as_it_is(written, capsys):
     settings = read_settings(written(dataset_mixture=MIXTURE, policy=GUIDE_POLICY))
-    check_settings(settings)
+    validate_settings(settings)
     assert settings.policy.advantage_threshold == -0.012345
     assert settings.policy.normalization_mapping.ACTION == "MEAN_STD"
     assert [dataset.episodes for dataset in settings.dataset_mixture.datasets] == [[0, 1, 2], None]
@@ -108,7 +111,7 @@ def test_the_guides_value_file_is_taken_as_it_is(written):
     settings = read_settings(
         written(dataset_mixture=MIXTURE, policy=GUIDE_VALUE, loss_weighting={"MSE": 0, "CE": 1})
     )
-    check_settings(settings)
+    validate_settings(settings)
     reward = settings.policy.reward_config
     assert (reward.C_neg, reward.normalizer, reward.N_steps_look_ahead) == (-1000.0, 1600.0, 50)
 
@@ -142,7 +145,7 @@ def test_our_training_files_are_usable(name, monkeypatch):
     settings = read_settings(f"configs/{name}_config.json")
     start = settings.policy_path  # of an earlier stage, or toy
     assert start == "toy" or start.startswith("outputs/train/")
-    check_settings(replace(settings, policy_path="toy"))
+    validate_settings(replace(settings, policy_path="toy"))
 
 
 def test_our_other_files_are_usable():
@@ -221,7 +224,7 @@ def test_a_wrong_file_is_refused(written, values, message):
 def test_wrong_settings_are_named(written, override, message):
     settings = read_settings(written(dataset_mixture=MIXTURE), [override])
     with pytest.raises(ConfigError, match=message):
-        check_settings(settings)
+        validate_settings(settings)
 
 
 @pytest.mark.parametrize(
@@ -260,12 +263,12 @@ def test_what_a_command_reads_is_not_moved_aside_by_it(written, tmp_path):
     base, places = str(run / "checkpoints/5"), [f"output_dir={tmp_path / 'runs'}", "exp_name=base"]
     path = written(dataset_mixture=MIXTURE, policy={"pretrained_path": base})
     training = read_settings(path, places)
-    check_settings(training)
+    validate_settings(training)
     rung = load_config_from_yaml(MINIMAL, [f"policy_path={base}", *places])
     judged = evaluation(written(**GUIDE_ROLLOUT), f"--policy_path={base}", f"--output_dir={run}")
     said = r"policy_path: .*checkpoints/5 is in .*runs/base, which this command would move aside"
     with pytest.raises(ConfigError, match=said):
-        check_settings(replace(training, overwrite=True))
+        validate_settings(replace(training, overwrite=True))
     for validate, config in ((validate_config, rung), (require_usable, judged)):
         with pytest.raises(ConfigError, match=said):
             validate(config)
@@ -274,17 +277,19 @@ def test_what_a_command_reads_is_not_moved_aside_by_it(written, tmp_path):
 def test_a_value_function_does_not_act(written):
     path = written(dataset_mixture=MIXTURE, policy=GUIDE_VALUE)
     with pytest.raises(ConfigError, match="eval_freq: a value function does not act"):
-        check_settings(read_settings(path, ["eval_freq=5", "env.type=metaworld"]))
+        validate_settings(read_settings(path, ["eval_freq=5", "env.type=metaworld"]))
     with pytest.raises(ConfigError, match=r"policy\.use_awr: weighs the samples of a policy"):
-        check_settings(read_settings(path, ["policy.use_awr=true"]))
+        validate_settings(read_settings(path, ["policy.use_awr=true"]))
     with pytest.raises(ConfigError, match="policy_path: expected the directory of a value function"):
-        check_settings(read_settings(path, ["policy.pretrained_path=nowhere"]))
+        validate_settings(read_settings(path, ["policy.pretrained_path=nowhere"]))
 
 
 def test_an_environment_is_checked_before_training(written):
     path = written(dataset_mixture=MIXTURE)
     with pytest.raises(ConfigError, match=r"task: unknown task 'buton-press-v3'.*button-press-v3"):
-        check_settings(read_settings(path, ["eval_freq=5", "env.type=metaworld", "env.task=buton-press-v3"]))
+        validate_settings(
+            read_settings(path, ["eval_freq=5", "env.type=metaworld", "env.task=buton-press-v3"])
+        )
 
 
 def test_the_command_line(written, capsys):
@@ -341,7 +346,7 @@ def test_opentaus_example_of_a_value_function_is_taken(written, capsys):
         **{"resume": False, "resolution": [224, 224], "num_cams": 2, "max_state_dim": 32},
     }
     settings = read_settings(written(**values))
-    check_settings(settings)
+    validate_settings(settings)
     assert [dataset.repo_id for dataset in settings.dataset_mixture.datasets] == ["someones/set"]
     assert (settings.dataset_mixture.weights, settings.dataset_mixture.image_size) == ([1.0], 224)
     assert "sets with 'vqa' are left out" in capsys.readouterr().out
@@ -377,7 +382,7 @@ def test_a_run_that_did_not_begin_leaves_no_directory(written, tmp_path):
 
 def test_pi0_eval_takes_a_file_or_options_but_not_both(written, capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr(evaluate_command, "evaluate_policy", seen.append)
+    monkeypatch.setattr(policy_evaluation, "evaluate_policy", seen.append)
     path = written(**GUIDE_ROLLOUT)
     words = ["--eval.num_episodes=7", "--seed=3", "--device", "cpu"]
     assert evaluate_command.main([f"--config_path={path}", *words]) == 0

@@ -27,8 +27,9 @@ from pi0.ript.recap import RecapConfig
 from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.scripts import train as train_command
-from pi0.ript.supervised import SupervisedSettings, Training, trainer
+from pi0.ript.supervised import SupervisedSettings, trainer
 from pi0.ript.supervised.settings import ModelSettings
+from pi0.ript.supervised.trainer import Training
 from pi0.ript.training.objectives import FlowLearner
 from pi0.ript.training.settings import Optimizer, PolicyTraining, Scheduler, ValueTraining
 from pi0.ript.training.steps import Steps
@@ -190,7 +191,7 @@ def test_the_command_says_in_a_line_why_it_ended(tmp_path, monkeypatch, capsys):
         raise NonFiniteLossError("pi0, optimizer step 3: the loss is nan")
 
     monkeypatch.setattr(train_command, "parse_settings", lambda _: None)
-    monkeypatch.setattr(train_command, "Training", lambda _: SimpleNamespace(run=end))
+    monkeypatch.setattr(trainer, "Training", lambda _: SimpleNamespace(run=end))
     assert train_command.main([]) == 1
     assert capsys.readouterr().err.strip() == "pi0-train: error: pi0, optimizer step 3: the loss is nan"
 

@@ -8,7 +8,8 @@ from conftest import CAMERA, TASKS, toy_policy
 from safetensors.torch import load_file, save_file
 
 from pi0 import CheckpointError, PI0Policy
-from pi0.ript.labels.returns import Outcome, RewardConfig, returns
+from pi0.ript.labels.returns import Outcome, returns
+from pi0.ript.labels.settings import RewardConfig
 from pi0.value import Inputs, ValueFunction, bin_centers, bin_of
 from pi0.value_config import ValueConfig, expert_value_config, separate_value_config
 

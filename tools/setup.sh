@@ -1,10 +1,17 @@
 #!/bin/sh
 # Makes .venv: Python 3.12 and the packages of constraints.txt. Finds uv, or installs it into .cache/.
+# TORCH=cpu: with torch's build for CPUs, in place of the one that the package index serves.
 set -eu
 cd "$(dirname "$0")/.."
 
 say() { printf 'setup: %s\n' "$1"; }
 fail() { printf 'setup: %s\n' "$1" >&2; exit 1; }
+
+case "${TORCH:-}" in
+    "") build= size="about 7 GB on Linux, where torch brings CUDA" ;;
+    cpu) build=--torch-backend=cpu size="with torch for CPUs alone" ;;
+    *) fail "TORCH: expected cpu, or nothing for the build that the package index serves, found $TORCH" ;;
+esac
 
 find_uv() {
     # A version manager's shim can be on PATH and still refuse to run, so ask it for its version.
@@ -26,10 +33,10 @@ if ! uv=$(find_uv); then
     uv=.cache/uv/bin/uv
 fi
 
-say "Python 3.12 and packages into .venv (about 7 GB on Linux, where torch brings CUDA; minutes on a slow line)"
+say "Python 3.12 and packages into .venv ($size; minutes on a slow line)"
 "$uv" venv --quiet --python 3.12 --allow-existing .venv ||
     fail "no Python 3.12. uv looks on PATH and in pyenv, then downloads one; install it (pyenv install 3.12, or your package manager) and run this again"
-"$uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[dev]'
+"$uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt $build --editable '.[dev]'
 
 # Rendering without a screen needs EGL; without it the simulator tests cannot draw.
 if [ "$(uname -s)" = Linux ] && ! .venv/bin/python -c 'import ctypes; ctypes.CDLL("libEGL.so.1")' 2>/dev/null; then

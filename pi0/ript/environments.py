@@ -10,9 +10,42 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pi0.registry import did_you_mean
+from pi0.ript.data.encoding import default_storage
+from pi0.ript.demonstrations import DemonstrationPlan
 from pi0.ript.envs import BatchedEnv, TaskSuite, make_env, make_suite
 from pi0.ript.envs.registry import suite_names
-from pi0.ript.warm_start import WarmStart
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What is demonstrated, by whom, and how long the toy policy is trained on it."""
+
+    env: str
+    tasks: tuple[str, ...]
+    operator: str
+    quality: dict[str, float] = field(default_factory=dict)  # fields of the operator that differ
+    env_options: dict[str, Any] = field(default_factory=dict)
+    episodes: int = 40  # per task
+    steps: int = 500  # of the optimizer
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    num_draws: int = 2  # noise draws per window, which share the prefix
+    chunk_size: int = 8
+    num_workers: int = 2  # processes that record demonstrations
+    seed: int = 0
+
+    def demonstrations(self) -> DemonstrationPlan:
+        """Return the plan of the demonstrations."""
+        task = make_suite(self.env, **self.env_options).select(self.tasks)[0]
+        return DemonstrationPlan(
+            env=self.env,
+            tasks=self.tasks,
+            operator=self.operator,
+            quality=self.quality,
+            seed=self.seed,
+            storage=default_storage(task.image_size),
+            options=self.env_options,
+        )
 
 
 @dataclass(frozen=True)

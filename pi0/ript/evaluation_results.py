@@ -10,10 +10,10 @@ from pi0.ript.evaluate import Evaluation, compare
 from pi0.ript.evaluation_settings import EvaluationConfig, split_of, trials
 from pi0.ript.files import FORMAT, flatten, plain, write_json
 from pi0.ript.guidance import write_choice
-from pi0.ript.published import SuiteRow, suite_record, suite_table
 from pi0.ript.report import write_report
 from pi0.ript.results import lock_directory, new_run_directory
 from pi0.ript.success_table import aligned, success_text
+from pi0.ript.suite_table import SuiteRow, suite_record, suite_table
 
 EPISODES = "episodes"
 """In the directory of the results until they are complete: the finished episodes."""

@@ -3,7 +3,7 @@
 How far to guide towards a positive advantage is no part of training, so it is chosen afterwards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pi0.pretrained import OWN_CONFIG
@@ -50,21 +50,6 @@ def guidance_text(guidance: Guidance) -> str:
     if isinstance(guidance, dict):
         return ", ".join(f"{value:g} in {task}" for task, value in guidance.items())
     return f"{guidance:g}"
-
-
-def parse_guidances(text: str) -> Sequence[float]:
-    """Return the numbers of a text such as "1,2,3", each once, in order.
-
-    Raises:
-        ValueError: One is none, or negative.
-    """
-    try:
-        numbers = list(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        numbers = [-1.0]
-    if not all(0 <= number < float("inf") for number in numbers):
-        raise ValueError(f"expected numbers of 0 or more with commas between them, found {text!r}")
-    return numbers
 
 
 def record_guidance(policy: Path, guidance: Guidance) -> None:

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pi0 import Indicator, PI0Policy
-from pi0.registry import add, did_you_mean
+from pi0.registry import add
+from pi0.ript.algorithms import ALGORITHMS, require_algorithm
 
 
 class AdvantageLoss(nn.Module):
@@ -87,29 +88,23 @@ class AlgorithmSettings(Protocol):
 
 type LearnerFactory = Callable[[PI0Policy, Any], nn.Module]
 
-_ALGORITHMS: dict[str, LearnerFactory] = {
-    "ript": lambda policy, algo: AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws),
-}
-
 
 def register_algorithm(name: str, factory: LearnerFactory) -> None:
     """Make `algo.name=name` learn by another objective.
 
     `factory(policy, algo)` returns a module that is called as `AdvantageLoss` is; its parameters are trained.
     """
-    add("algorithm", _ALGORITHMS, name, factory)
+    add("algorithm", ALGORITHMS, name, factory)
 
 
 def make_learner(policy: PI0Policy, algo: AlgorithmSettings) -> nn.Module:
     """Return what the loop calls and trains: the objective `algo.name` with the settings of `algo`."""
-    return _ALGORITHMS[require_algorithm(algo.name)](policy, algo)
+    factory = ALGORITHMS[require_algorithm(algo.name)]
+    if factory is None:
+        return AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws)
+    return factory(policy, algo)
 
 
 def adamw_settings(algo: Any) -> dict[str, Any]:
     """Return the optimizer's settings among those of `algo`, as torch names them."""
     return {"lr": algo.lr, "betas": (algo.beta1, algo.beta2), "weight_decay": algo.weight_decay}
-
-
-def require_algorithm(name: str) -> str:
-    """Return the name if there is such an algorithm; else a ValueError suggests known ones."""
-    return did_you_mean("algorithm", name, _ALGORITHMS)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,17 +18,15 @@ from pi0.ript.distributed import World, cleanup_distributed, limit_threads, setu
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState
 from pi0.ript.evaluate import Evaluation, episode_seed, joined
+from pi0.ript.evaluation_checks import as_config_errors, require_usable, robot_of
 from pi0.ript.evaluation_plan import EvaluationPace, deadlines, plan_lines
 from pi0.ript.evaluation_results import EPISODES, comparison_record, open_output, write_tables
 from pi0.ript.evaluation_settings import (
     EvaluationConfig,
     Trial,
-    as_config_errors,
     benchmark_suites,
     by_environment,
     is_as_published,
-    require_usable,
-    robot_of,
     split_of,
     trials,
 )
@@ -34,11 +34,11 @@ from pi0.ript.files import write_json
 from pi0.ript.kept_evaluation import episodes_key, evaluate_once, policy_hash
 from pi0.ript.peers import share
 from pi0.ript.progress import print_above
-from pi0.ript.published import SuiteRow, suite_rows
 from pi0.ript.recording import DatasetStore, rollouts_writer
 from pi0.ript.results import lock_directory, read_evaluation, write_evaluation
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.starting_policy import make_policy, require_acts
+from pi0.ript.suite_table import SuiteRow, suite_rows
 from pi0.ript.warm_start import warm_start
 
 _JUDGED = ("rollouts_per_task", "first_state", "n_video")
@@ -68,12 +68,13 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     say_device(config.device, config.distributed.backend)
     world = setup_distributed(config.device, **asdict(config.distributed))
     world.require_shared(config.output_dir)
-    world.on_main(lock_directory, Path(config.output_dir))
-    work = _Work(config, environments, world)
-    for name, environment in environments.items():
-        with environment.make() as env:
-            for trial in trials(config):
-                work.evaluate(trial, name, env)
+    with _said_where_it_is(world):
+        world.on_main(lock_directory, Path(config.output_dir))
+        work = _Work(config, environments, world)
+        for name, environment in environments.items():
+            with environment.make() as env:
+                for trial in trials(config):
+                    work.evaluate(trial, name, env)
     run_dir, evaluations = Path(config.output_dir), work.evaluations()
     if config.compare is not None:
         world.on_main(write_json, run_dir / "comparison.json", comparison_record(config, *evaluations))
@@ -82,6 +83,17 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     world.print(f"results: {run_dir}")
     cleanup_distributed()
     return tuple(evaluations)
+
+
+@contextmanager
+def _said_where_it_is(world: World) -> Iterator[None]:
+    """Have each process say an error of its own: the command says that of rank 0 alone."""
+    try:
+        yield
+    except ValueError as error:
+        if world.rank > 0:
+            sys.stderr.write(f"pi0-eval: error: rank {world.rank}: {error}\n")
+        raise
 
 
 class _Work:

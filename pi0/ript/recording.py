@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from pi0.ript.data.encoding import default_storage
-from pi0.ript.data.records import COLLECTION_PATH, CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.envs import BatchedEnv, InitialState, Task
-from pi0.ript.files import read_versioned_json
 from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, Turns, share, tell_wait, turns_alone
 from pi0.ript.progress import progress_bar
@@ -205,30 +204,6 @@ def rollouts_writer(directory: Path, env: BatchedEnv, origin: Mapping[str, Any])
     task = next(iter(env.tasks.values()))
     info = CollectionInfo(task.hz, task.robot, default_storage(task.image_size), dict(origin))
     return EpisodeWriter(directory, info)
-
-
-def require_training_states(root: Path, allowed: str) -> str | None:
-    """Return what is to be said of a data set that cannot tell its states; None where there is nothing.
-
-    `allowed` is the setting that allows others than training states, for the message.
-
-    Raises:
-        EpisodeDataError: The data set says that its rollouts begin from states on which policies are judged.
-    """
-    file = root / COLLECTION_PATH
-    origin = (read_versioned_json(file) if file.exists() else {}).get("origin", {})
-    kind = {"heldout": "held-out", "validation": "validation"}.get(origin.get("states_of"))
-    if kind is not None:
-        raise EpisodeDataError(
-            f"{root}: its rollouts begin from {kind} states, on which policies are judged; record "
-            f"training states (pi0-eval, eval.states=train), or set {allowed}"
-        )
-    if "states" in origin and "states_of" not in origin:
-        return (
-            f"{root}: does not say which states its rollouts begin from; an earlier pi0-eval recorded "
-            "held-out ones unless told otherwise, and these cannot judge a policy that learned from them"
-        )
-    return None
 
 
 def record_rollouts(

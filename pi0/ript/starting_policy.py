@@ -1,10 +1,9 @@
 """The policy that training starts from: a checkpoint, or a toy trained here on demonstrations."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ from pi0 import FeatureConfig, Pi0Model, PI0Policy
 from pi0.config import Pi0Config
 from pi0.embodiment import require_chosen
 from pi0.errors import UnusableError
-from pi0.pretrained import HUB_NAME, Checkpoint, describe, resolve
+from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
-from pi0.ript.ranges import Count, Dtype
+from pi0.ript.policy_settings import TOY, PolicySettings, require_device_name, require_policy_path
 from pi0.ript.warm_start import warm_start
 from pi0.statistics_file import read_statistics_file
-from pi0.tensor_files import INDEX, WEIGHTS
 from pi0.trainable import inference_dtypes, training_dtypes
 
-TOY = "toy"
 _later: ContextVar[bool] = ContextVar("later", default=False)
 
 
@@ -36,33 +33,6 @@ def weights_later(later: bool = True) -> Iterator[None]:
         yield
     finally:
         _later.reset(token)
-
-
-@dataclass
-class PolicySettings:
-    """What changes in the policy that training starts from; null: as its checkpoint says."""
-
-    config: str | None = None  # a registered configuration (pi0.registry) in place of the checkpoint's
-    freeze: str | None = "none"  # vision, expert_only, lora, or a regular expression; null: the config's own
-    dtype: Dtype | None = None  # of computation: float32 or bfloat16; null: as the checkpoint says
-    # in which frozen weights are held; null: as they are stored, with dtype bfloat16 in that (but vision)
-    frozen_dtype: Dtype | None = None
-    gradient_checkpointing: bool = False  # less memory, a third more time
-    n_action_steps: Count | None = None  # actions of a chunk that are executed; null: as the checkpoint says
-    extra_delta_transform: bool | None = None  # openpi's LIBERO checkpoints: true for pi0, false for pi05
-    statistics_path: str | None = None  # of pi0-stats or openpi's norm_stats.json, for the checkpoint's own
-    embodiment: str | None = None  # tag of the robot that acts, if the policy knows several
-
-    def changes(self) -> dict[str, Any]:
-        """Return the fields of the policy's own configuration that are to be others."""
-        changes = {name: getattr(self, name) for name in ("dtype", "n_action_steps")}
-        changes["gradient_checkpointing"] = self.gradient_checkpointing or None
-        return {name: value for name, value in changes.items() if value is not None}
-
-    def dtypes(self, model: Pi0Model) -> dict[str, torch.dtype]:
-        """Return the dtypes in which a model is held that is trained so, by parameter."""
-        which = model.config.freeze_filter() if self.freeze is None else self.freeze
-        return training_dtypes(model, model.dtype, which, self.frozen_dtype)
 
 
 def starting_policy(
@@ -133,7 +103,7 @@ def make_policy(
             config=get_config(settings.config) if settings.config else None,
             changes=fields,
             extra_delta_transform=None if replaced.get("features") else settings.extra_delta_transform,
-            dtypes=_acting if only_acts else settings.dtypes,
+            dtypes=_acting if only_acts else partial(_trained, settings),
             later=_later.get() and not only_acts,
             device=place,
             seed=seed,
@@ -144,6 +114,11 @@ def make_policy(
     if not only_acts:
         policy.model.freeze(settings.freeze, settings.frozen_dtype)
     return policy if policy.model.later else policy.to(place)
+
+
+def _trained(settings: PolicySettings, model: Pi0Model) -> dict[str, torch.dtype]:
+    which = model.config.freeze_filter() if settings.freeze is None else settings.freeze
+    return training_dtypes(model, model.dtype, which, settings.frozen_dtype)
 
 
 def _acting(model: Pi0Model) -> dict[str, torch.dtype]:
@@ -192,26 +167,6 @@ def require_acts(policy: PI0Policy, environment: Environment) -> None:
     policy.tokenizer.encode(instructions, config.tokenizer_max_length, config.vocab_size)
 
 
-def require_policy_path(path: str, field: str = "policy_path") -> None:
-    """Raise ValueError with the field unless it is "toy", a checkpoint directory or a possible hub name."""
-    remedy = (
-        "expected a pi0 checkpoint directory (of lerobot or openpi, with config.json and model.safetensors), "
-        "the name of a hub repository, or 'toy' for a small policy that is trained here on demonstrations"
-    )
-    place = Path(path).expanduser()
-    if path == TOY:
-        return
-    if re.search(r"[{}<>]", path):
-        raise UnusableError(f"{field}: nobody filled in the placeholder {path!r}; {remedy}")
-    if place.is_dir():
-        weights = INDEX if (place / INDEX).exists() else WEIGHTS
-        missing = [name for name in ("config.json", weights) if not (place / name).exists()]
-        if missing:
-            raise UnusableError(f"{field}: {path!r} has no {' and no '.join(missing)}; {remedy}")
-    elif not re.fullmatch(HUB_NAME, path):
-        raise UnusableError(f"{field}: nothing at {path!r}; {remedy}")
-
-
 def require_robot(path: str | Path, embodiment: str | None, config: Pi0Config | None = None) -> Checkpoint:
     """Return what a checkpoint says of the robot that its policy is to act as; no weights are read.
 
@@ -225,10 +180,9 @@ def require_robot(path: str | Path, embodiment: str | None, config: Pi0Config | 
 
 def require_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is a GPU if there is one. A missing one is a ValueError."""
+    require_device_name(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise UnusableError(f"device: expected cpu, cuda, cuda:1, ... or auto, found {name!r}")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UnusableError(

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +20,16 @@ from pi0 import FeatureConfig, PI0Policy, PromptTokenizer, compute_statistics, t
 from pi0.features import ACTION, STATE
 from pi0.normalize import Statistics
 from pi0.ript.data.cache import ImageCache
-from pi0.ript.data.encoding import default_storage
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.data.windows import MixtureWindows
-from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
-from pi0.ript.envs import make_suite
+from pi0.ript.demonstrations import collect_demonstrations
+from pi0.ript.environments import WarmStart
 from pi0.ript.files import hash_values
 from pi0.ript.progress import print_above, progress_bar
 
 _CACHE_GIB = 1.0  # of decoded demonstrations
-
-
-@dataclass(frozen=True)
-class WarmStart:
-    """What is demonstrated, by whom, and how long the toy policy is trained on it."""
-
-    env: str
-    tasks: tuple[str, ...]
-    operator: str
-    quality: dict[str, float] = field(default_factory=dict)  # fields of the operator that differ
-    env_options: dict[str, Any] = field(default_factory=dict)
-    episodes: int = 40  # per task
-    steps: int = 500  # of the optimizer
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    num_draws: int = 2  # noise draws per window, which share the prefix
-    chunk_size: int = 8
-    num_workers: int = 2  # processes that record demonstrations
-    seed: int = 0
-
-    def demonstrations(self) -> DemonstrationPlan:
-        """Return the plan of the demonstrations."""
-        task = make_suite(self.env, **self.env_options).select(self.tasks)[0]
-        return DemonstrationPlan(
-            env=self.env,
-            tasks=self.tasks,
-            operator=self.operator,
-            quality=self.quality,
-            seed=self.seed,
-            storage=default_storage(task.image_size),
-            options=self.env_options,
-        )
 
 
 def warm_start(spec: WarmStart, cache: Path, **changes: Any) -> PI0Policy:

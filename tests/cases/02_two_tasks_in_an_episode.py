@@ -5,7 +5,8 @@ from case_sets import check, column, end, make, np, rewrite
 from pi0 import FeatureConfig
 from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings
-from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.labels.mixture import Mixture
+from pi0.ript.labels.sources import Source
 
 root = make()
 

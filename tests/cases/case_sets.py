@@ -119,7 +119,7 @@ def viz(*arguments) -> tuple[object, str]:
 
 def stats(*arguments) -> tuple[object, str]:
     """Run pi0-stats."""
-    from pi0.ript.data.statistics import main
+    from pi0.ript.commands.stats import main
 
     return run(main, *arguments)
 
@@ -137,7 +137,9 @@ def main(names: Sequence[str]) -> int:
 
     import pi0.ript.commands.advantage
     import pi0.ript.commands.dataset_viz
-    import pi0.ript.scripts.train  # noqa: F401
+    import pi0.ript.labels.labelled_sets
+    import pi0.ript.scripts.train
+    import pi0.ript.supervised.trainer  # noqa: F401
 
     outcomes = {}
     for name in names:

@@ -4,13 +4,11 @@ Frames in which a person corrected the policy (column intervention) are positive
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pi0 import PI0Policy
 from pi0.errors import say_errors_in_one_line
 from pi0.registry import load_plugins
 from pi0.ript.commands.arguments import command_parser, complain
@@ -24,18 +22,12 @@ from pi0.ript.commands.policy_argument import add_embodiment
 from pi0.ript.config import ConfigError
 from pi0.ript.config.loading import load_config, say_device
 from pi0.ript.config.yaml_files import read_yaml
-from pi0.ript.data.reader import open_set
 from pi0.ript.data.settings import DatasetSettings, mixture_problems
-from pi0.ript.files import flatten, hash_files, path_argument
+from pi0.ript.files import flatten, path_argument
 from pi0.ript.labels.advantages import ADVANTAGES_PATH, require_share
-from pi0.ript.labels.calibration import predict
-from pi0.ript.labels.labelling import Advantage, FrameLabels, label_frames, write_labels
-from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.labels.sources import Source
-from pi0.ript.starting_policy import require_device
+from pi0.ript.labels.settings import Advantage
+from pi0.ript.policy_settings import require_device_name
 from pi0.ript.supervised.settings import SupervisedSettings
-from pi0.tensor_files import CheckpointError
-from pi0.value import ValueFunction
 
 _EXAMPLES = """
 examples:
@@ -44,61 +36,6 @@ examples:
 
 exit codes: 0 labelled; 2 unusable arguments, data or value function
 """
-
-
-def label_datasets(
-    directory: Path,
-    policy: Path | None,
-    datasets: Sequence[DatasetSettings],
-    settings: Advantage,
-    *,
-    embodiment: str | None = None,
-    device: str = "cpu",
-    batch_size: int = 256,
-) -> FrameLabels:
-    """Write `meta/advantages.json` into each data set; return the thresholds and what they mean.
-
-    Args:
-        directory: A value function, with the reward that it was trained on (reward.json).
-        policy: The policy whose prefix it reads, in its expert form.
-        datasets: LeRobotDatasets v3 with success labels, or of successes alone.
-        settings: Share of ranked frames above epsilon, which are ranked, and whether each task has its own.
-        embodiment: The robot that the policy acts as, if it knows several.
-        device: Where it is computed.
-        batch_size: Frames per forward pass.
-    """
-    where = require_device(device)
-    require_share(settings.positive_fraction)
-    sets = [open_set(dataset) for dataset in datasets]
-    sources = [Source(frames.name, frames) for frames in sets]
-    for frames in sets:
-        frames.successes()  # an error comes before anything long
-    reward = _reward(directory).resolve(max(int(frames.lengths.max()) for frames in sets))
-    reads = PI0Policy.from_pretrained(policy, embodiment=embodiment, device=where) if policy else None
-    value = ValueFunction.from_pretrained(directory, reads).to(where)
-    values = [predict(value, frames, batch_size=batch_size) for frames in sets]
-    labels = label_frames(sources, values, reward, settings)
-    write_labels(labels, [Path(frames.name) for frames in sets], hash_files(directory))
-    return labels
-
-
-def _reward(directory: Path) -> RewardConfig:
-    path = directory / "reward.json"
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} is missing: expected the directory of a value function that RECAP or pi0-train wrote"
-        )
-    try:
-        reward = RewardConfig(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(f"{path}: expected the reward that pi0-train wrote, found {error}") from error
-    if reward.truncated != "failure":
-        raise ConfigError(
-            f"{path}: expected truncated='failure', found {reward.truncated!r}: a data set does not say "
-            "which of its episodes only ran out of time; train a value function with 'failure', or label "
-            "inside a RECAP run"
-        )
-    return reward
 
 
 def read_mixture(path: Path) -> list[DatasetSettings]:
@@ -138,19 +75,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("expected data sets, or --dataset_mixture FILE; --help has examples")
         if options.embodiment is not None and options.policy is None:
             raise ConfigError("--embodiment: is of the policy that a value function reads; name it: --policy")
-        load_plugins(options.plugins)
-        say_device(options.device)
-        labels = label_datasets(
-            options.value,
-            options.policy,
-            datasets,
-            Advantage(options.positive_fraction, options.scope, options.ranked),
-            embodiment=options.embodiment,
-            device=options.device,
-            batch_size=options.batch_size,
-        )
-    except (CheckpointError, ValueError) as error:
+        require_share(options.positive_fraction)
+        require_device_name(options.device)
+        return _label(options, datasets)
+    except ValueError as error:
         return complain("pi0-advantage", in_words_of_options(error))
+
+
+def _label(options: argparse.Namespace, datasets: Sequence[DatasetSettings]) -> int:
+    from pi0.ript.labels.labelled_sets import label_datasets  # torch comes with it
+
+    load_plugins(options.plugins)
+    say_device(options.device)
+    labels = label_datasets(
+        options.value,
+        options.policy,
+        datasets,
+        Advantage(options.positive_fraction, options.scope, options.ranked),
+        embodiment=options.embodiment,
+        device=options.device,
+        batch_size=options.batch_size,
+    )
     print(labels)  # noqa: T201
     for name, share in labels.figures()["positive_share"].items():
         print(f"{name}: {share:.1%} positive, written to {Path(name) / ADVANTAGES_PATH}")  # noqa: T201

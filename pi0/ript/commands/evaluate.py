@@ -16,13 +16,10 @@ from pi0.ript.config.command_line import describe_keys, key_comments, key_value_
 from pi0.ript.config.loading import default_values, load_config, mixed_precision, say
 from pi0.ript.config.yaml_files import parse_yaml, read_yaml
 from pi0.ript.environments import LIBERO_SUITES
-from pi0.ript.evaluation_settings import EvaluationConfig
+from pi0.ript.evaluation_settings import EvaluationConfig, check_evaluation, parse_guidances
 from pi0.ript.files import flatten
-from pi0.ript.guidance import parse_guidances
-from pi0.ript.policy_evaluation import evaluate_policy
+from pi0.ript.policy_settings import PolicySettings
 from pi0.ript.published import published_file
-from pi0.ript.results import RunInUseError
-from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.supervised.settings import ModelSettings
 
 _EXAMPLES = """
@@ -88,20 +85,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     say_errors_in_one_line(parser.prog)  # a lost process, a full disk
     options, rest = parser.parse_known_args(arguments)
-    is_file = options.config_path is not None
     try:
         load_plugins(options.plugins)
-        config = _of_file(parser, options, rest) if is_file else _of_options(parser, options, rest)
+        config = _read(parser, options, rest)
+        load_plugins(config.plugins)
         config.policy.dtype = mixed_precision(config.policy.dtype)
-        evaluate_policy(config)
-    except (ValueError, RunInUseError) as error:
+        check_evaluation(config)
+        _evaluate(config)
+    except ValueError as error:
         if os.environ.get("RANK", "0") == "0":
-            complain(parser.prog, error if is_file else _with_flags(str(error)))
+            complain(parser.prog, _in_own_words(options, error))
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{parser.prog}: interrupted; the same command goes on from the finished episodes\n")
         return 130
     return 0
+
+
+def check_eval_command(arguments: Sequence[str]) -> None:
+    """End the process where `main` will, with the same message: at --help, and at what is wrong.
+
+    More in `pi0.ript.config.command_line.check_command_line`.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        config = _read(parser, options, rest)
+        if not (options.plugins or config.plugins):
+            check_evaluation(config)
+    except ValueError as error:
+        sys.exit(complain(parser.prog, _in_own_words(options, error)))
+
+
+def _evaluate(config: EvaluationConfig) -> None:
+    from pi0.ript.policy_evaluation import evaluate_policy  # torch comes with it
+    from pi0.ript.results import RunInUseError
+
+    try:
+        evaluate_policy(config)
+    except RunInUseError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _read(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]
+) -> EvaluationConfig:
+    """Return what the command line asks for; what is wrong is a ConfigError."""
+    options = argparse.Namespace(**vars(options))  # it is taken apart
+    make = _of_options if options.config_path is None else _of_file
+    return make(parser, options, rest)
+
+
+def _in_own_words(options: argparse.Namespace, error: ValueError) -> str:
+    """Return a message that speaks of options, unless a file says what is wanted."""
+    return _with_flags(str(error)) if options.config_path is None else str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,7 +187,6 @@ def _of_file(
         raise ConfigError(f"{flag}: with --config_path, options are keys of the file; write --{key}=VALUE")
     overrides, unused = key_value_pairs(rest), {"of training": [f"policy.{key}" for key in _TRAINING]}
     config = load_config_from_yaml(path, overrides, schema=EvaluationConfig, without_effect=unused)
-    load_plugins(config.plugins)
     config.plugins = list(dict.fromkeys([*config.plugins, *plugins]))
     return config
 

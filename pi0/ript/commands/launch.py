@@ -5,11 +5,14 @@
     torchrun --standalone --nproc-per-node=2 pi0/ript/scripts/train.py --config_path ...
 
 All three run the same; docs/commands.md says how to add a command. The script is found without importing it,
-so that nothing heavy is loaded twice.
+so that nothing heavy is loaded twice, and what is wrong with its words is told before anything is started.
 """
 
 import argparse
+import contextlib
+import importlib
 import importlib.util
+import io
 import os
 import shlex
 import sys
@@ -32,12 +35,21 @@ class Command:
     """Module that is run as a script."""
     is_parallel: bool
     """Can several processes run it together?"""
+    check: str | None = None
+    """module:function, called with the script's words before any process is started: it ends this one at
+    --help and at what is wrong at first sight, and loads no torch. None: the script's own process does."""
 
 
 COMMANDS = {
-    "train": Command("pi0.ript.scripts.train", is_parallel=True),
-    "recap": Command("train_ript_pi0_final", is_parallel=True),
-    "eval": Command("pi0.ript.commands.evaluate", is_parallel=True),
+    "train": Command(
+        "pi0.ript.scripts.train",
+        is_parallel=True,
+        check="pi0.ript.supervised.command_line:check_train_command",
+    ),
+    "recap": Command("train_ript_pi0_final", is_parallel=True, check="pi0.ript.recap:check_recap_command"),
+    "eval": Command(
+        "pi0.ript.commands.evaluate", is_parallel=True, check="pi0.ript.commands.evaluate:check_eval_command"
+    ),
     "doctor": Command("pi0.ript.commands.doctor", is_parallel=False),
     "label": Command("pi0.ript.commands.label", is_parallel=False),
     "advantage": Command("pi0.ript.commands.advantage", is_parallel=False),
@@ -80,20 +92,22 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     if name == "recap" and any(word.partition("=")[0] == "--status" for word in argv):
         return _show_status(argv)
     if name == "recap" and "--plan" in argv:
-        from pi0.ript.commands.plan import main as show_plan  # torch comes with it
+        from pi0.ript.commands.plan import main as show_plan
 
         return show_plan(argv)
     try:
         arguments = launch_arguments(name, argv)
     except LaunchError as error:
         return complain(f"pi0-{name}", error)
+    if (code := _code_of_check(COMMANDS[name], arguments)) is not None:
+        return code
     print(f"Executing: {shlex.join(arguments)}", flush=True)  # noqa: T201
     return supervise(arguments, _environment())
 
 
 def _show_status(argv: Sequence[str]) -> int:
     """Print what the runs in a directory are doing, `pi0-recap --status DIR`, and return the exit code."""
-    from pi0.ript.run_status import status_lines  # torch comes with it
+    from pi0.ript.run_status import status_lines
 
     words = [part for word in argv for part in word.split("=", 1)] if len(argv) == 1 else argv
     try:
@@ -136,6 +150,25 @@ def launch_arguments(name: str, argv: Sequence[str]) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", signals]
         return [python, *torchrun, *script]
     return [python, *script]
+
+
+def _code_of_check(command: Command, arguments: Sequence[str]) -> int | None:
+    """Return the exit code of a script that need not be started for it, None if it is to be started.
+
+    What a check that passes says is not shown, because the script says it again.
+    """
+    if command.check is None:
+        return None
+    module, function = command.check.split(":")
+    words = arguments[arguments.index(str(script_path(command.script))) + 1 :]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            getattr(importlib.import_module(module), function)(words)
+    except SystemExit as end:
+        sys.stdout.write(said.getvalue())
+        return int(end.code or 0)
+    return None
 
 
 def script_path(module: str) -> Path:

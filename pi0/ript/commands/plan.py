@@ -8,7 +8,7 @@ from pi0.ript.config import load_config_from_yaml
 from pi0.ript.config.command_line import key_value_pairs
 from pi0.ript.files import path_argument
 from pi0.ript.recap import RecapConfig
-from pi0.ript.recap.cluster_plan import GPUS, plan
+from pi0.ript.recap.gpus import GPUS, gpu_named
 
 _EXAMPLES = """examples:
   pi0-recap --plan --gpus 8 --gpu H100 --config_path configs/recap_libero.yaml
@@ -21,6 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     try:
         config = load_config_from_yaml(options.config_path, key_value_pairs(rest), schema=RecapConfig)
+        gpu_named(options.gpu)
+        from pi0.ript.recap.cluster_plan import plan  # torch comes with it
+
         for line in plan(config, options.gpus, options.gpu, options.price_per_hour):
             print(line)  # noqa: T201
     except (ValueError, ModuleNotFoundError) as error:  # LIBERO counts its tasks

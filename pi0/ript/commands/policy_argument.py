@@ -1,15 +1,11 @@
-"""The checkpoint that a command takes: its arguments, and the policy that they name."""
+"""The checkpoint that a command takes: its arguments, and what is wrong with them at first sight."""
 
 import argparse
 import re
 from pathlib import Path
 
-from pi0 import PI0Policy
-from pi0.embodiment import EmbodimentError
-from pi0.pretrained import HUB_NAME
-from pi0.registry import load_plugins
-from pi0.ript.starting_policy import require_device, require_robot
-from pi0.trainable import inference_dtypes
+from pi0.checkpoint_names import HUB_NAME
+from pi0.ript.policy_settings import require_device_name
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,24 +25,14 @@ def add_embodiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embodiment", metavar="TAG", help=robot)
 
 
-def load_policy(options: argparse.Namespace, *, only_acts: bool = False) -> PI0Policy:
-    """Return the policy in evaluation mode; what is wrong with an argument is a ValueError.
+def require_checkpoint(options: argparse.Namespace) -> str | Path:
+    """Return where the checkpoint is, a directory or a hub repository; loads no torch.
 
-    A policy that `only_acts` has its large weights in the dtype of its computation.
+    Raises:
+        ValueError: Nothing can be there, or the device has no such name.
     """
-    device = require_device(options.device)
-    load_plugins(options.plugins)
+    require_device_name(options.device)
     path = Path(options.checkpoint).expanduser()
     if not path.is_dir() and not re.fullmatch(HUB_NAME, options.checkpoint):
         raise ValueError(f"CHECKPOINT: no directory at {options.checkpoint!r}")
-    where = path if path.is_dir() else options.checkpoint
-    try:
-        require_robot(where, options.embodiment)
-    except EmbodimentError as error:
-        raise ValueError(f"--{error}") from error
-    return PI0Policy.from_pretrained(
-        where,
-        embodiment=options.embodiment,
-        dtypes=(lambda model: inference_dtypes(model, model.dtype)) if only_acts else None,
-        device=device,
-    )
+    return path if path.is_dir() else options.checkpoint

@@ -3,15 +3,14 @@
 import argparse
 import asyncio
 import errno
-import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from pi0.ript.commands.arguments import command_parser, complain, whole_number
-from pi0.ript.commands.policy_argument import add_policy_arguments, load_policy
+from pi0.ript.commands.policy_argument import add_policy_arguments, require_checkpoint
 from pi0.ript.files import path_argument
-from pi0.ript.serving import PolicyServer, ServingLimits, read_access, start_server
+from pi0.ript.serving.access import Access, read_access
+from pi0.ript.serving.limits import ServingLimits
 
 _LIMITS = {
     "max_message_mb": "a longer message is refused",
@@ -60,16 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         access = read_access(options.host, options.token_file, options.tls_cert, options.tls_key)
         limits = ServingLimits(**{name: getattr(options, name) for name in _LIMITS})
-        server = PolicyServer(
-            load_policy(options, only_acts=True),
-            guidance=options.guidance,
-            num_steps=options.num_steps,
-            prompt=options.prompt,
-            seed=options.seed,
-            limits=limits,
-            access=access,
-        )
-        return asyncio.run(_serve(server, options.host, options.port))
+        require_checkpoint(options)
+        return _serve(options, access, limits)
     except ValueError as error:
         return complain("pi0-serve", error)
     except OSError as error:
@@ -77,6 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno == errno.EADDRINUSE:
             return complain("pi0-serve", f"--port: {where} is in use; choose another, or 0 for a free one")
         return complain("pi0-serve", f"cannot listen on {where}: {error.strerror}")
+
+
+def _serve(options: argparse.Namespace, access: Access, limits: ServingLimits) -> int:
+    from pi0.ript.commands.chosen_policy import load_policy  # torch comes with it
+    from pi0.ript.serving.running import serve_until_signal
+    from pi0.ript.serving.server import PolicyServer
+
+    server = PolicyServer(
+        load_policy(options, only_acts=True),
+        guidance=options.guidance,
+        num_steps=options.num_steps,
+        prompt=options.prompt,
+        seed=options.seed,
+        limits=limits,
+        access=access,
+    )
+    return asyncio.run(serve_until_signal(server, options.host, options.port))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,38 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-cert", type=path_argument, metavar="FILE", help="certificate chain (PEM): serve wss and https")
     add("--tls-key", type=path_argument, metavar="FILE", help="its private key (PEM)")
     return parser
-
-
-async def _serve(server: PolicyServer, host: str, port: int) -> int:
-    """Serve until SIGINT or SIGTERM; return the exit code."""
-    ending: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
-    _end_on_signals(ending)
-    running = await start_server(server, host, port)
-    secure = "" if server.access.tls is None else "s"
-    address = f"[{host}]" if ":" in host else host
-    print(  # noqa: T201
-        f"serving on ws{secure}://{address}:{running.port}, "
-        f"health on http{secure}://{address}:{running.port}/healthz",
-        flush=True,
-    )
-    number = await ending
-    await running.stop()
-    if server.batcher.is_working:  # a thread that computes cannot be stopped, and Python would wait for it
-        os._exit(128 + number)
-    return 128 + number
-
-
-def _end_on_signals(ending: "asyncio.Future[signal.Signals]") -> None:
-    """Have SIGINT and SIGTERM set `ending`; a second one ends the process at once."""
-
-    def end(number: signal.Signals) -> None:
-        if ending.done():
-            os._exit(128 + number)
-        sys.stderr.write(f"pi0-serve: {number.name}: answering what was accepted, then ending\n")
-        ending.set_result(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, end, number)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,8 @@ def checkpoint(request: Request) -> list[Finding]:
     from pi0.pretrained import require_loadable
     from pi0.ript.config.validation import attempt
     from pi0.ript.environments import get_environment
-    from pi0.ript.starting_policy import TOY, require_fits, require_policy_path
+    from pi0.ript.policy_settings import TOY, require_policy_path
+    from pi0.ript.starting_policy import require_fits
 
     require_policy_path(request.checkpoint, "--checkpoint")
     if request.checkpoint == TOY:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pi0.ript.config.schema import NO_ENVIRONMENT
-from pi0.ript.starting_policy import TOY
+from pi0.ript.policy_settings import TOY
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pi0.ript.config.loading import (
     use_local_storage,
 )
 from pi0.ript.config.schema import ConfigError, TrainConfig
-from pi0.ript.config.validation import validate_config
+from pi0.ript.config.validation import check_config
 from pi0.ript.config.yaml_files import CONFIGS, read_yaml
 from pi0.ript.envs.base import did_you_mean
 
@@ -33,15 +33,16 @@ SIGINT, SIGTERM, SIGUSR1"""
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What a configuration file can be for: its settings, and their checks before any work."""
+    """What a configuration file can be for: its settings, and their checks."""
 
     schema: type
-    validate: Callable[[Any], None]
+    check: Callable[[Any], None]
+    """Raises a ConfigError that tells what is wrong at first sight."""
     example: str
     """A configuration that is quick to run."""
 
 
-RIPT = Algorithm(TrainConfig, validate_config, "pi0/ript/config/debug_train_pi0.yaml")
+RIPT = Algorithm(TrainConfig, check_config, "pi0/ript/config/debug_train_pi0.yaml")
 
 
 def parse_config(
@@ -64,32 +65,14 @@ def parse_config(
     say_errors_in_one_line(parser.prog)
     arguments, rest = parser.parse_known_args(argv)
     try:
-        if arguments.config_path is None:
-            example = list(known.values())[-1].example
-            raise ConfigError(f"expected a YAML file, for example: --config_path {example}")
-        chosen = _algorithm(arguments.config_path, known)
-        overrides = [*arguments.override, *key_value_pairs(rest)]
-        if arguments.resume is not None and "=" in arguments.resume:  # `--resume algo.lr=2e-5`
-            overrides.append(arguments.resume)
-            arguments.resume = "auto"
-        if arguments.resume is not None:
-            overrides += _resume(arguments.resume, chosen, parser.prog, resumes)
-        if arguments.plugins:
-            overrides.append(f"plugins=[{','.join(arguments.plugins)}]")
-        config = load_config_from_yaml(
-            arguments.config_path, overrides, arguments.profile, schema=chosen.schema
-        )
-        say(f"✓ 配置文件加载成功 / configuration loaded: {arguments.config_path}")
-        if not resumes and getattr(config, "resume", None) is not None:
-            if config.resume != "auto" or any(key.startswith("resume=") for key in overrides):
-                raise ConfigError(_no_checkpoints(parser.prog))
-            # A file serves several rungs: it may say how those go on that can.
-            say(f"resume: the file's auto has no effect, {parser.prog} keeps no checkpoints")
-            config.resume = None
+        chosen, config = _read(arguments, rest, known, parser.prog, resumes)
         _load_plugins(config)
         config.policy.dtype = mixed_precision(config.policy.dtype)
         config.distributed.strategy = engine(config.distributed.strategy)
-        chosen.validate(config)
+        chosen.check(config)
+        from pi0.ript.config.loadable import validate_policy  # torch comes with it
+
+        validate_policy(config)
         use_local_storage(config.storage.local)
         say("✓ 配置验证通过 / configuration valid")
         say_device(config.device, config.distributed.backend)
@@ -97,6 +80,61 @@ def parse_config(
         sys.stderr.write(f"{parser.prog}: error: {error}\n")
         sys.exit(2)
     return config
+
+
+def check_command_line(
+    argv: Sequence[str], prog: str, *, algorithms: Mapping[str, Algorithm] | None = None
+) -> None:
+    """End the process where `parse_config` will, with the same message: at --help, and at what is wrong.
+
+    Loads no torch, so that a launcher can ask before it starts processes. What a plugin adds is known to
+    those that import it: where there are some, values are left to them, and only keys and types are checked.
+
+    Args:
+        argv: The command line of a script that resumes.
+        prog: What messages call it.
+        algorithms: As in `parse_config`.
+    """
+    known = {"ript": RIPT, **(algorithms or {})}
+    arguments, rest = _parser(known, prog).parse_known_args(argv)
+    try:
+        chosen, config = _read(arguments, rest, known, prog, resumes=True)
+        if not config.plugins:
+            chosen.check(config)
+    except ConfigError as error:
+        sys.stderr.write(f"{prog}: error: {error}\n")
+        sys.exit(2)
+
+
+def _read(
+    arguments: argparse.Namespace,
+    rest: Sequence[str],
+    known: Mapping[str, Algorithm],
+    script: str,
+    resumes: bool,
+) -> tuple[Algorithm, Any]:
+    """Return what the file is for, and its configuration with the new values of the command line."""
+    if arguments.config_path is None:
+        example = list(known.values())[-1].example
+        raise ConfigError(f"expected a YAML file, for example: --config_path {example}")
+    chosen = _algorithm(arguments.config_path, known)
+    overrides = [*arguments.override, *key_value_pairs(rest)]
+    if arguments.resume is not None and "=" in arguments.resume:  # `--resume algo.lr=2e-5`
+        overrides.append(arguments.resume)
+        arguments.resume = "auto"
+    if arguments.resume is not None:
+        overrides += _resume(arguments.resume, chosen, script, resumes)
+    if arguments.plugins:
+        overrides.append(f"plugins=[{','.join(arguments.plugins)}]")
+    config = load_config_from_yaml(arguments.config_path, overrides, arguments.profile, schema=chosen.schema)
+    say(f"✓ 配置文件加载成功 / configuration loaded: {arguments.config_path}")
+    if not resumes and getattr(config, "resume", None) is not None:
+        if config.resume != "auto" or any(key.startswith("resume=") for key in overrides):
+            raise ConfigError(_no_checkpoints(script))
+        # A file serves several rungs: it may say how those go on that can.
+        say(f"resume: the file's auto has no effect, {script} keeps no checkpoints")
+        config.resume = None
+    return chosen, config
 
 
 def _algorithm(path: str, known: Mapping[str, Algorithm]) -> Algorithm:
@@ -126,8 +164,9 @@ def _no_checkpoints(script: str) -> str:
     return f"resume: {script} keeps no checkpoints; leave it out, or use pi0/ript/scripts/train_ript_pi0.py"
 
 
-def _parser(known: Mapping[str, Algorithm]) -> argparse.ArgumentParser:
+def _parser(known: Mapping[str, Algorithm], prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        prog,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --config_path FILE [--profile NAME] [--resume [PATH]] [key=value ...]",

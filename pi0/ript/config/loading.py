@@ -18,7 +18,6 @@ from pi0.ript.config.translation import translate
 from pi0.ript.config.typed_values import MisfitError, fitted
 from pi0.ript.config.yaml_files import CONFIGS, parse_yaml, read_yaml
 from pi0.ript.files import flatten
-from pi0.ript.starting_policy import require_device
 
 PROFILES = CONFIGS / "profiles"
 
@@ -145,6 +144,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 def say_device(device: str, backend: str = "auto") -> None:
     """Print which device a run computes on and why, and what becomes of nccl where there is no GPU."""
+    from pi0.ript.starting_policy import require_device  # torch comes with it
+
     chosen = require_device(device)
     why = "as the settings ask"
     if device == "auto":

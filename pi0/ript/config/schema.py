@@ -9,6 +9,7 @@ from typing import Annotated, cast
 
 from pi0.errors import UnusableError
 from pi0.ript.envs.base import Split
+from pi0.ript.policy_settings import PolicySettings
 from pi0.ript.ranges import (
     LONGER,
     ROUNDING,
@@ -22,7 +23,6 @@ from pi0.ript.ranges import (
     Whole,
     one_of,
 )
-from pi0.ript.starting_policy import PolicySettings
 
 RenderQuality = Annotated[str, one_of("stock", "fast")]
 Backend = Annotated[str, one_of("auto", "gloo", "nccl")]
@@ -135,6 +135,7 @@ class Distributed:
     strategy: Strategy = "ddp"  # ddp: every process holds the whole model; fsdp: a part of what is trained
     # fsdp: in which large weights travel and compute; null: the computation's (policy.dtype)
     gather_dtype: Dtype | None = None
+    background_checkpoints: bool = False  # written from a copy in memory while the training goes on
 
 
 @dataclass

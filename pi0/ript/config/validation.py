@@ -1,4 +1,8 @@
-"""Checks of a configuration before any work: all that need no simulator and no weights."""
+"""Checks of a configuration at first sight: all that need no simulator, no weights and no torch.
+
+`loadable` has those that look into the files of a policy, or for a GPU. It is imported once nothing is wrong
+here, so that a mistake in a setting is told in a second.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -6,30 +10,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pi0 import toy_config
-from pi0.embodiment import IDS
-from pi0.model import Pi0Model
 from pi0.registry import get_config
+from pi0.ript.algorithms import require_algorithm
 from pi0.ript.config.schema import NO_ENVIRONMENT, ConfigError, TrainConfig
 from pi0.ript.demonstrations.experts import tasks_with_expert
 from pi0.ript.demonstrations.operators import get_operator
 from pi0.ript.environments import Environment, get_environment
 from pi0.ript.files import flatten
-from pi0.ript.loss import require_algorithm
+from pi0.ript.policy_settings import TOY, require_device_name, require_policy_path
 from pi0.ript.ranges import wrong_values
-from pi0.ript.starting_policy import TOY, require_device, require_policy_path, require_robot
-from pi0.statistics_file import read_statistics_file
-from pi0.trainable import frozen_names
 
 _READ = ("policy_path", "compare", "reads", "statistics_path", "root", "repo_id")
 """Last names of the keys of files and directories that a command reads."""
 
 
 def validate_config(config: TrainConfig) -> None:
-    """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
-    problems = [*_algorithm(config), *_resume(config), *wrong_robot(config)]
+    """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is.
+
+    What needs torch to tell is looked at once nothing else is wrong.
+    """
+    check_config(config)
+    from pi0.ript.config.loadable import validate_policy  # torch comes with it
+
+    validate_policy(config)
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise one ConfigError that tells everything that is wrong at first sight, if anything is."""
+    problems = [*_algorithm(config), *_resume(config)]
     if config.resume is None:
         problems += moved_aside(config, Path(config.output_dir) / config.exp_name)
     environment, shared = shared_problems(config)
@@ -47,7 +55,7 @@ def shared_problems(config: Any) -> tuple[Environment | None, list[str]]:
     each value where its field says what is expected.
     """
     problems = [*wrong_values(config), *wrong_places(config)]
-    problems += attempt(lambda: require_device(config.device))[1]
+    problems += attempt(lambda: require_device_name(config.device))[1]
     problems += wrong_policy(config)
     environment, wrong = simulated(config)
     problems += wrong
@@ -134,33 +142,14 @@ def wrong_policy(config: Any) -> list[str]:
     policy, problems = config.policy, attempt(lambda: require_policy_path(config.policy_path))[1]
     if policy.statistics_path is not None:
         path = Path(policy.statistics_path).expanduser()
-        problems += attempt(lambda: _require_statistics(path), "policy.statistics_path: ")[1]
+        if not path.is_file():
+            problems.append(f"policy.statistics_path: no file at {str(path)!r}; null takes the checkpoint's")
     if policy.config is not None:
         problems += attempt(lambda: get_config(policy.config), "policy.config: ")[1]
-    return [*problems, *(_freeze(config, policy.freeze) if policy.freeze is not None else ())]
-
-
-def wrong_robot(config: Any) -> list[str]:
-    """Return what is wrong with the robot that the policy of a checkpoint is to act as."""
-    path, robot = Path(config.policy_path).expanduser(), config.policy.embodiment
-    if config.policy_path == TOY or not ((path / IDS).is_file() or robot is not None):
-        return []
-    return attempt(lambda: require_robot(path, robot), "policy.")[1]
-
-
-def _require_statistics(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"no file at {str(path)!r}; null takes the checkpoint's statistics")
-    read_statistics_file(path)
-
-
-def _freeze(config: Any, which: str) -> list[str]:
-    wrong = attempt(lambda: re.compile(which), f"policy.freeze: {which!r} is no regular expression: ")[1]
-    if wrong or config.policy_path != TOY:
-        return wrong
-    with torch.device("meta"):  # the toy's sizes do not change its parameters' names
-        toy = Pi0Model(toy_config(8), seed=None)
-    return attempt(lambda: frozen_names(toy, which), "policy.")[1]
+    if policy.freeze is not None:
+        wrong = f"policy.freeze: {policy.freeze!r} is no regular expression: "
+        problems += attempt(lambda: re.compile(policy.freeze), wrong)[1]
+    return problems
 
 
 def _toy(config: TrainConfig, environment: Environment) -> Iterator[str]:

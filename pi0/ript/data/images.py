@@ -13,10 +13,8 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import UInt8
 
-from pi0.preprocess import resize_with_pad
 from pi0.ript.data.cache import KeptImages, Recent
 from pi0.ript.data.checks import LEAVE_OUT
 from pi0.ript.data.encoding import decode_image
@@ -94,6 +92,10 @@ def letterbox(
     image: UInt8[np.ndarray, "_ _ 3"], side: int, resize: Literal["bilinear", "antialias"] = "bilinear"
 ) -> UInt8[np.ndarray, "{side} {side} 3"]:
     """Return an image scaled to fit a square, black around it."""
+    import torch  # which most users of a data set have no need of
+
+    from pi0.preprocess import resize_with_pad
+
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255.0
     x = resize_with_pad(x, side, resize)
     return (x[0] * 255.0).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

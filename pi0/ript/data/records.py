@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, UInt8
 
 from pi0.errors import UnusableError
+from pi0.ript.files import read_versioned_json
 
 COLLECTION_PATH = Path("meta/collection.json")
 IMAGE_PREFIX = "observation.images."
@@ -160,6 +161,30 @@ def read_columns(path: Path) -> pa.Table:
         if len(table) != record["length"]:
             raise ValueError(f"it has {len(table)} of {record['length']} frames")
         return table
+
+
+def require_training_states(root: Path, allowed: str) -> str | None:
+    """Return what is to be said of a data set that cannot tell its states; None where there is nothing.
+
+    `allowed` is the setting that allows others than training states, for the message.
+
+    Raises:
+        EpisodeDataError: The data set says that its rollouts begin from states on which policies are judged.
+    """
+    file = root / COLLECTION_PATH
+    origin = (read_versioned_json(file) if file.exists() else {}).get("origin", {})
+    kind = {"heldout": "held-out", "validation": "validation"}.get(origin.get("states_of"))
+    if kind is not None:
+        raise EpisodeDataError(
+            f"{root}: its rollouts begin from {kind} states, on which policies are judged; record "
+            f"training states (pi0-eval, eval.states=train), or set {allowed}"
+        )
+    if "states" in origin and "states_of" not in origin:
+        return (
+            f"{root}: does not say which states its rollouts begin from; an earlier pi0-eval recorded "
+            "held-out ones unless told otherwise, and these cannot judge a policy that learned from them"
+        )
+    return None
 
 
 @contextmanager

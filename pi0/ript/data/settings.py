@@ -5,7 +5,7 @@ Plain dataclasses that OmegaConf takes as structured configurations; names are O
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from pi0.ript.ranges import (
@@ -27,6 +27,9 @@ SplitShare = Annotated[float, Expected("0 to below 1", lambda value: 0 <= value 
 CropScale = Annotated[float, Expected("above 0 to 1", lambda value: 0 < value <= 1)]
 Degrees = Annotated[float, Expected("0 to 180", lambda value: 0 <= value <= 180)]
 HueRange = Annotated[float, Expected("0 to 0.5", lambda value: 0 <= value <= 0.5)]
+
+Tag = str | None
+"""Of a robot; None: it has no name, and is then the only one."""
 
 
 @dataclass
@@ -126,3 +129,19 @@ def mixture_problems(settings: MixtureSettings) -> Iterator[str]:
     weights = mixture_weights(settings)
     if weights is not None and (not all(0 <= w < math.inf for w in weights) or not sum(weights) > 0):
         yield f"dataset_mixture.weights: expected numbers from 0, not all 0, found {list(weights)}"
+
+
+def tagged(mixture: MixtureSettings, tag: Tag) -> MixtureSettings:
+    """Return a mixture whose data sets are of a robot unless they name another."""
+    datasets = [
+        replace(dataset, embodiment_tag=dataset.embodiment_tag or tag) for dataset in mixture.datasets
+    ]
+    return replace(mixture, datasets=datasets)
+
+
+def sets_by_robot(mixture: MixtureSettings) -> dict[Tag, list[int]]:
+    """Return the numbers of each robot's data sets."""
+    numbers: dict[Tag, list[int]] = {}
+    for number, dataset in enumerate(mixture.datasets):
+        numbers.setdefault(dataset.embodiment_tag, []).append(number)
+    return numbers

@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 def _resolve(options: argparse.Namespace) -> tuple[DemonstrationPlan, list[Task]]:
     """Return what the arguments mean, or raise ValueError before anything is written."""
     suite_options: dict[str, Any] = {}
+    operator = get_operator(options.operator).name
     if options.episodes < 1 or options.workers < 0 or options.seed < 0:
         raise ValueError(
             "expected --episodes >= 1, --workers >= 0 and --seed >= 0, found "
@@ -127,7 +128,7 @@ def _resolve(options: argparse.Namespace) -> tuple[DemonstrationPlan, list[Task]
     plan = DemonstrationPlan(
         env=options.env,
         tasks=tuple(task.name for task in tasks),
-        operator=get_operator(options.operator).name,
+        operator=operator,
         quality={name: value for name, value in changed.items() if value is not None},
         seed=options.seed,
         storage=options.storage or default_storage(tasks[0].image_size),

@@ -1,4 +1,4 @@
-"""LIBERO on robosuite: real tasks, full-state restore, images only where they are asked for."""
+"""LIBERO's simulations on robosuite: real tasks, full-state restore, images only where they are asked for."""
 
 # MuJoCo's bindings come without type stubs.
 # pyright: reportAttributeAccessIssue=false
@@ -7,8 +7,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -17,114 +16,21 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from PIL import Image
 
-from pi0.errors import UnusableError
-from pi0.registry import did_you_mean
 from pi0.ript.envs import libero_files
 from pi0.ript.envs.attribute_state import numeric_attributes, pack_attributes, unpack_attributes
-from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite
+from pi0.ript.envs.base import Images, Simulation, Task
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.libero_meshes import simplified_meshes
-from pi0.ript.envs.mujoco_render import (
-    OffscreenRenderer,
-    fixed_camera,
-    require_egl_device,
-    require_render_quality,
-    shared_renderer,
-)
+from pi0.ript.envs.libero_suite import CAMERAS, LiberoSuite
+from pi0.ript.envs.mujoco_render import OffscreenRenderer, fixed_camera, shared_renderer
 from pi0.ript.envs.mujoco_state import get_physics, require_size, require_stable, set_physics
 
-CAMERAS = ("agentview", "robot0_eye_in_hand")
-"""LIBERO's names of its cameras: third person and wrist."""
 SETTLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 TRAIN_SEED = 10_000
 """Training states use the placement sampler's seeds from here on."""
 
-_HZ = 20.0  # robosuite's default control frequency
 _MOVED_BY_RESET = ("body_pos", "body_quat")  # the poses of cabinets, stoves and racks
 _MAX_PLACEMENTS = 100
-
-
-@dataclass(frozen=True)
-class LiberoSuite(TaskSuite):
-    """One LIBERO suite.
-
-    State (8): end-effector position and axis-angle, two finger positions. Action (7): end-effector
-    displacement and rotation (OSC deltas) and gripper (-1 open, 1 close), in [-1, 1].
-    Images are what LIBERO's policies are trained on: its frames turned by 180 degrees.
-
-    Held-out states are the benchmark's own 50 per task, training states come from the placement
-    sampler, which the benchmark's were drawn from too.
-    """
-
-    suite: str = "libero_object"
-    image_size: int = 224
-    render_size: int = 256
-    """Frames are rendered in this size, then resized (bilinear) to image_size. 256 and 224 is what
-    openpi trained on; equal sizes save the resize, small ones most of the rendering too."""
-    render_quality: str = "stock"
-    """"stock": LIBERO's own pixels. "fast", for CPUs, 5 times cheaper or more: no multisampling,
-    no reflections, visual meshes with a tenth of the faces; the scene is the same, pixels differ
-    by 1 to 3 of 255 on average. Physics is bit for bit the same."""
-    settle_steps: int = 10
-    """Steps with the gripper opening and the arm still, before an episode's first observation."""
-    camera_names: Sequence[str] = ("agentview", "wrist")
-    """What the images of the two cameras are called; a policy takes them by these names."""
-
-    max_idle = 2
-
-    def __post_init__(self) -> None:
-        """Check the options; a list of names, as files have it, becomes a tuple."""
-        object.__setattr__(self, "camera_names", tuple(self.camera_names))  # renderers are kept by suite
-        did_you_mean("LIBERO suite", self.suite, libero_files.SUITES)
-        require_render_quality(self.render_quality)
-        if not 0 < self.image_size <= self.render_size:
-            raise UnusableError(
-                "expected 0 < image_size <= render_size, found "
-                f"image_size={self.image_size}, render_size={self.render_size}"
-            )
-        if len(set(self.camera_names)) != len(CAMERAS):
-            raise UnusableError(f"camera_names: expected two different names, found {self.camera_names}")
-        if self.settle_steps < 0:
-            raise UnusableError(f"settle_steps must not be negative, found {self.settle_steps}")
-
-    def tasks(self) -> tuple[Task, ...]:
-        """Return the suite's tasks in the benchmark's order."""
-        return tuple(
-            Task(
-                suite=self.suite,
-                name=name,
-                instruction=libero_files.instruction(self.suite, name),
-                max_steps=libero_files.SUITES[self.suite],
-                hz=_HZ,
-                action_dim=7,
-                state_dim=8,
-                cameras=tuple(self.camera_names),
-                image_size=self.image_size,
-                robot="panda",
-            )
-            for name in libero_files.task_names(self.suite)
-        )
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Raise MissingAssetsError when assets that these tasks need are missing.
-
-        A ValueError says that no image can be rendered on the device that is named, or that LIBERO's
-        configuration is none.
-        """
-        require_egl_device()
-        assets = libero_files.assets_folder()
-        for task in tasks:
-            missing = libero_files.missing_assets(assets, self.suite, task.name)
-            if missing:
-                raise libero_files.MissingAssetsError(
-                    f"task {task.id!r} needs {len(missing)} asset files that {assets}"
-                    f"{libero_files.naming(assets)} lacks, the first: {missing[0]}; fetch them with: "
-                    f"{libero_files.FETCH_ASSETS}"
-                )
-
-    def make(self, task: Task) -> "LiberoSimulation":
-        """Return a new simulation of the task."""
-        return LiberoSimulation(task, self)
 
 
 class LiberoSimulation(Simulation):

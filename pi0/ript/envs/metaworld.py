@@ -1,12 +1,10 @@
-"""Meta-World: the embedded default; nothing to download, a few milliseconds per policy step."""
+"""Meta-World's simulations: nothing to download, a few milliseconds per policy step."""
 
 # MuJoCo's bindings come without type stubs.
 # pyright: reportAttributeAccessIssue=false
 
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,17 +12,12 @@ import mujoco
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from pi0.errors import UnusableError
 from pi0.ript.envs.attribute_state import numeric_attributes, pack_attributes, unpack_attributes
-from pi0.ript.envs.base import Images, Simulation, Task, TaskSuite
+from pi0.ript.envs.base import Images, Simulation, Task
 from pi0.ript.envs.initial_state import InitialState, Split
-from pi0.ript.envs.metaworld_tasks import DEADLINES, GOAL_DRAWN, INSTRUCTIONS
-from pi0.ript.envs.mujoco_render import (
-    OffscreenRenderer,
-    require_egl_device,
-    require_render_quality,
-    shared_renderer,
-)
+from pi0.ript.envs.metaworld_suite import CAMERA, MetaWorldSuite
+from pi0.ript.envs.metaworld_tasks import GOAL_DRAWN
+from pi0.ript.envs.mujoco_render import OffscreenRenderer, shared_renderer
 from pi0.ript.envs.mujoco_state import get_physics, require_size, require_stable, set_physics
 
 with warnings.catch_warnings():
@@ -34,66 +27,8 @@ with warnings.catch_warnings():
 HELDOUT_SEED = 1_000_000
 """Training states use the sampler's seeds below, held-out states those from here on."""
 
-CAMERA = "front"
-_SIMULATOR_HZ = 80
-_DEADLINE_REPEAT = 2  # the action repeat that DEADLINES counts with
 _MOVED_BY_RESET = ("body_pos", "site_pos")
 _NOT_STATE = ("_np_random_seed",)  # how a state was made is no part of it
-
-
-@dataclass(frozen=True)
-class MetaWorldSuite(TaskSuite):
-    """All 50 Meta-World v3 tasks.
-
-    State (4): hand position x y z in metres and gripper opening in [0, 1]; where the objects are,
-    only the image shows. Action (4): hand displacement in cm and gripper effort, in [-1, 1].
-    """
-
-    image_size: int = 64
-    action_repeat: int = 2
-    """Simulator steps (80 Hz) per policy step."""
-    render_quality: str = "fast"
-    """"fast": no multisampling, shadows or reflections; "stock": all of them."""
-    hide_arm: bool = True
-    """Leave out the arm's large meshes: they are most of the cost of an image and stand between
-    the camera and what the hand does. Hand and fingers stay visible."""
-
-    max_idle = 64
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        require_render_quality(self.render_quality)
-        if self.image_size < 1 or self.action_repeat < 1:
-            raise UnusableError(
-                "image_size and action_repeat must be positive, found "
-                f"{self.image_size} and {self.action_repeat}"
-            )
-
-    def tasks(self) -> tuple[Task, ...]:
-        """Return the 50 tasks."""
-        return tuple(
-            Task(
-                suite="metaworld",
-                name=name,
-                instruction=instruction,
-                max_steps=-(-DEADLINES.get(name, 250) * _DEADLINE_REPEAT // self.action_repeat),
-                hz=_SIMULATOR_HZ / self.action_repeat,
-                action_dim=4,
-                state_dim=4,
-                cameras=(CAMERA,),
-                image_size=self.image_size,
-                robot="sawyer",
-            )
-            for name, instruction in INSTRUCTIONS.items()
-        )
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Raise ValueError if images cannot be rendered on the device that is named."""
-        require_egl_device()
-
-    def make(self, task: Task) -> "MetaWorldSimulation":
-        """Return a new simulation of the task."""
-        return MetaWorldSimulation(task, self)
 
 
 class MetaWorldSimulation(Simulation):

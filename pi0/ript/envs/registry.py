@@ -10,8 +10,8 @@ from pi0.ript.envs.base import TaskSuite
 from pi0.ript.envs.batched import BatchedEnv
 
 _SUITES: dict[str, str | Callable[..., TaskSuite]] = {
-    "metaworld": "pi0.ript.envs.metaworld:MetaWorldSuite",
-    "libero": "pi0.ript.envs.libero:LiberoSuite",
+    "metaworld": "pi0.ript.envs.metaworld_suite:MetaWorldSuite",
+    "libero": "pi0.ript.envs.libero_suite:LiberoSuite",
 }
 
 

@@ -17,9 +17,8 @@ from jaxtyping import Bool, Float64, Int64
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.files import FORMAT, read_versioned_json, write_json, write_text
-from pi0.ript.labels.returns import Outcome, RewardConfig, n_step_rewards, reaches_end
-
-Scope = Literal["global", "per_task"]
+from pi0.ript.labels.returns import Outcome, n_step_rewards, reaches_end
+from pi0.ript.labels.settings import RewardConfig, Scope
 
 ADVANTAGES_PATH = Path("meta/advantages.json")
 LINEAGE_PATH = Path("meta/advantages_lineage.json")

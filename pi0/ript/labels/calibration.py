@@ -15,7 +15,7 @@ from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.windows import MixtureWindows
 from pi0.ript.interruption import leave_if_asked, until_stopped
 from pi0.ript.labels.concordance import Concordance, concordance
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.peers import ALONE, Peers, gather_shares, share
 from pi0.ript.progress import progress_bar

@@ -11,14 +11,13 @@ Axes: n frame of a source.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import (
-    Scope,
     compute_advantages,
     coverage,
     percentiles,
@@ -29,26 +28,8 @@ from pi0.ript.labels.advantages import (
     write_advantages,
 )
 from pi0.ript.labels.frames import FRAMES_FILE, THRESHOLDS_FILE
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import Advantage, RewardConfig
 from pi0.ript.labels.sources import Role, Source
-from pi0.ript.ranges import ProperShare, one_of
-
-
-@dataclass
-class Advantage:
-    """How frames are labelled.
-
-    A task without any ranked frame, such as one that never succeeded in a round, has no positive frame; the
-    others keep theirs. Where no task has one the labels do not pass the gate of a round.
-    """
-
-    positive_fraction: ProperShare = 0.3  # share of the ranked frames that is positive
-    scope: Annotated[str, one_of(*get_args(Scope))] = "per_task"  # one threshold per_task, or global
-    # Frames that the threshold is found among; with successes, frames of failures are never positive.
-    ranked: Annotated[str, one_of("rollouts", "all", "successes")] = (
-        "rollouts"  # where the threshold is found: rollouts, all, or successes among rollouts
-    )
-    smoothing: ProperShare | None = None  # decay, a frame, of a mean over the next frames; null: no mean
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,13 @@ Axes: t frame of an episode, e episode, n frame of all episodes.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from pi0.ript.data.frame_set import FrameSet
-from pi0.ript.ranges import Count, Expected, one_of, wrong_values
+from pi0.ript.labels.settings import RewardConfig
 
 
 class Outcome(StrEnum):
@@ -25,55 +23,6 @@ class Outcome(StrEnum):
     SUCCESS = "success"
     FAILURE = "failure"
     TRUNCATED = "truncated"  # by a deadline, without success
-
-
-NumberOfBins = Annotated[int, Expected("at least 2", lambda value: value >= 2)]
-Penalty = Annotated[float | int, Expected("at most 0", lambda value: value <= 0)]
-RewardNormalizer = Annotated[
-    float | int | str,
-    Expected("'auto' or a positive number", lambda x: x == "auto" if isinstance(x, str) else x > 0),
-]
-TruncatedAs = Annotated[str, one_of("failure", "unpenalised")]
-
-
-@dataclass
-class RewardConfig:
-    """The reward."""
-
-    number_of_bins: NumberOfBins = 201  # of the value function's distribution
-    C_neg: Penalty = -1000.0  # added to the return of every frame of a failed episode
-    reward_normalizer: RewardNormalizer = "auto"  # auto: the least that keeps every return in [-1, 0]
-    N_steps_look_ahead: Count = 50  # steps of reward in an advantage
-    truncated: TruncatedAs = "failure"  # what an episode is that only ran out of time: failure or unpenalised
-
-    def __post_init__(self) -> None:
-        """Check the values, which can also come from a reward.json."""
-        if problems := [*wrong_values(self)]:
-            raise ValueError("; ".join(problems))
-
-    @property
-    def normalizer(self) -> float:
-        """Return the number; "auto" must have been resolved before."""
-        if isinstance(self.reward_normalizer, str):
-            raise ValueError("reward_normalizer: 'auto' needs episodes; call RewardConfig.resolve first")
-        return float(self.reward_normalizer)
-
-    def resolve(self, longest: int) -> "RewardConfig":
-        """Return the configuration with a normaliser for episodes of up to `longest` frames.
-
-        Raises:
-            ValueError: The configured one would push returns below -1.
-        """
-        needed = longest - 1 - self.C_neg
-        if self.reward_normalizer == "auto":
-            return replace(self, reward_normalizer=max(needed, 1.0))
-        if self.normalizer < needed:
-            raise ValueError(
-                f"reward_normalizer: expected at least {needed:g} (longest episode {longest} frames - 1, "
-                f"plus |C_neg| {-self.C_neg:g}), found {self.normalizer:g}: returns would leave [-1, 0] and "
-                "their bins; raise it, or set 'auto'"
-            )
-        return self
 
 
 def outcomes(frames: FrameSet, deadlines: Mapping[str, int] | None = None) -> tuple[Outcome, ...]:

@@ -4,11 +4,19 @@
 trained, and in `trainings`; `stages` makes each once and says what it was made from.
 """
 
-from pi0.ript.config import Algorithm
-from pi0.ript.recap.config import RecapConfig
-from pi0.ript.recap.validation import validate_recap
+from collections.abc import Sequence
 
-RECAP = Algorithm(RecapConfig, validate_recap, "configs/demo.yaml")
+from pi0.ript.config import Algorithm
+from pi0.ript.config.command_line import check_command_line
+from pi0.ript.recap.config import RecapConfig
+from pi0.ript.recap.validation import check_recap
+
+RECAP = Algorithm(RecapConfig, check_recap, "configs/demo.yaml")
 """What `parse_config` needs to know of it."""
 
-__all__ = ["RECAP", "RecapConfig"]
+__all__ = ["RECAP", "RecapConfig", "check_recap_command"]
+
+
+def check_recap_command(argv: Sequence[str]) -> None:
+    """End the process at --help and at what is wrong at first sight, as the final script would."""
+    check_command_line(argv, "pi0-recap", algorithms={"recap": RECAP})

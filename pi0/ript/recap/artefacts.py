@@ -23,8 +23,8 @@ from pi0.ript.evaluate import Evaluation, joined
 from pi0.ript.groups import InitialStateDataset, state_at, states_outside
 from pi0.ript.kept_evaluation import evaluate_once
 from pi0.ript.labels.calibration import predict
-from pi0.ript.labels.labelling import Advantage, label_frames, write_labelled_frames, write_labels
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.labelling import label_frames, write_labelled_frames, write_labels
+from pi0.ript.labels.settings import Advantage, RewardConfig
 from pi0.ript.labels.sources import Source
 from pi0.ript.ranges import SAME
 from pi0.ript.recap.config import RolloutPlan

@@ -16,6 +16,7 @@ from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.labels.sources import Source
+from pi0.ript.policy_settings import TOY
 from pi0.ript.recap.config import Demonstrations, RecapConfig, tried_guidances
 from pi0.ript.recap.model_budget import model_budget
 from pi0.ript.recap.objectives import policy_objective
@@ -25,7 +26,6 @@ from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Kind, StageName
 from pi0.ript.recording import rollout_episode
 from pi0.ript.rollout import FunctionPolicy, rollout
-from pi0.ript.starting_policy import TOY
 from pi0.ript.warm_start import toy_policy
 
 

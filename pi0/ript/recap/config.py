@@ -4,18 +4,16 @@ The comment behind a field is what `--help` says of it.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging, Storage
 from pi0.ript.data.settings import ADVANTAGE_MODES
-from pi0.ript.labels.labelling import Advantage
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import Advantage, RewardConfig
+from pi0.ript.policy_settings import PolicySettings
 from pi0.ript.ranges import Count, Indicator, NotNegative, Positive, StatisticsOf, ValueForm, Whole, one_of
-from pi0.ript.recap.gates import Gates
-from pi0.ript.recap.stages import OnStale
-from pi0.ript.starting_policy import PolicySettings
 from pi0.ript.training.settings import PolicyTraining, ValueTraining
 
+OnStale = Literal["refuse", "redo"]
 SftAdvantage = Annotated[str, one_of("on", "ignore")]
 DemonstrationMode = Annotated[str, one_of("leave_out", *ADVANTAGE_MODES)]
 PolicyObjectiveName = Annotated[str, one_of("ript", "indicator")]
@@ -109,6 +107,16 @@ class FineTuning:
     objective: PolicyObjectiveName = "ript"  # ript, or indicator
     uncond_weight: NotNegative = 0.1  # of ript: of the loss with the indicator withheld
     training: PolicyTraining = field(default_factory=lambda: PolicyTraining(steps=300))
+
+
+@dataclass
+class Gates:
+    """The least that the figures must reach; set one to its worst value to open that gate."""
+
+    min_concordance: float = 0.55  # chance that the better of two episodes is valued above the other; 0: open
+    undecided: Annotated[str, one_of("stop", "go")] = "stop"  # where the held-out episodes cannot tell
+    min_coverage: float = 1.0  # share of frames that have an advantage
+    max_fraction_error: float = 0.05  # of the positive share over all ranked frames
 
 
 @dataclass

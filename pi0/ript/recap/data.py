@@ -17,7 +17,7 @@ from pi0.ript.demonstrations import DemonstrationPlan, collect_demonstrations
 from pi0.ript.distributed import World
 from pi0.ript.files import hash_file, hash_files, write_json
 from pi0.ript.interruption import leave_if_asked
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import RewardConfig
 from pi0.ript.labels.sources import AdvantageMode, Role, Source
 from pi0.ript.ranges import SAME
 from pi0.ript.recap.stages import DATASET, Artefact, Inputs, Kind

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
 
 from pi0.ript.labels.calibration import Calibration
-from pi0.ript.ranges import one_of
+from pi0.ript.recap.config import Gates
 
 _SIGNIFICANCE = 0.04
 """Less than 0.05, because values of short episodes scatter more than the test assumes."""
@@ -21,16 +20,6 @@ class Verdict(StrEnum):
     PASSES = "passes"
     FAILS = "fails"
     UNDECIDED = "undecided"
-
-
-@dataclass
-class Gates:
-    """The least that the figures must reach; set one to its worst value to open that gate."""
-
-    min_concordance: float = 0.55  # chance that the better of two episodes is valued above the other; 0: open
-    undecided: Annotated[str, one_of("stop", "go")] = "stop"  # where the held-out episodes cannot tell
-    min_coverage: float = 1.0  # share of frames that have an advantage
-    max_fraction_error: float = 0.05  # of the positive share over all ranked frames
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float64
 
 from pi0 import PI0Policy
 from pi0.ript.labels.indicators import awr_weights, indicators
-from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.labels.mixture import Mixture
+from pi0.ript.labels.settings import RewardConfig
+from pi0.ript.labels.sources import Source
 from pi0.ript.training.objectives import AdvantageObjective, PolicyObjective, ValueObjective
 from pi0.ript.training.settings import PolicyTraining
 from pi0.value import ValueFunction

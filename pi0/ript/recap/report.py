@@ -1,5 +1,6 @@
 """The page of a RECAP run: what each round gained, and what the value function says of the episodes."""
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +11,13 @@ from pi0.ript.data.reader import open_set
 from pi0.ript.data.records import EpisodeDataError
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.evaluate import Evaluation
-from pi0.ript.files import flatten
+from pi0.ript.files import flatten, hash_file, hash_values, library_hash, write_json
 from pi0.ript.labels.frames import LabelledFrames
 from pi0.ript.pages.episode_figures import WHY, draw_beside, typical_episodes
 from pi0.ript.pages.frame_figures import advantage_figure, calibration_figure, positive_text, value_limits
 from pi0.ript.pages.success_figures import rival_figure, steps_figure, success_figure, task_success_figure
 from pi0.ript.recap.run_record import RecapRun, read_recap_run
+from pi0.ript.recap.stages import STATE
 from pi0.ript.report import configuration, headline, success_section
 
 
@@ -40,6 +42,21 @@ def write_recap_report(run_dir: Path, names: Collection[str] | None = None) -> P
         ("Configuration", configuration(run_dir)),
     ]
     return page.write_page(run_dir / "report.html", run_dir.resolve().name, sections)
+
+
+def refresh_recap_report(run_dir: Path, names: Collection[str]) -> None:
+    """Write the page, as `write_recap_report`, unless it is there and would be the same.
+
+    It is made from what the stages and results.json record, from the settings, and by this library.
+    """
+    records = (run_dir / STATE, run_dir / "results.json", run_dir / "experiment_cfg/config.yaml")
+    made_from = {"made_from": hash_values([list(names), *map(hash_file, records), library_hash()])}
+    html, file = run_dir / "report.html", run_dir / "plots/made_from.json"
+    if html.exists() and file.exists() and json.loads(file.read_text()) == made_from:
+        return
+    write_recap_report(run_dir, names)
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, made_from)
 
 
 def _success(run: RecapRun) -> str:

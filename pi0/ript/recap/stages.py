@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pi0
 from pi0.ript.checkpoint.resuming import present_names
@@ -29,10 +29,10 @@ from pi0.ript.files import (
     write_json,
 )
 from pi0.ript.progress import doing
+from pi0.ript.recap.config import OnStale
 from pi0.ript.recap.snapshot_plan import remove_snapshots
 
 STATE = "recap_state.json"
-OnStale = Literal["refuse", "redo"]
 
 DATASET = "dataset"
 """The LeRobotDataset in the directory of a stage that records."""

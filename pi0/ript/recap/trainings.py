@@ -24,15 +24,17 @@ from pi0.ript.files import plain, write_json
 from pi0.ript.labels.advantages import fill_missing, read_advantages
 from pi0.ript.labels.calibration import heldout_calibration, heldout_episodes
 from pi0.ript.labels.frames import read_positive
-from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.labels.sources import Mixture, Source
+from pi0.ript.labels.mixture import Mixture
+from pi0.ript.labels.settings import RewardConfig
+from pi0.ript.labels.sources import Source
+from pi0.ript.policy_settings import TOY
 from pi0.ript.ranges import SAME
 from pi0.ript.recap.config import RecapPolicy, ValueModel
 from pi0.ript.recap.data import Reading, open_sources, resolved_reward
 from pi0.ript.recap.objectives import policy_objective, value_objective
 from pi0.ript.recap.stages import Inputs
 from pi0.ript.recap.workshop import Workshop
-from pi0.ript.starting_policy import TOY, make_policy, require_fits, weights_later
+from pi0.ript.starting_policy import make_policy, require_fits, weights_later
 from pi0.ript.training.fitted_features import with_widths_of, without_absent_cameras
 from pi0.ript.training.objectives import PolicyObjective
 from pi0.ript.training.settings import PolicyTraining, ValueTraining

@@ -1,4 +1,4 @@
-"""Checks of a RECAP configuration before any work: all that need no simulator and no weights."""
+"""Checks of a RECAP configuration at first sight: all that need no simulator, no weights and no torch."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,14 +7,14 @@ from math import inf
 
 from pi0.ript.config.loading import say
 from pi0.ript.config.schema import ConfigError
-from pi0.ript.config.validation import attempt, shared_problems, wrong_robot
+from pi0.ript.config.validation import attempt, shared_problems
 from pi0.ript.data.hub import locate
+from pi0.ript.data.records import require_training_states
 from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.demonstrations import tasks_with_expert
 from pi0.ript.environments import Environment
+from pi0.ript.policy_settings import TOY
 from pi0.ript.recap.config import RecapConfig, RecapPolicy
-from pi0.ript.recording import require_training_states
-from pi0.ript.starting_policy import TOY
 
 _MODEL_KEYS = ("config", "dtype", "frozen_dtype", "gradient_checkpointing", "n_action_steps")
 _CHECKPOINTS_ONLY = (*_MODEL_KEYS, "extra_delta_transform", "statistics", "statistics_path", "embodiment")
@@ -22,8 +22,19 @@ _RECORDING_ONLY = ("operator", "episodes")
 
 
 def validate_recap(config: RecapConfig) -> None:
-    """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is."""
-    problems = [*_values(config), *wrong_robot(config)]
+    """Raise one ConfigError that tells everything that is wrong with the configuration, if anything is.
+
+    What needs torch to tell is looked at once nothing else is wrong.
+    """
+    check_recap(config)
+    from pi0.ript.config.loadable import validate_policy  # torch comes with it
+
+    validate_policy(config)
+
+
+def check_recap(config: RecapConfig) -> None:
+    """Raise one ConfigError that tells everything that is wrong at first sight, if anything is."""
+    problems = [*_values(config)]
     environment, wrong = shared_problems(config)
     problems += wrong
     if environment is not None:

@@ -14,7 +14,7 @@ from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv
-from pi0.ript.labels.sources import Mixture
+from pi0.ript.labels.mixture import Mixture
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact
 from pi0.ript.training.objectives import Model, Objective

@@ -9,18 +9,23 @@ import sys
 from collections.abc import Sequence
 
 from pi0.errors import say_errors_in_one_line
-from pi0.ript.checkpoint import SnapshotError
-from pi0.ript.data.training_data import is_of_a_reader
-from pi0.ript.distributed import cleanup_distributed
-from pi0.ript.monitoring import NonFiniteLossError
-from pi0.ript.results import RunInUseError
-from pi0.ript.supervised import Training, parse_settings
+from pi0.ript.supervised import SupervisedSettings, parse_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     say_errors_in_one_line("pi0-train")  # of a process that was lost, too
-    settings = parse_settings(arguments)
+    return _train(parse_settings(arguments))
+
+
+def _train(settings: SupervisedSettings) -> int:
+    from pi0.ript.checkpoint import SnapshotError  # torch comes with it
+    from pi0.ript.data.training_data import is_of_a_reader
+    from pi0.ript.distributed import cleanup_distributed
+    from pi0.ript.monitoring import NonFiniteLossError
+    from pi0.ript.results import RunInUseError
+    from pi0.ript.supervised.trainer import Training
+
     try:
         training = Training(settings)
     except (ValueError, SnapshotError, RunInUseError) as error:

@@ -1,4 +1,4 @@
-"""Checks of the settings before any work: all that need no data, no weights and no simulator."""
+"""Checks of the settings before any work: all that need no data and no simulator, most of them no torch."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,15 +6,27 @@ from pathlib import Path
 
 from pi0.ript.config import ConfigError
 from pi0.ript.config.validation import attempt, moved_aside, simulated, wrong_places, wrong_policy
-from pi0.ript.data.settings import mixture_problems
+from pi0.ript.data.settings import mixture_problems, sets_by_robot, tagged
+from pi0.ript.policy_settings import TOY, require_device_name, require_policy_path
 from pi0.ript.ranges import wrong_values
-from pi0.ript.starting_policy import TOY, require_device, require_policy_path
-from pi0.ript.supervised.embodiments import sets_by_robot, tagged
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 
 
+def validate_settings(settings: SupervisedSettings) -> None:
+    """Raise one ConfigError that tells everything that is wrong with the settings, if anything is.
+
+    What needs torch to tell is looked at once nothing else is wrong.
+    """
+    check_settings(settings)
+    from pi0.ript.config.loadable import wrong_device, wrong_weights  # torch comes with it
+
+    is_policy = settings.policy.type == "pi0"
+    if problems := [*wrong_device(settings), *(wrong_weights(settings) if is_policy else ())]:
+        raise ConfigError(*problems)
+
+
 def check_settings(settings: SupervisedSettings) -> None:
-    """Raise one ConfigError that tells everything that is wrong with the settings, if anything is."""
+    """Raise one ConfigError that tells everything that is wrong at first sight, if anything is."""
     mixture = tagged(settings.dataset_mixture, settings.policy.embodiment)
     settings = replace(settings, dataset_mixture=mixture)
     problems = [
@@ -27,7 +39,7 @@ def check_settings(settings: SupervisedSettings) -> None:
     ]
     if settings.overwrite and settings.exp_name:
         problems += moved_aside(settings, Path(settings.output_dir) / settings.exp_name)
-    problems += attempt(lambda: require_device(settings.device))[1]
+    problems += attempt(lambda: require_device_name(settings.device))[1]
     if problems:
         raise ConfigError(*problems)
 

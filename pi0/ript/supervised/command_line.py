@@ -16,7 +16,7 @@ from pi0.ript.config.loading import (
     say_device,
     use_local_storage,
 )
-from pi0.ript.supervised.checks import check_settings
+from pi0.ript.supervised.checks import check_settings, validate_settings
 from pi0.ript.supervised.settings import SupervisedSettings
 
 _EXAMPLES = """
@@ -42,25 +42,40 @@ def parse_settings(arguments: Sequence[str] | None = None) -> SupervisedSettings
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     try:
-        if options.config_path is None and not rest:
-            raise ConfigError(
-                "expected a file: --config_path=configs/sft_pi0_config.json; --help has examples"
-            )
-        settings = read_settings(options.config_path, key_value_pairs(rest))
-        settings = replace(
-            settings,
-            plugins=[*settings.plugins, *options.plugins],
-        )
+        settings = _read(options, rest)
         load_plugins(settings.plugins)
         settings.policy.dtype = mixed_precision(settings.policy.dtype)
         settings.distributed.strategy = engine(settings.distributed.strategy)
-        check_settings(settings)
+        validate_settings(settings)
         use_local_storage(settings.storage.local)
         say_device(settings.device, settings.distributed.backend)
     except ValueError as error:
         sys.stderr.write(f"{parser.prog}: error: {error}\n")
         sys.exit(2)
     return settings
+
+
+def check_train_command(arguments: Sequence[str]) -> None:
+    """End the process where `parse_settings` will, with the same message: at --help, and at what is wrong.
+
+    More in `pi0.ript.config.command_line.check_command_line`.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        settings = _read(options, rest)
+        if not settings.plugins:
+            check_settings(settings)
+    except ValueError as error:
+        sys.stderr.write(f"{parser.prog}: error: {error}\n")
+        sys.exit(2)
+
+
+def _read(options: argparse.Namespace, rest: Sequence[str]) -> SupervisedSettings:
+    if options.config_path is None and not rest:
+        raise ConfigError("expected a file: --config_path=configs/sft_pi0_config.json; --help has examples")
+    settings = read_settings(options.config_path, key_value_pairs(rest))
+    return replace(settings, plugins=[*settings.plugins, *options.plugins])
 
 
 def read_settings(path: str | None, overrides: Sequence[str] = ()) -> SupervisedSettings:

@@ -15,10 +15,10 @@ from pi0.normalize import Statistics
 from pi0.ript.config import ConfigError
 from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.reader import open_set
-from pi0.ript.data.settings import MixtureSettings, mixture_weights
+from pi0.ript.data.settings import MixtureSettings, Tag, mixture_weights, sets_by_robot
 from pi0.ript.data.statistics import mixture_statistics
 from pi0.ript.data.training_data import open_sets, split_rows
-from pi0.ript.supervised.embodiments import Tag, require_alike, sets_by_robot
+from pi0.ript.supervised.embodiments import require_alike
 from pi0.ript.training.fitted_features import with_widths_of, without_absent_cameras
 from pi0.ript.warm_start import sized_toy_policy, with_floors
 

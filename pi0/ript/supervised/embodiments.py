@@ -9,26 +9,7 @@ from pi0.features import ACTION, STATE
 from pi0.pretrained import Checkpoint
 from pi0.ript.config import ConfigError
 from pi0.ript.data.frame_set import FrameSet
-from pi0.ript.data.settings import MixtureSettings
-
-Tag = str | None
-"""Of a robot; None: it has no name, and is then the only one."""
-
-
-def tagged(mixture: MixtureSettings, tag: Tag) -> MixtureSettings:
-    """Return a mixture whose data sets are of a robot unless they name another."""
-    datasets = [
-        replace(dataset, embodiment_tag=dataset.embodiment_tag or tag) for dataset in mixture.datasets
-    ]
-    return replace(mixture, datasets=datasets)
-
-
-def sets_by_robot(mixture: MixtureSettings) -> dict[Tag, list[int]]:
-    """Return the numbers of each robot's data sets."""
-    numbers: dict[Tag, list[int]] = {}
-    for number, dataset in enumerate(mixture.datasets):
-        numbers.setdefault(dataset.embodiment_tag, []).append(number)
-    return numbers
+from pi0.ript.data.settings import MixtureSettings, Tag
 
 
 def require_alike(sets: Sequence[FrameSet], tag: Tag) -> None:

@@ -14,17 +14,12 @@ from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.config import ConfigError
 from pi0.ript.data.normalised import doubts, faults, normalised_dimensions, widened
+from pi0.ript.data.settings import Tag, sets_by_robot
 from pi0.ript.data.training_data import TrainingData
-from pi0.ript.starting_policy import TOY, make_policy
+from pi0.ript.policy_settings import TOY
+from pi0.ript.starting_policy import make_policy
 from pi0.ript.supervised.data_summary import DataSummary
-from pi0.ript.supervised.embodiments import (
-    Tag,
-    change_robot,
-    name_robots,
-    require_known,
-    require_tag,
-    sets_by_robot,
-)
+from pi0.ript.supervised.embodiments import change_robot, name_robots, require_known, require_tag
 from pi0.ript.supervised.settings import ModelSettings, NormalizationMapping, SupervisedSettings
 from pi0.ript.training.fitted_features import without_absent_cameras
 from pi0.ript.training.objectives import Model

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pi0.ript.config import ConfigError
-from pi0.ript.data.settings import MixtureSettings
+from pi0.ript.data.records import require_training_states
+from pi0.ript.data.settings import MixtureSettings, tagged
 from pi0.ript.data.training_data import TrainingData, make_training_data
 from pi0.ript.distributed import World
-from pi0.ript.labels.returns import RewardConfig
-from pi0.ript.recording import require_training_states
-from pi0.ript.supervised.embodiments import robots_of_sets, tagged
+from pi0.ript.labels.settings import RewardConfig
+from pi0.ript.supervised.embodiments import robots_of_sets
 from pi0.ript.supervised.models import DataSummary, fit_statistics, policy_to_train, value_to_train
 from pi0.ript.supervised.settings import BATCH_SIZE, SupervisedSettings
 from pi0.ript.supervised.window_labels import PolicyLabels, advantage_modes, policy_labels, window_returns

@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pi0 import PI0Policy
+from pi0.checkpoint_names import WEIGHTS
 from pi0.embodiment import plain_statistics, write_ids
 from pi0.ript.checkpoint.files import published
 from pi0.ript.checkpoint.launch import Launch
@@ -30,12 +31,11 @@ from pi0.ript.data.frame_set import FrameSet
 from pi0.ript.data.settings import mixture_weights
 from pi0.ript.data.statistics import FILE_NAME, save_statistics
 from pi0.ript.files import write_json
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import RewardConfig
+from pi0.ript.policy_settings import TOY
 from pi0.ript.results import lock_directory, new_run_directory
-from pi0.ript.starting_policy import TOY
 from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.training.objectives import Model
-from pi0.tensor_files import WEIGHTS
 
 REWARD_FILE = "reward.json"
 """Beside a value function: the reward whose returns it foretells; `pi0-advantage` reads it."""

@@ -16,7 +16,8 @@ from pi0.ript.config.schema import (
     Storage,
 )
 from pi0.ript.data.settings import MixtureSettings, Mode
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import RewardConfig
+from pi0.ript.policy_settings import TOY, PolicySettings
 from pi0.ript.ranges import (
     ROUNDING,
     SAME,
@@ -31,7 +32,6 @@ from pi0.ript.ranges import (
     Whole,
     one_of,
 )
-from pi0.ript.starting_policy import TOY, PolicySettings
 from pi0.ript.training.settings import Optimizer, Scheduler
 
 BATCH_SIZE = 32

@@ -24,7 +24,7 @@ from pi0.ript.labels.advantages import (
     read_lineage,
 )
 from pi0.ript.labels.indicators import awr_weights, indicators
-from pi0.ript.labels.returns import RewardConfig
+from pi0.ript.labels.settings import RewardConfig
 from pi0.ript.labels.sources import AdvantageMode, Source
 from pi0.ript.supervised.settings import ModelSettings
 
