@@ -126,7 +126,8 @@ def test_torchrun_starts_a_lost_process_again_and_the_run_goes_on(place, pair, e
         place,
         name,
         fault=fault,
-        options=("--max-restarts=1", *HANDLED),
+        options=("--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", *HANDLED),
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",  # or the new processes find the old ones' addresses
         FAULT_ONCE=str(place / f"{name}.once"),
     )
     said = drills.log_of(place, name)
