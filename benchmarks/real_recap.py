@@ -112,7 +112,7 @@ def run_part(directory: Path, stage: str, settings: Mapping[str, Any]) -> None:
     What it took, and what its budget said, is written down before.
     """
     begin, finish, budget, peak = Stages._begin, Stages._finish, model_budget.model_budget, Peak()
-    took: dict[str, Any] = {"snapshot": 0}
+    took: dict[str, Any] = {"snapshot": 0, "memory_until": {}}
 
     def write_down() -> None:
         took["memory"] = peak.gib(whole=True) * 2**30
@@ -127,6 +127,7 @@ def run_part(directory: Path, stage: str, settings: Mapping[str, Any]) -> None:
     def finished(stages: Stages, name: Any, work: Path, *rest: Any) -> Any:
         snapshots = [sum(f.stat().st_size for f in x.rglob("*.*")) for x in work.glob("checkpoint-*")]
         took["snapshot"] = max(took["snapshot"], *snapshots, 0)
+        took["memory_until"][str(name)] = peak.gib(whole=True) * 2**30
         return finish(stages, name, work, *rest)
 
     def told(run: Any) -> model_budget.ModelBudget:
@@ -181,6 +182,9 @@ def figures(directory: Path, settings: Mapping[str, Any], ends: Sequence[str] = 
         parts.append(json.loads(took.read_text()))
     run_dir, told = directory / "recap_libero", parts[0]["told"]
     memory = max(part["memory"] for part in parts)
+    for part in parts:
+        told_of = ", ".join(f"{x / 2**30:.3g} until {name}" for name, x in part["memory_until"].items())
+        sys.stderr.write(f"most memory of the part's process, GiB: {told_of}\n")
     used = {
         "memory": memory,
         "untrained": weight_bytes(run_dir / "untrained"),

@@ -112,7 +112,8 @@ def started(
 def real_figures(directory: Path) -> dict[str, float]:
     """Take one expert-only step at the real size; return what both processes need together, in GiB."""
     return {
-        f"{name}, GiB": value for name, value in started(directory, "fsdp", "expert_only", "bfloat16").items()
+        f"{name}, GiB": value
+        for name, value in started(directory, "fsdp", "expert_only", "bfloat16", 1).items()
     }
 
 

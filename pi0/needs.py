@@ -1,7 +1,8 @@
 """What a model takes in memory, on disk and in arithmetic, counted before any weights are read."""
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pi0.lerobot_names import LM_HEAD, canonical_keys, unused_shapes
 from pi0.model import Pi0Model
 from pi0.observation import Observation
 from pi0.tensor_files import stored_weights
-from pi0.trainable import hold
+from pi0.trainable import hold, inference_dtypes
 from pi0.weights import merged_parameters, stored_dtypes, with_memory
 
 
@@ -30,11 +31,19 @@ class MemoryNeeds:
     """The optimizer's averages."""
     activations: int
     """What a forward pass keeps for the backward pass, copies of weights in the compute dtype included."""
+    accumulates: bool = False
+    """Whether gradients of the micro-batches before are there while the next one computes."""
+    exchanged: int = 0
+    """What processes hold besides to train together: copies of gradients, or whole blocks."""
+    acting: int = 0
+    """Whole weights that are gathered to act, when there are neither gradients nor activations."""
 
     @property
     def peak(self) -> int:
         """Return the most at once: activations are gone when all gradients are there."""
-        return self.weights + self.moments + max(self.gradients, self.activations)
+        together = self.gradients + self.activations
+        training = together if self.accumulates else max(self.gradients, self.activations)
+        return self.weights + self.moments + max(training + self.exchanged, self.acting)
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,42 @@ def training_memory(model: Pi0Model, batch_size: int, num_cameras: int, *, num_d
         return twin.loss(observation, torch.zeros(shape), num_draws=num_draws)
 
     return MemoryNeeds(weights, gradients, 2 * gradients, _saved_bytes(model, loss))
+
+
+def process_memory(
+    needs: MemoryNeeds, model: Pi0Model, strategy: str, num_processes: int, *, accumulates: bool
+) -> MemoryNeeds:
+    """Return what each of the processes that train a model together takes.
+
+    Args:
+        needs: `training_memory` of one process with the whole model.
+        model: The model.
+        strategy: "ddp": everything, and the gradients once more, as they are sent; or "fsdp": parts of
+            everything, and two whole blocks. Accumulated gradients are whole there too.
+        num_processes: Alone, a process has everything whatever the strategy.
+        accumulates: Whether a step has several micro-batches for a process.
+    """
+    needs = replace(needs, accumulates=accumulates)
+    if num_processes == 1:
+        return needs
+    if strategy == "ddp":
+        return replace(needs, exchanged=needs.gradients)
+    sizes = acting_sizes(model)
+    part = math.ceil(needs.gradients / num_processes)
+    return replace(
+        needs,
+        weights=math.ceil(needs.weights / num_processes),
+        gradients=part + (needs.gradients if accumulates else 0),
+        moments=math.ceil(needs.moments / num_processes),
+        exchanged=2 * sum(size for name, size in sizes.items() if name.startswith("vlm.blocks.0.")),
+        acting=sum(sizes.values()),
+    )
+
+
+def acting_sizes(model: Pi0Model) -> dict[str, int]:
+    """Return the bytes of each parameter, by name, as a model is held that acts."""
+    held = inference_dtypes(model, model.dtype)
+    return {name: p.numel() * held.get(name, p.dtype).itemsize for name, p in model.named_parameters()}
 
 
 def example_observation(

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def save(
     *,
     untrained: Path | None = None,
     max_shard_size: int | None = None,
+    weights: Mapping[str, Deferred] | None = None,
 ) -> None:
     """Write the policy so that lerobot's `from_pretrained` computes the same, adapters merged.
 
@@ -51,11 +53,13 @@ def save(
         untrained: A directory to which parameters go that need no gradient, once however often they are saved
             there; `directory` refers to it, and is then no checkpoint of lerobot's.
         max_shard_size: Bytes of one file of weights; lerobot reads only what is in one, the default.
+        weights: Values of the policy's parameters, by name, in place of its own.
     """
     kind = class_name(policy.config)
     directory.mkdir(parents=True, exist_ok=True)
     known, kept = lerobot_sources(policy.config), _untrained_keys(policy) if untrained else set()
-    parameters = whole_parameters(policy.model) if kept else merged_parameters(policy.model)
+    values = {name.removeprefix("model."): value for name, value in (weights or {}).items()}
+    parameters = (whole_parameters if kept else merged_parameters)(policy.model, values)
     tensors = lerobot_tensors(parameters, policy.config)
     unused = _unused_tensors(policy, tensors[EMBEDDING])
     if kept:

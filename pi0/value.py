@@ -188,15 +188,21 @@ class ValueFunction(PrefixModel[ValueConfig]):
 
     # Files --------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, directory: str | Path, *, untrained: Path | None = None) -> None:
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        untrained: Path | None = None,
+        weights: Mapping[str, Deferred] | None = None,
+    ) -> None:
         """Write weights, sizes and conventions; in the expert form also a hash of the prefix it reads.
 
-        `untrained` as in `pi0.saving.save`.
+        `untrained` and `weights` as in `pi0.saving.save`.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
-        write_weights(directory, whole_parameters(self), untrained=frozen, store=untrained)
+        write_weights(directory, whole_parameters(self, weights), untrained=frozen, store=untrained)
         described = {
             "config": asdict(self.config),
             "features": self.features.to_dict(),

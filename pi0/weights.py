@@ -162,17 +162,26 @@ def held_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return held
 
 
-def whole_parameters(model: nn.Module) -> dict[str, Deferred]:
-    """Return name -> value of the parameters: whole when they are read, also of a model in parts."""
+def whole_parameters(model: nn.Module, weights: Mapping[str, Deferred] | None = None) -> dict[str, Deferred]:
+    """Return name -> value of the parameters: whole when they are read, also of a model in parts.
+
+    `weights` are values in place of the model's own.
+    """
     shards = getattr(model, "shards", None)
-    if shards is not None:
-        return shards.whole()
-    return {name: Deferred.of(parameter.detach()) for name, parameter in model.named_parameters()}
+    own = (
+        {name: Deferred.of(parameter.detach()) for name, parameter in model.named_parameters()}
+        if shards is None
+        else shards.whole()
+    )
+    return own | dict(weights or {})
 
 
-def merged_parameters(model: nn.Module) -> dict[str, Deferred]:
-    """Return name -> value of the parameters with LoRA adapters merged into their weights."""
-    whole = whole_parameters(model)
+def merged_parameters(model: nn.Module, weights: Mapping[str, Deferred] | None = None) -> dict[str, Deferred]:
+    """Return name -> value of the parameters with LoRA adapters merged into their weights.
+
+    `weights` as in `whole_parameters`.
+    """
+    whole = whole_parameters(model, weights)
     merged = {name: value for name, value in whole.items() if "lora_" not in name}
     for name, module in model.named_modules():
         if isinstance(module, Linear) and module.lora_rank:

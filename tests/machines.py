@@ -1,8 +1,9 @@
 """Two machines on this one: network namespaces with a cable between them, host names and mounts of their own.
 
-Started as a program it runs a command as `fault_runs` does, on the suite that only adds:
+Started as a program it runs a command as `fault_runs` does, on the suite that only adds; or several, one
+after the other, for which all is imported once:
 
-    python tests/machines.py NAME WORD ...
+    python tests/machines.py NAME WORD ... [--then NAME WORD ...]
 """
 
 import contextlib
@@ -14,11 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 _NAMES = ("machine-a", "machine-b")
 PORT = 29400
+THEN = "--then"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
@@ -123,11 +126,33 @@ def _ip(*words: str) -> str:
     return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
-if __name__ == "__main__":
+def become(name: str, *words: str) -> None:
+    """Run a command in this process, on the suite that only adds."""
     import drifting
     import fault_runs
 
     drifting.install()
-    words = (word.replace("{", "{{").replace("}", "}}") for word in sys.argv[2:])  # are formatted there
-    case = fault_runs.Case(sys.argv[1], "", tuple(words), 0, "")
-    fault_runs.start(case, Path())
+    escaped = tuple(word.replace("{", "{{").replace("}", "}}") for word in words)  # are formatted there
+    fault_runs.start(fault_runs.Case(name, "", escaped, 0, ""), Path())
+
+
+def _become_in_turn(commands: list[list[str]]) -> None:
+    """Run commands in processes forked from this one, all of which torchrun's agent has as one."""
+    import fault_runs
+
+    for number, command in enumerate(commands):
+        pid = os.fork()
+        if pid == 0:
+            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # where they meet, each time elsewhere
+            fault_runs._end(partial(become, *command))
+        if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+            sys.exit(f"{command[0]}: ended with {code}")
+
+
+if __name__ == "__main__":
+    starts = [i for i, word in enumerate(sys.argv) if i == 0 or word == THEN]
+    parts = [sys.argv[a + 1 : b] for a, b in zip(starts, [*starts[1:], len(sys.argv)], strict=True)]
+    if len(parts) == 1:
+        become(*parts[0])
+    else:
+        _become_in_turn(parts)

@@ -5,7 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import pairwise
 
 import cluster_table
@@ -16,7 +15,6 @@ import pytest
 import yaml
 from test_machines import weights, words_of
 
-from pi0.needs import MemoryNeeds
 from pi0.ript.checkpoint.files import published
 from pi0.ript.commands import launch
 from pi0.ript.config import load_config_from_yaml
@@ -26,9 +24,7 @@ from pi0.ript.recap.cluster_plan import (
     NETWORK,
     ModelCosts,
     chunk_seconds,
-    ddp_memory,
     exchange_seconds,
-    fsdp_memory,
     run_hours,
     update_seconds,
 )
@@ -120,21 +116,9 @@ def test_a_slurm_job_stops_before_its_time_is_over_is_queued_again_and_goes_on(t
 # Formulas ---------------------------------------------------------------------------------------------------
 
 COSTS = ModelCosts(
-    memory=MemoryNeeds(weights=12, gradients=10, moments=20, activations=4),
-    **{"trained": 10, "acting": 6, "block": 1, "expert": 1},
+    **{"trained": 10, "acting": 6, "expert": 1},
     **{"step_flops": 9 * 10**12, "forward_flops": 2 * 10**12, "chunk_flops": 3 * 10**12},
 )
-
-
-def test_memory_by_strategy():
-    assert ddp_memory(COSTS) == 12 + 20 + 10 + 10, "gradients, and what is sent of them"
-    assert fsdp_memory(COSTS, 1, accumulates=True) == 12 + 20 + 10 + 4 + 2
-    assert fsdp_memory(COSTS, 32, accumulates=False) == (12 + 20 + 10) / 32 + 4 + 2
-    whole_sums = (12 + 20 + 10) / 32 + 10 + 4 + 2
-    assert fsdp_memory(COSTS, 32, accumulates=True) == whole_sums
-    assert fsdp_memory(replace(COSTS, acting=9), 32, accumulates=False) == (12 + 20) / 32 + 9, (
-        "more than training takes"
-    )
 
 
 def test_rates_of_more_gpus_end_where_the_network_begins():
@@ -150,7 +134,7 @@ def test_rates_of_more_gpus_end_where_the_network_begins():
 
 
 def test_a_small_batch_acts_as_fast_as_weights_are_read():
-    tiny = ModelCosts(COSTS.memory, 10, 6_000_000_000, 1, 100_000_000, 1, 1, 1)
+    tiny = ModelCosts(10, 6_000_000_000, 100_000_000, 1, 1, 1)
     gpu = GPUS["H100"]
     assert chunk_seconds(tiny, gpu, slots=1, passes=1) == pytest.approx(7e9 / gpu.bandwidth)
     one, two = (chunk_seconds(COSTS, gpu, slots=16, passes=passes) for passes in (1, 2))

@@ -16,6 +16,7 @@ import machines
 import psutil
 import pytest
 from conftest import TASKS
+from forked import together
 from test_checkpoint import on_both
 from test_episodes import make_episode, publish
 
@@ -249,18 +250,34 @@ def test_a_directory_that_is_not_shared_is_refused_within_seconds(place):
     assert not (place / "out/private").exists()
 
 
+COMMANDS = ("10", "11", "12", "13", "final", "recap", "pi0-train")
+
+
+@pytest.fixture(scope="module")
+def on_two_and_on_one(place):
+    """Every command, one after the other: on two machines, and in two processes of one."""
+    logs = [place / f"every-{letter}" for letter in "ab"]
+    words = [word for name in COMMANDS for word in (machines.THEN, *words_of(name, place, f"{name}-two"))]
+    with machines.two_machines() as two:
+        runs = [two.torchrun(i, words[1:], logs[i]) for i in range(2)]
+        assert [run.wait(400) for run in runs] == [0, 0], logs[0].read_text()[-3000:]
+    for name in COMMANDS:
+        together(2, place / "one", on_one, *words_of(name, place, f"{name}-one"))
+
+
+def on_one(*words: str) -> None:
+    try:
+        machines.become(*words)
+    except SystemExit as stop:
+        if stop.code:
+            raise RuntimeError(f"{words[0]} ended with {stop.code}") from stop
+
+
 @pytest.mark.slow
 @on_two_machines
-@pytest.mark.parametrize("command", ["10", "11", "12", "13", "final", "recap", "pi0-train"])
+@pytest.mark.usefixtures("on_two_and_on_one")
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_gives_bit_for_bit_what_two_processes_of_one_machine_give(place, command):
-    logs = [place / f"{command}-{letter}" for letter in "ab"]
-    with machines.two_machines() as two:
-        words = words_of(command, place, f"{command}-two")
-        runs = [two.torchrun(i, words, logs[i]) for i in range(2)]
-        assert [run.wait(400) for run in runs] == [0, 0], logs[0].read_text()[-3000:]
-        words = [str(machines.ROOT / "tests/machines.py"), *words_of(command, place, f"{command}-one")]
-        one = two.start(0, [*machines.TORCHRUN, "--nproc-per-node=2", *words], logs[0])
-        assert one.wait(400) == 0, logs[0].read_text()[-3000:]
     two, one = (weights(place / f"out/{command}-{kind}") for kind in ("two", "one"))
     assert two
     assert two == one

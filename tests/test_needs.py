@@ -7,7 +7,15 @@ import torch
 from conftest import toy_policy
 
 from pi0 import PI0Policy
-from pi0.needs import disk_needs, example_observation, sized_model, training_memory
+from pi0.needs import (
+    MemoryNeeds,
+    acting_sizes,
+    disk_needs,
+    example_observation,
+    process_memory,
+    sized_model,
+    training_memory,
+)
 from pi0.ript.checkpoint.files import UNTRAINED
 
 LORA = {"lora_rank": 2, "lora_alpha": 2.0}
@@ -64,3 +72,27 @@ def test_activations_are_those_that_a_forward_pass_keeps(tmp_path, which):
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert measured
     assert told.activations == pytest.approx(measured, rel=0.05)
+
+
+def test_memory_of_processes_that_train_together():
+    model = toy_policy(dtype="bfloat16").model
+    sizes = acting_sizes(model)
+    assert sizes["vlm.embed.weight"] == 2 * model.vlm.embed.weight.numel()
+    assert sizes["vision.position"] == 4 * model.vision.position.numel()
+    whole = sum(sizes.values())
+    blocks = 2 * sum(size for name, size in sizes.items() if name.startswith("vlm.blocks.0."))
+    needs = MemoryNeeds(weights=12 * whole, gradients=10 * whole, moments=20 * whole, activations=4 * whole)
+
+    def peak(strategy, num_processes, **options):
+        return process_memory(needs, model, strategy, num_processes, **options).peak
+
+    for strategy in ("ddp", "fsdp"):
+        assert peak(strategy, 1, accumulates=False) == (12 + 20 + 10) * whole
+        assert peak(strategy, 1, accumulates=True) == (12 + 20 + 10 + 4) * whole
+    assert peak("ddp", 2, accumulates=False) == (12 + 20 + 10 + 10) * whole, "and what is sent of gradients"
+    assert peak("ddp", 2, accumulates=True) == (12 + 20 + 10 + 4 + 10) * whole
+    assert peak("fsdp", 2, accumulates=False) == (12 + 20 + 10) * whole // 2 + blocks
+    assert peak("fsdp", 4, accumulates=True) == (12 + 20 + 10) * whole // 4 + (10 + 4) * whole + blocks
+    little = replace(needs, activations=0)
+    told = process_memory(little, model, "fsdp", 40, accumulates=False)
+    assert told.peak == told.weights + told.moments + whole, "acting takes more than training"

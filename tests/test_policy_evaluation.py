@@ -21,12 +21,13 @@ from pi0.ript.commands.evaluate import main
 from pi0.ript.config import validation
 from pi0.ript.config.schema import EnvironmentSettings, EvalSettings
 from pi0.ript.data.records import EpisodeDataError, require_training_states
+from pi0.ript.distributed import World
 from pi0.ript.environments import WarmStart, get_environment
 from pi0.ript.envs import BatchedEnv, make_suite
 from pi0.ript.evaluate import Evaluation, compare, evaluate
 from pi0.ript.evaluation_checks import require_usable
 from pi0.ript.evaluation_settings import EvaluationConfig
-from pi0.ript.policy_evaluation import evaluate_policy
+from pi0.ript.policy_evaluation import _said_where_it_is, evaluate_policy
 from pi0.ript.policy_settings import PolicySettings
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.success_table import success_text
@@ -512,3 +513,10 @@ def test_evaluations_whose_names_have_a_point_are_files_of_their_own(tmp_path):
         write_evaluation(tmp_path / name, Evaluation(0, episodes))
     read = {name: read_evaluation(tmp_path / f"{name}.json").num_successes for name in counts}
     assert read == counts
+
+
+def test_an_error_that_another_process_has_for_itself_is_said_by_it(capsys):
+    for rank in range(2):
+        with pytest.raises(ValueError, match="none of mine"), _said_where_it_is(World(rank, 2)):
+            raise ValueError("none of mine")
+    assert capsys.readouterr().err == "pi0-eval: error: rank 1: none of mine\n"

@@ -14,11 +14,13 @@ from pi0 import PI0Policy
 from pi0.checkpoint_names import INDEX, WEIGHTS
 from pi0.embodiment import Embodiment
 from pi0.ript.config import load_config_from_yaml
+from pi0.ript.config.schema import Distributed
 from pi0.ript.data.records import Episode, EpisodeLabels
 from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.labels.frames import read_thresholds
-from pi0.ript.recap import RecapConfig, pace, rounds
+from pi0.ript.recap import RecapConfig, cluster_plan, pace, rounds
+from pi0.ript.recap import model_budget as budget_of_models
 from pi0.ript.recap.budget import budget, time_left
 from pi0.ript.recap.model_budget import model_budget
 from pi0.ript.recap.pace import TimeLeft, UnderWay
@@ -125,6 +127,23 @@ def test_the_disk_of_filtered_imitations_rounds_is_counted(made):
     one = told.policies / (1 + config.rounds)
     assert model_budget(run).policies == pytest.approx(told.policies + 2 * one)
     run.close()
+
+
+def test_the_budget_of_processes_that_share_a_model_is_that_of_the_plan(made, monkeypatch):
+    run_dir, _, config = made
+    config = replace(config, distributed=Distributed(strategy="fsdp"))
+    run = replace(rounds.start_run(config, run_dir, World(), fit), world=World(0, 2, is_sharded=True))
+    told, (sized, cameras) = budget_of_models.model_budget(run), budget_of_models._sized(run)
+    run.close()
+    monkeypatch.setattr(cluster_plan, "get_config", lambda name: sized.config)
+    config = replace(config, policy=replace(config.policy, config="that of the checkpoint"))
+    model = cluster_plan.planned_model(config)
+    planned = {
+        strategy: cluster_plan.policy_memory(config, model, cameras, 2, strategy).peak
+        for strategy in ("ddp", "fsdp")
+    }
+    assert told.policy.peak == planned["fsdp"] < planned["ddp"]
+    assert f"to exchange {told.policy.exchanged / 1e9:.3g} GB" in str(told)
 
 
 def test_the_time_that_is_left_is_known_from_the_stages_so_far(made):

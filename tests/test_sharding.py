@@ -22,7 +22,7 @@ from pi0.ript.config import load_config_from_yaml
 from pi0.ript.config.loading import engine
 from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
 from pi0.ript.loss import AdvantageLoss
-from pi0.ript.lost_peers import PeerLostError
+from pi0.ript.lost_peers import PeerLostError, RollCall
 from pi0.ript.monitoring import take_step
 from pi0.ript.rollout import GuidedPolicy
 from pi0.ript.windows import batches
@@ -291,18 +291,19 @@ def test_old_keys_and_accelerates_fsdp_ask_for_it(monkeypatch, capsys):
     assert "as accelerate's configuration asks" in capsys.readouterr().out
 
 
-def lost() -> str:
+def lost(gathers: str) -> str:
     """One process leaves; the other finds out when it gathers."""
     run = Run(joined())
     if run.world.rank == 0:
         with pytest.raises(PeerLostError) as error:
-            run.improve(0)
+            run.improve(0) if gathers == "for a pass" else run.policy.eval()
         return str(error.value)
     return ""
 
 
-def test_a_process_that_is_lost_in_a_pass_is_named(place):
-    assert "rank 0: rank 1 ended" in together(2, place / "lost", lost)[0]
+@pytest.mark.parametrize("gathers", ["for a pass", "to act"])
+def test_a_process_that_is_lost_when_weights_are_gathered_is_named(place, gathers):
+    assert "rank 0: rank 1 ended" in together(2, place / "lost", lost, gathers)[0]
 
 
 class Harmful:
@@ -335,5 +336,5 @@ def refused(_) -> str:
     from pi0.ript.sharding import Loans, shard
 
     with pytest.raises(UnusableError) as error:
-        shard(AdvantageLoss(small_policy(), 0.1), 2, Loans(0, None), "bfloat16")
+        shard(AdvantageLoss(small_policy(), 0.1), 2, Loans(RollCall(), None), "bfloat16")
     return str(error.value)

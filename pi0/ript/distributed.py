@@ -8,8 +8,8 @@ import atexit
 import contextlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,16 +20,19 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from pi0.errors import UnusableError
 from pi0.ript.lost_peers import RollCall, place, require_in_step
 from pi0.ript.machines import end_with_launcher, require_shared
-from pi0.ript.peers import Portion, Turns, turns_alone
+from pi0.ript.peers import ALONE, Portion, Turns, turns_alone
 from pi0.ript.sharding import Loans, shard
 from pi0.ript.starting_policy import weights_later
 from pi0.ript.windows import batches
+from pi0.tensor_files import Deferred
+from pi0.weights import held_parameters
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class World:
     gather_dtype: str | None = None  # see `shard`
     loans: Loans | None = None
     calls: RollCall = field(default_factory=RollCall)  # names who is missing
+    background: "World | None" = None  # the same processes, for a thread beside the training
 
     @property
     def holds_parts(self) -> bool:
@@ -101,6 +105,20 @@ class World:
         # On rank 0 the errors are also those of what it does meanwhile.
         with self.calls.clear_errors() if self.rank else contextlib.nullcontext(), self.loans.opened():
             yield
+
+    def whole(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Deferred]:
+        """Return values of parameters, by name, each whole when rank 0 reads it in `lending`.
+
+        Of a model in parts, also the parameters that `values` leave out.
+        """
+        if self.loans is None:
+            return ALONE.whole(model, values)
+        held = held_parameters(model) | dict(values)
+        return {name: self.loans.lend(parameter) for name, parameter in held.items()}
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """Return a copy, in the memory of this machine, of what is here of a tensor."""
+        return ALONE.copied(tensor) if self.loans is None else self.loans.copied(tensor)
 
     def first[T](self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the function on rank 0 first, then on the others, and return its result here.
@@ -188,6 +206,7 @@ def setup_distributed(
     timeout_seconds: int = 1800,
     strategy: str = "ddp",
     gather_dtype: str | None = None,
+    background_checkpoints: bool = False,
     *,
     num_groups: int | None = None,
 ) -> World:
@@ -199,6 +218,7 @@ def setup_distributed(
         timeout_seconds: How long to wait for another process; the slowest one's rollouts must fit.
         strategy: "ddp": every process holds the whole model; "fsdp": each holds a part of what is trained.
         gather_dtype: See `pi0.ript.sharding.shard`.
+        background_checkpoints: Whether the world has a `background`.
         num_groups: Groups that are shared out in an iteration; None where no groups are.
 
     Raises:
@@ -209,7 +229,8 @@ def setup_distributed(
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_launcher()
     if size == 1:
-        return World(is_sharded=is_sharded)
+        alone = World(is_sharded=is_sharded)
+        return replace(alone, background=alone) if background_checkpoints else alone
     on_gpu = World(rank, size, local_rank).device(device).startswith("cuda")
     if num_groups is not None and num_groups < size:
         raise UnusableError(
@@ -228,9 +249,15 @@ def setup_distributed(
     dist.init_process_group(backend, timeout=timeout)
     atexit.register(cleanup_distributed)  # a process that leaves its group open is aborted by it
     group = dist.new_group(backend="gloo", timeout=timeout)
-    loans = Loans(rank, group) if is_sharded else None
     calls = RollCall(rank, size, dist.distributed_c10d._get_default_store())
-    return World(rank, size, local_rank, group, is_sharded, gather_dtype, loans, calls)
+    loans = Loans(calls, group) if is_sharded else None
+    world = World(rank, size, local_rank, group, is_sharded, gather_dtype, loans, calls)
+    if not background_checkpoints:
+        return world
+    group = dist.new_group(backend="gloo", timeout=timeout)  # two threads must not talk in one
+    mesh = DeviceMesh.from_group(cast("dist.ProcessGroup", group), "cpu", mesh_dim_names=("background",))
+    own = replace(world, group=group, loans=Loans(calls, group, mesh) if is_sharded else None)
+    return replace(world, background=own)
 
 
 def cleanup_distributed() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import torch
 
-from pi0.needs import sized_model
+from pi0.needs import acting_sizes, sized_model
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, InitialState, Task
 from pi0.ript.evaluation_checks import described
@@ -21,7 +21,6 @@ from pi0.ript.policy_settings import TOY
 from pi0.ript.recording import EpisodeStore
 from pi0.ript.rollout import ChunkPolicy, FunctionPolicy, GuidedPolicy, Rollout
 from pi0.ript.starting_policy import require_device
-from pi0.trainable import inference_dtypes
 
 _FIRST_SIMULATOR_GB, _SIMULATOR_GB = 2.0, 0.5  # of a process that simulates, and of each more in it
 
@@ -64,9 +63,7 @@ def _memory_line(config: EvaluationConfig, environment: Environment) -> str:
     if config.policy_path != TOY:
         checkpoint, directory = described(config.policy_path, config)
         model = sized_model(replace(checkpoint.config, **config.policy.changes()), directory)
-        held = inference_dtypes(model, model.dtype)
-        sizes = (p.numel() * held.get(name, p.dtype).itemsize for name, p in model.named_parameters())
-        weights = sum(sizes) / 1e9
+        weights = sum(acting_sizes(model).values()) / 1e9
     is_gpu = device.type == "cuda"
     needed = simulators + (0 if is_gpu else weights)
     too_much = "" if needed < available else "; that is too little: lower num_parallel_envs, num_workers"

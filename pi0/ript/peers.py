@@ -1,13 +1,16 @@
 """The processes that train together: the share of the work of each, and what the others did."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from operator import itemgetter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
 
 from pi0.ript.progress import print_above
+from pi0.tensor_files import Deferred
 
 
 class Turns(Iterator[int]):
@@ -63,8 +66,29 @@ class Peers(Protocol):
         """Whether each of them holds a part of what is trained, and writes that."""
         ...
 
+    @property
+    def group(self) -> Any:
+        """Their process group for objects; None: torch's own, or there is one process alone."""
+        ...
+
+    @property
+    def background(self) -> "Peers | None":
+        """The same processes, to be used in a thread beside the training; None: nothing is done there."""
+        ...
+
     def lending(self) -> AbstractContextManager[None]:
         """Let rank 0 read whole what is in parts meanwhile; the others enter to lend, until it leaves."""
+        ...
+
+    def whole(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Deferred]:
+        """Return values of a model's parameters, by name, each whole when it is read, in `lending` on rank 0.
+
+        Where the model is in parts so are the values, and the parameters that they leave out are added.
+        """
+        ...
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """Return a copy, in the memory of this machine, of what is here of a tensor."""
         ...
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
@@ -82,10 +106,20 @@ class Alone:
     rank = 0
     size = 1
     is_sharded = False
+    group = None
+    background = None
 
     def lending(self) -> AbstractContextManager[None]:
         """Return nothing to wait for."""
         return nullcontext()
+
+    def whole(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Deferred]:
+        """Return the values."""
+        return {name: Deferred.of(value.detach()) for name, value in values.items()}
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """Return a copy."""
+        return tensor.detach().to("cpu", copy=True)
 
     def gather[T](self, items: list[T]) -> list[list[T]]:
         """Return the one list."""

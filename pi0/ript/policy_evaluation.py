@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -66,12 +68,13 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     say_device(config.device, config.distributed.backend)
     world = setup_distributed(config.device, **asdict(config.distributed))
     world.require_shared(config.output_dir)
-    world.on_main(lock_directory, Path(config.output_dir))
-    work = _Work(config, environments, world)
-    for name, environment in environments.items():
-        with environment.make() as env:
-            for trial in trials(config):
-                work.evaluate(trial, name, env)
+    with _said_where_it_is(world):
+        world.on_main(lock_directory, Path(config.output_dir))
+        work = _Work(config, environments, world)
+        for name, environment in environments.items():
+            with environment.make() as env:
+                for trial in trials(config):
+                    work.evaluate(trial, name, env)
     run_dir, evaluations = Path(config.output_dir), work.evaluations()
     if config.compare is not None:
         world.on_main(write_json, run_dir / "comparison.json", comparison_record(config, *evaluations))
@@ -80,6 +83,17 @@ def evaluate_policy(config: EvaluationConfig) -> tuple[Evaluation, ...]:
     world.print(f"results: {run_dir}")
     cleanup_distributed()
     return tuple(evaluations)
+
+
+@contextmanager
+def _said_where_it_is(world: World) -> Iterator[None]:
+    """Have each process say an error of its own: the command says that of rank 0 alone."""
+    try:
+        yield
+    except ValueError as error:
+        if world.rank > 0:
+            sys.stderr.write(f"pi0-eval: error: rank {world.rank}: {error}\n")
+        raise
 
 
 class _Work:

@@ -8,7 +8,7 @@ A model that acts is gathered as a whole when it is set to evaluation mode, and 
 processes infer different numbers of times, and could not take part in each other's gathering.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -17,12 +17,13 @@ from weakref import WeakValueDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from pi0.errors import UnusableError
 from pi0.model import PrefixModel
+from pi0.ript.lost_peers import RollCall
 from pi0.tensor_files import Deferred
 from pi0.trainable import inference_dtypes
 
@@ -30,25 +31,39 @@ from pi0.trainable import inference_dtypes
 class Loans:
     """Rank 0 asks for whole parameters, one at a time, while the others wait for it and lend their parts."""
 
-    def __init__(self, rank: int, group: Any) -> None:
-        """Lend nothing yet; `group` is for objects."""
-        self._rank, self._group = rank, group
-        self._parameters: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
+    def __init__(self, calls: RollCall, group: Any, mesh: DeviceMesh | None = None) -> None:
+        """Lend nothing yet.
+
+        Args:
+            calls: Of this process, when another one is lost.
+            group: For objects, and for parts on their way.
+            mesh: The processes on CPUs, which copies of parts belong to; None: nothing is copied.
+        """
+        self.calls, self._group, self._mesh = calls, group, mesh
+        self._parameters: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self._num_known = 0
         self._is_open = False
 
-    def offer(self, parameter: nn.Parameter) -> Callable[[], Tensor]:
-        """Return what reads a parameter, in parts here, whole on rank 0; all call this in the same order."""
-        self._parameters[self._num_known] = parameter
-        self._num_known += 1
-        return partial(self._borrow, self._num_known - 1)
+    def lend(self, parameter: Tensor) -> Deferred:
+        """Return a parameter, in parts here, which rank 0 reads whole; all call this in the same order."""
+        number, self._num_known = self._num_known, self._num_known + 1
+        self._parameters[number] = parameter
+        return Deferred(tuple(parameter.shape), parameter.dtype, partial(self._borrow, number))
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor, or of its part that is here, in the memory of this machine."""
+        if not isinstance(tensor, DTensor):
+            return tensor.detach().to("cpu", copy=True)
+        own, form = tensor.to_local().detach(), {"shape": tensor.shape, "stride": tensor.stride()}
+        copy = own.to("cpu", copy=True)
+        return DTensor.from_local(copy, self._mesh, tensor.placements, run_check=False, **form)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Let rank 0 borrow meanwhile; the others come here to lend, until it has finished."""
-        if self._rank > 0:
+        if self.calls.rank > 0:
             while (number := self._told(None)) is not None:
-                _whole(self._parameters[number])
+                self._send(self._parameters[number])
             yield
             return
         self._is_open = True
@@ -62,7 +77,7 @@ class Loans:
         if not self._is_open:
             raise RuntimeError("a parameter in parts can be read whole in World.on_main alone, on rank 0")
         self._told(number)
-        return _whole(self._parameters[number])
+        return self._receive(self._parameters[number])
 
     def _told(self, number: int | None) -> int | None:
         """Return what rank 0 says."""
@@ -70,10 +85,20 @@ class Loans:
         dist.broadcast_object_list(message, src=0, group=self._group)
         return message[0]
 
+    def _send(self, parameter: Tensor) -> None:
+        own = cast(DTensor, parameter).to_local().detach().cpu().contiguous()
+        if len(own):
+            dist.send(own, 0, group=self._group)
 
-@torch.no_grad()
-def _whole(parameter: Tensor) -> Tensor:
-    return cast(DTensor, parameter).full_tensor()
+    def _receive(self, parameter: Tensor) -> Tensor:
+        """Return it whole; only this process has more of it than before."""
+        own = cast(DTensor, parameter).to_local().detach()
+        whole = torch.empty(parameter.shape, dtype=own.dtype)
+        parts = whole.chunk(dist.get_world_size(self._group))  # as FSDP has them
+        parts[0].copy_(own)
+        for rank, part in enumerate(parts[1:], 1):
+            dist.recv(part, rank, group=self._group)
+        return whole.to(own.device)
 
 
 class Shards(nn.Module):
@@ -84,14 +109,12 @@ class Shards(nn.Module):
         self.held = dict(model.named_parameters())
         """The parameters in parts, by name: what is trained, whatever the modules have in their place."""
         self._units, self._hooks = units, list[tuple[Mapping[int, Any], Mapping[int, Any]]]()
-        self._reads = {name: loans.offer(parameter) for name, parameter in self.held.items()}
+        self._calls = loans.calls
+        self._lent = {name: loans.lend(parameter) for name, parameter in self.held.items()}
 
     def whole(self) -> dict[str, Deferred]:
         """Return the parameters by name; each is whole when rank 0 reads it in `World.on_main`."""
-        return {
-            name: Deferred(tuple(parameter.shape), parameter.dtype, self._reads[name])
-            for name, parameter in self.held.items()
-        }
+        return dict(self._lent)
 
     def train(self, mode: bool = True) -> "Shards":
         """Gather the model for evaluation mode, and give it back for training; all processes together."""
@@ -103,8 +126,9 @@ class Shards(nn.Module):
         return super().train(mode)
 
     def _gather(self) -> None:
-        for unit in self._units:
-            unit.unshard()
+        with self._calls.clear_errors():
+            for unit in self._units:
+                unit.unshard()
         # Without its hooks, FSDP neither gives the parameters back after a pass nor notes passes for a
         # backward pass that will not come.
         modules = [cast(nn.Module, unit) for unit in self._units]

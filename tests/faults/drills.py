@@ -34,7 +34,7 @@ collection, in the evaluation after it; a loss; an optimizer step; and in a chec
 each rank; then, on rank 0, when half of the weights are written, the renaming, and what follows it; and what
 the processes exchange."""
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE_S = 240.0
+PATIENCE_S = 150.0
 _GRACE_S = 25.0  # for the others, when one has ended with an error
 
 

@@ -6,8 +6,7 @@ says where each part is. That is a pickle, so it is read by an unpickler that kn
 
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,15 +53,15 @@ class _Reader(FileSystemReader):
         return read_index(Path(self.path))
 
 
-def write_parts(directory: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name to a new directory; all processes call this, each with its own parts.
+def write_parts(directory: Path, tensors: Mapping[str, Tensor], group: Any = None) -> None:
+    """Write tensors by name to a new directory; all processes of a group call it, each with its own parts.
 
     Raises:
         OSError: It could not be written; on all processes.
     """
     try:
-        with _undisturbed():
-            save(dict(tensors), storage_writer=FileSystemWriter(directory), no_dist=_is_alone())
+        writer = FileSystemWriter(directory)
+        save(dict(tensors), storage_writer=writer, process_group=group, no_dist=_is_alone())
     except CheckpointException as error:
         raise OSError(_first_reason(error)) from error
 
@@ -74,8 +73,7 @@ def read_parts(directory: Path, targets: Mapping[str, Tensor]) -> None:
         SnapshotError: A file is damaged, or not what its index says; on all processes.
     """
     try:
-        with _undisturbed():
-            load(dict(targets), storage_reader=_Reader(directory), no_dist=_is_alone())
+        load(dict(targets), storage_reader=_Reader(directory), no_dist=_is_alone())
     except CheckpointException as error:
         raise SnapshotError(f"{directory}: {_first_reason(error)}") from error
 
@@ -174,15 +172,9 @@ def _is_tensor(entry: object) -> bool:
 
 
 def _is_alone() -> bool:
+    if not dist.is_initialized():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which DCP is told
     return not dist.is_initialized()
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Do without DCP's warning that there is one process alone."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def _first_reason(error: CheckpointException) -> str:

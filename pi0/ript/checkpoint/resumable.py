@@ -1,13 +1,15 @@
 """A run that can be stopped anywhere and continued: what a script holds of its checkpoints."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pi0.ript.checkpoint import background
 from pi0.ript.checkpoint.files import SnapshotError, published
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.launch import Launch
@@ -115,8 +117,7 @@ class Checkpoints:
         code = asked_to_stop(self.peers)
         is_last = progress.iteration >= training.num_train_steps
         if code or is_last or progress.iteration % training.save_freq == 0:
-            self._write()
-            self._forget_episodes()
+            self._write(is_waited_for=bool(code) or is_last, forget=self._finished_episodes())
             code = asked_to_stop(self.peers)  # while the checkpoint was written, too
         if code:
             self._leave(code)
@@ -131,7 +132,7 @@ class Checkpoints:
         """
         code = asked_to_stop(self.peers)
         if code or self._clock.is_late():
-            self._write()
+            self._write(is_waited_for=bool(code))
             code = asked_to_stop(self.peers)  # while the checkpoint was written, too
         if code:
             self._leave(code)
@@ -171,9 +172,10 @@ class Checkpoints:
     def _sampler_position(self) -> dict[str, Any] | None:
         return self.sampler.state_dict() if self.sampler else None
 
-    def _write(self) -> None:
-        """Write a checkpoint, unless the present position is that of the last one."""
+    def _write(self, *, is_waited_for: bool, forget: Collection[Path] = ()) -> None:
+        """Write a checkpoint, unless the present position is that of the last one; then forget episodes."""
         if self._saved_at == self.progress.position:
+            background.wait()
             return
         # An iteration under way is continued with the episodes that it has collected.
         episodes = self._collected.files() if self._collected and self.progress.step else []
@@ -188,19 +190,24 @@ class Checkpoints:
             episodes=episodes,
             peers=self.peers,
             keep_last=self.config.training.keep_last,
+            after=partial(_remove, forget),
+            in_background=not is_waited_for,
         )
         self._saved_at = self.progress.position
         self._clock.restart()
 
-    def _forget_episodes(self) -> None:
-        """Remove the episodes of iterations that are over and saved."""
-        if self.peers.rank == 0:
-            for journal in self._episodes.glob("*"):
-                if journal.name != _BEFORE:
-                    shutil.rmtree(journal)
+    def _finished_episodes(self) -> list[Path]:
+        """Return the journals of iterations that are over, for which there is no use once that is saved."""
+        return [journal for journal in self._episodes.glob("*") if journal.name != _BEFORE]
 
     def _leave(self, code: int) -> None:
+        background.wait()
         if self.peers.rank == 0:
             where = f"iteration {self.progress.iteration}, optimizer step {self.progress.step}"
             print(f"stopped at {where}; continue with --resume")  # noqa: T201
         raise StoppedError(code)
+
+
+def _remove(journals: Iterable[Path]) -> None:
+    for journal in journals:
+        shutil.rmtree(journal)

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,15 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pi0.ript.checkpoint import background
 from pi0.ript.checkpoint.files import SnapshotError, begin, partial_path, prune, publish, published, verify
-from pi0.ript.checkpoint.parts import (
-    PARTS,
-    join_optimizer,
-    read_parts,
-    shapes,
-    split_optimizer,
-    write_parts,
-)
+from pi0.ript.checkpoint.parts import PARTS, join_optimizer, read_parts, shapes
 from pi0.ript.checkpoint.random_states import rng_file, rng_state, set_rng_state
 from pi0.ript.checkpoint.resuming import RUNG_13, Advice, require_same_run
 from pi0.ript.peers import Peers
@@ -72,7 +67,7 @@ class Clock:
 
 def write_snapshot(
     path: Path,
-    write: Callable[[Path], object],
+    write: Callable[[Path, Peers], object],
     facts: Mapping[str, Any],
     *,
     peers: Peers,
@@ -80,52 +75,66 @@ def write_snapshot(
     keep_last: int | None = None,
     outside: Collection[Path] = (),
     with_random_states: bool = True,
+    after: Callable[[], object] | None = None,
+    in_background: bool = False,
 ) -> None:
     """Make a directory that is there completely or not at all; all processes call this.
 
-    A write that fails leaves the snapshots before as they were. On more than one machine the parent of `path`
-    must be shared.
+    A write that fails leaves the snapshots before as they were. One that is under way in the background is
+    waited for first. On more than one machine the parent of `path` must be shared.
 
     Args:
         path: What it will be called.
-        write: Fills the directory that it is given; all processes call it, and what one of them alone does is
-            by `write_on_main`.
+        write: Fills the directory that it is given; all processes call it, with the processes to do it with,
+            and what one of them alone does is by `write_on_main`.
         facts: What the manifest says besides the files.
         peers: The processes that train together; each adds its random states.
         remedy: How the user goes on after a write that failed.
         keep_last: Snapshots to keep, with this one; None: all.
         outside: Files beside `path` without which the snapshot is of no use.
         with_random_states: False where nothing goes on from it.
+        after: Called on rank 0 when it is in its place and old ones are gone.
+        in_background: Return before it is written, by `peers.background`; what `write` reads must not change.
 
     Raises:
-        SnapshotError: It could not be written; on all processes.
+        SnapshotError: It could not be written, or the one before in the background; on all processes.
     """
-    partial, is_main = partial_path(path), peers.rank == 0
     random_states = rng_state()
 
-    def keep_random_states() -> None:
-        if with_random_states:
-            torch.save(random_states, partial / rng_file(peers.rank))
+    def make(peers: Peers) -> None:
+        directory = partial_path(path)
 
-    def finish() -> None:
-        publish(partial, path, facts, outside)
-        if keep_last is not None:
-            prune(path, keep_last)
+        def keep_random_states() -> None:
+            if with_random_states:
+                torch.save(random_states, directory / rng_file(peers.rank))
 
-    try:
-        write_on_main(lambda: begin(path), peers)
-        _together(keep_random_states, peers)
-        write(partial)
-        write_on_main(finish, peers)
-    except _EXPECTED as error:
-        if is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-        others = [other.name for other in published(path.parent)]
-        raise SnapshotError(
-            f"checkpoint {path} could not be written ({type(error).__name__}: {error}). If the disk is full "
-            f"make room, then {remedy}; as before there are {others}"
-        ) from error
-    set_rng_state(random_states)  # of which writing uses some
+        def finish() -> None:
+            publish(directory, path, facts, outside)
+            if keep_last is not None:
+                prune(path, keep_last)
+            if after is not None:
+                after()
+
+        try:
+            write_on_main(lambda: begin(path), peers)
+            write_on_each(keep_random_states, peers)
+            write(directory, peers)
+            write_on_main(finish, peers)
+        except _EXPECTED as error:
+            if peers.rank == 0:
+                shutil.rmtree(directory, ignore_errors=True)
+            others = [other.name for other in published(path.parent)]
+            raise SnapshotError(
+                f"checkpoint {path} could not be written ({type(error).__name__}: {error}). If the disk is "
+                f"full make room, then {remedy}; as before there are {others}"
+            ) from error
+
+    background.wait()
+    if in_background and peers.background is not None:
+        background.start(partial(make, peers.background))
+    else:
+        make(peers)
+        set_rng_state(random_states)  # of which writing uses some
 
 
 def write_on_main(function: Callable[[], object], peers: Peers) -> None:
@@ -140,37 +149,14 @@ def write_on_main(function: Callable[[], object], peers: Peers) -> None:
     _agree(error, peers)
 
 
-def write_training(
-    directory: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    states: Mapping[str, Any],
-    progress: Mapping[str, Any],
-    peers: Peers,
-    weights: str = TRAINED,
-    more: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write trained parameters, optimizer, positions by name, and plain values; all processes call this.
-
-    `weights` names the file. `more` are tensors of the same shapes, by name, to be written in parts as well.
-    """
-    trained = trained_parameters(model)
-    kept: dict[str, Any] = {}
-    if peers.is_sharded:
-        names = {parameter: name for name, parameter in trained.items()}
-        tensors, kept["optimizer"] = split_optimizer(optimizer, names)
-        parts = {name: p.detach() for name, p in {**trained, **tensors, **(more or {})}.items()}
-        _together(lambda: write_parts(directory / PARTS, parts), peers)
-    elif peers.rank == 0:
-        kept["optimizer"] = optimizer.state_dict()
-
-    def write() -> None:
-        if not peers.is_sharded:
-            write_tensors(directory / weights, trained)
-        torch.save({**kept, **states}, directory / TRAINER)
-        (directory / PROGRESS).write_text(json.dumps(progress))
-
-    write_on_main(write, peers)
+def write_on_each(function: Callable[[], object], peers: Peers) -> None:
+    """Run a function on each process; an error on one of them is raised on all."""
+    error = None
+    try:
+        function()
+    except _EXPECTED as raised:
+        error = raised
+    _agree(error, peers)
 
 
 def read_training(
@@ -287,16 +273,6 @@ def copy_tensors(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) ->
     with torch.no_grad():
         for name, value in values.items():
             targets[name].copy_(value)
-
-
-def _together(function: Callable[[], object], peers: Peers) -> None:
-    """Run a function on each process; an error on one of them is raised on all."""
-    error = None
-    try:
-        function()
-    except _EXPECTED as raised:
-        error = raised
-    _agree(error, peers)
 
 
 def _agree(error: Exception | None, peers: Peers) -> None:

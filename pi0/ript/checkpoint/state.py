@@ -4,8 +4,9 @@ A run is a function of its settings; where it stands is: weights, optimizer, the
 position (iteration, optimizer step in it, losses so far).
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 
 from pi0 import PI0Policy
+from pi0.ript.checkpoint import background
+from pi0.ript.checkpoint.contents import take_contents
 from pi0.ript.checkpoint.files import UNTRAINED, checkpoint_path, verify
 from pi0.ript.checkpoint.random_states import restore_rng_state
 from pi0.ript.checkpoint.resuming import RUNG_13, run_facts
@@ -22,10 +25,10 @@ from pi0.ript.checkpoint.snapshot import (
     read_training,
     write_on_main,
     write_snapshot,
-    write_training,
 )
 from pi0.ript.monitoring import count_skipped
 from pi0.ript.peers import ALONE, Peers
+from pi0.tensor_files import Deferred
 
 _WEIGHTS = "trainable.safetensors"
 _REMEDY = "Lower algo.lr or algo.grad_norm_clip, or look at the data of this step"
@@ -86,6 +89,8 @@ def save_checkpoint(
     episodes: Collection[Path] = (),
     peers: Peers = ALONE,
     keep_last: int = 3,
+    after: Callable[[], object] | None = None,
+    in_background: bool = False,
 ) -> Path:
     """Write a checkpoint that is there completely or not at all, and return it; all processes call this.
 
@@ -104,25 +109,42 @@ def save_checkpoint(
         episodes: Files in `output_dir` without which the checkpoint cannot be continued.
         peers: The processes that train together.
         keep_last: Checkpoints to keep, with this one.
+        after: Called on rank 0 when it is written.
+        in_background: Return before it is, if the peers have a `background`.
 
     Raises:
-        SnapshotError: It could not be written; on all processes.
+        SnapshotError: It could not be written, or the one before in the background; on all processes.
     """
     progress, policy = progress or Progress(iteration=step), _policy(model)
     path = checkpoint_path(Path(output_dir), *progress.position)
 
-    def write(partial: Path) -> None:
-        states = {"sampler": sampler_state}
-        write_training(partial, policy, optimizer, states, asdict(progress), peers, _WEIGHTS)
-        write_on_main(
-            lambda: policy.save_pretrained(partial / "policy", untrained=path.parent / UNTRAINED), peers
-        )
+    background.wait()
+    copies, states = in_background and peers.background is not None, {"sampler": sampler_state}
+    contents = take_contents(policy, optimizer, states, asdict(progress), peers, copies=copies)
+
+    def write(directory: Path, peers: Peers) -> None:
+        contents.write(directory, peers, _WEIGHTS)
+        weights = peers.whole(policy, contents.trained)
+        write_on_main(partial(_save_policy, policy, directory, weights), peers)
 
     facts = {"position": list(progress.position), **run_facts(config, policy, peers)}
     write_snapshot(
-        path, write, facts, peers=peers, remedy=RUNG_13.resume, keep_last=keep_last, outside=episodes
+        path,
+        write,
+        facts,
+        peers=peers,
+        remedy=RUNG_13.resume,
+        keep_last=keep_last,
+        outside=episodes,
+        after=after,
+        in_background=in_background,
     )
     return path
+
+
+def _save_policy(policy: PI0Policy, directory: Path, weights: Mapping[str, Deferred]) -> None:
+    untrained = directory.parent / UNTRAINED
+    policy.save_pretrained(directory / "policy", untrained=untrained, weights=weights)
 
 
 def load_checkpoint(

@@ -135,6 +135,7 @@ class Distributed:
     strategy: Strategy = "ddp"  # ddp: every process holds the whole model; fsdp: a part of what is trained
     # fsdp: in which large weights travel and compute; null: the computation's (policy.dtype)
     gather_dtype: Dtype | None = None
+    background_checkpoints: bool = False  # written from a copy in memory while the training goes on
 
 
 @dataclass

@@ -135,8 +135,18 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         EpisodeDataError: The file is damaged.
     """
-    with _naming_damage(path):
-        return json.loads(pq.read_schema(path).metadata[b"episode"])
+    with naming_damage(path):
+        metadata = pq.read_schema(path).metadata
+        text, digest = metadata[b"episode"], metadata.get(b"sha256")  # without: of version 0.1.0
+        if digest is not None and hashlib.sha256(text).hexdigest() != digest.decode():
+            raise ValueError("its labels have another hash")
+        return json.loads(text)
+
+
+def record_metadata(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what `read_record` reads, as metadata of a parquet file, whose pages alone have checksums."""
+    text = json.dumps(record)
+    return {"episode": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_columns(path: Path) -> pa.Table:
@@ -145,8 +155,12 @@ def read_columns(path: Path) -> pa.Table:
     Raises:
         EpisodeDataError: The file is damaged.
     """
-    with _naming_damage(path):
-        return pq.read_table(path, page_checksum_verification=True)
+    record = read_record(path)
+    with naming_damage(path):
+        table = pq.read_table(path, page_checksum_verification=True)
+        if len(table) != record["length"]:
+            raise ValueError(f"it has {len(table)} of {record['length']} frames")
+        return table
 
 
 def require_training_states(root: Path, allowed: str) -> str | None:
@@ -174,7 +188,8 @@ def require_training_states(root: Path, allowed: str) -> str | None:
 
 
 @contextmanager
-def _naming_damage(path: Path) -> Iterator[None]:
+def naming_damage(path: Path) -> Iterator[None]:
+    """Raise EpisodeDataError where reading a stored episode fails: its file is damaged."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:

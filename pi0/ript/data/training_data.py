@@ -1,5 +1,7 @@
 """Batches for supervised training and validation on a mixture of data sets, read ahead by processes."""
 
+import multiprocessing.queues
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -251,6 +253,18 @@ def _read(windows: MixtureWindows, draws: Any) -> Iterator[dict[str, Any]]:
         prefetch_factor=reading.prefetch_factor if reading.num_workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its draws are not used; the global generator stays as it is
+        worker_init_fn=_end_of_a_lost_batch,
     )
     with deaf_children():
         return iter(loader)
+
+
+def _end_of_a_lost_batch(_worker: int) -> None:
+    """Have a process that reads end where it cannot hand a batch over: the trainer would wait forever."""
+
+    def end(error: Exception, _batch: object) -> None:
+        said = f"a batch could not be handed over ({error}): shared memory (/dev/shm) may be too small\n"
+        os.write(2, said.encode())
+        os._exit(1)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # pyright: ignore[reportAttributeAccessIssue]

@@ -18,9 +18,11 @@ from pi0.ript.data.records import (
     Episode,
     EpisodeDataError,
     EpisodeLabels,
+    naming_damage,
     partial_directory,
     read_columns,
     read_record,
+    record_metadata,
 )
 from pi0.ript.files import write_bytes
 
@@ -72,7 +74,7 @@ class EpisodeWriter:
             "content_hash": episode.content_hash(),
             "cameras": {name: list(frames.shape[1:]) for name, frames in episode.images.items()},
         }
-        table = pa.table(columns, metadata={"episode": json.dumps(record)})
+        table = pa.table(columns, metadata=record_metadata(record))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, write_page_checksum=True)
         write_bytes(self._path(number, ".parquet"), sink.getvalue().to_pybytes())
@@ -86,6 +88,10 @@ class EpisodeWriter:
         if not self.has(number):
             return None
         path = self._path(number, ".parquet")
+        with naming_damage(path):
+            return self._read(number, path, with_images)
+
+    def _read(self, number: int, path: Path, with_images: bool) -> Episode:
         record, table = read_record(path), read_columns(path)
         images = {}
         for camera in record["cameras"] if with_images else ():

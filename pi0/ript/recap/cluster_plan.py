@@ -15,18 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from pi0.config import Pi0Config
 from pi0.errors import UnusableError
 from pi0.model import Pi0Model
-from pi0.needs import MemoryNeeds, example_observation, training_memory, without_memory
+from pi0.needs import acting_sizes, example_observation, without_memory
 from pi0.registry import get_config
 from pi0.ript.recap.budget import PlannedWork, planned_work
 from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.gpus import Gpu, gpu_named
+from pi0.ript.recap.model_budget import policy_memory
 from pi0.ript.training.settings import PolicyTraining
-from pi0.trainable import inference_dtypes
 
 TRAINING_SHARE = 0.35
 """Of the peak, in training. Published runs of models like this one reach 0.18 to 0.47."""
 ACTING_SHARE = 0.25
 """Of the peak, when a batch of observations is acted upon."""
+NUM_CAMERAS = 2
+"""Images of an observation, as in LIBERO."""
 PER_MACHINE = 8
 """GPUs of a machine."""
 NETWORK = 50e9
@@ -41,14 +43,10 @@ USABLE = 0.9
 class ModelCosts:
     """Operations and bytes of the model, as a run trains it."""
 
-    memory: MemoryNeeds
-    """Of a step with the micro-batch of the plan."""
     trained: int
     """Bytes of the parameters that are trained, in float32."""
     acting: int
     """Bytes of the weights, as they are held for acting."""
-    block: int
-    """Bytes of the largest block, as it computes."""
     expert: int
     """Bytes of the expert, which acting reads in every step of the flow."""
     step_flops: int
@@ -58,10 +56,18 @@ class ModelCosts:
     """Of a chunk of actions, without guidance."""
 
 
-def model_costs(config: Pi0Config, freeze: str, micro_batch: int, num_cameras: int) -> ModelCosts:
-    """Return what a model of the real size costs; it is counted without memory, in seconds."""
-    model = config.create(seed=None, device="meta")
-    model.freeze(freeze)
+def planned_model(config: RecapConfig, freeze: str | None = None) -> Pi0Model:
+    """Return the model that a configuration trains, without memory; `freeze` in place of its own choice."""
+    base = get_config(config.policy.config) if config.policy.config else Pi0Config()
+    sizes = replace(base, **config.policy.changes())
+    model = sizes.create(seed=None, device="meta")
+    model.freeze(freeze or config.policy.freeze or sizes.freeze_filter(), config.policy.frozen_dtype)
+    return model
+
+
+def model_costs(model: Pi0Model, num_cameras: int) -> ModelCosts:
+    """Return what a frozen model of the real size costs; it is counted without memory, in seconds."""
+    config = model.config
 
     def count_step(twin: Pi0Model) -> tuple[int, int]:
         observation = example_observation(config, 1, num_cameras, config.tokenizer_max_length)
@@ -79,37 +85,15 @@ def model_costs(config: Pi0Config, freeze: str, micro_batch: int, num_cameras: i
             return counter.get_total_flops()
 
     forward, step = without_memory(model, count_step)
-    memory = training_memory(model, micro_batch, num_cameras)
-    held = inference_dtypes(model, model.dtype)
-    sizes = {name: p.numel() * held.get(name, p.dtype).itemsize for name, p in model.named_parameters()}
+    sizes = acting_sizes(model)
     return ModelCosts(
-        memory=memory,
-        trained=memory.gradients,
+        trained=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
         acting=sum(sizes.values()),
-        block=sum(size for name, size in sizes.items() if name.startswith("vlm.blocks.0.")),
         expert=sum(size for name, size in sizes.items() if name.startswith("expert.")),
         step_flops=step,
         forward_flops=forward,
         chunk_flops=without_memory(model, count_chunk),
     )
-
-
-def ddp_memory(costs: ModelCosts) -> int:
-    """Return the bytes of a GPU with `distributed.strategy=ddp`: everything, and gradients twice."""
-    return costs.memory.peak + costs.memory.gradients
-
-
-def fsdp_memory(costs: ModelCosts, num_gpus: int, *, accumulates: bool) -> float:
-    """Return the bytes of a GPU with `distributed.strategy=fsdp`, the most of training and of acting.
-
-    In training parts of everything, two whole blocks, activations; whole gradients as well if a GPU
-    `accumulates` those of several micro-batches. In acting the parts and a whole copy.
-    """
-    memory = costs.memory
-    kept = (memory.weights + memory.moments) / num_gpus
-    gradients = memory.gradients * ((1 if accumulates and num_gpus > 1 else 0) + 1 / num_gpus)
-    training = kept + gradients + memory.activations + 2 * costs.block
-    return max(training, kept + costs.acting)
 
 
 def exchange_seconds(gpu: Gpu, num_gpus: int, size: int) -> float:
@@ -191,12 +175,8 @@ def plan(config: RecapConfig, num_gpus: int, name: str, price: float | None = No
     gpu = gpu_named(name)
     if config.policy_path == "toy":
         raise UnusableError("--plan: expected a configuration with a checkpoint, found policy_path: toy")
-    base = get_config(config.policy.config) if config.policy.config else Pi0Config()
-    model = replace(base, **config.policy.changes())
-    samples = math.ceil(config.finetuning.training.batch_size / num_gpus)
-    micro_batch = min(config.finetuning.training.micro_batch_size, samples)
-    freeze = config.policy.freeze or model.freeze_filter()
-    costs = model_costs(model, freeze, micro_batch, num_cameras=2)
+    model = planned_model(config)
+    costs = model_costs(model, NUM_CAMERAS)
     yield (
         f"computed, not measured: {num_gpus} x {name} ({gpu.memory / 1e9:.0f} GB, {gpu.flops / 1e12:.0f} "
         f"TFLOP/s in bfloat16, {gpu.bandwidth / 1e12:.2f} TB/s), {TRAINING_SHARE:.0%} of the peak in "
@@ -206,15 +186,18 @@ def plan(config: RecapConfig, num_gpus: int, name: str, price: float | None = No
         f"a sample: {costs.step_flops / 1e12:.2f} TFLOP forward and backward; a chunk of actions: "
         f"{costs.chunk_flops / 1e12:.2f}"
     )
-    in_parts = fsdp_memory(costs, num_gpus, accumulates=samples > micro_batch)
-    for strategy, size in {"ddp": ddp_memory(costs), "fsdp": in_parts}.items():
+    freeze = config.policy.freeze or model.config.freeze_filter()
+    training = config.finetuning.training
+    micro_batch = min(training.micro_batch_size, math.ceil(training.batch_size / num_gpus))
+    for strategy in ("ddp", "fsdp"):
+        size = policy_memory(config, model, NUM_CAMERAS, num_gpus, strategy).peak
         fits = "fits" if size <= USABLE * gpu.memory else f"is more than {USABLE:.0%} of a GPU"
         what = f"memory of a GPU, freeze={freeze}, micro-batch {micro_batch}, {strategy}"
         yield f"{what}: {size / 1e9:.1f} GB, {fits}"
     hours = run_hours(config, planned_work(config), costs, gpu, num_gpus)
-    update = update_seconds(costs, gpu, num_gpus, config.finetuning.training.batch_size)
+    update = update_seconds(costs, gpu, num_gpus, training.batch_size)
     yield (
-        f"an update of {config.finetuning.training.batch_size} samples: {update:.2f} s; hours: policy "
+        f"an update of {training.batch_size} samples: {update:.2f} s; hours: policy "
         f"{hours.policy:.1f}, value function {hours.value:.1f}, recording {hours.recording:.1f}, judging "
         f"{hours.judging:.1f}, together {hours.total:.1f} at most"
     )

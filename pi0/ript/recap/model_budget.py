@@ -9,9 +9,10 @@ import torch
 
 from pi0.gemma import ActionExpert
 from pi0.model import Pi0Model
-from pi0.needs import MemoryNeeds, disk_needs, sized_model, training_memory
+from pi0.needs import MemoryNeeds, disk_needs, process_memory, sized_model, training_memory
 from pi0.pretrained import describe, resolve
 from pi0.registry import get_config
+from pi0.ript.recap.config import RecapConfig
 from pi0.ript.recap.rounds import Run
 from pi0.ript.training.fitted_features import without_absent_cameras
 from pi0.ript.training.settings import PolicyTraining
@@ -27,6 +28,8 @@ class ModelBudget:
     """In the training of the policy that takes the most."""
     value: int
     """In a value function's training: the policy that it reads, it, its gradients and averages."""
+    copies: int
+    """What a checkpoint is written from in the background."""
     programs: int
     """What this process holds already: Python and its libraries."""
     untrained: int
@@ -43,7 +46,7 @@ class ModelBudget:
     @property
     def memory(self) -> int:
         """Return the most that a process holds at once, but for images and simulators."""
-        return self.programs + max(self.policy.peak, self.value)
+        return self.programs + max(self.policy.peak, self.value) + self.copies
 
     @property
     def kept(self) -> int:
@@ -53,11 +56,14 @@ class ModelBudget:
     def __str__(self) -> str:
         """Return it in words."""
         needs = self.policy
+        together = f", to exchange {_gb(needs.exchanged)}" if needs.exchanged else ""
+        copies = f"; copies for checkpoints {_gb(self.copies)}" if self.copies else ""
+        together += f", or {_gb(needs.acting)} gathered to act" if needs.acting else ""
         return (
             f"budget: memory of a process up to {_gb(self.memory)}: programs {_gb(self.programs)}; training "
             f"the policy: weights {_gb(needs.weights)}, gradients {_gb(needs.gradients)}, the optimizer "
-            f"{_gb(needs.moments)}, activations {_gb(needs.activations)}; "
-            f"a value function {_gb(self.value)}\n"
+            f"{_gb(needs.moments)}, activations {_gb(needs.activations)}{together}; "
+            f"a value function {_gb(self.value)}{copies}\n"
             f"budget: models on disk {_gb(self.kept)}: untrained weights {_gb(self.untrained)} once, "
             f"policies {_gb(self.policies)}, value functions {_gb(self.values)}, the published policy "
             f"{_gb(self.published)}; meanwhile snapshots of a training, {_gb(self.snapshot)}"
@@ -72,19 +78,15 @@ def model_budget(run: Run) -> ModelBudget:
     """Return what the models of a run take whose policy is a checkpoint; its weights are not read."""
     config, (model, cameras) = run.config, _sized(run)
     policies = 1 + config.rounds + 2 * config.baselines + config.filtered_rounds
-    trainings: list[tuple[PolicyTraining, int]] = [
-        (config.finetuning.training, 2 if config.finetuning.objective == "ript" else 1)
-    ]
-    trainings += [] if config.skip_sft else [(config.sft, 1)]
-    needs = max(
-        (_memory(model, cameras, each, run.world.size, passes) for each, passes in trainings),
-        key=lambda m: m.peak,
-    )
+    needs = policy_memory(config, model, cameras, run.world.size, config.distributed.strategy)
     value, disk = _value_size(run, model), disk_needs(model)
     averages = 3 * _FLOAT32 * value
+    read = sum(p.numel() * p.element_size() for p in model.parameters())  # by every process, whole
+    parts = run.world.size if config.distributed.strategy == "fsdp" else 1
     return ModelBudget(
         policy=needs,
-        value=needs.weights + 4 * _FLOAT32 * value,
+        value=read + math.ceil(4 * _FLOAT32 * value / parts),
+        copies=3 * needs.moments // 2 if config.distributed.background_checkpoints else 0,
         programs=psutil.Process().memory_info().rss,
         untrained=disk.untrained,
         policies=policies * disk.trained,
@@ -92,6 +94,31 @@ def model_budget(run: Run) -> ModelBudget:
         published=disk.complete,
         snapshot=2 * max(disk.snapshot, averages),
     )
+
+
+def policy_memory(
+    config: RecapConfig, model: Pi0Model, num_cameras: int, num_processes: int, strategy: str
+) -> MemoryNeeds:
+    """Return what a process takes in the training of the policy that takes the most.
+
+    Args:
+        config: Says how it is trained.
+        model: The policy's model, without memory, frozen as in training.
+        num_cameras: Images of an observation.
+        num_processes: Those that train together.
+        strategy: See `process_memory`.
+    """
+    trainings = [(config.finetuning.training, 2 if config.finetuning.objective == "ript" else 1)]
+    trainings += [] if config.skip_sft else [(config.sft, 1)]
+
+    def memory(training: PolicyTraining, passes: int) -> MemoryNeeds:
+        samples = math.ceil(training.batch_size / num_processes)
+        size = min(training.micro_batch_size, samples)
+        needs = training_memory(model, size, num_cameras, num_draws=training.num_draws)
+        needs = replace(needs, activations=passes * needs.activations)
+        return process_memory(needs, model, strategy, num_processes, accumulates=samples > size)
+
+    return max((memory(*each) for each in trainings), key=lambda needs: needs.peak)
 
 
 def _sized(run: Run) -> tuple[Pi0Model, int]:
@@ -103,14 +130,6 @@ def _sized(run: Run) -> tuple[Pi0Model, int]:
     model = sized_model(replace(said.config, **settings.changes(), indicator=settings.indicator), directory)
     model.freeze(settings.freeze, settings.frozen_dtype)
     return model, len(without_absent_cameras(said.features, [names]).present_cameras)
-
-
-def _memory(
-    model: Pi0Model, cameras: int, training: PolicyTraining, processes: int, passes: int
-) -> MemoryNeeds:
-    size = min(training.micro_batch_size, math.ceil(training.batch_size / processes))
-    needs = training_memory(model, size, cameras, num_draws=training.num_draws)
-    return replace(needs, activations=passes * needs.activations)
 
 
 def _value_size(run: Run, model: Pi0Model) -> int:

@@ -2,16 +2,25 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pi0.ript.checkpoint.contents import Contents
 from pi0.ript.checkpoint.files import UNTRAINED
-from pi0.ript.checkpoint.snapshot import copy_tensors, write_on_main, write_snapshot, write_tensors
+from pi0.ript.checkpoint.snapshot import (
+    copy_tensors,
+    trained_parameters,
+    write_on_main,
+    write_snapshot,
+    write_tensors,
+)
 from pi0.ript.data.frame_set import hash_arrays
 from pi0.ript.distributed import World
+from pi0.ript.peers import Peers
 from pi0.ript.supervised.parts import Parts
 from pi0.ript.supervised.run_layout import ADVICE, copy_descriptions
 from pi0.ript.supervised.settings import SupervisedSettings
@@ -39,18 +48,17 @@ class ModelFiles:
         if self.average is not None:
             self.average.update()
 
-    def in_parts(self) -> dict[str, Tensor]:
-        """Return the average as tensors that are written in parts, where what is trained is."""
-        if self.average is None or not self.world.is_sharded:
-            return {}
-        return {f"average.{name}": value for name, value in self.average.average.items()}
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the average, by names that begin with `average.`."""
+        average = {} if self.average is None else self.average.average
+        return {f"average.{name}": value for name, value in average.items()}
 
-    def write(self, directory: Path) -> None:
-        """Write what a checkpoint has besides what `write_training` writes."""
-        if self.average is not None and not self.world.is_sharded:
-            average = self.average.average
-            write_on_main(lambda: write_tensors(directory / _AVERAGE, average), self.world)
-        self._write_model(directory)
+    def write(self, directory: Path, contents: Contents, peers: Peers) -> None:
+        """Write what a checkpoint has besides what continues the training."""
+        average = {name.removeprefix("average."): value for name, value in contents.more.items()}
+        if self.average is not None and not peers.is_sharded:
+            write_on_main(lambda: write_tensors(directory / _AVERAGE, average), peers)
+        self._write_model(directory, average or contents.trained, peers)
 
     def read(self, checkpoint: Path) -> None:
         """Put the average where it was, if it was not in parts."""
@@ -65,9 +73,10 @@ class ModelFiles:
         best[metric] = value
         path = self.run_dir / f"checkpoint-{step}-best-{metric}_{value:.4f}"
         facts = {"metric": metric, "value": value, "step": step}
+        weights = trained_parameters(self.model) if self.average is None else self.average.average
         write_snapshot(
             path,
-            self._write_model,
+            lambda directory, peers: self._write_model(directory, weights, peers),
             facts,
             peers=self.world,
             remedy=ADVICE.resume,
@@ -80,13 +89,14 @@ class ModelFiles:
                     older.rename(hidden)
                     shutil.rmtree(hidden)
 
-    def _write_model(self, directory: Path) -> None:
+    def _write_model(self, directory: Path, trained: Mapping[str, Tensor], peers: Peers) -> None:
+        weights = peers.whole(self.model, trained)
+
         def write() -> None:
-            self.model.save_pretrained(directory, untrained=self.run_dir / UNTRAINED)
+            self.model.save_pretrained(directory, untrained=self.run_dir / UNTRAINED, weights=weights)
             copy_descriptions(self.run_dir, directory)
 
-        with self.published_weights():
-            write_on_main(write, self.world)
+        write_on_main(write, peers)
 
 
 def data_hashes(parts: Parts) -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pi0.ript.checkpoint import background
+from pi0.ript.checkpoint.contents import Contents, take_contents
 from pi0.ript.checkpoint.files import checkpoint_path
 from pi0.ript.checkpoint.random_states import restore_rng_state
 from pi0.ript.checkpoint.resuming import Advice, run_facts
@@ -16,7 +18,6 @@ from pi0.ript.checkpoint.snapshot import (
     Stateful,
     read_training,
     write_snapshot,
-    write_training,
 )
 from pi0.ript.peers import ALONE, Peers
 from pi0.value import ValueFunction
@@ -26,12 +27,15 @@ from pi0.value import ValueFunction
 class ExtraFiles(Protocol):
     """What a snapshot has besides what continues the training: the model as users load it, and more."""
 
-    def in_parts(self) -> dict[str, Tensor]:
-        """Return the tensors that are to be written in parts, where what is trained is."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Return tensors of the shapes of what is trained; they are kept in parts where that is in parts."""
         ...
 
-    def write(self, directory: Path) -> None:
-        """Write the rest to a snapshot's directory; all processes call it."""
+    def write(self, directory: Path, contents: Contents, peers: Peers) -> None:
+        """Write the rest to a snapshot's directory; all processes call it.
+
+        Weights and `tensors` are those of the contents, whatever they are now.
+        """
         ...
 
     def read(self, checkpoint: Path) -> None:
@@ -83,7 +87,7 @@ class Snapshots:
         path, peers = self.newest, self.peers
         if path is None:
             return {}
-        more = self._in_parts()
+        more = self._tensors()
         progress = read_training(
             path, self._facts, self.model, self.optimizer, self.states, peers, self.advice, more=more
         )
@@ -97,21 +101,34 @@ class Snapshots:
         """Return whether it is time for a snapshot after so many steps, by rank 0's clock."""
         return (self.save_freq is not None and step % self.save_freq == 0) or self._clock.is_late()
 
-    def write(self, step: int, progress: Mapping[str, Any]) -> Path:
+    def write(self, step: int, progress: Mapping[str, Any], *, in_background: bool = False) -> Path:
         """Write checkpoint-{step}, unless it is there, delete old ones, and return it.
 
+        `in_background`: return before it is written, if the peers have a `background`.
+
         Raises:
-            SnapshotError: It could not be written, on all processes; those before are as they were.
+            SnapshotError: It could not be written, or the one before in the background, on all processes;
+                those before are as they were.
         """
+        background.wait()
         path = checkpoint_path(self.directory, step)
         if self._last_step != step:
             states = {name: state.state_dict() for name, state in self.states.items()}
 
-            def write(partial: Path) -> None:
-                values, more = {"step": step, **progress}, self._in_parts()
-                write_training(partial, self.model, self.optimizer, states, values, self.peers, more=more)
+            contents = take_contents(
+                self.model,
+                self.optimizer,
+                states,
+                {"step": step, **progress},
+                self.peers,
+                more=self._tensors(),
+                copies=in_background and self.peers.background is not None,
+            )
+
+            def write(directory: Path, peers: Peers) -> None:
+                contents.write(directory, peers)
                 if self.extra is not None:
-                    self.extra.write(partial)
+                    self.extra.write(directory, contents, peers)
 
             write_snapshot(
                 path,
@@ -120,12 +137,12 @@ class Snapshots:
                 peers=self.peers,
                 remedy=self.advice.resume,
                 keep_last=self.keep_last,
+                after=self.after_write,
+                in_background=in_background,
             )
-            if self.after_write is not None and self.peers.rank == 0:
-                self.after_write()
             self._last_step = step
             self._clock.restart()
         return path
 
-    def _in_parts(self) -> dict[str, Tensor]:
-        return {} if self.extra is None else self.extra.in_parts()
+    def _tensors(self) -> dict[str, Tensor]:
+        return {} if self.extra is None else self.extra.tensors()

@@ -114,12 +114,12 @@ class Steps:
             self.save()
             self._leave(code)
 
-    def save(self) -> str:
+    def save(self, *, in_background: bool = False) -> str:
         """Write a snapshot of the present position, unless there is one; return where, in words."""
         if self._snapshots is None:
             return "nothing on disk"
         progress: Mapping[str, Any] = {"recent": self.rows, "nonfinite": self.nonfinite, **self.kept}
-        return str(self._snapshots.write(self.step, progress))
+        return str(self._snapshots.write(self.step, progress, in_background=in_background))
 
     def _save_or_stop(self) -> None:
         is_due = self._snapshots is not None and (
@@ -127,12 +127,13 @@ class Steps:
         )
         code = asked_to_stop(self._world)
         if code or is_due:
-            self.save()
+            self.save(in_background=not code and self.step < self.num_steps)
             code = asked_to_stop(self._world)  # saving takes time, and another step would take more
         if code:
             self._leave(code)
 
     def _leave(self, code: int) -> None:
+        self.save()  # which waits for what is being written
         remedy = "" if self._snapshots is None else f"; to go on from there, {self._snapshots.advice.resume}"
         self._world.print(f"{self.name}: stopped after step {self.step}{remedy}")
         raise StoppedError(code)
