@@ -381,12 +381,12 @@ def _loaded() -> list[Case]:
         ),
         Case(26, "a crash before the files are on the disk", "SIGKILL before they are flushed", Outcome.FALLS_BACK, "the one before is used", (f"{died}[not flushed]",)),
         Case(
-            26, "weights change while they are written", "-", Outcome.EQUAL, "-",
-            not_shown="saves are not asynchronous: the training waits for them, so that no step is made meanwhile",
+            26, "weights change while they are written", "a step and new states while the writing is held back", Outcome.EQUAL,
+            "the files of a save that is waited for", ("test_background.py::test_it_is_of_its_step_although_the_training_has_gone_on",),
         ),
         Case(
-            26, "a second save before the first has ended", "-", Outcome.EQUAL, "-",
-            not_shown="saves are not asynchronous: the second begins when the first has ended",
+            26, "a second save before the first has ended", "saves that are slower than the training", Outcome.EQUAL,
+            "one begins when the one before has ended", ("test_background.py::test_the_next_one_begins_when_it_is_finished",),
         ),
     ]  # fmt: skip
     return cases
