@@ -2,6 +2,7 @@
 
 import atexit
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import socket
@@ -46,6 +47,8 @@ def _run(environment: dict[str, str], file: Path, function: Callable[..., Any], 
 
 def end_process(run: Callable[[], None]) -> NoReturn:
     """Run to the end of the process, as the interpreter would."""
+    atexit._clear()  # what the test's process has to close, EGL among it, is not this one's
+    atexit.register(multiprocessing.util._exit_function)
     code: object = 0
     try:
         run()

@@ -37,7 +37,7 @@ NOT_PINNED = (
 )
 """Keys and columns that say how or from which files a result was made, and not what it is."""
 DESCRIPTIONS = re.compile(
-    r".*(config|settings|processor|info|stats|status|collection|recap_state|reward)\.json"
+    r".*(config|settings|processor|info|stats|status|collection|recap_state|reward|made_from)\.json"
 )
 """JSON files that describe the others: settings, and lineage by hashes of whole files."""
 RIPT = [
