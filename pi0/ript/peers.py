@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Protocol, runtime_checkable
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pi0.ript.progress import print_above
-from pi0.tensor_files import Deferred
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pi0.tensor_files import Deferred
 
 
 class Turns(Iterator[int]):
@@ -80,14 +82,14 @@ class Peers(Protocol):
         """Let rank 0 read whole what is in parts meanwhile; the others enter to lend, until it leaves."""
         ...
 
-    def whole(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Deferred]:
+    def whole(self, model: "nn.Module", values: "Mapping[str, Tensor]") -> "dict[str, Deferred]":
         """Return values of a model's parameters, by name, each whole when it is read, in `lending` on rank 0.
 
         Where the model is in parts so are the values, and the parameters that they leave out are added.
         """
         ...
 
-    def copied(self, tensor: Tensor) -> Tensor:
+    def copied(self, tensor: "Tensor") -> "Tensor":
         """Return a copy, in the memory of this machine, of what is here of a tensor."""
         ...
 
@@ -113,11 +115,13 @@ class Alone:
         """Return nothing to wait for."""
         return nullcontext()
 
-    def whole(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Deferred]:
+    def whole(self, model: "nn.Module", values: "Mapping[str, Tensor]") -> "dict[str, Deferred]":
         """Return the values."""
+        from pi0.tensor_files import Deferred  # torch comes with it
+
         return {name: Deferred.of(value.detach()) for name, value in values.items()}
 
-    def copied(self, tensor: Tensor) -> Tensor:
+    def copied(self, tensor: "Tensor") -> "Tensor":
         """Return a copy."""
         return tensor.detach().to("cpu", copy=True)
 
