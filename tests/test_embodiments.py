@@ -18,6 +18,7 @@ from test_pretrained import lerobot_actions_of, raw_batch, raw_noise, tiny_polic
 
 from pi0 import PI0Policy, compute_statistics
 from pi0.embodiment import Embodiment, EmbodimentError
+from pi0.ript import exporting
 from pi0.ript.commands import advantage, evaluate, export, serve, trial_checks
 from pi0.ript.commands.findings import Request
 from pi0.ript.config import ConfigError, load_config_from_yaml, validate_config
@@ -439,7 +440,7 @@ def test_a_policy_of_several_robots_is_told_as_which_to_act(sets, trained, tmp_p
 
 def test_export_describes_the_robot_that_is_asked_for(trained):
     policy = PI0Policy.from_pretrained(trained, embodiment="hand")
-    described = export._description(policy, export.example_inputs(policy, 1, 1), 5)
+    described = exporting._description(policy, exporting.example_inputs(policy, 1, 1), 5)
     assert (described["embodiment"], described["features"]["action_dim"]) == ("hand", 8)
     assert described["statistics"] == json.loads((trained / "embodiment_statistics.json").read_text())["hand"]
 
@@ -463,7 +464,7 @@ def test_export_describes_the_robot_that_is_asked_for(trained):
         (
             [("arm", "arm"), ("hand", "hand")],
             {"policy_path": "TRAINED", "policy": {"statistics_path": "TRAINED/processor/statistics.json"}},
-            "expected statistics of one robot, found those of arm, hand",
+            "policy.statistics_path: is of one robot, and the data sets are of arm, hand",
         ),
     ],
 )  # fmt: skip

@@ -17,7 +17,7 @@ from test_episodes import make_episode, publish
 from test_recap_training import REWARD, chains, labelled
 
 from pi0.ript import interruption
-from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError, snapshot
+from pi0.ript.checkpoint import ChangedSettingsError, SnapshotError, contents, snapshot
 from pi0.ript.checkpoint.files import published
 from pi0.ript.data.settings import DatasetSettings, MixtureSettings
 from pi0.ript.distributed import World
@@ -190,7 +190,7 @@ def test_the_command_says_in_a_line_why_it_ended(tmp_path, monkeypatch, capsys):
     def end() -> None:
         raise NonFiniteLossError("pi0, optimizer step 3: the loss is nan")
 
-    monkeypatch.setattr(train_command, "parse_settings", lambda _: None)
+    monkeypatch.setattr(train_command, "parse_settings", lambda _: SupervisedSettings())
     monkeypatch.setattr(trainer, "Training", lambda _: SimpleNamespace(run=end))
     assert train_command.main([]) == 1
     assert capsys.readouterr().err.strip() == "pi0-train: error: pi0, optimizer step 3: the loss is nan"
@@ -233,14 +233,14 @@ def test_snapshots_come_every_so_many_steps_where_that_is_asked_for(tmp_path, mo
 
 def test_a_snapshot_that_cannot_be_written_keeps_those_before(train, tmp_path, monkeypatch):
     written(monkeypatch, seconds=301.0)  # one is due after every second step
-    write = snapshot.write_tensors
+    write = contents.write_tensors
 
     def write_until_the_disk_is_full(file: Path, tensors: dict) -> None:
         if "checkpoint-4" in str(file):
             raise OSError(28, "No space left on device")
         write(file, tensors)
 
-    monkeypatch.setattr(snapshot, "write_tensors", write_until_the_disk_is_full)
+    monkeypatch.setattr(contents, "write_tensors", write_until_the_disk_is_full)
     with pytest.raises(SnapshotError, match=r"No space left.*make room, then start the same command again"):
         train(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").glob("*checkpoint-*")] == ["checkpoint-2"]
