@@ -25,7 +25,7 @@ import psutil
 from forked import end_process, free_port
 
 from pi0.ript import distributed, evaluate, groups, loss, monitoring, report
-from pi0.ript.checkpoint import snapshot
+from pi0.ript.checkpoint import contents, snapshot
 from pi0.ript.rollout import GuidedPolicy
 
 EVENTS = ("before", "rollout", "loss", "update", "save", "write", "publish", "published", "after", "gather")
@@ -138,7 +138,7 @@ def _in_phase(owner: object, name: str, phase: list[str], inside: str) -> None:
 
 
 def _half_a_file(happens: Callable[[str], bool]) -> None:
-    write = snapshot.write_tensors
+    write = contents.write_tensors
 
     def watched(file, tensors):
         write(file, tensors)
@@ -150,7 +150,7 @@ def _half_a_file(happens: Callable[[str], bool]) -> None:
             time.sleep(float(os.environ.get("SLOW_WRITE_S", "0")))
         file.write_bytes(whole)
 
-    snapshot.write_tensors = watched
+    contents.write_tensors = watched
 
 
 def _wrong_numbers(happens: Callable[[str], bool], what: str) -> None:

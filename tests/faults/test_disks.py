@@ -25,7 +25,7 @@ WRITERS = {
     "a finished episode": ("pi0.ript.checkpoint.journal", "EpisodeJournal.write"),
     "metrics": ("pi0.ript.run_logging", "append_row"),
     "random states": ("pi0.ript.checkpoint.snapshot", "rng_file"),
-    "weights": ("pi0.ript.checkpoint.snapshot", "write_tensors"),
+    "weights": ("pi0.ript.checkpoint.contents", "write_tensors"),
     "optimizer": ("pi0.ript.checkpoint.snapshot", "torch.save"),
     "policy of a checkpoint": ("pi0.policy", "PI0Policy.save_pretrained"),
     "manifest": ("pi0.ript.checkpoint.snapshot", "publish"),
@@ -122,7 +122,7 @@ def training_fills_up(disk, words, writer):
 @pytest.mark.parametrize(
     "writer",
     [
-        ("pi0.ript.checkpoint.snapshot", "write_tensors"),
+        ("pi0.ript.checkpoint.contents", "write_tensors"),
         pytest.param(("pi0.ript.supervised.trainer", "publish_model"), marks=pytest.mark.slow),
         pytest.param(("pi0.ript.run_logging", "append_row"), marks=pytest.mark.slow),
     ],
@@ -216,7 +216,7 @@ def test_a_slow_disk_is_waited_for(place, pair):
 
 
 def slow_writes():
-    before("pi0.ript.checkpoint.snapshot", "write_tensors", 2, lambda: time.sleep(3))
+    before("pi0.ript.checkpoint.contents", "write_tensors", 2, lambda: time.sleep(3))
 
 
 # Streams and shared memory ----------------------------------------------------------------------------------
