@@ -17,11 +17,13 @@ import psutil
 
 _HOOK = """\
 import faulthandler, os, signal
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # when Python takes the handler below down
 _stacks = open(os.path.join(os.environ["PI0_STACKS"], str(os.getpid())), "w")
 faulthandler.register(signal.SIGUSR2, file=_stacks, all_threads=False)
 """
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line \d+ in (?P<function>\S+)')
 _ANSWER_S, _QUIET_S = 0.5, 0.004
+_POLL_S = 0.01
 Frame = tuple[str, str]
 """File and function."""
 
@@ -91,7 +93,7 @@ class ProcessTree:
         while self.members():
             if time.monotonic() > deadline or also():
                 return False
-            time.sleep(0.1)
+            time.sleep(_POLL_S)
         self.root.wait()
         return True
 
