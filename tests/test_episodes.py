@@ -11,7 +11,7 @@ import pytest
 from conftest import opened
 
 from pi0.ript.data.encoding import default_storage
-from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
+from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels, naming_damage
 from pi0.ript.data.writer import EpisodeWriter
 
 INFO = CollectionInfo(fps=20, robot_type="test", storage="image", origin={"made": "here"})
@@ -237,3 +237,17 @@ def test_a_robot_of_one_dimension(tmp_path: Path):
 def test_small_images_are_stored_without_loss_by_default():
     assert default_storage(64) == "image"
     assert default_storage(256) == "video"
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "no right"), OSError(24, "too many open files"), MemoryError()]
+)
+def test_an_error_of_the_system_is_not_told_as_damage(tmp_path, error):
+    """Its remedy would be to remove a file that is whole."""
+    with pytest.raises(type(error)), naming_damage(tmp_path / "episode.parquet"):
+        raise error
+
+
+def test_damage_without_words_is_told_too(tmp_path):
+    with pytest.raises(EpisodeDataError, match=r"is damaged \(OSError: \)"), naming_damage(tmp_path / "x"):
+        raise OSError

@@ -36,6 +36,8 @@ _GONE_S = 60.0
 _DELAY_S = 0.3
 """Most that a kill waits once its phase has begun."""
 
+_MOST_IN_VAIN = 10
+
 # What is killed ---------------------------------------------------------------------------------------------
 
 
@@ -130,8 +132,9 @@ class Loop:
         tree.wait(3600.0)
         self.duration_s = time.monotonic() - begun
         if tree.root.returncode:
+            sys.stderr.write(self.log.read_text()[-5000:])
             raise SystemExit(
-                f"kill_loop: error: the undisturbed run ended with {tree.root.returncode}: {self.log}"
+                f"kill_loop: error: exit code {tree.root.returncode} of the undisturbed run, see above"
             )
         self.expected = pins(place)
         print(f"undisturbed: {self.duration_s:.0f} s, {len(self.expected)} artefacts", flush=True)
@@ -155,15 +158,18 @@ class Loop:
 
     def run(self, num_kills: int, every_phase: bool) -> None:
         """Kill so many times, and let the last run end."""
-        number = 0
+        number, in_vain = 0, 0
         while not self.problems:
-            place = self.machine.directory / f"run-{number}"
+            place, before = self.machine.directory / f"run-{number}", len(self.kills)
             is_over = self._run_to_its_end(place, num_kills, every_phase)
             self._compare(place)
             if is_over:
                 return
             shutil.rmtree(place)
-            number += 1
+            number, in_vain = number + 1, 0 if len(self.kills) > before else in_vain + 1
+            if in_vain == _MOST_IN_VAIN:
+                never = f", which never fell into {', '.join(self._missing())}" if every_phase else ""
+                self.problems.append(f"{in_vain} runs one after the other ended before their kill{never}")
 
     def _run_to_its_end(self, place: Path, num_kills: int, every_phase: bool) -> bool:
         """Start a run until it ends; return whether all kills have fallen."""

@@ -23,7 +23,7 @@ faulthandler.register(signal.SIGUSR2, file=_stacks, all_threads=False)
 """
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line \d+ in (?P<function>\S+)')
 _ANSWER_S, _QUIET_S = 0.5, 0.004
-_POLL_S = 0.01
+_POLL_S, _CLOSE_POLL_S = 0.2, 0.01  # a look at all processes costs milliseconds
 Frame = tuple[str, str]
 """File and function."""
 
@@ -51,8 +51,9 @@ class ProcessTree:
 
     def members(self) -> list[psutil.Process]:
         """Return the processes that are alive, also those whose parents are gone."""
-        known = [psutil.Process(self.root.pid)] if self.root.poll() is None else []
-        for process in [*known, *self._seen.values()]:
+        # Whoever is left when the command is gone may still start others.
+        parents = [psutil.Process(self.root.pid)] if self.root.poll() is None else [*self._seen.values()]
+        for process in parents:
             try:
                 self._seen |= {child.pid: child for child in [process, *process.children(recursive=True)]}
             except psutil.NoSuchProcess:
@@ -87,13 +88,13 @@ class ProcessTree:
             if _is_alive(process):
                 process.kill()
 
-    def wait(self, timeout_s: float, also: Callable[[], bool] = lambda: False) -> bool:
+    def wait(self, timeout_s: float, also: Callable[[], bool] | None = None) -> bool:
         """Return whether all processes are gone before the time is over, or before `also` is true."""
         deadline = time.monotonic() + timeout_s
         while self.members():
-            if time.monotonic() > deadline or also():
+            if time.monotonic() > deadline or (also is not None and also()):
                 return False
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S if also is None else _CLOSE_POLL_S)
         self.root.wait()
         return True
 

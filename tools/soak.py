@@ -39,6 +39,7 @@ UNITS = {
 }  # fmt: skip
 """What is read, with its unit."""
 _WARM_UP, _NUM_PARTS = 0.25, 10
+_LEAST_SECONDS = 300
 _CRITICAL_T = 2.896  # one-sided 1 % with 8 degrees of freedom
 _LEAST_SHARE, _LEAST = 0.01, 1.0
 _MIB = 2.0**20
@@ -144,8 +145,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("settings", nargs="*", help="KEY=VALUE of the run")
     options = parser.parse_args()
-    if options.seconds < 60:
-        parser.error(f"--seconds: expected a minute or more, found {options.seconds}")
+    if options.seconds < _LEAST_SECONDS:
+        parser.error(
+            f"--seconds: expected {_LEAST_SECONDS} or more, found {options.seconds}; the start alone takes half "
+            "a minute, and a quarter of the time is the warm-up"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         rows, code, state = run(options, Path(temporary))
         metrics = Path(temporary) / "run/metrics.jsonl"

@@ -193,7 +193,11 @@ def naming_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        # The system's own errors (no right to read, too many open files) and no memory are not the file's.
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+            raise
+        reason = str(error).partition("\n")[0]
         raise EpisodeDataError(
-            f"{path} is damaged ({type(error).__name__}: {str(error).splitlines()[0]}); remove it, and start "
-            "the same command again: its episode is made again"
+            f"{path} is damaged ({type(error).__name__}: {reason}); remove it, and start the same command "
+            "again: its episode is made again"
         ) from error
