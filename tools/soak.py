@@ -147,8 +147,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.seconds < _LEAST_SECONDS:
         parser.error(
-            f"--seconds: expected {_LEAST_SECONDS} or more, found {options.seconds}; the start alone takes half "
-            "a minute, and a quarter of the time is the warm-up"
+            f"--seconds: expected {_LEAST_SECONDS} or more, found {options.seconds}; the start alone "
+            "takes half a minute, and a quarter of the time is the warm-up"
         )
     with tempfile.TemporaryDirectory() as temporary:
         rows, code, state = run(options, Path(temporary))
