@@ -46,8 +46,9 @@ test-documents: setup
 test-real: setup
 	@$(PYTHON) benchmarks/real_size.py $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep $(KEEP)/checkpoint)
 
+# In this order: once the plans of the last file have computed gradients here, torch refuses to be forked.
 test-cluster: setup
-	@$(PYTHON) -m pytest -m 'slow or not slow' -rs tests/test_machines.py tests/test_cluster.py $(wildcard tests/test_sharding*.py)
+	@$(PYTHON) -m pytest -m 'slow or not slow' -rs $(wildcard tests/test_sharding*.py) tests/test_machines.py tests/test_cluster.py
 
 test-faults: setup
 	@$(PYTHON) tests/faults/fault_table.py run

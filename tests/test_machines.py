@@ -317,6 +317,8 @@ def test_a_run_goes_on_when_a_node_dies_and_takes_in_one_that_joins(place, comma
         two.kill(1)
         machines.wait_for(lambda: "processes 2 -> 1" in logs[0].read_text(), "going on alone", logs[0])
         assert first.poll() is None
+        of_two = set(checkpoints(run_dir))
+        machines.wait_for(lambda: set(checkpoints(run_dir)) - of_two, "a checkpoint of one", logs[0])
         second = two.torchrun(1, words, logs[2], *ELASTIC, **more)
         machines.wait_for(lambda: "processes 1 -> 2" in logs[0].read_text(), "taking it in", logs[0])
         assert [run.wait(400) for run in (first, second)] == [0, 0], logs[0].read_text()[-3000:]
