@@ -5,9 +5,9 @@
 #   make test-pages   of these, the pages in a browser (Debian: apt-get install chromium)
 #   make test-documents   the commands of the requirement documents, word for word (half an hour)
 #   make test-real   the real size with random weights: 16 GiB of memory, 50 GB of disk, LIBERO's assets;
-#                    fsdp not run as one yet; ONLY="load recap ..." some of the checks, KEEP=DIR what is made stays
+#                    ONLY="load recap ..." some of the checks, KEEP=DIR what is made stays
 #                    there, so that RECAP goes on where it was killed
-#   make test-cluster   runs on two machines (network namespaces: Linux, root) and in shards (not run as one yet)
+#   make test-cluster   runs on two machines (network namespaces: Linux, root) and in shards, 14 minutes
 #   make test-faults   the faults of docs/reliability.md, slow ones too, then 3 kills of each script (not run as one yet)
 #   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (not run on one yet)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
