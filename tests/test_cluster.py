@@ -67,6 +67,7 @@ def test_the_kubernetes_job_holds_together():
 
 STAND_INS = {
     "srun": """shift
+[ "$SRUN_CPUS_PER_TASK" = 2 ] || exit 9
 "$@" &
 child=$!
 trap 'kill -USR1 "$child"' USR1
@@ -92,6 +93,7 @@ def test_a_slurm_job_stops_before_its_time_is_over_is_queued_again_and_goes_on(t
         **machines.surroundings(),
         **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable, "REQUEUED": str(requeued)},
         **{"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2"},
+        **{"SLURM_CPUS_PER_TASK": "2"},
         **{"SLURM_JOB_ID": "417", "LAST_CALL": "1", "PORT": str(20000 + os.getpid() % 9999), "SLOW": "1"},
     }
     words = words_of("13", tmp_path, "job", "training.num_train_steps=3")
