@@ -42,7 +42,7 @@ _MAPPING = {
     "observation.images.left_wrist_0_rgb": _WRIST,
     "observation.images.right_wrist_0_rgb": None,
 }
-_CHUNK = 5
+_CHUNK = 4
 SETTINGS = {
     "device": "cpu",
     "task.num_parallel_envs": 1,
