@@ -146,6 +146,11 @@ class WindowPasses:
         passes = -(-training.steps // -(-len(windows) // size))
         self._windows, self._steps = windows, shuffled_batches(len(windows), size, passes, key)
 
+    @property
+    def num_windows(self) -> int:
+        """The different windows."""
+        return len(self._windows)
+
     def draw(self, count: int, seed: Sequence[int]) -> Int64[np.ndarray, " b"]:
         """Return the windows of an optimizer step, whose number is the last of the seed."""
         return np.sort(self._steps[seed[-1]])

@@ -20,6 +20,23 @@ class Indicator(IntEnum):
     NEGATIVE = 2
 
 
+Indicators = Indicator | Int[Tensor, " b"] | None  # one for all samples, or one for each
+
+
+def each_indicator(indicator: Indicators, size: int, form: str) -> Int[Tensor, " b"] | None:
+    """Return one indicator per sample, on the host; None: no sample is given any.
+
+    `form` is how a policy takes it (`Pi0Config.indicator`); one where it takes none is a ValueError.
+    """
+    if indicator is None:
+        return None
+    if form == "none":
+        raise ValueError(
+            "indicator: this policy takes none; set Pi0Config.indicator to 'text' or 'embedding'"
+        )
+    return torch.as_tensor(indicator).expand(size).cpu()
+
+
 def withhold(
     indicator: Int[Tensor, " b"],
     share: float,

@@ -24,12 +24,12 @@ from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.graphs import GraphedSampler
 from pi0.model import Pi0Model, Prefix
 from pi0.normalize import Statistics
-from pi0.observation import Indicator, Observation, withhold
+from pi0.observation import Indicator, Indicators, Observation, each_indicator, withhold
+from pi0.prefix_cache import PrefixCache
 from pi0.preprocess import model_images, padded, tasks, valid_steps
 from pi0.prompts import PromptTokenizer, build_prompts
 
 Batch = Mapping[str, Any]
-Indicators = Indicator | Int[Tensor, " b"] | None  # one for all samples, or one for each
 
 
 class PI0Policy(nn.Module):
@@ -54,6 +54,7 @@ class PI0Policy(nn.Module):
         self.use_embodiments({None: Embodiment(features, statistics or {})})
         self.model = model if model is not None else config.create(seed)
         self.source: Path | None = None  # directory it came from; see saving.save
+        self.prefixes: PrefixCache | None = None  # of a model whose vision and language stay as they are
         self._graphed: GraphedSampler | None = None
         self.reset()
 
@@ -119,7 +120,7 @@ class PI0Policy(nn.Module):
             images, image_mask = model_images(batch, says, size, self.device)
             if len(images) != len(raw):
                 raise ValueError(f"{STATE}: expected the cameras' batch size {len(images)}, found {len(raw)}")
-        indicators = self._indicators(indicator, len(raw))
+        indicators = each_indicator(indicator, len(raw), self.config.indicator)
         observation = Observation(
             images=images,
             image_mask=image_mask,  # the masks stay on the host until they are compacted
@@ -132,15 +133,18 @@ class PI0Policy(nn.Module):
             return observation.to(self.device)
         return self._with_prompt(observation, batch, indicators, pad_prompts)
 
-    def _indicators(self, indicator: Indicators, size: int) -> Int[Tensor, " b"] | None:
-        """Return one indicator per sample, on the host."""
-        if indicator is None:
-            return None
-        if self.config.indicator == "none":
-            raise ValueError(
-                "indicator: this policy takes none; set Pi0Config.indicator to 'text' or 'embedding'"
-            )
-        return torch.as_tensor(indicator).expand(size).cpu()
+    def prompts(
+        self, batch: Batch, indicators: Int[Tensor, " b"] | None, state: Float[Tensor, "b padded_s"]
+    ) -> list[str]:
+        """Return the prompt of each sample; `state` in model units."""
+        values = [Indicator.NONE] * len(state)
+        if indicators is not None and self.config.indicator == "text":
+            values = [Indicator(v) for v in indicators.tolist()]
+        states: Any = [None] * len(state)
+        if self.config.pi05 and self.features.state_in_prompt:
+            dims = self.embodiments.dims(batch, STATE, len(state)).tolist()
+            states = [row[:dim] for row, dim in zip(state.cpu().numpy(), dims, strict=True)]
+        return build_prompts(tasks(batch, len(state)), values, states, self.features.prompt)
 
     def _with_prompt(
         self,
@@ -149,23 +153,12 @@ class PI0Policy(nn.Module):
         indicators: Int[Tensor, " b"] | None,
         pad_prompts: bool,
     ) -> Observation:
-        size = observation.batch_size
-        values = [Indicator.NONE] * size
-        if indicators is not None and self.config.indicator == "text":
-            values = [Indicator(v) for v in indicators.tolist()]
-        states: Any = [None] * size
-        if self.config.pi05 and self.features.state_in_prompt:
-            dims = self.embodiments.dims(batch, STATE, size).tolist()
-            states = [row[:dim] for row, dim in zip(observation.state.cpu().numpy(), dims, strict=True)]
-        prompts = build_prompts(tasks(batch, size), values, states, self.features.prompt)
-        tokens, token_mask = self.tokenizer.encode(
-            prompts, self.config.tokenizer_max_length, self.config.vocab_size
-        )
+        length, prompts = self.config.tokenizer_max_length, self.prompts(batch, indicators, observation.state)
+        tokens, token_mask = self.tokenizer.encode(prompts, length, self.config.vocab_size)
         image_mask = observation.image_mask.cpu()
         observation = replace(
             observation, image_mask=image_mask, tokens=tokens, token_mask=token_mask
         ).compact()
-        length = self.config.tokenizer_max_length
         return (observation.pad_prompt(length) if pad_prompts else observation).to(self.device)
 
     def encode_actions(
@@ -209,6 +202,8 @@ class PI0Policy(nn.Module):
             size = len(self.embodiments.vector(batch, STATE, self.device))
             given = torch.as_tensor(indicator).expand(size).cpu()
             indicator = withhold(given, self.config.indicator_dropout, self.device, generator)
+        if prefix is None and self.prefixes is not None:
+            prefix = self.prefixes.of(self, batch, indicator)
         observation = self.preprocess(batch, indicator, state_only=prefix is not None)
         state = self.embodiments.vector(batch, STATE, self.device)
         raw = self.embodiments.vector(batch, ACTION, self.device, ndim=3)

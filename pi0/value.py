@@ -180,9 +180,12 @@ class ValueFunction(PrefixModel[ValueConfig]):
 
     def _observe(self, batch: Batch) -> tuple[Observation, Prefix]:
         if self._policy:
+            policy, prefix = self._policy[0], None
             with torch.no_grad():
-                observation = self._policy[0].preprocess(batch)
-                return observation, self._policy[0].model.prefix(observation)
+                if policy.prefixes is not None:
+                    prefix = policy.prefixes.of(policy, batch)
+                observation = policy.preprocess(batch, state_only=prefix is not None)
+                return observation, prefix or policy.model.prefix(observation)
         observation = self._preprocess(batch)
         return observation, self.prefix(observation)
 

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from pi0 import PI0Policy
 from pi0.errors import UnusableError
 from pi0.ript.lost_peers import RollCall, place, require_in_step
 from pi0.ript.machines import end_with_launcher, require_shared
@@ -147,6 +148,10 @@ class World:
         if self.size == 1:
             return learner
         if self.loans is not None:
+            for module in learner.modules():
+                if isinstance(module, PI0Policy) and module.prefixes is not None:
+                    module.prefixes = None  # all processes compute together, and need not lack the same ones
+                    self.print("prefixes are not kept (policy.prefix_cache_gib): distributed.strategy=fsdp")
             shard(learner, self.size, self.loans, self.gather_dtype)
             learner._compiled_call_impl = partial(
                 self._call, learner

@@ -37,12 +37,14 @@ class AdvantageLoss(nn.Module):
                 f"{policy.config.indicator_dropout}"
             )
         self.policy, self.uncond_weight, self.num_draws = policy, uncond_weight, num_draws
+        self._windows_of: tuple[int, ...] = ()
 
     def forward(self, batch: Mapping[str, Any], seed: Sequence[int]) -> Float[Tensor, ""]:
         """Return the summed loss of a batch with `advantage` (b,) and the windows' numbers, `window` (b,).
 
         Noise and flow times of a window are a function of `seed` and of its number alone, so the sum over an
-        optimizer step does not depend on how the step is cut into batches or spread over processes.
+        optimizer step does not depend on how the step is cut into batches or spread over processes. The last
+        number of `seed` is the step's; those before it say of which windows it is one.
         """
         policy = self.policy
         is_better = batch["advantage"].to(policy.device) > 0
@@ -52,8 +54,12 @@ class AdvantageLoss(nn.Module):
             "time": time.to(policy.device),
             "reduction": "sample",
         }
+        if policy.prefixes is not None and tuple(seed[:-1]) != self._windows_of:
+            self._windows_of = tuple(seed[:-1])
+            policy.prefixes.clear()  # other windows: those before do not come again
         if policy.config.indicator == "embedding":
-            shared["prefix"] = policy.model.prefix(policy.preprocess(batch))
+            kept = None if policy.prefixes is None else policy.prefixes.of(policy, batch)
+            shared["prefix"] = kept or policy.model.prefix(policy.preprocess(batch))
         unconditional = policy.loss(batch, indicator=Indicator.NONE, **shared)
         conditional = policy.loss(batch, indicator=Indicator.POSITIVE, **shared)
         return (is_better * conditional + self.uncond_weight * unconditional).sum()

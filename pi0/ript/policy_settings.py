@@ -6,13 +6,14 @@ Importing this loads no torch.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pi0.checkpoint_names import HUB_NAME, INDEX, WEIGHTS
 from pi0.errors import UnusableError
-from pi0.ript.ranges import ROUNDING, Count, Dtype, Whole
+from pi0.ript.ranges import ROUNDING, Count, Dtype, NotNegative, Whole, one_of
 
 TOY = "toy"
+PrefixPlace = Annotated[str, one_of("device", "memory", "disk")]
 
 
 @dataclass
@@ -30,6 +31,10 @@ class PolicySettings:
     statistics_path: str | None = None  # of pi0-stats or openpi's norm_stats.json, for the checkpoint's own
     embodiment: str | None = None  # tag of the robot that acts, if the policy knows several
     threads: Whole = field(default=0, metadata=ROUNDING)  # torch's, on a CPU; 0: what suits model and cores
+    # keys and values of images and prompts are computed once, where vision and language are frozen, and kept
+    # up to so many GiB per process; 0: none are kept
+    prefix_cache_gib: NotNegative = field(default=0.0, metadata=ROUNDING)
+    prefix_cache: PrefixPlace = field(default="memory", metadata=ROUNDING)  # device, memory or disk
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of the policy's own configuration that are to be others."""

@@ -17,6 +17,7 @@ from pi0.pretrained import Checkpoint, describe, resolve
 from pi0.registry import get_config
 from pi0.ript.environments import Environment
 from pi0.ript.envs import Task
+from pi0.ript.kept_prefixes import keep_prefixes
 from pi0.ript.policy_settings import TOY, PolicySettings, require_device_name, require_policy_path
 from pi0.ript.threads import use_threads
 from pi0.ript.warm_start import warm_start
@@ -59,6 +60,7 @@ def starting_policy(
     changes = {"indicator": "embedding"}
     policy = make_policy(path, PolicySettings(**settings), toy, seed, device, changes=changes)
     require_fits(policy.features, environment)
+    keep_prefixes(policy, PolicySettings(**settings), print)
     return policy
 
 

@@ -58,6 +58,11 @@ class Mixture:
         lengths = np.array([len(rows) for rows in self._usable], float)
         self._shares = lengths / lengths.sum()
 
+    @property
+    def num_windows(self) -> int:
+        """The different windows that can be drawn."""
+        return sum(map(len, self._usable))
+
     def draw(self, count: int, seed: Sequence[int]) -> Int64[np.ndarray, " b"]:
         """Return the numbers of windows drawn with replacement, in order: a function of the seed alone."""
         rng = np.random.default_rng(tuple(seed))

@@ -16,6 +16,7 @@ from pi0.config import Pi0Config
 from pi0.errors import UnusableError
 from pi0.model import Pi0Model
 from pi0.needs import acting_sizes, example_observation, without_memory
+from pi0.prefix_cache import prefix_bytes, trained_in_prefix
 from pi0.registry import get_config
 from pi0.ript.recap.budget import PlannedWork, planned_work
 from pi0.ript.recap.config import RecapConfig
@@ -194,6 +195,12 @@ def plan(config: RecapConfig, num_gpus: int, name: str, price: float | None = No
         fits = "fits" if size <= USABLE * gpu.memory else f"is more than {USABLE:.0%} of a GPU"
         what = f"memory of a GPU, freeze={freeze}, micro-batch {micro_batch}, {strategy}"
         yield f"{what}: {size / 1e9:.1f} GB, {fits}"
+    if trained_in_prefix(model) is None:
+        sample = prefix_bytes(model.config, NUM_CAMERAS)
+        yield (
+            f"prefixes: vision and language are frozen, so kept ones are not computed again: "
+            f"{sample / 1e6:.3g} MB a sample, {sample / 1e6:.3g} GB for 1,000 (policy.prefix_cache_gib)"
+        )
     hours = run_hours(config, planned_work(config), costs, gpu, num_gpus)
     update = update_seconds(costs, gpu, num_gpus, training.batch_size)
     yield (

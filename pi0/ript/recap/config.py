@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 from pi0.ript.config.schema import Distributed, EnvironmentSettings, Eval, Logging, Storage
 from pi0.ript.data.settings import ADVANTAGE_MODES
 from pi0.ript.labels.settings import Advantage, RewardConfig
-from pi0.ript.policy_settings import PolicySettings
+from pi0.ript.policy_settings import PolicySettings, PrefixPlace
 from pi0.ript.ranges import (
     SAME,
     Count,
@@ -40,6 +40,9 @@ class RecapPolicy(PolicySettings):
     statistics: StatisticsOf | None = None
     chunk_size: Count | None = None  # of a toy: actions that it predicts at once; null: the environment's own
     threads: Whole = field(default=0, metadata=SAME)  # torch's, on a CPU; 0: what suits model and cores
+    # as in PolicySettings
+    prefix_cache_gib: NotNegative = field(default=0.0, metadata=SAME)
+    prefix_cache: PrefixPlace = field(default="memory", metadata=SAME)
 
 
 @dataclass

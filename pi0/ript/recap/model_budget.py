@@ -31,6 +31,8 @@ class ModelBudget:
     """In a value function's training: the policy that it reads, it, its gradients, averages and a pass."""
     copies: int
     """What a checkpoint is written from in the background."""
+    prefixes: int
+    """Keys and values that are kept in memory (`policy.prefix_cache_gib`)."""
     programs: int
     """What this process holds already: Python and its libraries."""
     untrained: int
@@ -47,7 +49,7 @@ class ModelBudget:
     @property
     def memory(self) -> int:
         """Return the most that a process holds at once, but for images and simulators."""
-        return self.programs + max(self.policy.peak, self.value) + self.copies
+        return self.programs + max(self.policy.peak, self.value) + self.copies + self.prefixes
 
     @property
     def kept(self) -> int:
@@ -59,6 +61,7 @@ class ModelBudget:
         needs = self.policy
         together = f", to exchange {_gb(needs.exchanged)}" if needs.exchanged else ""
         copies = f"; copies for checkpoints {_gb(self.copies)}" if self.copies else ""
+        copies += f"; prefixes {_gb(self.prefixes)}" if self.prefixes else ""
         together += f", or {_gb(needs.acting)} gathered to act" if needs.acting else ""
         return (
             f"budget: memory of a process up to {_gb(self.memory)}: programs {_gb(self.programs)}; training "
@@ -77,7 +80,7 @@ def _gb(size: int) -> str:
 
 def model_budget(run: Run) -> ModelBudget:
     """Return what the models of a run take whose policy is a checkpoint; its weights are not read."""
-    config, (model, cameras) = run.config, _sized(run)
+    config, (model, cameras), settings = run.config, _sized(run), run.config.policy
     policies = 1 + config.rounds + 2 * config.baselines + config.filtered_rounds
     needs = policy_memory(config, model, cameras, run.world.size, config.distributed.strategy)
     value, disk = _value_size(run, model), disk_needs(model)
@@ -88,6 +91,7 @@ def model_budget(run: Run) -> ModelBudget:
         policy=needs,
         value=read + math.ceil(4 * _FLOAT32 * value / parts) + _PASS,
         copies=3 * needs.moments // 2 if config.distributed.background_checkpoints else 0,
+        prefixes=0 if settings.prefix_cache == "disk" else int(settings.prefix_cache_gib * 2**30),
         programs=psutil.Process().memory_info().rss,
         untrained=disk.untrained,
         policies=policies * disk.trained,

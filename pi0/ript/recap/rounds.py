@@ -101,8 +101,8 @@ def start_run(config: RecapConfig, run_dir: Path, world: World, fit: FitFunction
             )
     plan = SnapshotPlan(None, config.save_minutes, config.max_nonfinite_steps)
     cache = ImageCache(config.cache_gib, world)
-    device, threads = world.device(config.device), config.policy.threads
-    workshop = Workshop(world, device, cache, fit, run_dir / UNTRAINED, plan, threads)
+    device = world.device(config.device)
+    workshop = Workshop(world, device, cache, fit, run_dir / UNTRAINED, plan, config.policy)
     stages = Stages(run_dir, world, cast("Any", config.on_stale))
     environment = get_environment(**asdict(config.task))
     environment.check()

@@ -14,11 +14,13 @@ from pi0.ript.data.settings import DatasetSettings
 from pi0.ript.distributed import World
 from pi0.ript.environments import get_environment
 from pi0.ript.envs import BatchedEnv
+from pi0.ript.kept_prefixes import keep_prefixes
 from pi0.ript.labels.mixture import Mixture
+from pi0.ript.policy_settings import PolicySettings
 from pi0.ript.recap.snapshot_plan import SnapshotPlan
 from pi0.ript.recap.stages import Artefact
 from pi0.ript.threads import use_threads
-from pi0.ript.training.objectives import Model, Objective
+from pi0.ript.training.objectives import Model, Objective, prefixed
 from pi0.ript.training.settings import Training
 from pi0.ript.training.steps import Row
 from pi0.value import ValueFunction
@@ -42,8 +44,8 @@ class Workshop:
     """Where weights are that the run does not train; stages refer to it."""
     plan: SnapshotPlan
     """How often trainings write snapshots; each stage has a directory of its own for them."""
-    threads: int = 0
-    """See `use_threads`."""
+    settings: PolicySettings = field(default_factory=PolicySettings)
+    """Say with how many threads models compute, and whether prefixes are kept."""
     _simulators: dict[str, BatchedEnv] = field(default_factory=dict)
     _sets: dict[str, FrameSet] = field(default_factory=dict)
     """The open ones, by their directories."""
@@ -70,7 +72,7 @@ class Workshop:
         """Return a stage's policy on this process's device; `to_train`: processes may share its weights."""
         later = to_train and self.world.holds_parts
         policy = PI0Policy.from_pretrained(artefact.path, device=self.device, later=later)
-        use_threads(policy, self.threads)
+        use_threads(policy, self.settings.threads)
         return policy
 
     def load_value(self, artefact: Artefact, sft: Artefact) -> ValueFunction:
@@ -83,7 +85,10 @@ class Workshop:
     ) -> list[Row]:
         """Train in a stage's directory, write the model there, and return the figures of every step."""
         plan = replace(self.plan, directory=work)
-        use_threads(objective.model, self.threads)
+        use_threads(objective.model, self.settings.threads)
+        if (policy := prefixed(objective.model)) is not None:
+            is_trained, say = policy is objective.model, self.world.print
+            keep_prefixes(policy, self.settings, say, mixture.num_windows, is_trained=is_trained)
         rows = self.fit(objective, mixture, settings, key, plan, self.world)
         self.world.on_main(self.save, objective.model, work)
         text = "".join(json.dumps(row) + "\n" for row in rows)

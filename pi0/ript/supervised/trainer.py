@@ -16,6 +16,7 @@ from pi0.ript.checkpoint.snapshot import trained_parameters
 from pi0.ript.distributed import World, setup_distributed
 from pi0.ript.environments import get_environment
 from pi0.ript.interruption import StoppedError, setup_signal_handlers, until_stopped
+from pi0.ript.kept_prefixes import keep_prefixes
 from pi0.ript.machines import require_same_files
 from pi0.ript.monitoring import ProfileWindow, monitor_memory
 from pi0.ript.progress import print_above, progress_bar
@@ -35,6 +36,7 @@ from pi0.ript.supervised.settings import SupervisedSettings
 from pi0.ript.supervised.simulation import RepeatedEvaluation, require_evaluable
 from pi0.ript.supervised.training_state import ModelFiles, data_hashes
 from pi0.ript.threads import use_threads
+from pi0.ript.training.objectives import prefixed
 from pi0.ript.training.optimization import cosine_schedule, make_optimizer, set_learning_rate
 from pi0.ript.training.snapshots import Snapshots
 from pi0.ript.training.steps import Steps
@@ -62,6 +64,7 @@ class Training:
         self.parts = self.world.first(make_parts, settings, self.world)
         model, data = self.parts.objective.model, self.parts.data
         use_threads(model, settings.policy.threads, beside=settings.dataset_mixture.num_workers)
+        self._keep_prefixes()
         self.simulation = self._simulation()
         if settings.overwrite:  # not before: what cannot be trained must not cost the run that is there
             self.world.on_main(begin_again, self.run_dir, launch)
@@ -76,6 +79,19 @@ class Training:
         self.files = ModelFiles(self.run_dir, settings, self.parts, self.world)
         self.steps = self._steps(checkpoint)
         self.best: dict[str, float] = self.steps.kept.setdefault("best", {})
+
+    def _keep_prefixes(self) -> None:
+        settings, model = self.settings, self.parts.objective.model
+        if (policy := prefixed(model)) is None:
+            return
+        keep_prefixes(
+            policy,
+            settings.policy,
+            self.world.print,
+            sum(map(len, self.parts.data.training_rows)),
+            is_trained=policy is model,
+            is_augmented=settings.dataset_mixture.augmentation.enable,
+        )
 
     def _require_shared(self, settings: SupervisedSettings) -> None:
         roots = (data.root for data in settings.dataset_mixture.datasets)

@@ -21,6 +21,11 @@ Batch = Mapping[str, Any]
 Model = PI0Policy | ValueFunction
 
 
+def prefixed(model: Model) -> PI0Policy | None:
+    """Return the policy whose prefix a model reads: itself, or a value function's; None: its own one."""
+    return model.reads if isinstance(model, ValueFunction) else model
+
+
 class FlowLearner(nn.Module):
     """Flow-matching losses of windows; what DDP wraps."""
 
