@@ -59,12 +59,12 @@ def run(directory: Path) -> None:
 def counted(directory: Path) -> dict[str, int]:
     """Run, and return how many episodes began from training states in each round of each method."""
     counts: dict[str, int] = {}
-    reset = BatchedEnv.reset
+    send = BatchedEnv.send
     now = [""]
 
-    def counting(env, states):
+    def counting(env, states, *others):
         counts[now[0]] = counts.get(now[0], 0) + sum(s.split == "train" for s in states.values())
-        return reset(env, states)
+        return send(env, states, *others)
 
     def told(name, improve):
         def call(method, number, policy):
@@ -76,7 +76,7 @@ def counted(directory: Path) -> dict[str, int]:
 
         return call
 
-    with mock.patch.object(BatchedEnv, "reset", counting):
+    with mock.patch.object(BatchedEnv, "send", counting):
         kinds = {name: type(name, (kind,), {}) for name, kind in METHODS.items()}
         for name, kind in kinds.items():
             kind.improve = told(name, kind.improve)

@@ -146,13 +146,13 @@ def test_the_rollouts_become_a_data_set_of_the_same_episodes(policies, tmp_path)
 @pytest.fixture
 def begun(monkeypatch):
     """The hashes of the initial states from which episodes begin in this process."""
-    hashes, reset = [], BatchedEnv.reset
+    hashes, send = [], BatchedEnv.send
 
-    def counted(env, states):
+    def counted(env, states, *others):
         hashes.extend(state.hash for state in states.values())
-        return reset(env, states)
+        return send(env, states, *others)
 
-    monkeypatch.setattr(BatchedEnv, "reset", counted)
+    monkeypatch.setattr(BatchedEnv, "send", counted)
     return hashes
 
 
@@ -209,7 +209,7 @@ def test_after_a_kill_the_same_command_goes_on_and_runs_no_episode_twice(
 
 
 def test_more_episodes_go_on_from_those_that_are_there(policies, tmp_path, begun):
-    there = interrupted(settings(policies, tmp_path, eval=SILENT), after=4)
+    there = interrupted(settings(policies, tmp_path, eval=SILENT), after=6)
     assert there
     begun.clear()
     (evaluation,) = evaluate_policy(settings(policies, tmp_path, eval={"rollouts_per_task": 3}))

@@ -127,19 +127,19 @@ def test_all_suites_are_evaluated_beside_what_was_published(tmp_path, no_simulat
 
 
 def test_what_is_finished_is_not_done_again_after_a_kill(tmp_path, no_simulator, hub, monkeypatch, capsys):
-    begun, made, reset, chunks = [], [], BatchedEnv.reset, GuidedPolicy.chunks
+    begun, made, send, chunks = [], [], BatchedEnv.send, GuidedPolicy.chunks
 
-    def counted(env, states):
+    def counted(env, states, *others):
         begun.extend(state.hash for state in states.values())
-        return reset(env, states)
+        return send(env, states, *others)
 
     def chunks_or_interrupt(*args):
         made.append(1)
-        if len(made) == 26:
+        if len(made) == 52:
             raise KeyboardInterrupt
         return chunks(*args)
 
-    monkeypatch.setattr(BatchedEnv, "reset", counted)
+    monkeypatch.setattr(BatchedEnv, "send", counted)
     monkeypatch.setattr(evaluation_plan, "measured_round", lambda *_: (3.0, 1.5))
     monkeypatch.setattr(GuidedPolicy, "chunks", chunks_or_interrupt)
     suites, short = ("--env", "libero_spatial", "libero_goal"), few("--episodes", 2, steps=20)

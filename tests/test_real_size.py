@@ -68,6 +68,6 @@ def test_recap_from_a_base_model_survives_a_kill_and_takes_what_its_budget_says(
     assert (run_dir / "report.html").exists()
     assert (run_dir / "sft" / INDEX).exists()
     assert PI0Policy.from_pretrained(run_dir / "policy").features.action_dim == 7
-    assert figures["frames labelled"] == 20
+    assert figures["frames labelled"] == 16
     errors = {name: x for name, x in figures.items() if "budget" in name and "memory" not in name}
     assert all(error <= 0.15 for error in errors.values()), errors

@@ -29,7 +29,7 @@ def run(tmp_path_factory):
             place,
             *("task.task_names=[button-press-v3,plate-slide-v3]", "policy.indicator=text", "rounds=1"),
             *("filtered_rounds=1", "baselines=false", "rollouts.num_states=6", "rollouts.pool_size=8"),
-            *("validation.rollouts_per_task=4", "validation.guidances=[0]", "eval.n_video=0"),
+            *("validation.rollouts_per_task=8", "validation.guidances=[0]", "eval.n_video=0"),
         )
     yield place / "demo", stages
     close_run_logging()

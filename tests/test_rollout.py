@@ -18,7 +18,7 @@ from pi0.ript.envs import (
     TaskSuite,
     make_env,
 )
-from pi0.ript.rollout import MAX_ATTEMPTS, EpisodeLostError, GuidedPolicy, rollout
+from pi0.ript.rollout import MAX_ATTEMPTS, EpisodeLostError, FunctionPolicy, GuidedPolicy, rollout
 
 BUTTON, PLATE = METAWORLD
 
@@ -256,8 +256,26 @@ def test_success_ends_an_episode_inside_a_chunk():
     assert first.states[:, 0].tolist() == list(range(10))
     assert first.observed.tolist() == [0, 3, 6, 9]
     assert first.images["front"][:, 0, 0, 0].tolist() == [0, 3, 6, 9]
-    assert set(policy.sizes) == {2}, "the batch is always full"
-    assert len(policy.sizes) == 4, "a free slot takes the next episode at once"
+
+
+def test_the_batch_is_always_that_of_a_half_and_a_free_slot_takes_the_next_episode_at_once():
+    policy = Steady()
+    episodes = count(slots=4, policy=policy, starts=(0, 7, 3, 5, 8))
+    assert [len(episode) for episode in episodes] == [10, 3, 7, 5, 2]
+    assert policy.sizes == [2] * 7, "four chunks of the first half's longest, three of the second's"
+
+
+def test_one_half_is_simulated_while_the_policy_infers_for_the_other():
+    with BatchedEnv(CountingSuite([]), num_slots=4, num_workers=1) as env:
+        states = env.initial_states("up", "train", [0] * 8)
+        under_way = []
+
+        def chunks(observations, *others):
+            under_way.append([*env._sent[0].beginning, *env._sent[0].moving] if env._sent else [])
+            return Steady().chunks(observations, *others)
+
+        rollout(env, FunctionPolicy(chunks), states, range(8))
+    assert under_way == [[2, 3], [0, 1]] * 8, "four chunks of each of two episodes of each half"
 
 
 def test_the_deadline_is_a_failure():

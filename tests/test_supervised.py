@@ -509,20 +509,20 @@ def test_an_evaluation_goes_on_where_it_ended_and_runs_no_episode_twice(root, tm
     changes = {"save_freq": 2, "eval_freq": 3, "ema_decay": 0.5, "task": task, "eval": judged}
     config = settings(root, tmp_path, steps=4, **changes)
     whole = run(replace(config, exp_name="whole"))
-    chunks, reset, begun = GuidedPolicy.chunks, BatchedEnv.reset, []
+    chunks, send, begun = GuidedPolicy.chunks, BatchedEnv.send, []
 
-    def count(env: BatchedEnv, states: Mapping) -> dict:
+    def count(env: BatchedEnv, states: Mapping, *others) -> None:
         begun.extend(states)
-        return reset(env, states)
+        return send(env, states, *others)
 
     def act_or_end(*arguments):
-        if len(begun) == 4:
+        if len(begun) >= 4:
             if ending == "kill":
                 raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGTERM)
         return chunks(*arguments)
 
-    monkeypatch.setattr(BatchedEnv, "reset", count)
+    monkeypatch.setattr(BatchedEnv, "send", count)
     with monkeypatch.context() as patch:
         patch.setattr(GuidedPolicy, "chunks", act_or_end)
         with pytest.raises(KeyboardInterrupt if ending == "kill" else interruption.StoppedError):

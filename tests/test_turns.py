@@ -113,7 +113,7 @@ def test_a_collection_is_that_of_one_process_although_a_slow_one_does_less(env):
             **{"num_groups": 10, "group_size": 2, "max_attempts": 10, "seed": (1, 2)},
             **{"render_every": 5, "peers": peers, "run": run},
         )
-        assert policy.batches == {2}, "the shape of a batch is that of the slots"
+        assert policy.batches == {1}, "the shape of a batch is that of a half of the slots"
         return collection, len(finished)
 
     (first, few), (second, many) = both(collect)

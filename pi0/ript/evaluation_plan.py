@@ -14,7 +14,7 @@ import torch
 
 from pi0.needs import acting_sizes, sized_model
 from pi0.ript.environments import Environment
-from pi0.ript.envs import BatchedEnv, InitialState, Task
+from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
 from pi0.ript.evaluation_checks import described
 from pi0.ript.evaluation_settings import EvaluationConfig, trials
 from pi0.ript.policy_settings import TOY
@@ -96,19 +96,34 @@ def measured_round(
     """
     chosen = {slot: states[slot % len(states)] for slot in range(env.num_slots)}
     observations = env.reset(chosen)
-    tasks = [env.tasks[state.task] for state in chosen.values()]
-    generators = [torch.Generator().manual_seed(slot) for slot in chosen]
     seconds = (0.0, 0.0)
     for _ in range(2):
         start = time.monotonic()
-        chunks = policy.chunks(list(observations.values()), tasks, generators, env.tasks.values())
+        chunks = [_inferred(env, policy, half, chosen, observations) for half in env.halves]
         between = time.monotonic()
-        still = np.zeros_like(chunks)  # whatever the policy does now, the robot stays where it is
-        results = env.step_chunk({slot: still[slot] for slot in chosen})
+        still = np.zeros_like(chunks[0][0])  # whatever the policy does now, the robot stays where it is
+        results = env.step_chunk({slot: still for slot in chosen})  # noqa: C420 - fromkeys has no type
         seconds = (between - start, time.monotonic() - between)
         if any(result.done for result in results.values()):
             break
     return seconds
+
+
+def _inferred(
+    env: BatchedEnv,
+    policy: ChunkPolicy,
+    half: range,
+    chosen: Mapping[int, InitialState],
+    observations: Mapping[int, EnvObservation],
+) -> np.ndarray:
+    """Return the policy's chunks for one half of the slots, at the batch that rollouts have."""
+    slots = [*half, *half][: len(env.halves[0])]
+    return policy.chunks(
+        [observations[slot] for slot in slots],
+        [env.tasks[chosen[slot].task] for slot in slots],
+        [torch.Generator().manual_seed(slot) for slot in slots],
+        env.tasks.values(),
+    )
 
 
 @dataclass
@@ -119,10 +134,12 @@ class EvaluationPace:
     """Deadlines of its unfinished episodes, by evaluation."""
     say: Callable[[str], None]
     _rounds: list[float] = field(default_factory=list)
-    """Seconds of each chunk in all slots at once, with the inference before it."""
+    """Seconds between two inferences, each of which is for one half of the slots."""
     _round_seconds: float = 0.0
+    """Of a chunk in all slots."""
     _chunk: int = 1
     _num_slots: int = 1
+    _num_halves: int = 1
     _steps: int = 0
     _most_steps: int = 0
     _finished: int = 0
@@ -133,7 +150,7 @@ class EvaluationPace:
         """Begin an evaluation's missing episodes; before the very first ones, measure and say the plan."""
         self.left[name] = [env.tasks[state.task].max_steps for state in missing]
         executed = acting.policy.config.n_action_steps
-        self._chunk, self._num_slots = executed, env.num_slots
+        self._chunk, self._num_slots, self._num_halves = executed, env.num_slots, len(env.halves)
         if self._round_seconds:
             return
         inference, simulation = measured_round(env, acting, missing)
@@ -180,7 +197,7 @@ class EvaluationPace:
 
     def _remaining(self) -> str:
         if self._rounds:
-            self._round_seconds = sum(self._rounds) / len(self._rounds)
+            self._round_seconds = self._num_halves * sum(self._rounds) / len(self._rounds)
         likely, most = self._hours()
         left = f"about {_duration(likely)} left, at most about {_duration(most)}"
         return f"; {left}" if self._round_seconds else ""

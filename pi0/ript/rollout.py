@@ -1,7 +1,9 @@
 """Rollouts: episodes of a policy from given initial states, many at once, reproducible one by one.
 
+The slots form two halves: while the episodes of one are simulated, the policy infers for those of the other.
+
 An episode is a function of policy, initial state and noise seed alone: each has a random generator of its
-own, and inference always runs at the full batch of slots and at one length of prompts, because the shape of a
+own, and inference always runs at the batch of a half and at one length of prompts, because the shape of a
 batch changes its rounding.
 
 Axes: t environment step, n observed step, s state dim, a action dim, h action horizon.
@@ -9,7 +11,7 @@ Axes: t environment step, n observed step, s state dim, a action dim, h action h
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, cycle
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -134,8 +136,9 @@ class _Episode:
 
     number: int
     """Its place in the list of initial states."""
-    observation: EnvObservation
     generator: torch.Generator
+    observation: EnvObservation | None = None
+    """What the policy sees; None while the episode begins."""
     states: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     observed: list[int] = field(default_factory=list)
@@ -195,48 +198,68 @@ class _Runner:
         self.attempts = [0] * len(self.states)
         self.finished: dict[int, Rollout] = {}
         self.running: dict[int, _Episode] = {}
+        self.actions: dict[int, np.ndarray] = {}
 
     def run(self) -> list[Rollout]:
-        while self._start():
-            actions = self._act()
-            for slot, result in self.env.step_chunk(actions, self.render_every).items():
-                self._advance(slot, actions[slot], result)
+        under_way: set[range] = set()
+        try:
+            for half in cycle(self.env.halves):
+                if half in under_way:
+                    self._receive()
+                under_way.discard(half)
+                if self._send(half):
+                    under_way.add(half)
+                elif not under_way:
+                    break
+        finally:
+            self.env.drop_unreceived()
         return [self.finished[i] for i in sorted(self.finished)]
 
-    def _start(self) -> bool:
-        """Start episodes in free slots, and return whether any is running."""
-        free = [slot for slot in range(self.env.num_slots) if slot not in self.running]
+    def _send(self, half: range) -> bool:
+        """Start episodes in free slots, let the others act, and return whether there was anything to do."""
+        acting = [slot for slot in half if slot in self.running]
+        free = [slot for slot in half if slot not in self.running]
         waiting = chain(iter(self._interrupted_number, None), self.numbers)
         started = dict(zip(free, waiting, strict=False))
-        observations = self.env.reset({slot: self.states[i] for slot, i in started.items()})
         for slot, i in started.items():
-            generator = torch.Generator().manual_seed(self.seeds[i])
-            self.running[slot] = _Episode(i, observations[slot], generator)
-        return bool(self.running)
+            self.running[slot] = _Episode(i, torch.Generator().manual_seed(self.seeds[i]))
+        self.actions |= self._act(acting) if acting else {}
+        if acting or started:
+            states = {slot: self.states[i] for slot, i in started.items()}
+            self.env.send(states, {slot: self.actions[slot] for slot in acting}, self.render_every)
+        return bool(acting or started)
+
+    def _receive(self) -> None:
+        answers = self.env.receive()
+        for slot, observation in answers.observations.items():
+            self.running[slot].observation = observation
+        for slot, result in answers.results.items():
+            self._advance(slot, self.actions.pop(slot, None), result)
 
     def _interrupted_number(self) -> int | None:
         return self.interrupted.pop() if self.interrupted else None
 
-    def _act(self) -> dict[int, np.ndarray]:
-        slots = sorted(self.running)
+    def _act(self, slots: Sequence[int]) -> dict[int, np.ndarray]:
         episodes = [self.running[slot] for slot in slots]
         # Copies of the first episode fill the batch; their noise comes from a generator of their own.
-        idle = self.env.num_slots - len(slots)
-        batch = episodes + episodes[:1] * idle
+        idle = len(self.env.halves[0]) - len(slots)
         spare = torch.Generator().manual_seed(0)
+        batch = [(episode, episode.generator) for episode in episodes] + [(episodes[0], spare)] * idle
         chunks = self.policy.chunks(
-            [episode.observation for episode in batch],
-            [self.env.tasks[self.states[episode.number].task] for episode in batch],
-            [episode.generator for episode in episodes] + [spare] * idle,
+            [episode.observation for episode, _ in batch if episode.observation is not None],
+            [self.env.tasks[self.states[episode.number].task] for episode, _ in batch],
+            [generator for _, generator in batch],
             self.env.tasks.values(),
         )
         return {slot: chunks[i] for i, slot in enumerate(slots)}
 
-    def _advance(self, slot: int, actions: np.ndarray, result: ChunkResult) -> None:
+    def _advance(self, slot: int, actions: np.ndarray | None, result: ChunkResult) -> None:
         episode = self.running[slot]
         if result.aborted is not None:
             self._again(slot, result.aborted)
             return
+        assert actions is not None
+        assert episode.observation is not None
         if self.keep_images:
             step = sum(len(a) for a in episode.actions)
             episode.observed += [step, *(step + frame.offset for frame in result.frames)]

@@ -16,7 +16,7 @@ def use_threads(model: nn.Module, asked: int = 0, beside: int = 0) -> int:
 
     A small model gets one. A large one gets the cores that are left by what runs at the same time: the run's
     other processes on this machine, each of which takes as many, and its own helpers. Simulators do not
-    count, since they wait while the policy computes, and it while they do.
+    count: threads change the rounding, and an episode must not depend on how many processes simulate.
 
     Args:
         model: What computes.

@@ -9,7 +9,8 @@ import numpy as np
 
 from pi0.ript.envs import InitialState, Simulation, SimulationDivergedError, Task, TaskSuite
 
-DIE, HANG, RAISE, DIVERGE = 99.0, 98.0, 97.0, 96.0
+DIE, HANG, RAISE, DIVERGE, SLOW = 99.0, 98.0, 97.0, 96.0, 95.0
+SLOW_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class CountingSimulation(Simulation):
             os._exit(3)
         if action[1] == HANG:
             time.sleep(1e6)
+        if action[1] == SLOW:
+            time.sleep(SLOW_S)
         if action[1] == RAISE:
             raise KeyError("the simulator is broken")
         if action[1] == DIVERGE:

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from counting_env import DIE, DIVERGE, HANG, RAISE, CountingSuite
+from counting_env import DIE, DIVERGE, HANG, RAISE, SLOW, SLOW_S, CountingSuite
 
 from pi0.ript.envs import BatchedEnv
 from pi0.ript.envs.process import WorkerError
@@ -148,6 +148,63 @@ def test_lost_worker_is_replaced_and_its_episodes_count_once(make, command, reas
     again = start(env, [0, 2])
     assert again[2].state[0] == pytest.approx(0.1)
     assert env.step_chunk({0: chunk(1), 2: chunk(1), 1: chunk(1)})[2].step == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_two_parts_can_be_under_way_and_are_received_in_their_order(make, num_workers):
+    env = make(num_slots=4, num_workers=num_workers)
+    start(env, [0, 1, 2])
+    fourth = dict(enumerate(env.initial_states("up", "train", range(4))))[3]
+    env.send({}, {0: chunk(1), 1: chunk(2)})
+    env.send({3: fourth}, {2: chunk(3)})
+    first, second = env.receive(), env.receive()
+    assert (list(first.observations), list(first.results)) == ([], [0, 1])
+    assert first.results[1].observation.state[0] == pytest.approx(2.1)
+    assert second.observations[3].state[0] == pytest.approx(0.3)
+    assert second.results[2].observation.state[0] == pytest.approx(3.2)
+
+
+def test_workers_simulate_while_nobody_waits(make):
+    env = make(num_slots=2, num_workers=2)
+    start(env, [0, 1])
+    env.send({}, {0: chunk(1, 1.0, SLOW)})
+    env.send({}, {1: chunk(1, 1.0, SLOW)})
+    time.sleep(1.5 * SLOW_S)
+    before = time.monotonic()
+    assert [len(env.receive().results) for _ in range(2)] == [1, 1]
+    assert time.monotonic() - before < 0.5 * SLOW_S, "both were done meanwhile"
+
+
+def test_a_worker_that_dies_with_two_parts_under_way_loses_each_episode_once(make):
+    env = make(num_slots=4, num_workers=1)
+    start(env, [0, 1, 2, 3])
+    (state,) = env.initial_states("up", "train", [5])
+    env.send({}, {0: chunk(1, 1.0, DIE), 1: chunk(1)})
+    env.send({}, {2: chunk(1), 3: chunk(1)})
+    first = env.receive()
+    assert all("exit code 3" in first.results[slot].aborted for slot in (0, 1))
+    env.send({0: state}, {})  # to the new worker, before the other part is received
+    second, third = env.receive(), env.receive()
+    assert all("exit code 3" in second.results[slot].aborted for slot in (2, 3))
+    assert third.observations[0].state[0] == pytest.approx(0.5)
+
+
+def test_what_nobody_receives_is_dropped_before_others_use_it(make):
+    env = make(num_slots=2, num_workers=1)
+    start(env, [0, 1])
+    env.send({}, {0: chunk(1)})
+    env.drop_unreceived()
+    assert env.step_chunk({1: chunk(1)})[1].observation.state[0] == pytest.approx(1.1)
+    assert env.step_chunk({0: chunk(1)})[0].observation.state[0] == pytest.approx(2.0)
+
+
+def test_a_third_part_is_refused(make):
+    env = make(num_slots=3, num_workers=1)
+    start(env, [0, 1, 2])
+    env.send({}, {0: chunk(1)})
+    env.send({}, {1: chunk(1)})
+    with pytest.raises(RuntimeError, match="at most 2 requests at a time"):
+        env.send({}, {2: chunk(1)})
 
 
 def test_reset_of_a_lost_slot_drops_its_episode(make):

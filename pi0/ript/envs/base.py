@@ -8,7 +8,7 @@ Axes: t environment step, n actions in a chunk, a action dim, s state dim, h w i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,6 +93,16 @@ class ChunkResult:
     def done(self) -> bool:
         """Return whether the episode is over, however it ended."""
         return self.success or self.truncated or self.aborted is not None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What has come of one `BatchedEnv.send`."""
+
+    observations: Mapping[int, EnvObservation]
+    """What the policy sees first, by the slot of an episode that began."""
+    results: Mapping[int, ChunkResult]
+    """By the slot of a chunk; and of an episode that could not begin, which is aborted."""
 
 
 class SimulationDivergedError(RuntimeError):

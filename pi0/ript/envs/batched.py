@@ -1,13 +1,14 @@
 """The batched environment: slots, action chunks, worker processes that may die or hang."""
 
+from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from pi0.errors import UnusableError
-from pi0.ript.envs.base import ChunkResult, EnvObservation, Simulation, Task, TaskSuite
+from pi0.ript.envs.base import Answers, ChunkResult, EnvObservation, Simulation, Task, TaskSuite
 from pi0.ript.envs.initial_state import InitialState, Split
 from pi0.ript.envs.process import Worker, WorkerError, WorkerLostError
 from pi0.ript.envs.slots import Slots, aborted
@@ -24,11 +25,23 @@ class WorkersLostError(RuntimeError):
     explains_itself = True
 
 
+@dataclass
+class _Sent:
+    """What was sent and is not received yet."""
+
+    beginning: tuple[int, ...]
+    moving: tuple[int, ...]
+    workers: Mapping[int, Worker]
+    """The workers that were asked, by number; one of them may be replaced meanwhile."""
+    answers: dict[int, Any] = field(default_factory=dict)
+
+
 class BatchedEnv:
     """Many episodes at once, each in a numbered slot, of any of the given tasks.
 
     `reset` starts episodes from given initial states, `step_chunk` executes one chunk of actions
-    per named slot. Results depend on states and actions only, not on slots or `num_workers`.
+    per named slot. `send` and `receive` do both at once and let the caller compute meanwhile.
+    Results depend on states and actions only, not on slots or `num_workers`.
     """
 
     def __init__(
@@ -73,8 +86,15 @@ class BatchedEnv:
         self._step_of: dict[int, int] = {}
         self._lost: dict[int, str] = {}
         self._losses_in_a_row = 0
+        self._sent: deque[_Sent] = deque()
         self._local = None if num_workers else Slots(suite, self.tasks)
         self._workers = [self._start() for _ in range(num_workers)]
+
+    @property
+    def halves(self) -> tuple[range, ...]:
+        """Return the slots of either half, the larger one first; of one alone where there is one slot."""
+        middle = (self.num_slots + 1) // 2
+        return tuple(half for half in (range(middle), range(middle, self.num_slots)) if half)
 
     def task(self, name: str) -> Task:
         """Return a task in use by "name" or "suite/name"."""
@@ -123,6 +143,41 @@ class BatchedEnv:
         An unfinished episode of the slot is dropped. A worker that dies meanwhile is replaced and
         asked again.
         """
+        observations: dict[int, EnvObservation] = {}
+        while waiting := {slot: state for slot, state in states.items() if slot not in observations}:
+            self.send(waiting, {})
+            observations |= self.receive().observations
+        return {slot: observations[slot] for slot in states}
+
+    def step_chunk(
+        self, actions: Mapping[int, np.ndarray], render_every: int | None = None
+    ) -> dict[int, ChunkResult]:
+        """Execute one chunk per named slot, each until success, deadline or its last action; see `send`."""
+        self.send({}, actions, render_every)
+        return dict(self.receive().results)
+
+    def send(
+        self,
+        states: Mapping[int, InitialState],
+        actions: Mapping[int, np.ndarray],
+        render_every: int | None = None,
+    ) -> None:
+        """Start episodes in some slots and execute one chunk in others; workers do so in the background.
+
+        When a worker dies or hangs, each episode that it ran is reported exactly once, as
+        aborted, by what is received next for its slot. At most `MOST_UNANSWERED` times ahead of `receive`.
+
+        Args:
+            states: As for `reset`; an unfinished episode of the slot is dropped.
+            actions: (n, a) per slot; taken as float32, what a dataset of them stores.
+            render_every: Also return frames every so many policy steps inside the chunk.
+
+        Raises:
+            ValueError: A task is not in use, an action is not finite or has the wrong shape, or a
+                slot has no running episode. Nothing has moved.
+        """
+        if render_every is not None and render_every < 1:
+            raise ValueError(f"render_every must be positive or None, found {render_every}")
         for slot, state in states.items():
             self._require_slot(slot)
             if state.task not in self.tasks:
@@ -130,46 +185,44 @@ class BatchedEnv:
                     f"slot {slot}: state of task {state.task!r}, which is not in use here; "
                     f"in use: {sorted(self.tasks)}"
                 )
-        for slot in states:
-            self._forget(slot)
-            self._lost.pop(slot, None)
-        answers = self._reset_all(states)
-        for slot, state in states.items():
-            self._task_of[slot] = self.tasks[state.task]
-            self._step_of[slot] = 0
-        return {slot: answers[slot] for slot in states}
-
-    def step_chunk(
-        self, actions: Mapping[int, np.ndarray], render_every: int | None = None
-    ) -> dict[int, ChunkResult]:
-        """Execute one chunk per named slot, each until success, deadline or its last action.
-
-        When a worker dies or hangs, each episode that it ran is reported exactly once, as
-        aborted, by the next call that names its slot (this one, for the slots named here).
-
-        Args:
-            actions: (n, a) per slot; taken as float32, what a dataset of them stores.
-            render_every: Also return frames every so many policy steps inside the chunk.
-
-        Raises:
-            ValueError: An action is not finite or has the wrong shape, or a slot has no running
-                episode. Nothing has moved.
-        """
-        if render_every is not None and render_every < 1:
-            raise ValueError(f"render_every must be positive or None, found {render_every}")
         chunks = {slot: self._checked(slot, chunk) for slot, chunk in actions.items()}
+        for slot, state in states.items():
+            self._lost.pop(slot, None)
+            self._task_of[slot], self._step_of[slot] = self.tasks[state.task], 0
         live = {slot: chunk for slot, chunk in chunks.items() if slot not in self._lost}
-        answers = self._step_all(live, render_every)
-        results = {}
-        for slot in actions:
+        sent = _Sent(tuple(states), tuple(actions), {})
+        if self._local is not None:
+            sent.answers = self._local.turn(states, live, render_every)
+        else:
+            begin, move = self._by_worker(states), self._by_worker(live)
+            sent.workers = {w: self._workers[w] for w in sorted({*begin, *move})}
+            for w, worker in sent.workers.items():
+                worker.send(("turn", (begin.get(w, {}), move.get(w, {}), render_every)))
+        self._sent.append(sent)
+
+    def receive(self) -> Answers:
+        """Return what has come of the oldest `send` that was not received yet; waits for it."""
+        sent = self._sent.popleft()
+        for part in self._read(sent.workers).values():
+            sent.answers |= part
+        observations, results = {}, {}
+        for slot in (*sent.beginning, *sent.moving):
             reason = self._lost.pop(slot, None)
+            if reason is None and slot in sent.beginning:
+                observations[slot] = sent.answers[slot]
+                continue
             step = self._step_of[slot]
-            result = answers[slot] if reason is None else aborted(reason, step)
+            result = sent.answers[slot] if reason is None else aborted(reason, step)
             self._step_of[slot] = result.step
             if result.done:
                 self._forget(slot)
             results[slot] = result
-        return results
+        return Answers(observations, results)
+
+    def drop_unreceived(self) -> None:
+        """Wait for what was sent and forget it, so that others can use this environment."""
+        while self._sent:
+            self.receive()
 
     def close(self) -> None:
         """End workers and simulators."""
@@ -212,20 +265,6 @@ class BatchedEnv:
         self._task_of.pop(slot, None)
         self._step_of.pop(slot, None)
 
-    def _reset_all(self, states: Mapping[int, InitialState]) -> dict[int, Any]:
-        if self._local is not None:
-            return {slot: self._local.reset(slot, state) for slot, state in states.items()}
-        requests = {w: ("reset", part) for w, part in self._by_worker(states).items()}
-        answers = self._ask_until_answered(requests)
-        return {slot: result for answer in answers.values() for slot, result in answer.items()}
-
-    def _step_all(self, chunks: Mapping[int, np.ndarray], render_every: int | None) -> dict[int, Any]:
-        if self._local is not None:
-            return {slot: self._local.step_chunk(slot, chunk, render_every) for slot, chunk in chunks.items()}
-        parts = self._by_worker(chunks)
-        answers, _ = self._ask({w: ("step", (p, render_every)) for w, p in parts.items()})
-        return {slot: result for answer in answers.values() for slot, result in answer.items()}
-
     def _by_worker(self, values: Mapping[int, Any]) -> dict[int, dict[int, Any]]:
         """Split a mapping by slot into the workers that own the slots."""
         parts: dict[int, dict[int, Any]] = {}
@@ -235,26 +274,25 @@ class BatchedEnv:
 
     def _ask_until_answered(self, requests: dict[int, Any]) -> dict[int, Any]:
         """Ask, and ask again the workers that were replaced; for requests that can be repeated."""
-        answers, lost = self._ask(requests)
-        while lost:
-            more, lost = self._ask({w: requests[w] for w in lost})
-            answers |= more
+        answers: dict[int, Any] = {}
+        while missing := [w for w in requests if w not in answers]:
+            for w in missing:
+                self._workers[w].send(requests[w])
+            answers |= self._read({w: self._workers[w] for w in missing})
         return answers
 
-    def _ask(self, requests: dict[int, Any]) -> tuple[dict[int, Any], list[int]]:
-        """Return the answers by worker, and the workers that were lost and replaced meanwhile."""
-        for w in requests:
-            self._workers[w].send(requests[w])
+    def _read(self, asked: Mapping[int, Worker]) -> dict[int, Any]:
+        """Return the answers of the workers that have one; the others were lost and are replaced."""
         answers: dict[int, Any] = {}
-        lost: list[int] = []
         failure: WorkerLostError | None = None
         raised: WorkerError | None = None
-        for w in requests:
+        for w, worker in asked.items():
+            if worker is not self._workers[w]:
+                continue
             try:
-                answers[w] = self._workers[w].receive(self.timeout)
+                answers[w] = worker.receive(self.timeout)
                 self._losses_in_a_row = 0
             except WorkerLostError as error:
-                lost.append(w)
                 failure = error
                 self._replace(w, str(error))
             except WorkerError as error:
@@ -267,7 +305,7 @@ class BatchedEnv:
                 "their messages above. If memory ran out, lower task.num_parallel_envs; num_workers=0 shows "
                 "an error of the simulator"
             )
-        return answers, lost
+        return answers
 
     def _replace(self, w: int, reason: str) -> None:
         """Start a new worker and note that the old one's episodes are lost."""

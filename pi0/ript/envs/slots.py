@@ -1,5 +1,6 @@
 """Slots of one process: which simulation each uses, and the execution of action chunks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,16 @@ class Slots:
             states.append(simulation.initial_state(split, index))
             self._give(simulation)
         return states
+
+    def turn(
+        self,
+        states: Mapping[int, InitialState],
+        chunks: Mapping[int, Float32[np.ndarray, "n a"]],
+        render_every: int | None,
+    ) -> dict[int, EnvObservation | ChunkResult]:
+        """Begin episodes in some slots and execute chunks in others; return what came of each, by slot."""
+        moved = {slot: self.step_chunk(slot, chunk, render_every) for slot, chunk in chunks.items()}
+        return {**moved, **{slot: self.reset(slot, state) for slot, state in states.items()}}
 
     def reset(self, slot: int, state: InitialState) -> EnvObservation:
         """Begin an episode in the slot and return its first observation."""

@@ -21,9 +21,6 @@ def _prepare(setup: tuple[TaskSuite, dict[str, Task]]) -> tuple[Callable[[Any], 
         kind, body = request
         if kind == "initial_states":
             return slots.initial_states(body)
-        if kind == "reset":
-            return {slot: slots.reset(slot, state) for slot, state in body.items()}
-        chunks, render_every = body
-        return {slot: slots.step_chunk(slot, chunk, render_every) for slot, chunk in chunks.items()}
+        return slots.turn(*body)
 
     return answer_to, slots.close
