@@ -26,9 +26,25 @@ from forked import end_process, free_port
 
 from pi0.ript import distributed, evaluate, groups, loss, monitoring, report
 from pi0.ript.checkpoint import contents, snapshot
+from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.rollout import GuidedPolicy
 
-EVENTS = ("before", "rollout", "loss", "update", "save", "write", "publish", "published", "after", "gather")
+EVENTS = (
+    *(
+        "before",
+        "rollout",
+        "kept",
+        "loss",
+        "update",
+        "save",
+        "write",
+        "publish",
+        "published",
+        "after",
+        "gather",
+    ),
+)
+"""kept: an episode of a collection is on the disk; before, rollout, after: the policy infers."""
 """What a fault can wait for, each just before it: a chunk of actions in the evaluation before training, in a
 collection, in the evaluation after it; a loss; an optimizer step; and in a checkpoint: the random states, on
 each rank; then, on rank 0, when half of the weights are written, the renaming, and what follows it; and what
@@ -110,6 +126,7 @@ def install(fault: str) -> None:
     _before(monitoring, "take_step", lambda: happens("update"))
     _before(GuidedPolicy, "chunks", lambda: happens(phase[0]))
     _in_phase(groups, "collect_groups", phase, "rollout")
+    _after(EpisodeJournal, "write", lambda: phase[0] == "rollout" and happens("kept"))
     _in_phase(evaluate, "evaluate", phase, "after")
     _half_a_file(happens)
     _wrong_numbers(happens, fault.partition("@")[0])
@@ -122,6 +139,17 @@ def _before(owner: object, name: str, happen: Callable[[], object]) -> None:
     def watched(*arguments, **options):
         happen()
         return function(*arguments, **options)
+
+    setattr(owner, name, watched)
+
+
+def _after(owner: object, name: str, happen: Callable[[], object]) -> None:
+    function = getattr(owner, name)
+
+    def watched(*arguments, **options):
+        result = function(*arguments, **options)
+        happen()
+        return result
 
     setattr(owner, name, watched)
 
@@ -296,7 +324,9 @@ def members(group: int) -> list[int]:
     alive = []
     for process in psutil.process_iter():
         try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+            # A process whose first thread has ended can have others that still hold its files.
+            is_over = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+            if os.getpgid(process.pid) == group and not is_over:
                 alive.append(process.pid)
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue

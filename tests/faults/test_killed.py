@@ -12,7 +12,7 @@ from faults import drills
 from faults.drills import forked
 from pi0.ript.checkpoint.files import published
 
-PHASES = {"rollout": 4, "update": 3, "save": 2, "after": 2}
+PHASES = {"rollout": 4, "update": 3, "save": 2, "after": 1}
 """The events of rung 13 at which a process is killed, and the how manieth of each."""
 FAST = [("update", 1)]
 ONE_RANK = [
@@ -44,7 +44,7 @@ def test_one_rank_is_killed(place, pair, goes_on, event, rank):
 def test_all_are_killed_at_once(place, pair, goes_on, event):
     """As when a node loses its power."""
     name = f"all-killed-{event}"
-    ended = forked(place, name, fault=f"all-SIGKILL@0:{event}:2")
+    ended = forked(place, name, fault=f"all-SIGKILL@0:{'kept:1' if event == 'rollout' else f'{event}:2'}")
     assert [one.code for one in ended] == [-signal.SIGKILL] * 2
     before = [path.name for path in published(place / name)]
     kept = list((place / name).glob("episodes/*/iteration-*/*.npz"))

@@ -12,7 +12,7 @@ from faults import drills
 from faults.drills import forked
 from pi0.ript.checkpoint.files import published, verify
 
-PHASES = {"rollout": 4, "update": 3, "save": 2, "after": 2}
+PHASES = {"rollout": "kept:1", "update": "update:3", "save": "save:2", "after": "after:1"}
 HANDLED = ("--signals-to-handle=SIGTERM,SIGINT,SIGUSR1",)
 
 
@@ -27,9 +27,7 @@ def require_one_step(said: str) -> None:
 )
 def test_torchrun_is_signalled(place, pair, goes_on, number, event):
     name = f"launcher-{number}-{event}"
-    process = drills.torchrun(
-        place, name, fault=f"launcher-{number}@0:{event}:{PHASES[event]}", options=HANDLED
-    )
+    process = drills.torchrun(place, name, fault=f"launcher-{number}@0:{PHASES[event]}", options=HANDLED)
     assert process.wait(drills.PATIENCE_S) != 0
     said = drills.log_of(place, name).read_text()
     require_one_step(said)
