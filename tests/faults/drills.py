@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -302,7 +302,8 @@ def torchrun(
     program = ["-m", "faults.drills", str(place), name, *words]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *options]
     paths = os.pathsep.join(str(ROOT / part) for part in ("", "tests"))
-    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "FAULT": fault}
+    environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment |= {"FAULT": fault, "DRILL": str(place / name)}
     with log_of(place, name).open("a") as log:
         return subprocess.Popen(
             [*command, f"--master_port={free_port()}", *program],
@@ -319,17 +320,13 @@ def log_of(place: Path, name: str) -> Path:
     return place / f"{name}.torchrun"
 
 
-def members(group: int) -> list[int]:
-    """Return the processes of a group that are alive."""
+def members(place: Path, name: str) -> list[int]:
+    """Return the processes of a run of `torchrun` that are alive, each in a group of its own."""
     alive = []
     for process in psutil.process_iter():
-        try:
-            # A process whose first thread has ended can have others that still hold its files.
-            is_over = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
-            if os.getpgid(process.pid) == group and not is_over:
+        with suppress(psutil.Error):
+            if process.environ().get("DRILL") == str(place / name):
                 alive.append(process.pid)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
     return alive
 
 

@@ -63,9 +63,9 @@ def test_torchrun_is_killed(place, pair, goes_on):
     process = drills.torchrun(place, name, fault="launcher-SIGKILL@0:update:3")
     assert process.wait(drills.PATIENCE_S) == -signal.SIGKILL
     deadline = time.monotonic() + 60
-    while drills.members(process.pid) and time.monotonic() < deadline:
+    while drills.members(place, name) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not drills.members(process.pid), drills.log_of(place, name).read_text()[-3000:]
+    assert not drills.members(place, name), drills.log_of(place, name).read_text()[-3000:]
     assert goes_on(name)[0] == pair
 
 

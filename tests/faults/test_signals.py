@@ -32,7 +32,7 @@ def test_torchrun_is_signalled(place, pair, goes_on, number, event):
     said = drills.log_of(place, name).read_text()
     require_one_step(said)
     assert "Traceback" not in said.split("torch/distributed")[0], said[-3000:]
-    assert not drills.members(process.pid), "no process is left behind"
+    assert not drills.members(place, name), "no process is left behind"
     assert verify(published(place / name)[-1])
     kept = finished_episodes(place / name)
     outcome, again = goes_on(name)
@@ -108,7 +108,7 @@ def test_a_launcher_that_kills_before_the_save_ends_leaves_the_checkpoint_before
     begun = time.monotonic()
     assert process.wait(drills.PATIENCE_S) != 0
     assert time.monotonic() - begun < drills.PATIENCE_S
-    assert not drills.members(process.pid)
+    assert not drills.members(place, name)
     assert [path.name for path in published(place / name)] == ["checkpoint-1"]
     assert (place / name / ".checkpoint-2.partial").exists(), "it was killed in the middle"
     assert goes_on(name)[0] == pair
