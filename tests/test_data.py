@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from test_episodes import INFO, make_episode, publish
 
 from pi0 import FeatureConfig
+from pi0.ript.data import training_data
 from pi0.ript.data.augmentation import augment
 from pi0.ript.data.mixture import MixtureOrder, validation_episodes
 from pi0.ript.data.reader import open_set
@@ -508,3 +509,30 @@ def test_an_incomplete_copy_or_another_format_is_refused_without_asking_the_hub(
 def test_a_set_below_its_root_is_found(roots):
     frames = open_set(DatasetSettings(repo_id="a", root=str(Path(roots["a"]).parent)), cameras=())
     assert (frames.name, frames.num_frames, frames.images) == (roots["a"], 25, {})
+
+
+@pytest.mark.parametrize(
+    ("raised", "is_lost"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (EOFError(), True),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), False),
+        (RuntimeError("a shape does not fit"), False),
+    ],
+)
+def test_a_reader_that_ends_is_told_from_one_that_raises(raised, is_lost):
+    """Killed between a batch's announcement and its memory, it breaks the trainer's connection."""
+
+    def batches():
+        yield {"window": 1}
+        raise raised
+
+    received = training_data._received(batches())
+    assert next(received) == {"window": 1}
+    with pytest.raises(RuntimeError if is_lost else type(raised)) as told:
+        next(received)
+    if is_lost:
+        assert training_data.is_of_a_reader(told.value)
+    else:
+        assert told.value is raised

@@ -24,6 +24,9 @@ from pi0.ript.interruption import deaf_children
 from pi0.ript.peers import ALONE, Peers, share
 from pi0.ript.progress import progress_bar
 
+_READER = "DataLoader worker"
+"""With what torch begins to tell that one is lost."""
+
 
 class TrainingBatches:
     """Batches of one process, of an endless global order, which `state_dict` lets continue exactly.
@@ -204,7 +207,7 @@ def make_training_data(
 
 def is_of_a_reader(error: RuntimeError) -> bool:
     """Return whether torch raised an error, in whatever line, because a process that reads data has ended."""
-    return str(error).startswith("DataLoader worker")
+    return str(error).startswith(_READER)
 
 
 def split_rows(
@@ -256,7 +259,18 @@ def _read(windows: MixtureWindows, draws: Any) -> Iterator[dict[str, Any]]:
         worker_init_fn=_end_of_a_lost_batch,
     )
     with deaf_children():
-        return iter(loader)
+        batches = iter(loader)
+    return _received(batches) if reading.num_workers else batches
+
+
+def _received(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what processes have read; one that ends while it hands a batch over is an error of a reader."""
+    try:
+        yield from batches
+    except (EOFError, OSError) as error:
+        if str(error).startswith("Caught"):  # what the reading itself raised, with its traceback
+            raise
+        raise RuntimeError(f"{_READER} ended while it handed a batch over ({error})") from error
 
 
 def _end_of_a_lost_batch(_worker: int) -> None:
