@@ -484,7 +484,7 @@ def test_the_real_wandb(tmp_path):
     """Offline twice, with one run id; then online without a key, which neither asks nor fails."""
     pytest.importorskip("wandb")
     code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; import time; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from dataclasses import replace
 from test_run_logging import *
 for mode, step in (("offline", 0), ("offline", 1), ("online", 2)):
@@ -492,6 +492,7 @@ for mode, step in (("offline", 0), ("offline", 1), ("online", 2)):
     init_wandb(replace(Config(), logging=replace(Logging(), wandb_mode=mode)), sys.argv[1], 0)
     log_metrics({{"loss": 0.5}}, step)
     close_run_logging()
+    time.sleep(1.1)  # W&B names a directory by the second
 """
     environment = {"PATH": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "PYTHONPATH": "."}
     run_dir = tmp_path / "run"
