@@ -24,7 +24,7 @@ import drifting
 import psutil
 from forked import end_process, free_port
 
-from pi0.ript import distributed, evaluate, groups, loss, monitoring, report
+from pi0.ript import distributed, evaluate, groups, interruption, loss, monitoring, report
 from pi0.ript.checkpoint import contents, snapshot
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.rollout import GuidedPolicy
@@ -110,7 +110,10 @@ def send(target: str, number: int) -> None:
         time.sleep(2.5)  # longer than what counts as one request
         os.kill(os.getpid(), number)
     if target:
-        time.sleep(0.5)  # until it has come
+        time.sleep(0.5)  # until it has come; the launcher's may take longer
+    deadline = time.monotonic() + 10.0
+    while target == "launcher" and time.monotonic() < deadline and not interruption.stop_requested():
+        time.sleep(0.05)
 
 
 def install(fault: str) -> None:
