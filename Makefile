@@ -8,7 +8,7 @@
 #                    ONLY="load recap ..." some of the checks, KEEP=DIR what is made stays
 #                    there, so that RECAP goes on where it was killed
 #   make test-cluster   runs on two machines (network namespaces: Linux, root) and in shards, 14 minutes
-#   make test-faults   the faults of docs/reliability.md, slow ones too, then 3 kills of each script (not run as one yet)
+#   make test-faults   the faults of docs/reliability.md, slow ones too, then 3 kills of each script, 11 minutes
 #   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (not run on one yet)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
