@@ -17,7 +17,7 @@ from pi0 import PI0Policy
 from pi0.checkpoint_names import WEIGHTS
 from pi0.errors import UnusableError
 from pi0.ript.checkpoint import SnapshotError, load_checkpoint, save_checkpoint
-from pi0.ript.checkpoint.parts import PARTS, read_index
+from pi0.ript.checkpoint.parts import PARTS, join_optimizer, read_index, split_optimizer
 from pi0.ript.config import load_config_from_yaml
 from pi0.ript.config.loading import engine
 from pi0.ript.distributed import World, cleanup_distributed, setup_distributed
@@ -338,3 +338,25 @@ def refused(_) -> str:
     with pytest.raises(UnusableError) as error:
         shard(AdvantageLoss(small_policy(), 0.1), 2, Loans(RollCall(), None), "bfloat16")
     return str(error.value)
+
+
+def test_an_optimizer_that_has_frozen_parameters_too_is_split_and_joined():
+    """As in the ladder, whose optimizer is given all of a learner's parameters."""
+    trained, frozen = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    frozen.requires_grad_(False)
+    names = {trained: "trained"}
+
+    def optimizer():
+        return torch.optim.AdamW([frozen, trained], lr=0.1)
+
+    first = optimizer()
+    trained.grad = torch.ones(3)
+    first.step()
+    tensors, rest = split_optimizer(first, names)
+    assert {*tensors} == {"optimizer.exp_avg.trained", "optimizer.exp_avg_sq.trained"}
+    second = optimizer()
+    targets = join_optimizer(second, names, rest, {name: tuple(x.shape) for name, x in tensors.items()})
+    for name, target in targets.items():
+        target.copy_(tensors[name])
+    for key, value in first.state[trained].items():
+        torch.testing.assert_close(second.state[trained][key], value)

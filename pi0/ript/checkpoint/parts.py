@@ -112,8 +112,8 @@ def split_optimizer(
     """Return an optimizer's tensors that are in parts, by name, and the rest of its state.
 
     Args:
-        optimizer: Its parameters are among those of `names`.
-        names: Their names.
+        optimizer: What it has a state of is among `names`.
+        names: The names of the parameters that are trained; the optimizer can have frozen ones besides.
     """
     tensors, rest = dict[str, Tensor](), dict[str, dict[str, Any]]()
     for parameter, values in optimizer.state.items():
@@ -164,7 +164,8 @@ def join_optimizer(
 
 
 def _names(group: Mapping[str, Any], names: Mapping[nn.Parameter, str]) -> list[str]:
-    return [names[parameter] for parameter in group["params"]]
+    """Return the names of a group's parameters; one without a name is frozen, and has no state."""
+    return [names[parameter] for parameter in group["params"] if parameter in names]
 
 
 def _is_tensor(entry: object) -> bool:
