@@ -166,6 +166,8 @@ def timed(
             if way == "in turns":
                 parts = inferred_and_simulated(envs[workers], policy, states[:SLOTS])
                 taken |= dict(zip(("inference", "simulation"), parts, strict=True))
+                half = inferred_and_simulated(envs[workers], policy, states[: SLOTS // 2])
+                taken |= dict(zip(("half inference", "half simulation"), half, strict=True))
             for what, value in taken.items() if turn >= 0 else ():  # the first warms up
                 seconds.setdefault(what, {}).setdefault((workers, threads), []).append(value)
     torch.set_num_threads(1)
@@ -191,6 +193,8 @@ def report(name: str, config: Pi0Config, seconds: dict[str, dict[Setting, float]
     print(
         f"inference with one thread takes {inference[1, 1] / simulation[1, 1]:.2f} of one worker's simulation"
     )
+    shares = [seconds[f"half {what}"][1, 1] / seconds[what][1, 1] for what in ("inference", "simulation")]
+    print("half of the slots take {:.2f} of the inference and {:.2f} of the simulation".format(*shares))
     target = min(TARGET, SHARE_OF_CEILING * 4 / (a + b))
     print(f"a second worker brings {a:.2f}, a second thread {b:.2f}: ceiling {4 / (a + b):.2f}")
     words = " and ".join(f"{way} {w} workers, {t} threads" for way, (w, t) in best.items())

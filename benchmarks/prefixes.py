@@ -48,7 +48,7 @@ def main() -> None:
     compare(policy, caches, taken(samples, np.arange(options.batch)))
     seconds: dict[str, list[float]] = {name: [] for name in caches}
     steps: dict[str, Run] = {
-        name: partial(step, policy, cache, optimizer, samples, options.batch)
+        name: partial(step, policy, cache, optimizer, samples, options.batch, np.random.default_rng(0))
         for name, cache in caches.items()
     }
     for name, value in tqdm(interleaved(steps, options.rounds, clock("cpu", 1)), unit="step", desc="steps"):
@@ -100,11 +100,16 @@ def taken(samples: dict, rows: np.ndarray) -> dict:
 
 
 def step(
-    policy: PI0Policy, cache: PrefixCache | None, optimizer: torch.optim.Optimizer, samples: dict, size: int
+    policy: PI0Policy,
+    cache: PrefixCache | None,
+    optimizer: torch.optim.Optimizer,
+    samples: dict,
+    size: int,
+    rng: np.random.Generator,
 ) -> None:
     """Make one optimizer step on samples drawn at random."""
     policy.prefixes = cache
-    rows = np.random.default_rng(len(optimizer.state)).choice(SAMPLES, size, replace=False)
+    rows = rng.choice(SAMPLES, size, replace=False)
     policy.loss(taken(samples, rows)).backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -86,7 +86,8 @@ class PrefixCache:
         says = policy.embodiments.features_of(batch)
         require_cameras(batch, says)
         state = policy.embodiments.encode_state(batch, raw, policy.config.max_state_dim)
-        keys = sample_keys(batch, says.present_cameras, policy.prompts(batch, given, state))
+        made_of = [(prompt, says.resize) for prompt in policy.prompts(batch, given, state)]
+        keys = sample_keys(batch, says.present_cameras, made_of)
 
         def compute(numbers: list[int]) -> Prefix:
             part = samples_of(batch, numbers, len(raw))

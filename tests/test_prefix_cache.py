@@ -153,7 +153,7 @@ def test_a_value_function_reads_what_its_policy_keeps():
     for _ in range(2):
         torch.testing.assert_close(value(observed), expected, rtol=1e-4, atol=1e-5)
     assert (policy.prefixes.found, policy.prefixes.computed) == (4, 4)
-    assert "of 100 % they are kept (memory)" in said[0]
+    assert said[0].endswith("; 4 of 4 samples are kept (memory)")
 
 
 def test_where_vision_or_language_is_trained_none_can_be_kept():
@@ -184,7 +184,7 @@ def test_the_plan_says_what_it_would_take_and_recommends():
     said.clear()
     half = PolicySettings(prefix_cache_gib=500 * each / 2**30)
     keep_prefixes(policy, half, said.append, 1000)
-    assert "of 50 % they are kept (memory)" in said[0]
+    assert said[0].endswith("; 500 of 1000 samples are kept (memory)")
     said.clear()
     keep_prefixes(toy_policy().train(), PolicySettings(), said.append, 1000)
     assert said == [], "nothing to recommend where prefixes change"
@@ -208,3 +208,13 @@ def test_a_camera_of_another_batch_size_is_refused():
     policy.prefixes = PrefixCache(MUCH)
     with pytest.raises(ValueError, match="expected the batch size 4, found 3"):
         policy.loss({**batch, CAMERA: batch[CAMERA][:3]})
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_where_there_is_no_room_it_is_said_before_anything_is_kept(place):
+    policy = frozen()
+    much = PolicySettings(prefix_cache_gib=2.0**40, prefix_cache=place)
+    with pytest.raises(ValueError, match=r"policy\.prefix_cache_gib: .* GB of prefixes.*lower it"):
+        keep_prefixes(policy, much, print)
+    keep_prefixes(policy, much, print, 4)  # four samples are all that there are
+    assert policy.prefixes is not None

@@ -1,6 +1,10 @@
 """Whether a training keeps the prefixes of its samples, and what is said about it; see `pi0.prefix_cache`."""
 
+import shutil
+import tempfile
 from collections.abc import Callable
+
+import psutil
 
 from pi0 import PI0Policy
 from pi0.errors import UnusableError
@@ -30,7 +34,7 @@ def keep_prefixes(
         is_augmented: Whether images change in every epoch, so that no prefix is met again.
 
     Raises:
-        UnusableError: The policy's vision or language is trained.
+        UnusableError: The policy's vision or language is trained, or there is no room for what is to be kept.
     """
     policy.prefixes = None
     trained = trained_in_prefix(policy.model) if is_trained else None
@@ -47,16 +51,38 @@ def keep_prefixes(
             "step; train the expert alone (policy.freeze=expert_only), or leave it out"
         )
     policy.prefixes = PrefixCache(int(settings.prefix_cache_gib * 2**30), settings.prefix_cache)
-    if num_samples is not None:
-        say(_plan(policy, settings, num_samples))
+    whole = None if num_samples is None else num_samples * _bytes_each(policy)
+    _require_room(settings.prefix_cache, min(policy.prefixes.budget, whole or policy.prefixes.budget))
+    say(_plan(policy, settings, num_samples))
 
 
-def _plan(policy: PI0Policy, settings: PolicySettings, num_samples: int) -> str:
-    each = prefix_bytes(policy.config, len(policy.features.present_cameras))
+def _bytes_each(policy: PI0Policy) -> int:
     texts = 2 if policy.config.indicator == "text" else 1  # with and without the indicator
-    whole = texts * num_samples * each
-    takes = f"prefixes: {each / 1e6:.3g} MB a sample at most, {whole / 1e9:.3g} GB for {num_samples}"
+    return texts * prefix_bytes(policy.config, len(policy.features.present_cameras))
+
+
+def _require_room(place: str, size: int) -> None:
+    """Raise UnusableError unless so many bytes fit in memory or on the disk now; a GPU tells by itself."""
+    directory = tempfile.gettempdir()
+    rooms = {
+        "memory": ("of memory are available", psutil.virtual_memory().available),
+        "disk": (f"are free in {directory}", shutil.disk_usage(directory).free),
+    }
+    what, free = rooms.get(place, ("", size))
+    if size > free:
+        raise UnusableError(
+            f"policy.prefix_cache_gib: {size / 1e9:.3g} GB of prefixes would be kept, and "
+            f"{free / 1e9:.3g} GB {what}; lower it, or choose another policy.prefix_cache"
+        )
+
+
+def _plan(policy: PI0Policy, settings: PolicySettings, num_samples: int | None) -> str:
+    each = _bytes_each(policy)
+    takes = f"prefixes: at most {each / 1e6:.3g} MB a sample"
     if policy.prefixes is None:
-        return f"{takes}; kept, later epochs would not compute them: policy.prefix_cache_gib"
-    share = min(1.0, policy.prefixes.budget / whole)
-    return f"{takes}; of {100 * share:.0f} % they are kept ({settings.prefix_cache})"
+        whole = f"{(num_samples or 0) * each / 1e9:.3g} GB for {num_samples}"
+        return f"{takes}, {whole}; kept, later epochs would not compute them: policy.prefix_cache_gib"
+    kept, place = policy.prefixes.budget // each, settings.prefix_cache
+    if num_samples is None:
+        return f"{takes}; up to {kept} samples are kept ({place})"
+    return f"{takes}; {min(kept, num_samples)} of {num_samples} samples are kept ({place})"

@@ -1,5 +1,6 @@
 """The policy that training starts from: a checkpoint, or a toy trained here on demonstrations."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -60,7 +61,8 @@ def starting_policy(
     changes = {"indicator": "embedding"}
     policy = make_policy(path, PolicySettings(**settings), toy, seed, device, changes=changes)
     require_fits(policy.features, environment)
-    keep_prefixes(policy, PolicySettings(**settings), print)
+    is_first = os.environ.get("RANK", "0") == "0"
+    keep_prefixes(policy, PolicySettings(**settings), print if is_first else lambda _: None)
     return policy
 
 
