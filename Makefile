@@ -9,11 +9,13 @@
 #                    there, so that RECAP goes on where it was killed
 #   make test-cluster   runs on two machines (network namespaces: Linux, root) and in shards, 14 minutes
 #   make test-faults   the faults of docs/reliability.md, slow ones too, then 3 kills of each script, 11 minutes
+#   make benchmark   every figure of speed beside its rival, one page (outputs/benchmark.md): half an hour,
+#                    2 cores with nothing beside; with LIBERO_ASSETS also LIBERO's
 #   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (not run on one yet)
 #   make check   lint, then test           make format  rewrite the files as the linter wants them
 PYTHON := .venv/bin/python
 
-.PHONY: demo setup lint format test test-real test-cluster test-faults test-pages test-slow test-documents gpu-check check clean
+.PHONY: demo setup lint format test benchmark test-real test-cluster test-faults test-pages test-slow test-documents gpu-check check clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt tools/setup.sh
@@ -36,6 +38,9 @@ test: setup
 
 test-pages: setup
 	@$(PYTHON) -m pytest tests/test_pages.py -rs
+
+benchmark: setup
+	@OMP_NUM_THREADS=1 $(PYTHON) benchmarks/page.py $(if $(ONLY),--only $(ONLY))
 
 gpu-check:
 	@python3 tools/gpu_check.py --output gpu_check.json

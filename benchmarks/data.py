@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from figures import Figures, add_figures_option
 from tqdm import tqdm
 
 from pi0 import FeatureConfig
@@ -113,7 +114,9 @@ def rate(batches: Iterator[Any], count: int) -> float:
     return count * BATCH_SIZE / (time.perf_counter() - start)
 
 
-def compare(root: Path, num_frames: int, rounds: int, batches: int) -> Iterator[dict[str, Any]]:
+def compare(
+    root: Path, num_frames: int, rounds: int, batches: int, figures: Figures
+) -> Iterator[dict[str, Any]]:
     """Yield a row of rates for each number of workers, cold and cached."""
     for workers in (0, 2):
         for kind, frames in (("cold", num_frames), ("cached", min(CACHED_FRAMES, num_frames))):
@@ -131,6 +134,9 @@ def compare(root: Path, num_frames: int, rounds: int, batches: int) -> Iterator[
                 for name, run in runs.items():
                     rates[name].append(run())
             ratios = [a / b for a, b in zip(rates["ours"], rates["lerobot"], strict=True)]
+            name, shown = f"frames read, {kind}, {workers} workers", {"at_least": _LEAST[kind]}
+            options = {"rival": "lerobot", "theirs": rates["lerobot"], "ratios": ratios, **shown}
+            figures.add(name, "per s", rates["ours"], **options)
             medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
             spread = [round(min(ratios), 2), round(max(ratios), 2)]
             ratio = round(statistics.median(ratios), 2)
@@ -180,6 +186,7 @@ def main() -> int:
     add("--rounds", type=int, default=5, help="of each comparison (%(default)s)")
     add("--batches", type=int, default=40, help=f"of {BATCH_SIZE}, measured in a round (%(default)s)")
     add("--memory", action="store_true", help="measure memory instead of speed")
+    add_figures_option(parser)
     add("--one-pass", type=float, metavar="GIB", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -189,10 +196,11 @@ def main() -> int:
         print(json.dumps(one_pass(root, options.frames, options.one_pass)))
         return 0
     if not options.memory:
-        rows = []
-        for row in compare(root, options.frames, options.rounds, options.batches):
+        rows, figures = [], Figures()
+        for row in compare(root, options.frames, options.rounds, options.batches, figures):
             rows.append(row)
             print(json.dumps(row), flush=True)
+        figures.write(options.figures)
         return int(any(row["ratio"] < _LEAST[row["kind"]] for row in rows))
     passes = []
     for gib in (0.0, 1.0):

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 import transformers
 from contenders import Contender, build, check_agreement
+from figures import add_figures_option
 from measure import Run, clock, interleaved, keep_freed_memory, peak_memory
-from report import CASES, print_roofline, print_table
+from report import CASES, as_figures, print_roofline, print_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from roofline import Gpu, gpu
@@ -62,6 +63,7 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1, default=str))
     print_table(figures)
+    as_figures(figures).write(args.figures)
     if hardware:
         print_roofline(figures, SIZES[args.size], hardware)
 
@@ -88,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--peak-tflops", type=float, help="dense bf16 rate, for a GPU that is not known")
     add("--bandwidth-tbs", type=float, help="memory bandwidth in TB/s, for a GPU that is not known")
     add("--json", type=Path, help="file for the raw figures")
+    add_figures_option(parser)
     args = parser.parse_args()
     if min(args.rounds, args.batch, args.threads) < 1:
         parser.error("--rounds, --batch and --threads must be at least 1")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from figures import Figures, add_figures_option
 from tqdm import tqdm
 
 from pi0.ript.envs import BatchedEnv, InitialState, make_env, make_suite
@@ -21,7 +22,8 @@ from pi0.ript.envs import BatchedEnv, InitialState, make_env, make_suite
 SUITE, TASK = "libero_object", "pick_up_the_milk_and_place_it_in_the_basket"
 ENDLESS = 10**9
 CHEAP = ("no camera", "chunked, fast")
-CHUNKED_TARGET, LEROBOT_TARGET = 0.9, 3.0
+CHEAP_TURNS = 6  # in a round
+CHUNKED_TARGET, LEROBOT_TARGET, WORKERS_TARGET = 0.9, 3.0, 1.8
 
 Runner = Callable[[np.ndarray], None]
 
@@ -35,18 +37,22 @@ def main() -> None:
     parser.add_argument("--suite", default=SUITE)
     parser.add_argument("--task", default=TASK)
     parser.add_argument("--skip-libero", action="store_true")
+    add_figures_option(parser)
     options = parser.parse_args()
+    figures = Figures()
     if not options.skip_libero:
-        libero_per_core(options)
-        libero_workers(options)
-    metaworld(options.rounds)
+        libero_per_core(options, figures)
+        libero_workers(options, figures)
+    metaworld(options.rounds, figures)
+    figures.write(options.figures)
 
 
-def libero_per_core(options: argparse.Namespace) -> None:
+def libero_per_core(options: argparse.Namespace, figures: Figures) -> None:
     """Print steps per CPU second of LIBERO, by how images are made."""
     with contextlib.ExitStack() as stack:
         runners = our_runners(options, stack) | lerobot_runner(options, stack)
-        ms = milliseconds_per_step(runners, options)
+        by_round = milliseconds_per_step(runners, options)
+    ms = {name: float(np.median(values)) for name, values in by_round.items()}
     size, chunk = options.image_size, options.chunk
     base = ms["no camera"]
     print(f"\nLIBERO, {options.suite}, {size} px, 2 cameras, chunks of {chunk}, one core")
@@ -57,10 +63,17 @@ def libero_per_core(options: argparse.Namespace) -> None:
     lerobot = ms["lerobot LiberoEnv, every step"]
     report("chunked fast, times lerobot", lerobot / ms["chunked, fast"], LEROBOT_TARGET)
     report("chunked stock, times lerobot", lerobot / ms["chunked, stock"], LEROBOT_TARGET)
+    fast, limit = by_round["chunked, fast"], "no camera at all: 1"
+    options_ = {"theirs": by_round["no camera"], "at_least": CHUNKED_TARGET, "limit": limit}
+    figures.add("LIBERO step, chunked, fast images", "ms", fast, rival="without cameras", **options_)
+    theirs = by_round["lerobot LiberoEnv, every step"]
+    for quality in ("fast", "stock"):
+        name, values = f"LIBERO step, chunked, {quality} images", by_round[f"chunked, {quality}"]
+        figures.add(name, "ms", values, rival="lerobot", theirs=theirs, at_least=LEROBOT_TARGET)
 
 
-def milliseconds_per_step(runners: dict[str, Runner], options: argparse.Namespace) -> dict[str, float]:
-    """Return the median CPU time of a step by runner.
+def milliseconds_per_step(runners: dict[str, Runner], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the median CPU time of a step in each round, by runner.
 
     Runners take turns chunk by chunk; the two whose ratio matters most, which are also the
     cheapest, take six turns where the others take one.
@@ -70,13 +83,14 @@ def milliseconds_per_step(runners: dict[str, Runner], options: argparse.Namespac
     cheap = [(name, run) for name, run in runners.items() if name in CHEAP]
     dear = [(name, run) for name, run in runners.items() if name not in CHEAP]
     for turn in tqdm(range(-1, options.rounds), unit="round", desc="LIBERO per core"):
-        for name, run in 6 * cheap + dear:
+        for name, run in CHEAP_TURNS * cheap + dear:
             actions = rng.uniform(-0.5, 0.5, (options.chunk, 7)).astype(np.float32)
             start = time.process_time()
             run(actions)
             if turn >= 0:  # the first warms up
                 seconds[name].append(time.process_time() - start)
-    return {name: 1e3 * float(np.median(s)) / options.chunk for name, s in seconds.items()}
+    by_round = {name: np.reshape(values, (options.rounds, -1)) for name, values in seconds.items()}
+    return {name: (1e3 * np.median(x, axis=1) / options.chunk).tolist() for name, x in by_round.items()}
 
 
 def our_runners(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, Runner]:
@@ -148,7 +162,7 @@ def lerobot_runner(options: argparse.Namespace, stack: contextlib.ExitStack) -> 
     return {"lerobot LiberoEnv, every step": run}
 
 
-def libero_workers(options: argparse.Namespace) -> None:
+def libero_workers(options: argparse.Namespace, figures: Figures) -> None:
     """Print memory per worker and the speed of two workers against one."""
     size, task, chunk = options.image_size, options.task, options.chunk
     envs = {}
@@ -178,13 +192,18 @@ def libero_workers(options: argparse.Namespace) -> None:
     load = psutil.getloadavg()[0]
     print(f"\nLIBERO workers, wall clock ({psutil.cpu_count()} cores, load {load:.1f})")
     print(f"1 worker {speed[1]:.1f} steps/s, 2 workers {speed[2]:.1f}: x{speed[2] / speed[1]:.2f}")
+    gains = [2 * one / two for one, two in zip(walls[1], walls[2], strict=True)]
+    cores = f"{min(2, psutil.cpu_count() or 1)} cores"
+    figures.add(
+        "LIBERO steps a second of two workers over one", "times", gains, limit=cores, at_least=WORKERS_TARGET
+    )
     memory = psutil.Process(envs[1]._workers[0].process.pid).memory_full_info()
     print(f"memory per worker with one simulation: {memory.uss / 2**20:.0f} MiB of its own")
     for env in envs.values():
         env.close()
 
 
-def metaworld(rounds: int) -> None:
+def metaworld(rounds: int, figures: Figures) -> None:
     """Print episodes per CPU second of Meta-World with random actions up to the deadline."""
     tasks, chunk, slots = ("button-press-v3", "drawer-open-v3", "plate-slide-v3"), 8, 8
     print(f"\nMeta-World, 64 px, chunks of {chunk}, one core (episodes up to the deadline)")
@@ -192,10 +211,13 @@ def metaworld(rounds: int) -> None:
         for task in tasks:
             states = env.initial_states(task, "train", range(slots))
             run_episodes(env, states, chunk)
-            start = time.process_time()
+            taken = []
             for _ in range(rounds):
+                start = time.process_time()
                 run_episodes(env, states, chunk)
-            seconds = (time.process_time() - start) / (rounds * slots)
+                taken.append((time.process_time() - start) / slots)
+            figures.add(f"Meta-World, {task}, to the deadline", "episodes/s", [1 / x for x in taken])
+            seconds = float(np.mean(taken))
             steps = env.task(task).max_steps
             print(f"{task:20}{1 / seconds:8.1f} episodes/s{steps / seconds:10.0f} policy steps/s")
 

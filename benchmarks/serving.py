@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import torch
+from figures import Figures, add_figures_option
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -121,6 +122,22 @@ def print_own_time(rows: list[dict[str, Any]]) -> None:
         print(f"the server's own time for a request: {own:.2f} ms ({target})")
 
 
+def as_figures(rows: list[dict[str, Any]]) -> Figures:
+    """Return what a request takes beyond the stub's sleep, and what batches bring by number of clients."""
+    figures = Figures()
+    alone = [r["p50_ms"] - SLEEP_MS for r in rows if r["policy"] == "stub" and r["clients"] == 1]
+    if alone:
+        limit = {"limit": "0", "at_most": OVERHEAD_TARGET_MS}
+        figures.add("the server's own time for a request, p50", "ms", alone, **limit)
+    for kind, clients in {(row["policy"], row["clients"]): None for row in rows}:
+        here = [row for row in rows if (row["policy"], row["clients"]) == (kind, clients)]
+        single, batched = (next(r for r in here if (r["batching"] == "none") is x) for x in (True, False))
+        options = {"theirs": [single["per_s"]], "ratios": [batched["per_s"] / single["per_s"]]}
+        name, limit = f"requests of {clients} clients, {kind} policy", f"{clients} (all in one batch)"
+        figures.add(name, "per s", [batched["per_s"]], rival="without batches", limit=limit, **options)
+    return figures
+
+
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(
@@ -129,6 +146,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=40, help="of each client (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the rows here")
+    add_figures_option(parser)
     parser.add_argument("--serve", nargs=2, metavar=("KIND", "MAX_BATCH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -137,6 +155,7 @@ def main() -> None:
         return
     rows = measure_all(options.clients, options.requests)
     print_own_time(rows)
+    as_figures(rows).write(options.figures)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
