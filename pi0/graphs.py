@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pi0.model import Pi0Model, Prefix
+from pi0.model import Pi0Model
 from pi0.observation import Observation
+from pi0.prefix import Prefix
 
 type Compute = Callable[[], Tensor]
 type Recorder = Callable[[Compute], Compute]

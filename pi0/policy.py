@@ -22,9 +22,10 @@ from pi0.config import Pi0Config
 from pi0.embodiment import EMBODIMENT, Embodiment, Embodiments
 from pi0.features import ACTION, STATE, FeatureConfig
 from pi0.graphs import GraphedSampler
-from pi0.model import Pi0Model, Prefix
+from pi0.model import Pi0Model
 from pi0.normalize import Statistics
 from pi0.observation import Indicator, Indicators, Observation, each_indicator, withhold
+from pi0.prefix import Prefix
 from pi0.prefix_cache import PrefixCache
 from pi0.preprocess import model_images, padded, tasks, valid_steps
 from pi0.prompts import PromptTokenizer, build_prompts

@@ -21,8 +21,9 @@ from torch import Tensor
 from pi0.config import Pi0Config
 from pi0.features import STATE
 from pi0.gemma import KeyValues
-from pi0.model import Pi0Model, Prefix
+from pi0.model import Pi0Model
 from pi0.observation import Indicators, each_indicator
+from pi0.prefix import Prefix
 from pi0.preprocess import require_cameras
 
 if TYPE_CHECKING:  # a policy has a cache

@@ -24,10 +24,10 @@ from pi0.embodiment import plain_statistics, require_chosen
 from pi0.features import STATE, FeatureConfig
 from pi0.gemma import ActionExpert, LanguageModel
 from pi0.layers import Linear
-from pi0.model import Prefix, PrefixModel
 from pi0.normalize import Normalizer, Statistics
 from pi0.observation import Indicator, Observation
 from pi0.policy import Batch, PI0Policy
+from pi0.prefix import Prefix, PrefixModel
 from pi0.preprocess import checked_vector, model_images, padded, tasks
 from pi0.prompts import PromptTokenizer, build_prompts
 from pi0.tensor_files import (

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from pi0.errors import UnusableError
-from pi0.model import PrefixModel
+from pi0.prefix import PrefixModel
 from pi0.ript.lost_peers import RollCall
 from pi0.tensor_files import Deferred
 from pi0.trainable import inference_dtypes
