@@ -56,6 +56,10 @@ class KeyValues:
         mask = None if self.mask is None else self.mask.repeat(times, 1)
         return self._changed(lambda x: x.repeat(times, 1, 1), mask)
 
+    def select(self, samples: Int[Tensor, " n"]) -> "KeyValues":
+        """Return those of some samples, by their numbers in the batch."""
+        return self._changed(lambda x: x[samples], None if self.mask is None else self.mask[samples])
+
     def reserve(self, num_tokens: int) -> "KeyValues":
         """Return a copy with room for `num_tokens` at the end, which each sampling step overwrites."""
         return self._changed(lambda x: F.pad(x, (0, 0, 0, num_tokens)), self.append_mask(num_tokens))

@@ -29,6 +29,10 @@ class Prefix:
         """Return the batch repeated as a whole, for several noise draws or for guidance."""
         return Prefix(self.kv.repeat(times), self.num_valid.repeat(times))
 
+    def select(self, samples: Int[Tensor, " n"]) -> "Prefix":
+        """Return that of some samples, by their numbers in the batch."""
+        return Prefix(self.kv.select(samples), self.num_valid[samples])
+
 
 class PrefixConfig(Protocol):
     """What encoding a prefix needs to know."""

@@ -24,7 +24,7 @@ from pi0.gemma import KeyValues
 from pi0.model import Pi0Model
 from pi0.observation import Indicators, each_indicator
 from pi0.prefix import Prefix
-from pi0.preprocess import require_cameras
+from pi0.preprocess import require_cameras, samples_of
 
 if TYPE_CHECKING:  # a policy has a cache
     from pi0.policy import PI0Policy
@@ -171,18 +171,6 @@ def sample_keys(batch: Mapping[str, Any], images: Sequence[str], prompts: Sequen
                 digest.update(said)
                 digest.update(row.view(torch.uint8).numpy().data)
     return [digest.digest() for digest in hashes]
-
-
-def samples_of(batch: Mapping[str, Any], numbers: Sequence[int], size: int) -> dict[str, Any]:
-    """Return some samples of a batch of that size; what is one for all samples stays."""
-
-    def chosen(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [value[i] for i in numbers]
-        is_by_sample = isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and len(value) == size
-        return value[list(numbers)] if is_by_sample else value
-
-    return {key: chosen(value) for key, value in batch.items()}
 
 
 def _split(prefix: Prefix) -> list[Sample]:

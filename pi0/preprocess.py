@@ -140,3 +140,15 @@ def valid_steps(batch: Mapping[str, Any], shape: torch.Size, device: torch.devic
     if is_pad.shape != shape:
         raise ValueError(f"action_is_pad: expected {tuple(shape)}, found {tuple(is_pad.shape)}")
     return 1.0 - is_pad.float()
+
+
+def samples_of(batch: Mapping[str, Any], numbers: Sequence[int], size: int) -> dict[str, Any]:
+    """Return some samples of a batch of that size; what is one for all samples stays."""
+
+    def chosen(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [value[i] for i in numbers]
+        is_by_sample = isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and len(value) == size
+        return value[list(numbers)] if is_by_sample else value
+
+    return {key: chosen(value) for key, value in batch.items()}

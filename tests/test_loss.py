@@ -109,6 +109,19 @@ def test_better_windows_teach_the_positive_velocity_too(policy, windows):
     assert embedding[Indicator.NEGATIVE].abs().max() == 0
 
 
+def test_only_better_windows_are_computed_with_a_positive_indicator(policy, windows, monkeypatch):
+    computed, loss = [], type(policy).loss
+    monkeypatch.setattr(
+        type(policy),
+        "loss",
+        lambda self, batch, **options: (
+            computed.append((options["indicator"], batch["window"].tolist())) or loss(self, batch, **options)
+        ),
+    )
+    AdvantageLoss(policy, ALPHA, DRAWS)(windows, SEED)
+    assert computed == [(Indicator.NONE, [3, 0, 7, 5]), (Indicator.POSITIVE, [3, 5])]
+
+
 def test_without_better_windows_and_alpha_every_gradient_is_zero(policy, windows):
     windows["advantage"] = -torch.ones(4)
     actual = gradients(policy, AdvantageLoss(policy, 0.0)(windows, SEED))

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pi0 import Indicator, PI0Policy
+from pi0.preprocess import samples_of
 from pi0.registry import add
 from pi0.ript.algorithms import ALGORITHMS, require_algorithm
 
@@ -21,7 +22,8 @@ class AdvantageLoss(nn.Module):
 
     L is the flow-matching loss with the indicator positive or withheld. Both terms share the noise, the flow
     times and, where the indicator is an embedding, the prefix: an indicator in the prompt needs a prefix for
-    each. Sums, because the caller knows how many windows an optimizer step has in all.
+    each. The first term is computed for the windows that it counts for alone. Sums, because the caller knows
+    how many windows an optimizer step has in all.
     """
 
     def __init__(self, policy: PI0Policy, uncond_weight: float, num_draws: int = 1) -> None:
@@ -47,22 +49,32 @@ class AdvantageLoss(nn.Module):
         number of `seed` is the step's; those before it say of which windows it is one.
         """
         policy = self.policy
-        is_better = batch["advantage"].to(policy.device) > 0
+        better = (torch.as_tensor(batch["advantage"]).cpu() > 0).nonzero().flatten()
         noise, time = window_draws(policy, batch["window"].tolist(), seed, self.num_draws)
-        shared = {
-            "noise": noise.to(policy.device),
-            "time": time.to(policy.device),
-            "reduction": "sample",
-        }
+        noise, time, prefix = noise.to(policy.device), time.to(policy.device), None
         if policy.prefixes is not None and tuple(seed[:-1]) != self._windows_of:
             self._windows_of = tuple(seed[:-1])
             policy.prefixes.clear()  # other windows: those before do not come again
         if policy.config.indicator == "embedding":
             kept = None if policy.prefixes is None else policy.prefixes.of(policy, batch)
-            shared["prefix"] = kept or policy.model.prefix(policy.preprocess(batch))
-        unconditional = policy.loss(batch, indicator=Indicator.NONE, **shared)
-        conditional = policy.loss(batch, indicator=Indicator.POSITIVE, **shared)
-        return (is_better * conditional + self.uncond_weight * unconditional).sum()
+            prefix = kept or policy.model.prefix(policy.preprocess(batch))
+
+        def loss(windows: Mapping[str, Any], indicator: Indicator, **drawn: Any) -> Float[Tensor, " n"]:
+            return policy.loss(windows, indicator=indicator, reduction="sample", **drawn)
+
+        unconditional = loss(batch, Indicator.NONE, noise=noise, time=time, prefix=prefix)
+        # None is still a pass, so that all processes make the same ones: what is in shards is gathered in each.
+        rows = better if len(better) else torch.arange(len(batch["advantage"]))[:1]
+        places = rows.to(policy.device)
+        conditional = loss(
+            samples_of(batch, rows.tolist(), len(batch["advantage"])),
+            Indicator.POSITIVE,
+            noise=noise[:, places],
+            time=time[:, places],
+            prefix=None if prefix is None else prefix.select(places),
+        )
+        weight = float(len(better) > 0)
+        return weight * conditional.sum() + self.uncond_weight * unconditional.sum()
 
 
 def window_draws(

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from counting_env import DIE, DIVERGE, HANG, RAISE, SLOW, SLOW_S, CountingSuite
+from counting_env import DIE, DIVERGE, HANG, RAISE, SLOW, SLOW_S, CountingSimulation, CountingSuite
 
 from pi0.ript.envs import BatchedEnv
 from pi0.ript.envs.process import WorkerError
@@ -49,6 +49,22 @@ def test_results_do_not_depend_on_workers(make, num_workers):
     assert results[1].observation.state[0] == pytest.approx(2.2)
     assert results[2].observation.state[0] == pytest.approx(1.5)
     assert env.step_chunk({0: chunk(1)})[0].observation.state[0] == pytest.approx(1.1)
+
+
+def test_a_state_is_made_once(make, monkeypatch):
+    made, initial_state = [], CountingSimulation.initial_state
+
+    def counted(self, split, index):
+        made.append((split, index))
+        return initial_state(self, split, index)
+
+    monkeypatch.setattr(CountingSimulation, "initial_state", counted)
+    env = make()
+    first = env.initial_states("up", "train", [3, 1, 3])
+    again = env.initial_states("up", "train", [1, 2, 3])
+    assert [state.index for state in first + again] == [3, 1, 3, 1, 2, 3]
+    assert env.initial_states("up", "heldout", [1])[0].split == "heldout"
+    assert sorted(made) == [("heldout", 1), ("train", 1), ("train", 2), ("train", 3)]
 
 
 def test_chunk_stops_at_success(make):

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import batched
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pi0.ript.progress import progress_bar
 VALIDATION_FIRST = 500_000
 """Number of the first training state that nothing trains on."""
 _MAX_LOSSES_IN_A_ROW = 3
+type _StateKey = tuple[str, Split, int]
 
 
 class WorkersLostError(RuntimeError):
@@ -74,14 +76,15 @@ class BatchedEnv:
         self.num_slots = num_slots
         self.num_workers = num_workers
         self.timeout = timeout
-        if max_steps is not None and max_steps < 1:
-            raise UnusableError(f"max_steps: expected a positive number, found {max_steps}")
         chosen = suite.select(tasks)
         if max_steps is not None:
+            if max_steps < 1:
+                raise UnusableError(f"max_steps: expected a positive number, found {max_steps}")
             chosen = tuple(replace(task, max_steps=max_steps) for task in chosen)
         self.tasks: dict[str, Task] = {task.id: task for task in chosen}
         """The tasks in use, by id, with the deadlines in force."""
         suite.check(chosen)
+        self._states: dict[_StateKey, InitialState] = {}  # made once: RECAP asks for the same ones again
         self._task_of: dict[int, Task] = {}
         self._step_of: dict[int, int] = {}
         self._lost: dict[int, str] = {}
@@ -117,16 +120,15 @@ class BatchedEnv:
         if split == "train" and numbers and max(numbers) >= VALIDATION_FIRST:
             raise ValueError(f"training states are those below {VALIDATION_FIRST}, found {max(numbers)}")
         made_as: Split = "train" if split == "validation" else split
-        wanted: list[tuple[str, Split, int]] = [(self.task(task).id, made_as, first + i) for i in numbers]
-        states: list[InitialState] = []
-        block = 8 * max(self.num_workers, 1)
-        with progress_bar(total=len(wanted), unit="state", desc=task, disable=len(wanted) < 50) as bar:
-            for at in range(0, len(wanted), block):
-                states += self._initial_states(wanted[at : at + block])
-                bar.update(len(states) - bar.n)
-        return states
+        wanted: list[_StateKey] = [(self.task(task).id, made_as, first + i) for i in numbers]
+        missing = [key for key in dict.fromkeys(wanted) if key not in self._states]
+        with progress_bar(total=len(missing), unit="state", desc=task, disable=len(missing) < 50) as bar:
+            for part in batched(missing, 8 * max(self.num_workers, 1)):
+                self._states |= zip(part, self._initial_states(list(part)), strict=True)
+                bar.update(len(part))
+        return [self._states[key] for key in wanted]
 
-    def _initial_states(self, wanted: list[tuple[str, Split, int]]) -> list[InitialState]:
+    def _initial_states(self, wanted: list[_StateKey]) -> list[InitialState]:
         if self._local is not None:
             return self._local.initial_states(wanted)
         n = self.num_workers
@@ -284,8 +286,7 @@ class BatchedEnv:
     def _read(self, asked: Mapping[int, Worker]) -> dict[int, Any]:
         """Return the answers of the workers that have one; the others were lost and are replaced."""
         answers: dict[int, Any] = {}
-        failure: WorkerLostError | None = None
-        raised: WorkerError | None = None
+        failure = raised = None
         for w, worker in asked.items():
             if worker is not self._workers[w]:
                 continue
