@@ -3,9 +3,9 @@
     python benchmarks/scaling.py                     all; about five minutes on 2 cores
     python benchmarks/scaling.py --only windows iterations
 
-Each figure is measured in a process of its own, three times: seconds of an item, and what the memory of that
-process rises by while it works. Linear or better means that an item of the largest work costs at most 1.3
-times one of the smallest (by the best of the rounds; small works have costs of their own, so it is often
+Each figure is measured in a process of its own, most three times: seconds of an item, and what the memory of
+that process rises by while it works. Linear or better means that an item of the largest work costs at most
+1.3 times one of the smallest (by the best of the rounds; small works have costs of their own, so it is often
 less). Toy sizes all through; what grows is the number, not the size of an item.
 """
 
@@ -32,7 +32,7 @@ MOST_MIB = 64.0
 REPORT_SECONDS, REPORT_MB = 10.0, 5.0
 """Most that the report of 10,000 iterations may take."""
 LENGTH = 50
-"""Frames of an episode of the data sets that are made here."""
+"""Frames of an episode in memory."""
 
 
 class Stopwatch:
@@ -58,30 +58,25 @@ class Stopwatch:
 # What is measured: each does the work of `size` items in a directory ----------------------------------------
 
 
-def make_set(directory: Path, num_episodes: int, num_tasks: int = 2) -> Path:
-    """Return a data set of small images, made in the directory."""
+def frames(size: int, directory: Path, watch: Stopwatch) -> None:
+    """Open a data set, then read each of its frames once in random order."""
     import numpy as np
 
-    from pi0.ript.data.records import CollectionInfo, Episode, EpisodeLabels
-    from pi0.ript.data.writer import EpisodeWriter
-
-    writer = EpisodeWriter(directory / "set", CollectionInfo(20, "none", "image", {}))
-    rng = np.random.default_rng(0)
-    images = {"front": rng.integers(0, 256, (LENGTH, 16, 16, 3), dtype=np.uint8)}
-    vectors = rng.random((LENGTH, 4), np.float32)
-    for i in range(num_episodes):
-        labels = EpisodeLabels(f"do thing {i % num_tasks}", success=i % 3 != 0)
-        writer.add(i, Episode(images, vectors, vectors, labels))
-    return writer.finalize()
-
-
-def frames(size: int, directory: Path, watch: Stopwatch) -> None:
-    """Open a data set, then read each frame once in random order, one worker beside."""
     from pi0 import FeatureConfig
+    from pi0.ript.data.records import CollectionInfo, Episode, EpisodeLabels
     from pi0.ript.data.settings import DatasetSettings, MixtureSettings
     from pi0.ript.data.training_data import make_training_data
+    from pi0.ript.data.writer import EpisodeWriter
 
-    root = make_set(directory, size // LENGTH)
+    length = 500
+    writer = EpisodeWriter(directory / "set", CollectionInfo(20, "none", "image", {}))
+    rng = np.random.default_rng(0)
+    images = {"front": rng.integers(0, 256, (length, 16, 16, 3), dtype=np.uint8)}
+    vectors = rng.random((length, 4), np.float32)
+    for i in range(size // length):
+        labels = EpisodeLabels(f"do thing {i % 2}", success=True)
+        writer.add(i, Episode(images, vectors, vectors, labels))
+    root = writer.finalize()
     features = FeatureConfig(image_keys=("observation.images.front",), state_dim=4, action_dim=4)
     sets = [DatasetSettings(root=str(root))]
     settings = MixtureSettings(datasets=sets, val_split_ratio=0.0, num_workers=0, cache_gib=0.001)
@@ -91,21 +86,35 @@ def frames(size: int, directory: Path, watch: Stopwatch) -> None:
             next(data.train)
 
 
-def labelled(num_episodes: int, num_tasks: int, directory: Path, watch: Stopwatch) -> None:
-    """Label the frames of a data set, given a value for each."""
+def labelled(num_episodes: int, num_tasks: int, watch: Stopwatch) -> None:
+    """Label the frames of a data set in memory, given a value for each."""
     import numpy as np
 
-    from pi0.ript.data.settings import DatasetSettings, MixtureSettings
-    from pi0.ript.data.training_data import open_sets
+    from pi0.ript.data.frame_set import FrameSet
+    from pi0.ript.data.records import EpisodeLabels
     from pi0.ript.labels.labelling import label_frames
     from pi0.ript.labels.settings import Advantage, RewardConfig
     from pi0.ript.labels.sources import Role, Source
 
-    root = make_set(directory, num_episodes, num_tasks)
-    settings = MixtureSettings(datasets=[DatasetSettings(root=str(root))])
-    values = np.random.default_rng(0).uniform(-1, 0, num_episodes * LENGTH)
+    names = tuple(f"do thing {task}" for task in range(num_tasks))
+    task_of, count = np.arange(num_episodes) % num_tasks, num_episodes * LENGTH
+    frame_set = FrameSet(
+        name="rollouts",
+        fps=20.0,
+        states=np.zeros((count, 4), np.float32),
+        actions=np.zeros((count, 4), np.float32),
+        instructions=names,
+        instruction_of=np.repeat(task_of, LENGTH),
+        timestamps=np.tile(np.arange(LENGTH) / 20, num_episodes),
+        episodes=np.arange(num_episodes),
+        lengths=np.full(num_episodes, LENGTH),
+        labels=tuple(EpisodeLabels(names[task], success=i % 3 != 0) for i, task in enumerate(task_of)),
+        images={},
+        selected=np.ones(num_episodes, bool),
+        is_corrected=np.zeros(count, bool),
+    )
+    values = np.random.default_rng(0).uniform(-1, 0, count)
     with watch.running():
-        (frame_set,) = open_sets(settings)
         source = Source("rollouts", frame_set, role=Role.ROLLOUTS)
         reward = RewardConfig(C_neg=-50.0, N_steps_look_ahead=10).resolve(LENGTH)
         label_frames([source], [values], reward, Advantage()).positive()
@@ -113,12 +122,12 @@ def labelled(num_episodes: int, num_tasks: int, directory: Path, watch: Stopwatc
 
 def episodes(size: int, directory: Path, watch: Stopwatch) -> None:
     """Label episodes of two tasks."""
-    labelled(size, 2, directory, watch)
+    labelled(size, 2, watch)
 
 
 def tasks(size: int, directory: Path, watch: Stopwatch) -> None:
     """Label ten episodes of each task."""
-    labelled(10 * size, size, directory, watch)
+    labelled(10 * size, size, watch)
 
 
 def windows(size: int, directory: Path, watch: Stopwatch) -> None:
@@ -128,7 +137,7 @@ def windows(size: int, directory: Path, watch: Stopwatch) -> None:
     from pi0.ript.windows import batches, concatenate, episode_windows
 
     rng = np.random.default_rng(0)
-    images = {"front": rng.integers(0, 256, (LENGTH, 16, 16, 3), dtype=np.uint8)}
+    images = {"front": rng.integers(0, 256, (LENGTH, 64, 64, 3), dtype=np.uint8)}
     vectors, observed = rng.random((LENGTH, 4), np.float32), np.arange(LENGTH)
     with watch.running():
         one = [images, vectors, vectors, observed, "do it", 8]
@@ -242,12 +251,12 @@ class Case:
 
 
 CASES = {
-    "frames": Case(frames, (500, 5000, 50000)),
+    "frames": Case(frames, (500, 5000, 50000), rounds=1),
     "episodes": Case(episodes, (10, 100, 1000), memory="item"),
     "tasks": Case(tasks, (1, 10, 100), memory="item"),
     "windows": Case(windows, (500, 5000, 50000), memory="item"),
     "iterations": Case(iterations, (100, 1000, 10000), memory="item"),
-    "checkpoints": Case(checkpoints, (2, 20, 200), items=lambda _: 10.0),
+    "checkpoints": Case(checkpoints, (2, 20, 200), items=lambda _: 10.0, rounds=2),
     "rounds": Case(rounds, (1, 10), rounds=1, memory=None),
     "workers": Case(workers, (1, 2, 4), memory=None, are_beside=True),
     "ranks": Case(ranks, (1, 2, 4), rounds=1, memory=None, are_beside=True),

@@ -63,7 +63,7 @@ class AdvantageLoss(nn.Module):
             return policy.loss(windows, indicator=indicator, reduction="sample", **drawn)
 
         unconditional = loss(batch, Indicator.NONE, noise=noise, time=time, prefix=prefix)
-        # None is still a pass, so that all processes make the same ones: what is in shards is gathered in each.
+        # None is still a pass, so that all processes make the same ones: in each, shards are gathered.
         rows = better if len(better) else torch.arange(len(batch["advantage"]))[:1]
         places = rows.to(policy.device)
         conditional = loss(

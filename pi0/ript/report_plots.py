@@ -20,6 +20,7 @@ _LINES = {
 }
 """Title of a plot by the word that the keys of its lines contain, which is also its name."""
 _TOTAL = "time/iteration_s"
+_MOST_BARS = 60
 
 
 def draw_plots(rows: Sequence[Row], evaluations: Sequence[tuple[int, Evaluation]]) -> dict[str, Any]:
@@ -98,10 +99,10 @@ def _groups(axes: Any, rows: Sequence[Row]) -> bool:
         ("rollout/groups", BLUE, "groups of mixed outcome"),
     ):
         steps, values = _series(rows, key)
-        axes.bar(steps, values, _width(rows), color=color, label=label)
+        _bars(axes, steps, values, [0.0] * len(steps), color=color, label=label)
     axes.set_title("groups that teach something")
     axes.locator_params(axis="y", integer=True)
-    return bool(axes.patches)
+    return bool(axes.patches or axes.collections)
 
 
 def _time(axes: Any, rows: Sequence[Row], keys: Sequence[str]) -> bool:
@@ -115,16 +116,25 @@ def _time(axes: Any, rows: Sequence[Row], keys: Sequence[str]) -> bool:
     for number, (key, seconds) in enumerate(phases.items()):
         label = key.removeprefix("time/").removesuffix("_s")
         color = _COLORS[number % len(_COLORS)]
-        axes.bar([row["step"] for row in rows], seconds, _width(rows), bottom, color=color, label=label)
+        _bars(axes, [row["step"] for row in rows], seconds, bottom, color=color, label=label)
         bottom = [b + s for b, s in zip(bottom, seconds, strict=True)]
     axes.set_ylabel("seconds")
     axes.set_title("time per iteration")
-    return bool(axes.patches)
+    return bool(axes.patches or axes.collections)
 
 
 def _marks(steps: Sequence[int]) -> dict[str, Any]:
-    return {"marker": "o", "markersize": 4} if len(steps) <= 60 else {"linewidth": 1}
+    return {"marker": "o", "markersize": 4} if len(steps) <= _MOST_BARS else {"linewidth": 1}
 
 
-def _width(rows: Sequence[Row]) -> float:
-    return 0.7 if len(rows) <= 60 else 1.0  # no gaps between bars of a few pixels
+def _bars(
+    axes: Any, steps: Sequence[int], heights: Sequence[float], bottom: Sequence[float], **style: Any
+) -> None:
+    """Draw a bar for each step; where they would be a few pixels wide, one area in their place."""
+    if not steps:
+        return
+    if len(steps) <= _MOST_BARS:
+        axes.bar(steps, heights, 0.7, bottom, **style)
+    else:
+        top = [b + h for b, h in zip(bottom, heights, strict=True)]
+        axes.fill_between(steps, bottom, top, step="mid", linewidth=0, **style)

@@ -105,8 +105,8 @@ def verify(path: Path, hashes: bool = True) -> dict[str, Any]:
         file = path / name
         if not file.is_file():
             raise SnapshotError(f"{path}: {name} is missing")
-        if file.stat().st_size != entry["size"]:
-            raise SnapshotError(f"{path}: {name} has {file.stat().st_size} bytes, expected {entry['size']}")
+        if (size := file.stat().st_size) != entry["size"]:
+            raise SnapshotError(f"{path}: {name} has {size} bytes, expected {entry['size']}")
         if hashes and hash_file(file) != entry["sha256"]:
             raise SnapshotError(f"{path}: {name} is damaged (its content has another hash)")
     return manifest
@@ -120,9 +120,9 @@ def prune(newest: Path, keep_last: int) -> None:
     older = published(newest.parent)
     older = older[: older.index(newest)]
     keep = [path for path in older if _is_complete(path) and position(path)[1] == 0]  # pyright: ignore[reportOptionalSubscript]
-    keep = keep[len(keep) - min(keep_last - 1, len(keep)) :]
+    kept = set(keep[len(keep) - min(keep_last - 1, len(keep)) :])
     for path in older:
-        if path not in keep:
+        if path not in kept:
             hidden = path.with_name(f".{path.name}.deleted")
             path.rename(hidden)
             shutil.rmtree(hidden)

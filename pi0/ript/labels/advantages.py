@@ -107,13 +107,19 @@ def thresholds(
     scope: Scope = "global",
 ) -> dict[str, float]:
     """Return epsilon for each task: one for all, or each its own, so that hard tasks have positives too."""
-    names = np.asarray(tasks)
-    if len(names) != len(advantages):
-        raise ValueError(f"tasks: expected one for each of {len(advantages)} frames, found {len(names)}")
+    if len(tasks) != len(advantages):
+        raise ValueError(f"tasks: expected one for each of {len(advantages)} frames, found {len(tasks)}")
     known = sorted(set(tasks))
     if scope == "global":
         return dict.fromkeys(known, threshold(advantages, positive_fraction))
-    return {task: threshold(advantages[names == task], positive_fraction) for task in known}
+    numbers = {task: number for number, task in enumerate(known)}
+    task_of = np.array([numbers[task] for task in tasks], np.int64)
+    by_task = advantages[np.argsort(task_of, kind="stable")]  # sorted once, however many tasks there are
+    ends = np.cumsum(np.bincount(task_of, minlength=len(known)))
+    return {
+        task: threshold(of_task, positive_fraction)
+        for task, of_task in zip(known, np.split(by_task, ends[:-1]), strict=True)
+    }
 
 
 def is_positive(
