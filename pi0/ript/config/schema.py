@@ -5,7 +5,7 @@ with another value, see `pi0.ript.checkpoint.resuming`; without any it cannot go
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from pi0.errors import UnusableError
 from pi0.ript.envs.base import Split
@@ -100,7 +100,13 @@ class Algo:
     num_draws: Count = 2  # noise draws per window
     enable_rollout_stats_tracking: bool = False  # skip mastered states: the last K rollouts succeeded
     rollout_skip_threshold: Count = 3  # skips before a mastered state is tried again
-    name: str = "ript"  # the objective; a plugin can register others
+    name: str = "ript"  # the algorithm; a plugin can register others
+
+    def acting_policy(self, policy: Any, iteration: int) -> Any:
+        """Return who acts in the rollouts of an iteration, as the algorithm of that name says."""
+        from pi0.ript.loss import acting_policy  # torch comes with it
+
+        return acting_policy(policy, self, iteration)
 
 
 @dataclass
