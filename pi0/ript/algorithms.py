@@ -24,7 +24,7 @@ class LearningAlgorithm:
     """Which episodes are learned from, with which advantages, and by which windows."""
 
 
-ALGORITHMS: dict[str, LearningAlgorithm | None] = {"ript": None}
+ALGORITHMS: dict[str, LearningAlgorithm | None] = {"ript": None, "grpo": None}
 """What was registered, by name; None: one of the library, which `pi0.ript.loss` knows."""
 
 

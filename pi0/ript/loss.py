@@ -16,6 +16,7 @@ from pi0.registry import add
 from pi0.ript.advantage import OF_RIPT, LearningRule
 from pi0.ript.algorithms import ALGORITHMS, LearningAlgorithm, require_algorithm
 from pi0.ript.groups import ActingPolicy
+from pi0.ript.policy_gradient import GRPO
 from pi0.ript.rollout import ChunkPolicy, GuidedPolicy
 
 
@@ -139,6 +140,7 @@ _OWN = {
     "ript": LearningAlgorithm(
         lambda policy, algo: AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws)
     ),
+    "grpo": GRPO,
 }
 """The algorithms of the library."""
 
