@@ -1,6 +1,9 @@
 """GRPO: likelihood ratios of noisy chunks, their clipping, and a gradient that points to better episodes."""
 
+import math
+import re
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -25,9 +28,11 @@ from pi0.ript.groups import collect_groups
 from pi0.ript.loss import AdvantageLoss, acting_policy, make_learner
 from pi0.ript.policy_gradient import PolicyGradientLoss, StochasticPolicy, clipped_objective
 from pi0.ript.rollout import GuidedPolicy, rollout
+from pi0.ript.training.objectives import FlowLearner
 from pi0.ript.windows import Windows, chunk_windows
 
 MINIMAL = Path(__file__).parent.parent / "pi0/ript/config/minimal_test.yaml"
+ALGORITHMS = Path(__file__).parent.parent / "docs/algorithms.md"
 LEVEL, NUM_STEPS = 0.5, 2
 
 
@@ -267,43 +272,62 @@ def test_a_copy_of_what_processes_share_is_refused(policy, algo, monkeypatch):
 # Cost ---------------------------------------------------------------------------------------------------
 
 
-def passes(policy: PI0Policy, update) -> tuple[float, float]:
-    """Return for how many samples prefix and action expert are computed in an update."""
-    counts, model = {"prefix": 0, "velocity": 0}, policy.model
-    prefix, velocity = model.prefix, model.velocity
+def passes(policy: PI0Policy, update, *others) -> tuple[int, int]:
+    """Return for how many samples prefix and action expert are computed in an update, by all its models."""
+    counts = {"prefix": 0, "velocity": 0}
 
-    def counted_prefix(observation, *args):
-        counts["prefix"] += observation.batch_size
-        return prefix(observation, *args)
+    def counted(name, function):
+        def run(*args, **options):
+            counts[name] += args[0].batch_size if name == "prefix" else len(args[1])
+            return function(*args, **options)
 
-    def counted_velocity(context, x, *args, **options):
-        counts["velocity"] += len(x)
-        return velocity(context, x, *args, **options)
+        return run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "prefix", counted_prefix)
-        patch.setattr(model, "velocity", counted_velocity)
+        for model in (policy.model, *others):
+            for name in counts:
+                patch.setattr(model, name, counted(name, getattr(model, name)))
         update()
     return counts["prefix"], counts["velocity"]
 
 
 def test_the_cost_of_an_update_is_what_the_document_says(policy, windows):
-    """Passes for a window, through prefix and expert: docs/algorithms.md has them."""
-    one = batch_of(windows, 0)
-    ript = passes(policy, lambda: AdvantageLoss(policy, 0.1, 2)(one, (0, 0)))
-    grpo = passes(policy, lambda: PolicyGradientLoss(policy, LEVEL, 0.2)(one, (0, 0)))
-    with_kl = passes(policy, lambda: PolicyGradientLoss(policy, LEVEL, 0.2, 0.1)(one, (0, 0)))
-    imitation = passes(policy, lambda: policy.loss(one, indicator=Indicator.POSITIVE, num_draws=2))
-    assert (ript, grpo, with_kl, imitation) == ((1, 4), (1, NUM_STEPS), (2, 2 * NUM_STEPS), (1, 2))
-    text = toy_policy(indicator="text")
-    raw = {"observation.images.front": torch.zeros(1, 48, 64, 3, dtype=torch.uint8)}
-    raw |= {
+    """Passes for a window, through prefix and expert."""
+    rows = re.findall(
+        r"^\| (.+?) \|.*\| ([\d *DS]+) \| ([\d *DS]+) \|$", ALGORITHMS.read_text(), re.MULTILINE
+    )
+    said = {name: tuple(_product(cell, D=3, S=NUM_STEPS) for cell in cells) for name, *cells in rows}
+    one, text = batch_of(windows, 0), toy_policy(indicator="text")
+    found = {
+        "ript, indicator an embedding": passes(policy, lambda: AdvantageLoss(policy, 0.1, 3)(one, (0, 0))),
+        "ript, indicator in the prompt": passes(text, lambda: AdvantageLoss(text, 0.1, 3)(_raw(), (0, 0))),
+        "grpo": passes(policy, lambda: PolicyGradientLoss(policy, LEVEL, 0.2)(one, (0, 0))),
+        "filtered, awr, recap with objective=indicator": passes(
+            policy, lambda: FlowLearner(policy, 3)(one, torch.tensor([Indicator.POSITIVE]), (0, 0))
+        ),
+    }
+    for name, which in (("vision or language", "none"), ("expert alone", "expert_only")):
+        policy.model.freeze(which)
+        learner = PolicyGradientLoss(policy, LEVEL, 0.2, 0.1)
+        cost = passes(policy, partial(learner, one, (0, 0)), *learner._start)
+        found[f"grpo, kl_weight above 0, {name} trained"] = cost
+    assert found == said
+
+
+def _product(cell: str, **values: int) -> int:
+    return math.prod(values.get(factor) or int(factor) for factor in cell.split(" * "))
+
+
+def _raw() -> dict:
+    """A window for a policy with the indicator in the prompt."""
+    return {
+        "observation.images.front": torch.zeros(1, 48, 64, 3, dtype=torch.uint8),
         "observation.state": torch.zeros(1, 4),
         "action": torch.zeros(1, 8, 3),
         "task": ["press the button"],
+        "advantage": torch.ones(1),
+        "window": torch.zeros(1, dtype=torch.long),
     }
-    raw |= {"advantage": torch.ones(1), "window": torch.zeros(1, dtype=torch.long)}
-    assert passes(text, lambda: AdvantageLoss(text, 0.1, 2)(raw, (0, 0))) == (2, 4)
 
 
 # Learning -----------------------------------------------------------------------------------------------

@@ -80,5 +80,7 @@ def at_chunk_starts(rollout: Rollout) -> Rollout:
             "from all windows (LearningRule(by_chunk=False))"
         )
     is_start = np.isin(rollout.observed, rollout.chunks[START])
+    if is_start.all():
+        return rollout
     images = {camera: frames[is_start] for camera, frames in rollout.images.items()}
     return replace(rollout, observed=rollout.observed[is_start], images=images)

@@ -168,12 +168,13 @@ def collect_groups(
         group_size: Episodes from each state (K).
         max_attempts: States to try at most, by all peers together.
         seed: The seed of the noise.
-        render_every: Keep images for training inside chunks, every so many steps.
+        render_every: Keep images for training inside chunks, every so many steps, where windows begin there.
         peers: The processes that collect together. Each returns the whole collection.
         run: The function that runs a list of episodes; see `rollout`.
     """
     require_group(group_size)
     rule = policy.rule if isinstance(policy, ActingPolicy) else OF_RIPT
+    between = None if rule.by_chunk else render_every
     tried: list[Group] = []
     kept: list[Group] = []
     wait = 0.0
@@ -191,7 +192,7 @@ def collect_groups(
                 turns.note_finished()
                 bar.update()
 
-            options = {"turns": turns, "render_every": render_every, "on_finished": on_finished}
+            options = {"turns": turns, "render_every": between, "on_finished": on_finished}
             finished = run(env, policy, drawn, seeds, **options)
             if finished and (file := next_file(VIDEO, ".mp4")) is not None:
                 write_grid(file, finished)
