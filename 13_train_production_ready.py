@@ -85,7 +85,7 @@ def main(config: TrainConfig) -> None:
         # Collect
         collection = collect_groups(
             simulators,
-            GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0),  # at first: unguided
+            algo.acting_policy(policy, iteration),
             drawn_states,
             num_groups=algo.data_batch_size,
             group_size=algo.rloo_batch_size,

@@ -25,10 +25,10 @@ from stand_in import weight_bytes, write_base
 
 from pi0 import Pi0Config
 from pi0.ript.envs import make_suite
+from pi0.ript.episode import Rollout
 from pi0.ript.labels.frames import read_labelled_frames
 from pi0.ript.recap import model_budget
 from pi0.ript.recap.stages import Stages
-from pi0.ript.rollout import Rollout
 
 ROOT = Path(__file__).parent.parent
 SUITE, TRAINED, OTHERS = "libero_10", 8, (0, 3)

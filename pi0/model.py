@@ -7,6 +7,7 @@ prefix never sees the suffix, and the state token never sees the actions.
 Axis legend: k noise draws, b batch, c cameras, p prefix tokens, s state dim, h horizon, a action, d width.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pi0.config import Pi0Config
-from pi0.flow import euler, interpolate, sample_time, time_embedding
+from pi0.flow import (
+    FlowNoise,
+    FlowPath,
+    euler,
+    interpolate,
+    sample_time,
+    step_time,
+    stochastic_euler,
+    time_embedding,
+)
 from pi0.gemma import ActionExpert, LanguageModel
 from pi0.layers import Linear, kept_scales, rope_tables
 from pi0.observation import Indicator, Observation
@@ -166,11 +176,7 @@ class Pi0Model(PrefixModel[Pi0Config]):
         twice the batch.
         """
         num_steps = self.config.num_inference_steps if num_steps is None else num_steps
-        shape = (observation.batch_size, self.config.chunk_size, self.config.max_action_dim)
-        if noise is None:
-            noise = torch.randn(shape, device=observation.state.device, generator=generator)
-        if noise.shape != shape:
-            raise ValueError(f"noise: expected {shape}, found {tuple(noise.shape)}")
+        noise = self._noise(observation, noise, generator)
         contexts, images = [], None
         if guidance != 0.0:
             if prefix is None:
@@ -183,17 +189,52 @@ class Pi0Model(PrefixModel[Pi0Config]):
             elif prefix is None:
                 prefix = self.prefix(observation)
             contexts.append(self.context(prefix, unconditional or replace(observation, indicator=None)))
-        return self._integrate(contexts, noise, num_steps, guidance)
+        with kept_scales(self.expert):
+            return euler(self._field(contexts, num_steps, guidance), noise, num_steps)
 
-    def _integrate(
-        self, contexts: list[Prefix], noise: Float[Tensor, "b h a"], num_steps: int, guidance: float
+    @torch.no_grad()
+    def sample_path(
+        self,
+        observation: Observation,
+        added: FlowNoise,
+        *,
+        num_steps: int | None = None,
+        noise: Float[Tensor, "b h a"] | None = None,
+        prefix: Prefix | None = None,
+    ) -> FlowPath:
+        """Return a stochastic sample (normalised, padded) with its way: see `pi0.flow.stochastic_euler`.
+
+        Without guidance. At noise level 0 its actions are those of `sample`, bit for bit.
+        """
+        num_steps = self.config.num_inference_steps if num_steps is None else num_steps
+        noise = self._noise(observation, noise, None)
+        context = self.context(self.prefix(observation) if prefix is None else prefix, observation)
+        with kept_scales(self.expert):
+            return stochastic_euler(self._field([context], num_steps, 1.0), noise, num_steps, added)
+
+    def _noise(
+        self,
+        observation: Observation,
+        noise: Float[Tensor, "b h a"] | None,
+        generator: torch.Generator | None,
     ) -> Float[Tensor, "b h a"]:
+        shape = (observation.batch_size, self.config.chunk_size, self.config.max_action_dim)
+        if noise is None:
+            return torch.randn(shape, device=observation.state.device, generator=generator)
+        if noise.shape != shape:
+            raise ValueError(f"noise: expected {shape}, found {tuple(noise.shape)}")
+        return noise
+
+    def _field(
+        self, contexts: list[Prefix], num_steps: int, guidance: float
+    ) -> Callable[[Float[Tensor, "b h a"], int], Float[Tensor, "b h a"]]:
+        """Return the velocity as a function of x and the number of the step."""
         context = concatenate_prefixes(contexts)
-        positions = context.num_valid[:, None] + torch.arange(noise.shape[1], device=noise.device)
-        rope = rope_tables(positions, self.expert.head_dim)
-        context = Prefix(context.kv.reserve(noise.shape[1]), context.num_valid, rope)
-        times = 1.0 - torch.arange(num_steps, device=noise.device, dtype=torch.float32) / num_steps
-        features = self.time_features(times)
+        steps = torch.arange(num_steps, device=context.num_valid.device)
+        horizon = torch.arange(self.config.chunk_size, device=context.num_valid.device)
+        rope = rope_tables(context.num_valid[:, None] + horizon, self.expert.head_dim)
+        context = Prefix(context.kv.reserve(self.config.chunk_size), context.num_valid, rope)
+        features = self.time_features(step_time(steps, num_steps))
         n = len(contexts)
 
         def velocity(x: Tensor, i: int) -> Tensor:
@@ -204,8 +245,7 @@ class Pi0Model(PrefixModel[Pi0Config]):
             conditional, unconditional = v.chunk(2)
             return torch.lerp(unconditional, conditional, guidance)
 
-        with kept_scales(self.expert):
-            return euler(velocity, noise, num_steps)
+        return velocity
 
     def freeze(self, which: str | None = None, frozen_dtype: str | None = None) -> None:
         """Withhold gradients from the parameters that `frozen_names` names; None: as `config` says.

@@ -54,6 +54,7 @@ class PrefixCache:
         if place not in PLACES:
             raise ValueError(f"prefix cache: expected one of {', '.join(PLACES)}, found {place!r}")
         self.budget, self.place = budget, place
+        self._used_for: object = None
         self._file = tempfile.TemporaryFile(dir=directory) if place == "disk" else None  # noqa: SIM115
         self.clear()
 
@@ -65,6 +66,12 @@ class PrefixCache:
         self.found = self.computed = 0
         if self._file is not None:
             self._file.truncate(0)
+
+    def use_for(self, samples: object) -> None:
+        """Forget all of them unless they are of these samples, which anything that compares can stand for."""
+        if samples != self._used_for:
+            self._used_for = samples
+            self.clear()
 
     @property
     def num_samples(self) -> int:

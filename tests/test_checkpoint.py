@@ -35,12 +35,12 @@ from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.checkpoint.resuming import require_same_settings, settings_hash
 from pi0.ript.config.schema import Algo, Logging, TrainConfig, TrainingSettings
 from pi0.ript.envs import InitialState, Task
+from pi0.ript.episode import Rollout
 from pi0.ript.files import FORMAT
 from pi0.ript.peers import Alone
 from pi0.ript.policy_settings import PolicySettings
 from pi0.ript.recap.stages import differences
 from pi0.ript.results import RunInUseError, new_run_directory
-from pi0.ript.rollout import Rollout
 
 CONFIG = {"algo": {"lr": 1e-3}, "training": {"num_train_steps": 4, "save_freq": 1}, "device": "cpu"}
 PROGRESS = Progress(2, 3, [0.1, 1 / 3, 7e-9], [{"iteration": 0, "train/loss": None}, {"iteration": 1}], 1)

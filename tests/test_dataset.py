@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from pi0.ript.dataset import LiberoInitStateDataset, StateSampler, collate_fn_state, drawn
 from pi0.ript.envs import InitialStateError, make_env, require_disjoint
+from pi0.ript.episode import Rollout
 from pi0.ript.groups import Collection, Group, InitialStateDataset
-from pi0.ript.rollout import Rollout
 
 
 @pytest.fixture(scope="module")

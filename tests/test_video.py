@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pi0.ript.envs import InitialState, Task
-from pi0.ript.rollout import Rollout
+from pi0.ript.episode import Rollout
 from pi0.ript.video import write_grid
 
 TILE = 256 + 2 * 4  # 64 px, four times as large, and a border

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pi0.ript.envs import BatchedEnv, InitialState
+from pi0.ript.episode import Rollout
 from pi0.ript.peers import ALONE, Peers, share, tell_wait
 from pi0.ript.progress import progress_bar
-from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
+from pi0.ript.rollout import ChunkPolicy, RolloutFunction, rollout
 
 Interval = tuple[float, float]
 _VIDEO_STEPS = 2  # between the images of a video

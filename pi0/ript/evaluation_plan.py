@@ -15,11 +15,12 @@ import torch
 from pi0.needs import acting_sizes, sized_model
 from pi0.ript.environments import Environment
 from pi0.ript.envs import BatchedEnv, EnvObservation, InitialState, Task
+from pi0.ript.episode import Chunks, Rollout, with_notes
 from pi0.ript.evaluation_checks import described
 from pi0.ript.evaluation_settings import EvaluationConfig, trials
 from pi0.ript.policy_settings import TOY
 from pi0.ript.recording import EpisodeStore
-from pi0.ript.rollout import ChunkPolicy, FunctionPolicy, GuidedPolicy, Rollout
+from pi0.ript.rollout import ChunkPolicy, FunctionPolicy, GuidedPolicy
 from pi0.ript.starting_policy import require_device
 
 _FIRST_SIMULATOR_GB, _SIMULATOR_GB = 2.0, 0.5  # of a process that simulates, and of each more in it
@@ -118,12 +119,13 @@ def _inferred(
 ) -> np.ndarray:
     """Return the policy's chunks for one half of the slots, at the batch that rollouts have."""
     slots = [*half, *half][: len(env.halves[0])]
-    return policy.chunks(
+    chunks = policy.chunks(
         [observations[slot] for slot in slots],
         [env.tasks[chosen[slot].task] for slot in slots],
         [torch.Generator().manual_seed(slot) for slot in slots],
         env.tasks.values(),
     )
+    return with_notes(chunks).actions
 
 
 @dataclass
@@ -172,7 +174,7 @@ class EvaluationPace:
 
         def chunks(
             observations: Any, tasks: Sequence[Task], generators: Any, among: Collection[Task]
-        ) -> np.ndarray:
+        ) -> Chunks:
             now = time.monotonic()
             if last:
                 self._rounds.append(now - last.pop())

@@ -4,7 +4,7 @@ Axes: n groups, g episodes in a group.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import batched, count, islice
 from typing import Any
@@ -13,15 +13,16 @@ import numpy as np
 from jaxtyping import Float
 from torch.utils.data import Dataset
 
-from pi0.ript.advantage import is_informative, leave_one_out, require_group
+from pi0.ript.advantage import OF_RIPT, LearningRule, require_group
 from pi0.ript.debugging import VIDEO, next_file
 from pi0.ript.envs import BatchedEnv, InitialState, require_disjoint
 from pi0.ript.envs.initial_state import Split
+from pi0.ript.episode import START, Chunks, Rollout, lean
 from pi0.ript.peers import ALONE, Peers, Turns, gather_shares, gather_turns, longest_wait, share
 from pi0.ript.progress import print_above, progress_bar
-from pi0.ript.rollout import ChunkPolicy, Rollout, RolloutFunction, rollout
+from pi0.ript.rollout import ChunkPolicy, RolloutFunction, rollout
 from pi0.ript.video import write_grid
-from pi0.ript.windows import Windows, rollout_windows
+from pi0.ript.windows import Windows, chunk_windows, rollout_windows
 
 
 class InitialStateDataset(Dataset[InitialState]):
@@ -70,6 +71,18 @@ def states_outside(
 
 
 @dataclass(frozen=True)
+class ActingPolicy:
+    """Who acts in the rollouts of an algorithm, and how they are learned from."""
+
+    actor: ChunkPolicy
+    rule: LearningRule
+
+    def chunks(self, *arguments: Any) -> Chunks:
+        """Return the actor's chunks."""
+        return self.actor.chunks(*arguments)
+
+
+@dataclass(frozen=True)
 class Group:
     """The rollouts from one initial state."""
 
@@ -89,6 +102,7 @@ class Collection:
     tried: Sequence[Group]
     longest_wait: float | None = None
     """Seconds that a process waited for the others; None: alone."""
+    rule: LearningRule = OF_RIPT
 
     @property
     def success_rate(self) -> float:
@@ -102,25 +116,26 @@ class Collection:
             "rollout/success": self.success_rate,
             "rollout/groups": len(self.kept),
             "rollout/attempts": len(self.tried),
-            "rollout/advantage_std": float(leave_one_out(rewards).std()),
+            "rollout/advantage_std": float(self.rule.advantages(rewards).std()),
             "rollout/steps": float(np.mean([len(r) for group in self.tried for r in group.rollouts])),
             **({} if self.longest_wait is None else {"time/longest_wait": round(self.longest_wait, 1)}),
         }
 
     def windows(self, horizon: int, max_per_episode: int | None = None) -> Windows:
-        """Return the training windows of the kept groups with leave-one-out advantages; can be empty.
+        """Return the training windows of the kept groups with the rule's advantages; can be empty.
 
         `max_per_episode` of them at most, spread evenly back from the end of the episode; None: all.
         """
         groups = self.kept or self.tried[:1]
-        advantages = leave_one_out(np.stack([group.rewards for group in groups])).ravel()
+        advantages = self.rule.advantages(np.stack([group.rewards for group in groups])).ravel()
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        windows = rollout_windows(rollouts, advantages.tolist(), horizon)
         if not self.kept:
-            return windows.select(np.arange(0))
+            return rollout_windows(rollouts, advantages.tolist(), horizon).select(np.arange(0))
+        make = chunk_windows if self.rule.by_chunk else rollout_windows
+        windows = make(rollouts, advantages.tolist(), horizon)
         if max_per_episode is None:
             return windows
-        counts = [len(rollout.observed) for rollout in rollouts]
+        counts = [len(r.chunks[START] if self.rule.by_chunk else r.observed) for r in rollouts]
         ends = zip(np.cumsum(counts) - 1, counts, strict=True)
         kept = [np.linspace(end, end - n + 1, min(n, max_per_episode)).round()[::-1] for end, n in ends]
         return windows.select(np.concatenate(kept).astype(np.int64))
@@ -146,17 +161,20 @@ def collect_groups(
 
     Args:
         env: The environment that runs the episodes.
-        policy: The policy that acts; the same on all peers.
+        policy: The policy that acts; the same on all peers. An `ActingPolicy` says how its episodes are
+            learned from, others are learned from as in RIPT.
         states: This process's share of the states to try: of attempt i it is peer `i % size` that has it.
         num_groups: How many groups of mixed outcome all peers together are to find.
         group_size: Episodes from each state (K).
         max_attempts: States to try at most, by all peers together.
         seed: The seed of the noise.
-        render_every: Keep images for training inside chunks, every so many steps.
+        render_every: Keep images for training inside chunks, every so many steps, where windows begin there.
         peers: The processes that collect together. Each returns the whole collection.
         run: The function that runs a list of episodes; see `rollout`.
     """
     require_group(group_size)
+    rule = policy.rule if isinstance(policy, ActingPolicy) else OF_RIPT
+    between = None if rule.by_chunk else render_every
     tried: list[Group] = []
     kept: list[Group] = []
     wait = 0.0
@@ -174,16 +192,16 @@ def collect_groups(
                 turns.note_finished()
                 bar.update()
 
-            options = {"turns": turns, "render_every": render_every, "on_finished": on_finished}
+            options = {"turns": turns, "render_every": between, "on_finished": on_finished}
             finished = run(env, policy, drawn, seeds, **options)
             if finished and (file := next_file(VIDEO, ".mp4")) is not None:
                 write_grid(file, finished)
             wait += longest_wait(turns, peers) if peers.size > 1 else 0.0
-            groups = _groups(finished, turns, group_size, peers)
+            groups = _groups(finished, turns, group_size, peers, rule)
             tried += groups
-            kept += [group for group in groups if is_informative(group.rewards[None])[0]]
+            kept += [group for group in groups if rule.is_kept(group.rewards[None])[0]]
             bar.set_postfix(groups=f"{len(kept)}/{num_groups}")
-    collection = Collection(kept, tried, wait if peers.size > 1 else None)
+    collection = Collection(kept, tried, wait if peers.size > 1 else None, rule)
     if not kept and peers.rank == 0:
         print_above(
             f"all {len(tried)} groups had one outcome ({100 * collection.success_rate:.0f}% of the rollouts "
@@ -193,16 +211,15 @@ def collect_groups(
     return collection
 
 
-def _groups(finished: Sequence[Rollout], turns: Turns, size: int, peers: Peers) -> list[Group]:
-    """Return everybody's episodes as groups.
-
-    Without the images of those that nothing can be learned from: they are what takes the room.
-    """
+def _groups(
+    finished: Sequence[Rollout], turns: Turns, size: int, peers: Peers, rule: LearningRule
+) -> list[Group]:
+    """Return everybody's episodes as groups, lean where nothing can be learned from them."""
     successes = gather_turns([float(rollout.success) for rollout in finished], turns, peers)
-    is_kept = is_informative(np.reshape(successes, (-1, size)))
+    is_kept = rule.is_kept(np.reshape(successes, (-1, size)))
     pairs = zip(sorted(turns.taken), finished, strict=True)
-    lean = [rollout if is_kept[i // size] else replace(rollout, images={}) for i, rollout in pairs]
-    rollouts = gather_turns(lean, turns, peers)
+    mine = [rollout if is_kept[i // size] else lean(rollout) for i, rollout in pairs]
+    rollouts = gather_turns(mine, turns, peers)
     return [Group(group) for group in batched(rollouts, size)]
 
 

@@ -1,6 +1,6 @@
 """The objective of RIPT on a flow policy: imitate what was better than its group, keep the rest in mind.
 
-Other objectives are registered beside it by name, and chosen with `algo.name`.
+Other algorithms are registered beside it by name, and chosen with `algo.name`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from pi0 import Indicator, PI0Policy
 from pi0.preprocess import samples_of
 from pi0.registry import add
-from pi0.ript.algorithms import ALGORITHMS, require_algorithm
+from pi0.ript.advantage import OF_RIPT, LearningRule
+from pi0.ript.algorithms import ALGORITHMS, LearningAlgorithm, require_algorithm
+from pi0.ript.groups import ActingPolicy
+from pi0.ript.policy_gradient import GRPO
+from pi0.ript.rollout import ChunkPolicy, GuidedPolicy
 
 
 class AdvantageLoss(nn.Module):
@@ -39,7 +43,6 @@ class AdvantageLoss(nn.Module):
                 f"{policy.config.indicator_dropout}"
             )
         self.policy, self.uncond_weight, self.num_draws = policy, uncond_weight, num_draws
-        self._windows_of: tuple[int, ...] = ()
 
     def forward(self, batch: Mapping[str, Any], seed: Sequence[int]) -> Float[Tensor, ""]:
         """Return the summed loss of a batch with `advantage` (b,) and the windows' numbers, `window` (b,).
@@ -52,9 +55,8 @@ class AdvantageLoss(nn.Module):
         better = (torch.as_tensor(batch["advantage"]).cpu() > 0).nonzero().flatten()
         noise, time = window_draws(policy, batch["window"].tolist(), seed, self.num_draws)
         noise, time, prefix = noise.to(policy.device), time.to(policy.device), None
-        if policy.prefixes is not None and tuple(seed[:-1]) != self._windows_of:
-            self._windows_of = tuple(seed[:-1])
-            policy.prefixes.clear()  # other windows: those before do not come again
+        if policy.prefixes is not None:
+            policy.prefixes.use_for(tuple(seed[:-1]))  # other windows: those before do not come again
         if policy.config.indicator == "embedding":
             kept = None if policy.prefixes is None else policy.prefixes.of(policy, batch)
             prefix = kept or policy.model.prefix(policy.preprocess(batch))
@@ -105,22 +107,54 @@ class AlgorithmSettings(Protocol):
 
 
 type LearnerFactory = Callable[[PI0Policy, Any], nn.Module]
+type ActorFactory = Callable[[PI0Policy, Any, int], ChunkPolicy]
 
 
-def register_algorithm(name: str, factory: LearnerFactory) -> None:
-    """Make `algo.name=name` learn by another objective.
+def register_algorithm(
+    name: str,
+    factory: LearnerFactory,
+    *,
+    actor: ActorFactory | None = None,
+    rule: LearningRule = OF_RIPT,
+) -> None:
+    """Make `algo.name=name` learn by another algorithm.
 
-    `factory(policy, algo)` returns a module that is called as `AdvantageLoss` is; its parameters are trained.
+    Args:
+        name: Of the algorithm.
+        factory: `factory(policy, algo)` returns a module that is called as `AdvantageLoss` is; its parameters
+            are trained.
+        actor: `actor(policy, algo, iteration)` returns who acts in rollouts; None: RIPT's guided policy.
+        rule: Which episodes are learned from and how; RIPT's unless given.
     """
-    add("algorithm", ALGORITHMS, name, factory)
+    add("algorithm", ALGORITHMS, name, LearningAlgorithm(factory, actor, rule))
 
 
 def make_learner(policy: PI0Policy, algo: AlgorithmSettings) -> nn.Module:
     """Return what the loop calls and trains: the objective `algo.name` with the settings of `algo`."""
-    factory = ALGORITHMS[require_algorithm(algo.name)]
-    if factory is None:
-        return AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws)
-    return factory(policy, algo)
+    return _algorithm(algo).learner(policy, algo)
+
+
+def acting_policy(policy: PI0Policy, algo: AlgorithmSettings, iteration: int) -> ActingPolicy:
+    """Return who acts in the rollouts of an iteration, and how they are learned from."""
+    algorithm = _algorithm(algo)
+    return ActingPolicy((algorithm.actor or _guided)(policy, algo, iteration), algorithm.rule)
+
+
+def _algorithm(algo: AlgorithmSettings) -> LearningAlgorithm:
+    return ALGORITHMS[require_algorithm(algo.name)] or _OWN[algo.name]
+
+
+def _guided(policy: PI0Policy, algo: Any, iteration: int) -> GuidedPolicy:
+    return GuidedPolicy(policy, algo.collection_cfg_scale if iteration > 0 else 1.0)  # at first: unguided
+
+
+_OWN = {
+    "ript": LearningAlgorithm(
+        lambda policy, algo: AdvantageLoss(policy, algo.cfg_uncond_weight, algo.num_draws)
+    ),
+    "grpo": GRPO,
+}
+"""The algorithms of the library."""
 
 
 def adamw_settings(algo: Any) -> dict[str, Any]:

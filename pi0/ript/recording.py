@@ -11,23 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
 
 from pi0.ript.data.encoding import default_storage
 from pi0.ript.data.records import CollectionInfo, Episode, EpisodeDataError, EpisodeLabels
 from pi0.ript.data.writer import EpisodeWriter
 from pi0.ript.envs import BatchedEnv, InitialState, Task
+from pi0.ript.episode import Chunks, Rollout, without_images
 from pi0.ript.interruption import leave_if_asked, stop_requested
 from pi0.ript.peers import ALONE, Peers, Turns, share, tell_wait, turns_alone
 from pi0.ript.progress import progress_bar
-from pi0.ript.rollout import (
-    ChunkPolicy,
-    FunctionPolicy,
-    Rollout,
-    RolloutFunction,
-    rollout,
-    without_images,
-)
+from pi0.ript.rollout import ChunkPolicy, FunctionPolicy, RolloutFunction, rollout
 
 _ROUNDS_IN_MEMORY = 4  # episodes per slot that run before their images are dropped
 
@@ -128,7 +121,7 @@ class _StoppedEarlyError(Exception):
 def _until_asked_to_stop(policy: ChunkPolicy) -> ChunkPolicy:
     """Return the policy, which raises _StoppedEarlyError when it is to act and the process is to stop."""
 
-    def chunks(*arguments: Any) -> Float32[np.ndarray, "b h a"]:
+    def chunks(*arguments: Any) -> Chunks:
         if stop_requested():
             raise _StoppedEarlyError
         return policy.chunks(*arguments)

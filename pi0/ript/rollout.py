@@ -6,51 +6,26 @@ An episode is a function of policy, initial state and noise seed alone: each has
 own, and inference always runs at the batch of a half and at one length of prompts, because the shape of a
 batch changes its rounding.
 
-Axes: t environment step, n observed step, s state dim, a action dim, h action horizon.
+Axes: b batch, h action horizon, e actions to execute, a action dim.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, cycle
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32
+from torch import Tensor
 
 from pi0 import PI0Policy
 from pi0.ript import debugging
 from pi0.ript.envs import BatchedEnv, ChunkResult, EnvObservation, InitialState, Task
+from pi0.ript.episode import START, Chunks, Rollout, with_notes
 from pi0.ript.progress import print_above
 
 MAX_ATTEMPTS = 3  # of an episode that dead or hanging workers interrupt
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One finished episode: what was executed, and what the policy could have seen on the way."""
-
-    task: Task
-    initial_state: InitialState
-    seed: int
-    success: bool
-    states: Float32[np.ndarray, "t s"]
-    """The state before each action."""
-    actions: Float32[np.ndarray, "t a"]
-    """The actions as given to the environment, in raw units, not clipped."""
-    observed: Int64[np.ndarray, " n"]
-    """Steps that have images: the start of each chunk, and every `render_every` steps inside."""
-    images: Mapping[str, UInt8[np.ndarray, "n h w 3"]] = field(repr=False)
-    """The images of each camera; empty when images were not kept."""
-
-    def __len__(self) -> int:
-        """Return the number of steps."""
-        return len(self.actions)
-
-
-def without_images(rollout: Rollout) -> Rollout:
-    """Return a rollout as it is when images are not kept."""
-    return replace(rollout, observed=rollout.observed[:0], images={})
 
 
 @runtime_checkable
@@ -63,8 +38,10 @@ class ChunkPolicy(Protocol):
         tasks: Sequence[Task],
         generators: Sequence[torch.Generator],
         among: Collection[Task],
-    ) -> Float32[np.ndarray, "b h a"]:
+    ) -> Chunks:
         """Return the actions to execute next, one chunk per observation, noise from its generator.
+
+        `NotedChunks` come with what is to be kept of each chunk in its episode (`Rollout.chunks`).
 
         `among`: the tasks that the other observations of this call and the next ones can be of. A chunk must
         not depend on which of them are.
@@ -76,7 +53,7 @@ class ChunkPolicy(Protocol):
 class FunctionPolicy:
     """A policy that is no more than a function."""
 
-    chunks: Callable[..., Float32[np.ndarray, "b h a"]]
+    chunks: Callable[..., Chunks]
     """See `ChunkPolicy.chunks`."""
 
 
@@ -95,7 +72,7 @@ class GuidedPolicy:
         tasks: Sequence[Task],
         generators: Sequence[torch.Generator],
         among: Collection[Task],
-    ) -> Float32[np.ndarray, "b h a"]:
+    ) -> Chunks:
         """Return the actions to execute next."""
         config = self.policy.config
         # pi05's prompts differ even within a task: they hold the state.
@@ -103,19 +80,28 @@ class GuidedPolicy:
         shape = (config.chunk_size, config.max_action_dim)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         was_training = self.policy.training
-        self.policy.eval().use_graphs()
+        self.policy.eval()
         batch = observation_batch(observations, tasks)
         if debugging.is_asked_for(debugging.PROCESSED) and not self._was_saved:
             debugging.save_processed(self.policy.preprocess(batch), tasks[0].instruction)
             self._was_saved = True
-        actions = self.policy.sample_actions(
-            batch,
-            noise=noise.to(self.policy.device),
-            guidance=self.guidance,
-            pad_prompts=prompts_differ,
-        )
+        chunks = self._sample(batch, noise.to(self.policy.device), prompts_differ, generators)
         self.policy.train(was_training)
-        return actions[:, : config.n_action_steps].cpu().numpy()
+        return chunks
+
+    def _sample(
+        self,
+        batch: Mapping[str, Any],
+        noise: Float[Tensor, "b h padded_a"],
+        pad_prompts: bool,
+        _generators: Sequence[torch.Generator],
+    ) -> Chunks:
+        """Return the chunks of a batch; a subclass can draw from the generators too."""
+        sample = self.policy.use_graphs().sample_actions
+        return self._executed(sample(batch, noise=noise, guidance=self.guidance, pad_prompts=pad_prompts))
+
+    def _executed(self, actions: Float[Tensor, "b h a"]) -> Float32[np.ndarray, "b e a"]:
+        return actions[:, : self.policy.config.n_action_steps].cpu().numpy()
 
 
 def observation_batch(
@@ -143,6 +129,15 @@ class _Episode:
     actions: list[np.ndarray] = field(default_factory=list)
     observed: list[int] = field(default_factory=list)
     frames: list[EnvObservation] = field(default_factory=list)
+    notes: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Act:
+    """A chunk of one episode that is being executed, and what the policy noted of it."""
+
+    actions: Float32[np.ndarray, "e a"]
+    notes: Mapping[str, np.ndarray]
 
 
 class EpisodeLostError(RuntimeError):
@@ -198,7 +193,7 @@ class _Runner:
         self.attempts = [0] * len(self.states)
         self.finished: dict[int, Rollout] = {}
         self.running: dict[int, _Episode] = {}
-        self.actions: dict[int, np.ndarray] = {}
+        self.acts: dict[int, _Act] = {}
 
     def run(self) -> list[Rollout]:
         under_way: set[range] = set()
@@ -223,10 +218,10 @@ class _Runner:
         started = dict(zip(free, waiting, strict=False))
         for slot, i in started.items():
             self.running[slot] = _Episode(i, torch.Generator().manual_seed(self.seeds[i]))
-        self.actions |= self._act(acting) if acting else {}
+        self.acts |= self._act(acting) if acting else {}
         if acting or started:
             states = {slot: self.states[i] for slot, i in started.items()}
-            self.env.send(states, {slot: self.actions[slot] for slot in acting}, self.render_every)
+            self.env.send(states, {slot: self.acts[slot].actions for slot in acting}, self.render_every)
         return bool(acting or started)
 
     def _receive(self) -> None:
@@ -234,38 +229,44 @@ class _Runner:
         for slot, observation in answers.observations.items():
             self.running[slot].observation = observation
         for slot, result in answers.results.items():
-            self._advance(slot, self.actions.pop(slot, None), result)
+            self._advance(slot, self.acts.pop(slot, None), result)
 
     def _interrupted_number(self) -> int | None:
         return self.interrupted.pop() if self.interrupted else None
 
-    def _act(self, slots: Sequence[int]) -> dict[int, np.ndarray]:
+    def _act(self, slots: Sequence[int]) -> dict[int, _Act]:
         episodes = [self.running[slot] for slot in slots]
         # Copies of the first episode fill the batch; their noise comes from a generator of their own.
         idle = len(self.env.halves[0]) - len(slots)
         spare = torch.Generator().manual_seed(0)
         batch = [(episode, episode.generator) for episode in episodes] + [(episodes[0], spare)] * idle
-        chunks = self.policy.chunks(
+        answer = self.policy.chunks(
             [episode.observation for episode, _ in batch if episode.observation is not None],
             [self.env.tasks[self.states[episode.number].task] for episode, _ in batch],
             [generator for _, generator in batch],
             self.env.tasks.values(),
         )
-        return {slot: chunks[i] for i, slot in enumerate(slots)}
+        chunks = with_notes(answer)
+        notes = [
+            {name: np.asarray(values[i]) for name, values in chunks.notes.items()} for i in range(len(slots))
+        ]
+        return {slot: _Act(chunks.actions[i], notes[i]) for i, slot in enumerate(slots)}
 
-    def _advance(self, slot: int, actions: np.ndarray | None, result: ChunkResult) -> None:
+    def _advance(self, slot: int, act: _Act | None, result: ChunkResult) -> None:
         episode = self.running[slot]
         if result.aborted is not None:
             self._again(slot, result.aborted)
             return
-        assert actions is not None
+        assert act is not None
         assert episode.observation is not None
+        step = sum(len(a) for a in episode.actions)
+        if act.notes:
+            episode.notes.append({**act.notes, START: np.array(step)})
         if self.keep_images:
-            step = sum(len(a) for a in episode.actions)
             episode.observed += [step, *(step + frame.offset for frame in result.frames)]
             episode.frames += [episode.observation, *(frame.observation for frame in result.frames)]
         episode.states.append(result.states)
-        episode.actions.append(actions[: result.executed])
+        episode.actions.append(act.actions[: result.executed])
         assert result.observation is not None
         episode.observation = result.observation
         if result.done:
@@ -287,7 +288,7 @@ class _Runner:
         self.interrupted.append(number)
 
     def _finish(self, episode: _Episode, success: bool) -> Rollout:
-        state = self.states[episode.number]
+        state, notes = self.states[episode.number], episode.notes
         cameras = episode.frames[0].images if self.keep_images else ()
         return Rollout(
             task=self.env.tasks[state.task],
@@ -298,4 +299,5 @@ class _Runner:
             actions=np.concatenate(episode.actions).astype(np.float32),
             observed=np.array(episode.observed, np.int64),
             images={c: np.stack([frame.images[c] for frame in episode.frames]) for c in cameras},
+            chunks={name: np.stack([note[name] for note in notes]) for name in (notes[0] if notes else ())},
         )

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from pi0.ript.rollout import Rollout
+from pi0.ript.episode import Rollout
 
 _SUCCESS, _FAILURE, _INK = (46, 160, 67), (218, 54, 51), (255, 255, 255)
 _MIN_TILE = 224  # pixels; smaller images are enlarged by a whole factor

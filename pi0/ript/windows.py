@@ -5,15 +5,15 @@ Axes: w window, n observed step, t environment step, h action horizon, s state d
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 
+from pi0.ript.episode import Rollout, at_chunk_starts
 from pi0.ript.progress import progress_bar
-from pi0.ript.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,18 @@ class Windows:
     """True beyond the end of the episode."""
     instructions: list[str]
     advantages: Float32[np.ndarray, " w"]
+    chunks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the policy that acted noted of each window's chunk, where windows are chunks; first axis w."""
 
     def __len__(self) -> int:
         """Return the number of windows."""
         return len(self.states)
 
     def batch(self, indices: Int64[np.ndarray, " b"]) -> dict[str, Any]:
-        """Return some windows as a batch for `PI0Policy.loss`, with `advantage` and number (`window`)."""
+        """Return some windows as a batch for `PI0Policy.loss`, with `advantage` and number (`window`).
+
+        Notes on their chunks are `chunk.NAME`.
+        """
         images = {f"observation.images.{c}": torch.from_numpy(x[indices]) for c, x in self.images.items()}
         return {
             **images,
@@ -45,6 +50,7 @@ class Windows:
             "task": [self.instructions[i] for i in indices.tolist()],
             "advantage": torch.from_numpy(self.advantages[indices]),
             "window": torch.from_numpy(indices),
+            **{f"chunk.{name}": torch.from_numpy(x[indices]) for name, x in self.chunks.items()},
         }
 
     def select(self, indices: Int64[np.ndarray, " k"]) -> "Windows":
@@ -56,6 +62,7 @@ class Windows:
             is_pad=self.is_pad[indices],
             instructions=[self.instructions[i] for i in indices.tolist()],
             advantages=self.advantages[indices],
+            chunks={name: x[indices] for name, x in self.chunks.items()},
         )
 
 
@@ -94,6 +101,7 @@ def concatenate(parts: Sequence[Windows]) -> Windows:
         is_pad=np.concatenate([p.is_pad for p in parts]),
         instructions=[text for p in parts for text in p.instructions],
         advantages=np.concatenate([p.advantages for p in parts]),
+        chunks={name: np.concatenate([p.chunks[name] for p in parts]) for name in parts[0].chunks},
     )
 
 
@@ -127,3 +135,14 @@ def rollout_windows(rollouts: Sequence[Rollout], advantages: Sequence[float], ho
             for r, advantage in zip(rollouts, advantages, strict=True)
         ]
     )
+
+
+def chunk_windows(rollouts: Sequence[Rollout], advantages: Sequence[float], horizon: int) -> Windows:
+    """Return a window for every chunk of rollouts, at its start, with what the policy noted of it.
+
+    Raises:
+        ValueError: The policy that acted made no notes.
+    """
+    windows = rollout_windows([at_chunk_starts(r) for r in rollouts], advantages, horizon)
+    notes = {name: np.concatenate([r.chunks[name] for r in rollouts]) for name in rollouts[0].chunks}
+    return replace(windows, chunks=notes)

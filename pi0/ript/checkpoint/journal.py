@@ -1,6 +1,7 @@
 """A journal of finished episodes, one file each, so that an interrupted run does not run them again."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import numpy as np
 from pi0.ript.checkpoint.files import SnapshotError
 from pi0.ript.envs import InitialState, Task
 from pi0.ript.envs.initial_state import UNREADABLE
-from pi0.ript.rollout import Rollout, without_images
+from pi0.ript.episode import Rollout, without_images
 
-_IMAGES = "images/"
+_IMAGES, _CHUNKS = "images/", "chunks/"
 
 
 class EpisodeJournal:
@@ -31,6 +32,7 @@ class EpisodeJournal:
         partial = path.with_suffix(".partial")
         arrays = {name: getattr(episode, name) for name in ("states", "actions", "observed")}
         arrays |= {f"{_IMAGES}{camera}": frames for camera, frames in episode.images.items()}
+        arrays |= {f"{_CHUNKS}{name}": values for name, values in episode.chunks.items()}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
@@ -61,7 +63,8 @@ class EpisodeJournal:
                     seed=seed,
                     success=bool(arrays.pop("success")),
                     **{name: arrays.pop(name) for name in ("states", "actions", "observed")},
-                    images={name.removeprefix(_IMAGES): frames for name, frames in arrays.items()},
+                    images=_below(_IMAGES, arrays),
+                    chunks=_below(_CHUNKS, arrays),
                 )
             if not with_images:
                 return without_images(episode)
@@ -74,3 +77,8 @@ class EpisodeJournal:
 
     def _path(self, state: InitialState, seed: int) -> Path:
         return self.directory / f"{state.hash[:16]}-{seed}.npz"
+
+
+def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays of one kind, by their names without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -16,11 +16,12 @@ from pi0.ript.checkpoint.launch import Launch
 from pi0.ript.checkpoint.resuming import AUTO, find_same_run, settings_hash
 from pi0.ript.checkpoint.snapshot import Clock, Stateful, read_progress
 from pi0.ript.checkpoint.state import Progress, load_checkpoint, save_checkpoint
+from pi0.ript.episode import Rollout
 from pi0.ript.interruption import StoppedError, asked_to_stop
 from pi0.ript.peers import ALONE, Peers
 from pi0.ript.recording import remembering
 from pi0.ript.results import lock_directory, new_run_directory
-from pi0.ript.rollout import Rollout, RolloutFunction, rollout
+from pi0.ript.rollout import RolloutFunction, rollout
 
 _EPISODES = "episodes"  # the directory, in that of a run, of the episodes that it need not run again
 _BEFORE = "before"  # the evaluation whose episodes are kept: a continued run reports it, too

@@ -5,7 +5,7 @@ with another value, see `pi0.ript.checkpoint.resuming`; without any it cannot go
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from pi0.errors import UnusableError
 from pi0.ript.envs.base import Split
@@ -100,7 +100,17 @@ class Algo:
     num_draws: Count = 2  # noise draws per window
     enable_rollout_stats_tracking: bool = False  # skip mastered states: the last K rollouts succeeded
     rollout_skip_threshold: Count = 3  # skips before a mastered state is tried again
-    name: str = "ript"  # the objective; a plugin can register others
+    name: str = "ript"  # the algorithm: ript or grpo; a plugin can register others
+    noise_level: Positive = 0.5  # grpo: of the noise that rollouts add in sampling, a in a sqrt(t / (1 - t))
+    stochastic_steps: Count = 4  # grpo: inference steps of each chunk that add it, drawn at random
+    clip_range: ProperShare = 0.2  # grpo: how far from 1 the likelihood ratio of a chunk is learned from
+    kl_weight: NotNegative = 0.0  # grpo: of the KL divergence to the starting policy, of which a copy is kept
+
+    def acting_policy(self, policy: Any, iteration: int) -> Any:
+        """Return who acts in the rollouts of an iteration, as the algorithm of that name says."""
+        from pi0.ript.loss import acting_policy  # torch comes with it
+
+        return acting_policy(policy, self, iteration)
 
 
 @dataclass
