@@ -311,8 +311,13 @@ def test_a_run_of_pi0_train_has_the_evaluation_of_its_step(tmp_path):
     (later / "experiment_cfg").mkdir(parents=True)
     (later / "experiment_cfg/config.yaml").write_text(yaml.safe_dump(settings))
     found = read_origin(later)
-    starts = [line.partition(":")[0] for line in found.lineage]
-    assert (starts, found.base) == ([".../sft/checkpoint-20-best-success_0.5", "a toy policy"], "toy")
+    assert [line.partition(": ")[0] for line in found.lineage] == [
+        ".../sft/checkpoint-20-best-success_0.5",
+        "a toy policy of random weights, which that run made and first trained",
+    ]
+    assert found.base == "toy"
+    assert list(found.data_tables) == ["In the run sft: data sets", "Data sets"]
+    assert "In the run sft: advantage of the frames: as labelled." in found.data
     settings["policy_path"] = str(run)  # a run that was overwritten by one that began with it
     (run / "experiment_cfg/config.yaml").write_text(yaml.safe_dump(settings))
     assert read_origin(run).lineage == (

@@ -41,7 +41,7 @@ def read_origin(checkpoint: str | Path, before: tuple[Path, ...] = ()) -> Origin
     run, place, settings, reader = found
     try:
         origin = reader(run, place, settings)
-        lineage, base = _ancestors(starting_path(settings), (*before, path))
+        start = _start(starting_path(settings), (*before, path))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UnusableError):
             raise
@@ -49,7 +49,16 @@ def read_origin(checkpoint: str | Path, before: tuple[Path, ...] = ()) -> Origin
             f"{run}: its files do not say what those of a run do ({type(error).__name__}: {error}); copy the "
             "policy's directory elsewhere to export it without the run"
         ) from error
-    return replace(origin, run=run, settings=settings, lineage=(*origin.lineage, *lineage), base=base)
+    return replace(
+        origin,
+        run=run,
+        settings=settings,
+        lineage=(*origin.lineage, *start.lineage),
+        base=start.base,
+        data=(*origin.data, *start.data),
+        data_tables={**start.data_tables, **origin.data_tables},
+        hub_datasets=tuple(dict.fromkeys((*origin.hub_datasets, *start.hub_datasets))),
+    )
 
 
 def hub_name(text: str) -> str | None:
@@ -98,17 +107,29 @@ def _settings(run: Path) -> Mapping[str, Any]:
     return values if isinstance(values, Mapping) else {}
 
 
-def _ancestors(policy_path: str, before: tuple[Path, ...]) -> tuple[tuple[str, ...], str | None]:
-    """Return what a training began with and what that comes from, and the base at the end if it is known."""
+def _start(policy_path: str, before: tuple[Path, ...]) -> Origin:
+    """Return what is known of what a training began with, as it is to be told of what came out of it."""
     if policy_path == TOY:
-        return ("a toy policy: random weights, trained here on demonstrations of a scripted operator",), TOY
-    path = Path(policy_path).expanduser()
+        made = "a toy policy of random weights, which that run made and first trained"
+        return Origin(method=made, lineage=(made,), base=TOY)
+    path, shown = Path(policy_path).expanduser(), shown_path(policy_path)
     if not path.is_dir():
         name = hub_name(policy_path)
         if name is not None and not path.parent.is_dir():
-            return (f"the checkpoint {policy_path} of the hub",), name
-        return (f"{shown_path(policy_path)}, which is not here now: what it comes from is not known",), None
+            return Origin(method=shown, lineage=(f"the checkpoint {policy_path} of the hub",), base=name)
+        gone = f"{shown}, which is not here now: what it comes from is not known"
+        return Origin(method=gone, lineage=(gone,))
     origin = read_origin(path, before)
     if origin.run is None:
-        return (f"{shown_path(policy_path)}, a checkpoint that lies in no run",), origin.base
-    return (f"{shown_path(policy_path)}: {origin.method}", *origin.lineage), origin.base
+        return replace(origin, lineage=(f"{shown}, a checkpoint that lies in no run",))
+    return replace(
+        origin,
+        lineage=(f"{shown}: {origin.method}", *origin.lineage),
+        data=tuple(_within(origin.run, text) for text in origin.data),
+        data_tables={_within(origin.run, text): rows for text, rows in origin.data_tables.items()},
+    )
+
+
+def _within(run: Path, text: str) -> str:
+    """Return a text of an earlier run with its name before it, once."""
+    return text if text.startswith("In the run ") else f"In the run {run.name}: {text[0].lower()}{text[1:]}"
