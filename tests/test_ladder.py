@@ -162,9 +162,18 @@ def test_headers_are_true():
             assert rung.header("Parent") == ladder.RUNGS[names[names.index(rung.name) - 1]].path.name
 
 
-def test_stages_are_current():
-    written = (ROOT / "docs" / "stages.md").read_text()
-    assert written == ladder.stages(), "run: python tools/ladder.py stages"
+@pytest.mark.parametrize("language", ladder.LANGUAGES)
+def test_stages_are_current(language):
+    written = (ROOT / f"docs/stages{language}.md").read_text()
+    assert written == ladder.stages(language), "run: python tools/ladder.py stages"
+
+
+def test_a_translation_has_every_header_and_module():
+    sections = ladder.notes(".zh-CN")
+    assert {name for name in sections if name.startswith("header-")} == {f"header-{n}" for n in ladder.RUNGS}
+    introduced = {module for rung in ladder.RUNGS.values() for module in rung.introduces}
+    assert ladder.named_lines(sections["modules"]).keys() == introduced
+    assert set(ladder.notes()) == {n for n in sections if not n.startswith("header-")} - {"modules"}
 
 
 def test_the_reading_path_names_files_of_their_rung_and_functions_that_are_there():

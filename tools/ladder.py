@@ -1,8 +1,8 @@
-"""The ladder of training scripts: show a step, carry an edit of the loop forward, write docs/stages.md.
+"""The ladder of training scripts: show a step, carry an edit of the loop forward, write docs/stages*.md.
 
 python tools/ladder.py diff 9 10      the diff of two rungs, and the modules that the second introduces
 python tools/ladder.py carry 8        merge what changed in rung 8 since the last commit into the later rungs
-python tools/ladder.py stages         write docs/stages.md from the real diffs
+python tools/ladder.py stages         write docs/stages.md and stages.zh-CN.md from the real diffs
 """
 
 import argparse
@@ -28,7 +28,7 @@ SCRIPTS = {
 }
 INSTALLED = ROOT / "pi0/ript/scripts/train_ript_pi0.py"
 """The loop of rung 13, for those who have the package without a checkout."""
-NOTES = Path(__file__).parent / "ladder_notes.md"
+LANGUAGES = ("", ".zh-CN")  # what stands before the .md of a text
 LIBRARY = ROOT / "pi0" / "ript"
 
 
@@ -99,10 +99,10 @@ class Entry:
             body = definitions[0].body
         return True
 
-    def line(self) -> str:
-        """Return it as a line of Markdown, seen from docs/."""
+    def line(self, page: dict[str, str]) -> str:
+        """Return it as a line of Markdown, seen from docs/, in the words of a page."""
         link = f"[{self.path.relative_to(LIBRARY)}](../{self.path.relative_to(ROOT)})"
-        return f"{link}, {self.num_lines} lines, from `{self.function}`: {self.reason}"
+        return page["open"].format(link=link, lines=self.num_lines, **vars(self))
 
 
 RUNGS = {name: Rung(name) for name in SCRIPTS if (ROOT / SCRIPTS[name]).exists()}
@@ -155,67 +155,87 @@ def changed_lines(parent: Rung, child: Rung) -> tuple[list[str], list[str]]:
     return added, removed
 
 
-def notes() -> dict[str, str]:
-    """Return why each rung's lines are there, by rung, from ladder_notes.md."""
-    parts = re.split(r"^## (\S+)\n", NOTES.read_text(), flags=re.MULTILINE)
+def notes(language: str = "") -> dict[str, str]:
+    """Return the sections of ladder_notes.md: why each rung's lines are there, and the words of the page."""
+    text = (ROOT / f"tools/ladder_notes{language}.md").read_text()
+    parts = re.split(r"^## (\S+)\n", text, flags=re.MULTILINE)
     return {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-def reading_path() -> list[Entry]:
+def named_lines(section: str) -> dict[str, str]:
+    """Return the texts of a section of lines "* `name`: text", by name."""
+    return dict(re.findall(r"^\* `(.+?)`[:：] ?(.+)$", section, re.MULTILINE))
+
+
+def reading_path(language: str = "") -> list[Entry]:
     """Return what to open for each rung, in order, from ladder_notes.md."""
-    lines = re.findall(r"^\* (\S+) `(.+?)` `(.+?)`: (.+)$", notes()["reading"], re.MULTILINE)
+    section = notes(language)["reading"]
+    lines = re.findall(r"^\* (\S+) `(.+?)` `(.+?)`[:：] ?(.+)$", section, re.MULTILINE)
     return [Entry(rung, LIBRARY / file, function, reason) for rung, file, function, reason in lines]
 
 
-def _reading(entries: list[Entry]) -> list[str]:
+def _reading(entries: list[Entry], page: dict[str, str]) -> list[str]:
     """Return the reading path as it stands at the beginning of docs/stages.md."""
     first = [entry for entry in entries if entry.rung == "8"]
-    num_files = len({_file(module) for module in closure(RUNGS["8"].path)})
-    later = [f"* {entry.rung}: {entry.line()}" for entry in entries if entry.rung != "8"]
+    counted = {
+        "files": len({_file(module) for module in closure(RUNGS["8"].path)}),
+        "first": len(first),
+        "lines": sum(entry.num_lines for entry in first),
+    }
+    later = [f"* {entry.rung}: {entry.line(page)}" for entry in entries if entry.rung != "8"]
     return [
-        "## Where to begin\n",
-        f"Read `main` of [rung 8](../{RUNGS['8'].path.name}). Of the {num_files} files that stand under it, "
-        f"{len(first)} are the algorithm, {sum(entry.num_lines for entry in first)} lines; read them in this "
-        "order:\n",
-        *(f"{number}. {entry.line()}" for number, entry in enumerate(first, 1)),
-        "\nThe others (simulators, demonstrations, policy) can wait. For each rung after it, open first:\n",
+        f"## {page['begin']}\n",
+        page["read"].format(link=f"(../{RUNGS['8'].path.name})", **counted) + "\n",
+        *(f"{number}. {entry.line(page)}" for number, entry in enumerate(first, 1)),
+        f"\n{page['later']}\n",
         *later,
-        "\n## The steps\n",
+        f"\n## {page['steps']}\n",
     ]
 
 
-def stages() -> str:
+def _docstring(rung: Rung, sections: dict[str, str]) -> str:
+    """Return a script's header, its title and text as the notes translate them, if they do."""
+    title, fields, text = rung.docstring.split("\n\n", 2)
+    told = sections.get(f"header-{rung.name}")
+    if told is not None:
+        title, text = told.split("\n\n", 1)
+    return f"{title}\n\n{fields}\n\n{text}"
+
+
+def stages(language: str = "") -> str:
     """Return docs/stages.md: the reading path; every step with its real diff, its modules and the reasons."""
-    reasons = notes()
+    sections = notes(language)
+    page, summaries = named_lines(sections["page"]), named_lines(sections.get("modules", ""))
+    headers = {name: _docstring(rung, sections) for name, rung in RUNGS.items()}
     parts = [
-        "# The ladder, step by step\n",
-        "Generated by `python tools/ladder.py stages` from the scripts; a test keeps it current. Read a step "
-        "as its diff: what the capability touches in the loop. How it works is in the module that the step "
-        "introduces.\n",
-        *_reading(reading_path()),
-        "| rung | adds | script lines | step |",
+        f"# {page['title']}\n\n{page['other']}\n\n{page['about']}\n",
+        *_reading(reading_path(language), page),
+        page["table"],
         "|---|---|---|---|",
     ]
     for i, rung in enumerate(RUNGS.values()):
         is_step = i > 0 and rung.name != "final"
         step = "+{} / -{}".format(*map(len, changed_lines(*STEPS[i - 1]))) if is_step else ""
-        title = rung.docstring.splitlines()[0]
+        title = headers[rung.name].splitlines()[0]
         parts.append(
             f"| [{rung.name}](../{rung.path.name}) | {title} | {len(rung.source.splitlines())} | {step} |"
         )
     first = RUNGS["8"]
     parts += [
-        f"\n## {first.name}: {first.docstring}\n",
-        reasons["8"],
+        f"\n{page['heading'].format(step=first.name, header=headers['8'])}\n",
+        sections["8"],
         f"\n```python\n{first.source.rstrip()}\n```",
     ]
     for parent, child in STEPS:
-        modules = "".join(f"\n* `{m}`: {_summary(m)}" for m in child.introduces)
+        told = {m: summaries.get(m) or _summary(m) for m in child.introduces}
+        modules = [page["module"].format(module=m, summary=summary) for m, summary in told.items()]
         diff = "\n".join(step_diff(parent, child))
-        title, code = f"{parent.name} to {child.name}", f"```diff\n{diff}\n```"
+        title = page["step"].format(parent=parent.name, child=child.name)
+        code = f"```diff\n{diff}\n```"
         if child.name == "final":  # another algorithm: there is nothing to compare
             title, code = child.name, f"```python\n{child.source.rstrip()}\n```"
-        parts.append(f"\n## {title}: {child.docstring}\n{modules}\n\n{reasons[child.name]}\n\n{code}")
+        heading = page["heading"].format(step=title, header=headers[child.name])
+        parts += [f"\n{heading}\n", *modules, f"\n{sections[child.name]}\n\n{code}"]
     return "\n".join(parts) + "\n"
 
 
@@ -283,14 +303,15 @@ def main() -> int:
     diff.add_argument("child", choices=list(RUNGS))
     loops = [name for name in RUNGS if name != "final"]
     commands.add_parser("carry", help="merge an edit forward").add_argument("rung", choices=loops)
-    commands.add_parser("stages", help="write docs/stages.md")
+    commands.add_parser("stages", help="write docs/stages.md and stages.zh-CN.md")
     options = parser.parse_args()
     if options.command == "diff":
         show(RUNGS[options.parent], RUNGS[options.child])
         return 0
     if options.command == "carry":
         return carry(options.rung)
-    (ROOT / "docs" / "stages.md").write_text(stages())
+    for language in LANGUAGES:
+        (ROOT / f"docs/stages{language}.md").write_text(stages(language))
     return 0
 
 

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from pi0 import Indicator, Observation, Pi0Model, PI0Policy
 from pi0.embodiment import plain_statistics
 from pi0.lerobot_format import require_lerobot_sizes
+from pi0.ript.guidance import record_guidance, recorded_guidance
+from pi0.ript.model_card import write_card
+from pi0.ript.origin.evaluated import with_evaluation
+from pi0.ript.origin.finding import read_origin
 
 PROGRAM, DESCRIPTION = "sampler.pt2", "sampler.json"
 
@@ -116,16 +120,22 @@ def export_lerobot(
 def export(policy: PI0Policy, options: argparse.Namespace) -> float:
     """Write what the options ask for to `options.output` once it is known to be right; return the difference.
 
+    lerobot's directory has a model card.
+
     Raises:
         ExportDiffersError: It is not, by more than the tolerance; nothing is left behind.
-        ValueError: The policy has not so many cameras.
+        ValueError: The policy has not so many cameras, or what its card is made from is damaged.
     """
     cameras = len(policy.features.image_keys)
     num_cameras = options.cameras or len(policy.features.present_cameras)
     if num_cameras > cameras:
         raise ValueError(f"--cameras: expected at most the {cameras} of the policy, found {num_cameras}")
+    origin = None
     if options.format == "lerobot":
         require_lerobot_sizes(policy.config)
+        origin = read_origin(options.checkpoint)
+        if options.evaluation is not None:
+            origin = with_evaluation(origin, options.checkpoint, options.evaluation)
     num_steps = options.num_steps or policy.config.num_inference_steps
     partial = options.output.with_name(f"{options.output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -141,6 +151,10 @@ def export(policy: PI0Policy, options: argparse.Namespace) -> float:
                 f"the exported policy differs by {difference:.3g}, more than --tolerance "
                 f"{options.tolerance:g}; nothing was written"
             )
+        if origin is not None:
+            if policy.source is not None and (guidance := recorded_guidance(policy.source)) is not None:
+                record_guidance(partial, guidance)
+            write_card(partial, policy, origin, options.push_to_hub or str(options.output))
         partial.rename(options.output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
