@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,24 @@ class Figures:
 
     rows: list[Figure] = field(default_factory=list)
 
-    def add(self, name: str, unit: str, ours: Iterable[float], **options: object) -> Figure:
+    def add(
+        self,
+        name: str,
+        unit: str,
+        ours: Iterable[float],
+        *,
+        theirs: Iterable[float] = (),
+        ratios: Iterable[float] | None = None,
+        **options: Any,
+    ) -> Figure:
         """Add a row and return it; options are the other fields of `Figure`.
 
         `ratios` that are not given are theirs over ours, by round: times faster where both are seconds.
         """
-        values = [float(x) for x in ours]
-        theirs = [float(x) for x in options.pop("theirs", ())]  # type: ignore[attr-defined]
-        ratios = options.pop("ratios", None)
-        if ratios is None and theirs:
-            ratios = [b / a for a, b in zip(values, theirs, strict=True)]
-        shown = [float(x) for x in ratios or ()]  # type: ignore[union-attr]
-        row = Figure(name, unit, values, theirs=theirs, ratios=shown, **options)  # type: ignore[arg-type]
+        values, rivals = [float(x) for x in ours], [float(x) for x in theirs]
+        if ratios is None:
+            ratios = [b / a for a, b in zip(values, rivals, strict=True)] if rivals else []
+        row = Figure(name, unit, values, theirs=rivals, ratios=[float(x) for x in ratios], **options)
         self.rows.append(row)
         return row
 

@@ -10,11 +10,13 @@ outputs/benchmark/, one file a benchmark, and --only makes the page anew from it
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -59,21 +61,24 @@ def command(name: str, rows: Path) -> list[str]:
     return [sys.executable, f"benchmarks/{script}", *words, *lean, "--figures", str(rows)]
 
 
-def page(places: dict[str, Path], minutes: dict[str, float]) -> str:
-    """Return the page of all rows that are there."""
-    shown = {name: read_figures(path) for name, path in places.items() if path.exists()}
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-    ).stdout.strip()
+def commit() -> str:
+    """Return which version this is."""
+    words = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    return found.stdout.strip() or "an unknown commit"
+
+
+def page(directory: Path) -> str:
+    """Return the page of all rows that are there, each with when and of what they are."""
+    runs = {name: run for name, run in read_runs(directory).items() if rows_of(directory, name).exists()}
+    shown = {name: read_figures(rows_of(directory, name)) for name in COMMANDS if name in runs}
     rows: list[Figure] = [row for figures in shown.values() for row in figures]
     met = [row.is_met for row in rows if row.is_met is not None]
-    times = ", ".join(f"{name} {taken:.1f}" for name, taken in minutes.items())
     lines = [
         "# Benchmarks",
         "",
-        f"`make benchmark` at {commit or 'an unknown commit'}: {psutil.cpu_count()} cores, torch "
-        f"{torch.__version__}, {time.strftime('%Y-%m-%d')}. {sum(met)} of {len(met)} targets are met. "
-        f"Minutes: {times}.",
+        f"`make benchmark`: {psutil.cpu_count()} cores, torch {torch.__version__}. {sum(met)} of {len(met)} "
+        "targets are met.",
         "",
         "Values are medians, with minimum and maximum of the rounds. A ratio is theirs over ours where both "
         "are times, and ours over theirs where both are rates or memory; the target is for the ratio, or, "
@@ -82,14 +87,23 @@ def page(places: dict[str, Path], minutes: dict[str, float]) -> str:
     if "rollout" in shown and not any("LIBERO" in row.name for row in shown["rollout"]):
         lines += ["", "LIBERO's assets were not here, so it was left out."]
     for name, figures in shown.items():
-        lines += [
-            "",
-            f"## {TITLES[name]}",
-            "",
-            f"`{' '.join(['python', f'benchmarks/{COMMANDS[name][0]}'])}`",
-        ]
+        run = runs[name]
+        made = f"`python benchmarks/{' '.join(COMMANDS[name])}`"
+        lines += ["", f"## {TITLES[name]}", ""]
+        lines += [f"{made}, {run['minutes']:.1f} minutes at {run['commit']}, {run['date']}"]
         lines += ["", markdown(figures)]
     return "\n".join(lines) + "\n"
+
+
+def rows_of(directory: Path, name: str) -> Path:
+    """Return the file of a benchmark's rows."""
+    return directory / f"{name}.json"
+
+
+def read_runs(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return when, at which version and for how long each benchmark ran."""
+    path = directory / "runs.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def main() -> int:
@@ -105,18 +119,20 @@ def main() -> int:
     load = psutil.getloadavg()[0]
     if load > 0.5:
         print(f"load {load:.1f}: something else is running here, so times will say little", flush=True)
-    places = {name: directory / f"{name}.json" for name in COMMANDS}
-    failed, minutes = [], {}
+    failed: list[str] = []
     for name in options.only or COMMANDS:
-        print(f"\n{name}: {' '.join(command(name, places[name])[1:])}", flush=True)
+        rows = rows_of(directory, name)
+        print(f"\n{name}: {' '.join(command(name, rows)[1:])}", flush=True)
         start = time.monotonic()
-        places[name].unlink(missing_ok=True)
-        done = subprocess.run(command(name, places[name]), cwd=ROOT, check=False)
-        minutes[name] = (time.monotonic() - start) / 60
-        if not places[name].exists():
+        rows.unlink(missing_ok=True)
+        done = subprocess.run(command(name, rows), cwd=ROOT, check=False)
+        run = {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
+        run["minutes"] = (time.monotonic() - start) / 60
+        (directory / "runs.json").write_text(json.dumps(read_runs(directory) | {name: run}, indent=1) + "\n")
+        if not rows.exists():
             failed.append(f"{name}: exit code {done.returncode}, no figures")
     path = options.output / "benchmark.md"
-    path.write_text(page(places, minutes))
+    path.write_text(page(directory))
     print(f"\n{path}")
     for line in failed:
         print(line)

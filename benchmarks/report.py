@@ -43,7 +43,7 @@ TRAIN_MFU = 0.45  # real size, bfloat16
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    """Print one row per input shape and case: best (median), ratio to each peer, targets."""
+    """Print one row per input shape and case: best (median), median ratio to each peer, targets."""
     arguments = figures["arguments"]
     is_aimed = all(arguments[key] == value for key, value in SETTING.items())
     scale, unit = (1e3, "ms") if arguments["device"] == "cuda" else (1.0, "s")
@@ -55,7 +55,10 @@ def print_table(figures: dict[str, Any]) -> None:
                 name: f"{min(s) * scale:.3g} ({statistics.median(s) * scale:.3g}) {unit}"
                 for name, s in seconds.items()
             }
-            ratios = {name: min(s) / min(seconds["ours"]) for name, s in seconds.items()}
+            ratios = {
+                name: statistics.median(b / a for a, b in zip(seconds["ours"], s, strict=True))
+                for name, s in seconds.items()
+            }
             if case == "guided sample":
                 case = f"guided sample ({1 / ratios['ours unguided']:.2f}x unguided)"
             goals = {peer: (">=", goal) for peer, goal in targets.get(case, {}).items()}

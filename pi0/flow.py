@@ -87,26 +87,27 @@ class FlowNoise:
         cls,
         level: float,
         num_stochastic: int,
-        num_steps: int,
+        among: int,
         shape: tuple[int, int],
         generators: Sequence[torch.Generator],
         device: torch.device | str | None = None,
     ) -> "FlowNoise":
         """Return noise for a chunk of `shape` from each generator, which also says at which steps.
 
-        Where fewer than all steps are stochastic this is the mixed form (pi_RL, arXiv 2510.25889, Flow-SDE
-        with hybrid ODE-SDE sampling; there one step is).
+        These are `num_stochastic` of the first `among` steps. Where fewer than all steps are stochastic this
+        is the mixed form (pi_RL, arXiv 2510.25889, Flow-SDE with hybrid ODE-SDE sampling; there one step is).
 
         Raises:
             ValueError: There are not so many steps.
         """
-        if not 1 <= num_stochastic <= num_steps:
+        if not 1 <= num_stochastic <= among:
             raise ValueError(
-                f"stochastic steps: expected 1 to {num_steps}, the steps of a sample, found {num_stochastic}"
+                f"stochastic steps: expected 1 to {among}, the steps they are drawn from, found "
+                f"{num_stochastic}"
             )
         steps, draws = [], []
         for generator in generators:
-            order = torch.randperm(num_steps, generator=generator)
+            order = torch.randperm(among, generator=generator)
             steps.append(order[:num_stochastic].sort().values)
             draws.append(torch.randn((num_stochastic, *shape), generator=generator))
         return cls(level, torch.stack(steps).to(device), torch.stack(draws).to(device))

@@ -91,6 +91,8 @@ class PrefixCache:
         """
         raw = policy.embodiments.vector(batch, STATE, policy.device)
         given = each_indicator(indicator, len(raw), policy.config.indicator)
+        if not len(raw):  # of several processes one can have no sample in a step
+            return policy.model.prefix(policy.preprocess(batch, given))
         says = policy.embodiments.features_of(batch)
         require_cameras(batch, says)
         state = policy.embodiments.encode_state(batch, raw, policy.config.max_state_dim)

@@ -43,7 +43,10 @@ def test_the_page_shows_median_and_spread_and_counts_what_is_met(tmp_path):
     rows.add("--help", "s", [0.2, 0.1, 0.4], rival="lerobot", theirs=[2, 2, 2], at_least=20)
     rows.add("a run that is done", "s", [3.0], limit="0", at_most=5)
     rows.write(tmp_path / "start.json")
-    shown = page.page({"policy": tmp_path / "policy.json", "start": tmp_path / "start.json"}, {"start": 0.5})
+    run = {"commit": "abc", "date": "2026-01-01", "minutes": 0.5}
+    (tmp_path / "runs.json").write_text(json.dumps({"start": run, "policy": run}))
+    shown = page.page(tmp_path)
+    assert "`python benchmarks/start.py`, 0.5 minutes at abc, 2026-01-01" in shown
     assert "1 of 2 targets are met" in shown
     assert (
         "| --help, s | 0.2 (0.1 to 0.4) | lerobot | 2 (2 to 2) | 10 (5 to 20) |  | at least 20 | **no** |"

@@ -57,12 +57,19 @@ def policy(start):
 
 @pytest.fixture
 def algo():
-    return replace(load_config_from_yaml(MINIMAL).algo, name="grpo", stochastic_steps=NUM_STEPS)
+    return replace(
+        load_config_from_yaml(MINIMAL).algo,
+        name="grpo",
+        stochastic_steps=NUM_STEPS,
+        stochastic_among=NUM_STEPS,
+    )
 
 
 def episodes(line, policy, count: int = 4, **options):
     states = line.initial_states("line/right", "train", range(count))
-    return rollout(line, StochasticPolicy(policy, LEVEL, NUM_STEPS), states, list(range(count)), **options)
+    return rollout(
+        line, StochasticPolicy(policy, LEVEL, NUM_STEPS, NUM_STEPS), states, list(range(count)), **options
+    )
 
 
 @pytest.fixture
@@ -85,7 +92,7 @@ def log_prob_by_definition(policy: PI0Policy, windows: Windows, i: int) -> torch
         x = batch["chunk.before"][:, k]
         v = model.velocity(context, x, model.time_features(step_time(step[None], NUM_STEPS)))
         mean, std = stochastic_step(x, v, step[None], NUM_STEPS, LEVEL)
-        total = total + Normal(mean, std[:, None, None]).log_prob(batch["chunk.after"][:, k])[..., :1].sum()
+        total = total + Normal(mean, std[:, None, None]).log_prob(batch["chunk.after"][:, k])[..., :1].mean()
     return total
 
 
@@ -173,7 +180,7 @@ def test_the_divergence_to_the_start_is_that_of_gaussians(policy, windows, freez
         now, _ = _moments(policy, windows, i)
         widths = std[:, None, None].expand_as(now)
         kl = torch.distributions.kl_divergence(Normal(now, widths), Normal(mean, widths))
-        expected += 0.5 * kl[..., :1].sum().item()
+        expected += 0.5 * kl[..., :1].mean((-1, -2)).sum().item()
     assert expected > 1e-4
     assert learner(batch, (0, 0)).item() == pytest.approx(expected, rel=1e-3)
 
@@ -224,7 +231,7 @@ def test_guidance_stays_without_effect(policy, windows):
 def test_without_noise_it_acts_as_the_policy_that_is_judged(line, policy):
     """For a chunk: the next one has other noise, because the generator of the episode has moved further."""
     states = line.initial_states("line/right", "train", range(3))
-    silent = rollout(line, StochasticPolicy(policy, 0.0, NUM_STEPS), states, [1, 2, 3])
+    silent = rollout(line, StochasticPolicy(policy, 0.0, NUM_STEPS, NUM_STEPS), states, [1, 2, 3])
     guided = rollout(line, GuidedPolicy(policy), states, [1, 2, 3])
     for ours, theirs in zip(silent, guided, strict=True):
         np.testing.assert_array_equal(ours.actions[:4], theirs.actions[:4])
@@ -234,7 +241,7 @@ def test_an_episode_is_a_function_of_its_seed_with_its_notes(line, policy, tmp_p
     """Whatever runs beside it; and the journal gives it back bit for bit."""
     together, journal = episodes(line, policy, 4), EpisodeJournal(tmp_path)
     state = line.initial_states("line/right", "train", [2])[0]
-    (alone,) = rollout(line, StochasticPolicy(policy, LEVEL, NUM_STEPS), [state], [2])
+    (alone,) = rollout(line, StochasticPolicy(policy, LEVEL, NUM_STEPS, NUM_STEPS), [state], [2])
     journal.write(alone)
     read = journal.read(alone.task, state, 2)
     for other in (together[2], read):
@@ -259,8 +266,8 @@ def test_windows_are_the_chunks_of_mixed_groups(line, policy, algo):
 
 
 def test_more_noisy_steps_than_steps_are_refused_before_any_work(policy, algo):
-    with pytest.raises(UnusableError, match=r"algo.stochastic_steps: expected at most the policy's 2 .* use"):
-        make_learner(policy, replace(algo, stochastic_steps=3))
+    with pytest.raises(UnusableError, match=r"algo.stochastic_among: expected at most the policy's 2 .* use"):
+        make_learner(policy, replace(algo, stochastic_among=3))
 
 
 def test_a_copy_of_what_processes_share_is_refused(policy, algo, monkeypatch):
@@ -344,7 +351,7 @@ def test_what_is_rewarded_becomes_more_frequent(policy):
     rates = []
     for iteration in range(last + 1):
         generators = [torch.Generator().manual_seed(1000 * iteration + i) for i in range(count)]
-        acting = StochasticPolicy(policy, LEVEL, NUM_STEPS)
+        acting = StochasticPolicy(policy, LEVEL, NUM_STEPS, NUM_STEPS)
         chunks = acting.chunks([seen] * count, [task] * count, generators, [task])
         if iteration == first:
             level = np.median(chunks.actions.mean((1, 2)))

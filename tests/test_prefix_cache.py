@@ -141,6 +141,18 @@ def test_the_objective_of_ript_forgets_what_does_not_come_again():
     assert counts == [(0, 4), (4, 4), (0, 4), (4, 4)]
 
 
+def test_a_process_without_samples_in_a_step_has_a_loss_and_gradients():
+    """Of an odd step of two processes: zeros, for every parameter that the other one has."""
+    policy = frozen(indicator="embedding")
+    policy.prefixes = PrefixCache(MUCH)
+    AdvantageLoss(policy, 0.3, 2)(samples(), seed=(0, 0, 0))
+    loss = AdvantageLoss(policy, 0.3, 2)(take(samples(), []), seed=(0, 0, 1))
+    loss.backward()
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    assert loss == 0
+    assert all(p.grad is not None and not p.grad.any() for p in trained)
+
+
 def test_a_value_function_reads_what_its_policy_keeps():
     policy, batch = toy_policy(), samples()
     value = ValueFunction(expert_value_config(policy), policy, seed=1)

@@ -38,12 +38,13 @@ class StochasticPolicy(GuidedPolicy):
     """A pi0 policy that adds noise in some steps of its sampling, and notes what its loss needs of them.
 
     Without guidance. Notes of a chunk: `steps` (k,) the numbers of its stochastic steps; `before` and `after`
-    (k, h, w) x around each; `log_prob` () the log density of its stochastic steps together, when it acted.
+    (k, h, w) x around each; `log_prob` () the log density of these steps when it acted, see `chunk_log_prob`.
     """
 
-    def __init__(self, policy: PI0Policy, noise_level: float, stochastic_steps: int) -> None:
+    def __init__(self, policy: PI0Policy, noise_level: float, stochastic_steps: int, among: int) -> None:
+        """Add noise in `stochastic_steps` of the first `among` steps of each chunk."""
         super().__init__(policy)
-        self.noise_level, self.stochastic_steps = noise_level, stochastic_steps
+        self.noise_level, self.stochastic_steps, self.among = noise_level, stochastic_steps, among
 
     def _sample(
         self,
@@ -54,14 +55,13 @@ class StochasticPolicy(GuidedPolicy):
     ) -> NotedChunks:
         policy, config = self.policy, self.policy.config
         shape = (config.chunk_size, config.max_action_dim)
-        steps = (self.noise_level, self.stochastic_steps, config.num_inference_steps)
+        steps = (self.noise_level, self.stochastic_steps, self.among)
         added = FlowNoise.drawn(*steps, shape, generators, policy.device)
         observation = policy.preprocess(batch, acting_indicator(policy), pad_prompts=pad_prompts)
         path = policy.model.sample_path(observation, added, noise=noise)
         state = policy.embodiments.vector(batch, STATE, policy.device)
         policy.embodiments.acting.state_normalizer.tell_far_outside(state)
-        real = slice(policy.features.action_dim)
-        log_prob = log_density(path.after[..., real], path.mean[..., real], path.std).sum(1)
+        log_prob = chunk_log_prob(path.after, path.mean, path.std, policy.features.action_dim)
         notes = {"steps": path.steps, "before": path.before, "after": path.after, "log_prob": log_prob}
         actions = policy.decode_actions(path.actions, state)
         return NotedChunks(self._executed(actions), {name: x.cpu().numpy() for name, x in notes.items()})
@@ -70,12 +70,10 @@ class StochasticPolicy(GuidedPolicy):
 class PolicyGradientLoss(nn.Module):
     """`-min(r A, clip(r, 1 - c, 1 + c) A) + beta KL` per chunk, summed over the batch.
 
-    A is the advantage of the chunk's episode and r its likelihood ratio, that of its stochastic steps under
-    the policy now and when it acted (Flow-GRPO: its objective; PPO's clipping, arXiv 1707.06347). The log
-    density of a chunk is a sum over its steps, its horizon and the real action dimensions, as in pi_RL at
-    chunk level, which clips at 0.2 as well; Flow-GRPO clips each step for itself, with a mean over dimensions
-    and a range of 1e-5 to 1e-3 in its settings. KL is that to the starting policy along the same path,
-    `|mean - mean_0|^2 / (2 std^2)` summed likewise, since both have the same std.
+    A is the advantage of the chunk's episode and r its likelihood ratio, that of `chunk_log_prob` under the
+    policy now and when it acted (Flow-GRPO: its objective; PPO's clipping, arXiv 1707.06347). KL is that to
+    the starting policy along the same path, `|mean - mean_0|^2 / (2 std^2)` with the same mean and sum, since
+    both have the same std.
     """
 
     def __init__(
@@ -114,13 +112,13 @@ class PolicyGradientLoss(nn.Module):
             for name in ("steps", "before", "after", "log_prob")
         }
         mean, std = self._moments(policy.model, policy.model.context(prefix, observation), chunk)
-        real = slice(policy.features.action_dim)
-        log_prob = log_density(chunk["after"][..., real], mean[..., real], std).sum(1)
+        size = policy.features.action_dim
+        log_prob = chunk_log_prob(chunk["after"], mean, std, size)
         advantage = batch["advantage"].to(policy.device)
         loss = -clipped_objective(log_prob - chunk["log_prob"], advantage, self.clip_range)
         if self._start:
             start = self._start_mean(observation, prefix, batch, chunk)
-            squares = (mean - start)[..., real].square().sum((-1, -2))
+            squares = (mean - start)[..., :size].square().mean((-1, -2))
             loss = loss + self.kl_weight * (squares / (2 * std.square())).sum(1)
         return loss.sum()
 
@@ -145,6 +143,21 @@ class PolicyGradientLoss(nn.Module):
         return self._moments(start, start.context(prefix, observation), chunk)[0]
 
 
+def chunk_log_prob(
+    after: Float[Tensor, "b k h w"],
+    mean: Float[Tensor, "b k h w"],
+    std: Float[Tensor, "b k"],
+    action_dim: int,
+) -> Float[Tensor, " b"]:
+    """Return the log density of what the stochastic steps of chunks came to.
+
+    A sum over the steps of a mean over the horizon and the real action dimensions (Flow-GRPO takes that mean
+    too), so that what is clipped does not depend on how long a chunk is.
+    """
+    density = log_density(after[..., :action_dim], mean[..., :action_dim], std).sum(1)
+    return density / (after.shape[-2] * action_dim)
+
+
 def clipped_objective(
     log_ratio: Float[Tensor, " b"], advantage: Float[Tensor, " b"], clip_range: float
 ) -> Float[Tensor, " b"]:
@@ -155,11 +168,11 @@ def clipped_objective(
 
 
 def _learner(policy: PI0Policy, algo: Any) -> PolicyGradientLoss:
-    if algo.stochastic_steps > policy.config.num_inference_steps:
+    steps = policy.config.num_inference_steps
+    if algo.stochastic_among > steps:
         raise UnusableError(
-            f"algo.stochastic_steps: expected at most the policy's {policy.config.num_inference_steps} "
-            f"inference steps, found {algo.stochastic_steps}; use "
-            f"algo.stochastic_steps={policy.config.num_inference_steps} or fewer"
+            f"algo.stochastic_among: expected at most the policy's {steps} inference steps, found "
+            f"{algo.stochastic_among}; use algo.stochastic_among={steps} or fewer"
         )
     if algo.kl_weight > 0 and policy.model.later is not None:
         raise UnusableError(
@@ -171,7 +184,7 @@ def _learner(policy: PI0Policy, algo: Any) -> PolicyGradientLoss:
 
 
 def _actor(policy: PI0Policy, algo: Any, _iteration: int) -> StochasticPolicy:
-    return StochasticPolicy(policy, algo.noise_level, algo.stochastic_steps)
+    return StochasticPolicy(policy, algo.noise_level, algo.stochastic_steps, algo.stochastic_among)
 
 
 GRPO = LearningAlgorithm(_learner, _actor, LearningRule(advantages=standardised, by_chunk=True))

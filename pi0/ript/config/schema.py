@@ -101,8 +101,10 @@ class Algo:
     enable_rollout_stats_tracking: bool = False  # skip mastered states: the last K rollouts succeeded
     rollout_skip_threshold: Count = 3  # skips before a mastered state is tried again
     name: str = "ript"  # the algorithm: ript or grpo; a plugin can register others
-    noise_level: Positive = 0.5  # grpo: of the noise that rollouts add in sampling, a in a sqrt(t / (1 - t))
-    stochastic_steps: Count = 4  # grpo: inference steps of each chunk that add it, drawn at random
+    noise_level: Positive = 0.7  # grpo: of the noise that rollouts add in sampling, a in a sqrt(t / (1 - t))
+    stochastic_steps: Count = 4  # grpo: inference steps of each chunk that add it
+    # grpo: they are drawn from so many of the first ones: the earlier a step, the more its noise decides
+    stochastic_among: Count = 4
     clip_range: ProperShare = 0.2  # grpo: how far from 1 the likelihood ratio of a chunk is learned from
     kl_weight: NotNegative = 0.0  # grpo: of the KL divergence to the starting policy, of which a copy is kept
 

@@ -73,6 +73,11 @@ def _algorithm(config: TrainConfig) -> Iterator[str]:
             f"state, found {algo.rloo_batch_size}; use algo.rloo_batch_size=8, and fewer groups "
             "(algo.data_batch_size) if that takes too long"
         )
+    if algo.stochastic_steps > algo.stochastic_among:
+        yield (
+            f"algo.stochastic_steps: expected at most algo.stochastic_among={algo.stochastic_among}, which "
+            f"they are drawn from, found {algo.stochastic_steps}; raise algo.stochastic_among"
+        )
     if algo.max_sampling_attempts < algo.data_batch_size:
         yield (
             f"algo.max_sampling_attempts: expected at least algo.data_batch_size={algo.data_batch_size}, "
