@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from compare_grpo import Grpo
 from compare_ript import Ript
 from compare_stages import Method, Round
 
@@ -124,6 +125,7 @@ class AwrRecipe:
 METHODS: dict[str, type[Method]] = {
     "recap": Recap,
     "ript": Ript,
+    "grpo": Grpo,
     "filtered": Filtered,
     "awr": Awr,
     "sft": MoreSft,

@@ -11,7 +11,7 @@ import numpy as np
 from compare_stages import Method, Round
 from jaxtyping import Int64
 
-from pi0 import Indicator
+from pi0 import Indicator, PI0Policy
 from pi0.ript.checkpoint.journal import EpisodeJournal
 from pi0.ript.config import ConfigError
 from pi0.ript.config.schema import EnvironmentSettings
@@ -23,8 +23,8 @@ from pi0.ript.recap.artefacts import guidance_of, round_states
 from pi0.ript.recap.stages import Artefact, Inputs, Kind, StageName
 from pi0.ript.recap.workshop import Workshop
 from pi0.ript.recording import remembering
-from pi0.ript.rollout import GuidedPolicy
-from pi0.ript.training.objectives import AdvantageObjective
+from pi0.ript.rollout import ChunkPolicy, GuidedPolicy
+from pi0.ript.training.objectives import AdvantageObjective, PolicyObjective
 from pi0.ript.training.settings import PolicyTraining
 from pi0.ript.windows import Windows, shuffled_batches
 
@@ -42,9 +42,15 @@ class Ript(Method):
 
     def improve(self, number: int, policy: Artefact) -> Round:
         """Return what a round makes of a policy."""
+        made = self.run.make(StageName(Kind.POLICY, number), self.recipe(number, policy), start=policy)
+        figures = made.figures
+        return Round(made, figures["episodes"], figures["learned_from"], figures["success"])
+
+    def recipe(self, number: int, policy: Artefact) -> "RiptRecipe":
+        """Return how the policy of a round is made."""
         config = self.run.config
         training = config.finetuning.training
-        recipe = RiptRecipe(
+        return RiptRecipe(
             num_groups=groups_in(config),
             group_size=self.group_size,
             pool_size=config.rollouts.pool_size,
@@ -61,9 +67,6 @@ class Ript(Method):
             seed=config.seed,
             draws=self.draws,
         )
-        made = self.run.make(StageName(Kind.POLICY, number), recipe, start=policy)
-        figures = made.figures
-        return Round(made, figures["episodes"], figures["learned_from"], figures["success"])
 
 
 def groups_in(config: RecapConfig) -> int:
@@ -106,7 +109,7 @@ class RiptRecipe:
         journal = EpisodeJournal(work / "episodes")
         collection = collect_groups(
             env,
-            GuidedPolicy(policy, self.guidance),
+            self.acting(policy),
             iter(round_states(env, self.pool_size, self.num_groups, self.round, self.seed)),
             num_groups=self.num_groups,
             group_size=self.group_size,
@@ -127,13 +130,21 @@ class RiptRecipe:
             "steps": steps,
         }
 
-    def _train(self, policy: Any, windows: Windows, work: Path, workshop: Workshop) -> int:
+    def acting(self, policy: PI0Policy) -> ChunkPolicy:
+        """Return who acts in the rollouts."""
+        return GuidedPolicy(policy, self.guidance)
+
+    def objective(self, policy: PI0Policy, windows: Windows) -> PolicyObjective:
+        """Return what is minimised."""
+        indicator = np.where(windows.advantages > 0, int(Indicator.POSITIVE), int(Indicator.NEGATIVE))
+        return AdvantageObjective(policy, indicator, self.uncond_weight, self.training.num_draws)
+
+    def _train(self, policy: PI0Policy, windows: Windows, work: Path, workshop: Workshop) -> int:
         if not len(windows):  # no group was mixed, so that the policy stays
             policy.save_pretrained(work)
             return 0
         key = (self.draws, self.round)
-        indicator = np.where(windows.advantages > 0, int(Indicator.POSITIVE), int(Indicator.NEGATIVE))
-        objective = AdvantageObjective(policy, indicator, self.uncond_weight, self.training.num_draws)
+        objective = self.objective(policy, windows)
         passes = WindowPasses(windows, self.training, key)
         return len(workshop.train(objective, cast("Mixture", passes), self.training, key, work))
 

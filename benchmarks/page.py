@@ -126,8 +126,8 @@ def main() -> int:
         start = time.monotonic()
         rows.unlink(missing_ok=True)
         done = subprocess.run(command(name, rows), cwd=ROOT, check=False)
-        run = {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
-        run["minutes"] = (time.monotonic() - start) / 60
+        minutes = (time.monotonic() - start) / 60
+        run = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "minutes": minutes}
         (directory / "runs.json").write_text(json.dumps(read_runs(directory) | {name: run}, indent=1) + "\n")
         if not rows.exists():
             failed.append(f"{name}: exit code {done.returncode}, no figures")

@@ -5,8 +5,9 @@
 
 Scripts: 13 (RIPT, rung 13 with --resume), final (RECAP), train (pi0-train of a policy that is judged in
 simulation), eval (pi0-eval). All are toys of tools/pins.py on Meta-World, with a process of its own for
-simulators. A kill is SIGKILL for all processes (the machine is gone), for the main process alone, or, under
-torchrun, for the launcher or one rank; what is left must end by itself. A run that ended before its kill is
+simulators. A kill is SIGKILL for all processes (the machine is gone), for the main process alone, for the
+process that a pi0-* command looks after, or, under torchrun, for the launcher or one rank; what is left must
+end by itself. A run that ended before its kill is
 compared, and the next one begins, until there were exactly so many kills; with --every-phase the loop goes on
 until a kill has fallen into each phase.
 
@@ -221,6 +222,8 @@ class Loop:
     def _victims(self, tree: ProcessTree) -> tuple[list[psutil.Process], str]:
         root = psutil.Process(tree.root.pid)
         kinds = {"all processes": tree.members(), "the main process": [root]}
+        if (main := tree.main()) != root:
+            kinds = {**kinds, "the process that it looks after": [main]}
         if self.num_processes > 1:
             ranks = tree.ranks()
             number = self.draws.randrange(len(ranks))

@@ -61,10 +61,21 @@ class ProcessTree:
         self._seen = {pid: process for pid, process in self._seen.items() if _is_alive(process)}
         return list(self._seen.values())
 
+    def main(self) -> psutil.Process:
+        """Return the process that the work begins in: the command, or what it only looks after.
+
+        The pi0-* commands look after a process that has a group of its own; nothing else here has one.
+        """
+        for child in self.members():
+            if _parent(child) == self.root.pid and _group(child) == child.pid:
+                return child
+        return psutil.Process(self.root.pid)
+
     def ranks(self) -> list[psutil.Process]:
-        """Return the training processes by rank: torchrun's children, or the command itself."""
-        children = [x for x in self.members() if x.ppid() == self.root.pid and "RANK" in _environment(x)]
-        return sorted(children, key=lambda x: int(_environment(x)["RANK"])) or [psutil.Process(self.root.pid)]
+        """Return the training processes by rank: torchrun's children, or the main process."""
+        main = self.main()
+        children = [x for x in self.members() if _parent(x) == main.pid and "RANK" in _environment(x)]
+        return sorted(children, key=lambda x: int(_environment(x)["RANK"])) or [main]
 
     def stack(self, process: psutil.Process) -> list[Frame]:
         """Return the main thread's frames, innermost first; none of a process that has just started."""
@@ -104,6 +115,20 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _group(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return None
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:

@@ -77,9 +77,9 @@ class ActingPolicy:
     actor: ChunkPolicy
     rule: LearningRule
 
-    def chunks(self, *arguments: Any) -> Chunks:
+    def chunks(self, *arguments: Any, **named: Any) -> Chunks:
         """Return the actor's chunks."""
-        return self.actor.chunks(*arguments)
+        return self.actor.chunks(*arguments, **named)
 
 
 @dataclass(frozen=True)
