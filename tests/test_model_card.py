@@ -23,7 +23,7 @@ from pi0.ript.envs import make_env
 from pi0.ript.evaluate import EpisodeResult, Evaluation, evaluate
 from pi0.ript.files import write_json
 from pi0.ript.guidance import record_guidance
-from pi0.ript.markdown import code, code_block, escaped, markdown_table
+from pi0.ript.markdown import code_block, escaped, markdown_table
 from pi0.ript.model_card import write_card
 from pi0.ript.origin import base_card
 from pi0.ript.origin.evaluated import with_evaluation
@@ -34,6 +34,8 @@ from pi0.ript.rollout import GuidedPolicy
 HOSTILE = (
     "<script>alert(1)</script> | [x](http://evil.example) ```\n---\n# @all `$(rm)` \u202e www.evil.example"
 )
+
+NO_SUCCESS = "* the success of this policy\\: no evaluation of it was found"
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +82,9 @@ def written(policy: PI0Policy, origin, tmp_path: Path, name: str = "me/press") -
     return card_of(tmp_path)
 
 
-def test_the_command_of_the_card_gives_the_evaluation_again(run, tmp_path, as_lerobot, capsys):
-    output = tmp_path / "exported"
+def test_the_command_of_the_card_gives_the_evaluation_again(run, tmp_path, as_lerobot, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    output = Path("exported")
     arguments = [str(run / "policy"), "--format", "lerobot", "--output", str(output), "--device", "cpu"]
     assert export_command.main(arguments) == 0
     card = card_of(output)
@@ -123,7 +126,8 @@ def test_a_policy_in_no_run_has_a_card_of_its_checkpoint_alone(run, policy, tmp_
     record_guidance(tmp_path / "alone", 3.0)
     card = written(policy, read_origin(tmp_path / "alone"), tmp_path / "alone")
     assert "lies in no run of pi0-ript" in card.text
-    assert "* lineage, data, settings and success\\: the checkpoint does not say" in card.text
+    assert "* lineage, data and settings\\: the checkpoint does not say" in card.text
+    assert NO_SUCCESS in card.text
     assert "the licence of the base" in card.text
     assert "It acts with guidance 3." in card.text
     assert not {"## Success", "## Lineage", "## Data", "## Videos", "## Settings"} & set(
@@ -235,13 +239,14 @@ def test_a_policy_of_recap_has_the_lineage_of_its_round(recap_run):
     assert (rival.own, rival.meanings["SFT"]) == ("filtered, round 1", "before the rounds, guidance 1")
 
 
-def test_an_evaluation_of_other_weights_is_not_the_policys(recap_run):
+def test_an_evaluation_of_other_weights_is_not_the_policys(recap_run, policy, tmp_path):
     state = json.loads((recap_run / "recap_state.json").read_text())
     state["stages"]["round-1/policy"]["output"]["hash"] = "another"
     write_json(recap_run / "recap_state.json", state)
     origin = read_origin(recap_run / "policy")
     assert (origin.own, origin.conditions) == (None, None)
-    assert origin.missing == ("the success of this policy: the run has not evaluated it",)
+    assert origin.missing == ()
+    assert NO_SUCCESS in written(policy, origin, tmp_path / "card").text
 
 
 def test_what_comes_from_data_stays_text(recap_run, policy, tmp_path):
@@ -272,7 +277,7 @@ def test_what_comes_from_data_stays_text(recap_run, policy, tmp_path):
 def test_markdown_shows_any_text_as_it_is(text):
     shown = MarkdownIt("commonmark").enable("table").render(escaped(text))
     assert shown.count("<") == (2 if text.strip() else 0), "anything but one paragraph"
-    inside = MarkdownIt("commonmark").parse(f"{code_block(text)}\n\nafter {code(text)} it")
+    inside = MarkdownIt("commonmark").parse(f"{code_block(text)}\n\nafter it")
     assert [token.type for token in inside if token.type.endswith("_open") or token.type == "fence"] == [
         *("fence", "paragraph_open"),
     ]
@@ -352,6 +357,7 @@ def test_an_evaluation_by_pi0_eval_is_taken_if_it_is_of_the_policy(run, tmp_path
     write_evaluation(found / "compared", of_task("libero_goal/x", True, True))
     origin = with_evaluation(read_origin(policy), policy, found)
     assert (origin.own, list(origin.evaluations)) == ("after", ["before", "after"])
+    assert origin.meanings == {}, "before is not what training began with"
     assert origin.missing == ("what before is, beyond its name base",)
     assert origin.conditions is not None
     (command,) = origin.conditions.commands("me/it")
