@@ -101,6 +101,12 @@ STARTS = {
             _wrong("pi0-export", "CHECKPOINT: no directory", "no where", "--output=exported"),
             _wrong("pi0-export", "device: expected cpu", "policy", "--output=exported", "--device=gpu"),
             _wrong("pi0-export", "--push-to-hub: expected OWNER/NAME", "policy", "--push-to-hub=mine"),
+            _wrong("pi0-export", "--push-to-hub: expected OWNER/NAME", "policy", "--push-to-hub=me/a--b"),
+            _wrong(
+                "pi0-export",
+                "--evaluation: expected a finished",
+                *("policy", "--push-to-hub=me/a", "--evaluation=nowhere"),
+            ),
             _wrong("pi0-serve", "0 to 65535", "policy", "--port=99999"),
             _wrong("pi0-serve", "max_batch", "policy", "--max-batch=0"),
             _wrong("pi0-serve", "CHECKPOINT: no directory", "no where"),

@@ -14,6 +14,7 @@ from test_pretrained import lerobot_actions_of, raw_batch, raw_noise, tiny_polic
 
 from pi0 import PI0Policy, lerobot_format
 from pi0.ript import hub_upload
+from pi0.ript.commands import chosen_policy
 from pi0.ript.commands.export import main
 
 
@@ -69,7 +70,21 @@ def test_what_is_pushed_loads_in_lerobot_and_here(policy, checkpoint, tmp_path, 
     torch.testing.assert_close(theirs, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("how", ["offline", "unreachable", "refused"])
+def failing_upload(how: str):
+    """Return an `upload_folder` that fails as huggingface_hub's uploads of large files do."""
+
+    def upload(*_, **__):
+        if how == "batch":
+            raise ValueError("LFS batch API returned errors:\nno space")
+        try:
+            raise ConnectionError("the storage\nis full")
+        except ConnectionError as error:
+            raise RuntimeError("Error while uploading 'model.safetensors' to the Hub.") from error
+
+    return upload
+
+
+@pytest.mark.parametrize("how", ["offline", "unreachable", "refused", "upload", "batch"])
 def test_without_the_hub_the_directory_is_complete_and_the_last_line_says_what_to_run(
     how, checkpoint, monkeypatch, capsys
 ):
@@ -77,6 +92,9 @@ def test_without_the_hub_the_directory_is_complete_and_the_last_line_says_what_t
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     elif how == "unreachable":
         monkeypatch.setattr(hub_upload, "HfApi", partial(HfApi, endpoint="http://127.0.0.1:9"))
+    elif how in ("upload", "batch"):
+        monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: "made")
+        monkeypatch.setattr(HfApi, "upload_folder", failing_upload(how))
     else:
 
         def refuse(*_, **__):
@@ -87,6 +105,8 @@ def test_without_the_hub_the_directory_is_complete_and_the_last_line_says_what_t
     said = capsys.readouterr()
     reason, last = said.err.splitlines()[-2:]
     assert reason.startswith("pi0-export: error: not pushed: ")
+    if how == "upload":
+        assert reason.endswith("Error while uploading 'model.safetensors' to the Hub.: the storage is full")
     assert last.endswith("run: hf upload me/my_pi0 'a directory' --private")
     assert "pushed: " not in said.out
     PI0Policy.from_pretrained("a directory")
@@ -103,17 +123,20 @@ def test_the_command_that_is_said_is_one_of_hf():
     assert "onnect" in ended.stdout + ended.stderr
 
 
-def test_what_does_not_fit_together_is_said_before_any_work(checkpoint, tmp_path, capsys):
+def test_what_does_not_fit_together_is_said_before_any_work(checkpoint, tmp_path, monkeypatch, capsys):
     where, wrong = ["--output", str(tmp_path / "new")], "pi0-export: error: "
     cases = {
         "--push-to-hub: expected OWNER/NAME, found 'x'": [*where, "--push-to-hub", "x"],
         "--push-to-hub: expected OWNER/NAME, found 'a/b/c'": [*where, "--push-to-hub", "a/b/c"],
         "--output: expected a directory to write to": [],
+        "--push-to-hub: expected OWNER/NAME, found 'me/a--b'": [*where, "--push-to-hub", "me/a--b"],
+        "--push-to-hub: expected OWNER/NAME, found 'me/a.git'": [*where, "--push-to-hub", "me/a.git"],
         "--private: is of the repository": [*where, "--private"],
         "--push-to-hub: is of --format lerobot, found torch": ["--push-to-hub", "a/b", "--format", "torch"],
         "--evaluation: is of --format lerobot": [*where, "--evaluation", "x", "--format", "torch"],
         "--evaluation: expected a finished evaluation": [*where, "--evaluation", "x"],
     }
+    monkeypatch.setattr(chosen_policy, "load_policy", None)  # would fail if it were called
     for said, words in cases.items():
         assert main([str(checkpoint), "--device", "cpu", *words]) == 2
         assert f"{wrong}{said}" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from plugin_example.model import PLAIN
 
 from pi0 import PI0Policy, lerobot_format
 from pi0.errors import UnusableError
+from pi0.ript.commands import chosen_policy
 from pi0.ript.commands import evaluate as evaluate_command
 from pi0.ript.commands import export as export_command
 from pi0.ript.config import TrainConfig
@@ -23,17 +25,20 @@ from pi0.ript.envs import make_env
 from pi0.ript.evaluate import EpisodeResult, Evaluation, evaluate
 from pi0.ript.files import write_json
 from pi0.ript.guidance import record_guidance
-from pi0.ript.markdown import code, code_block, escaped, markdown_table
+from pi0.ript.markdown import code_block, escaped, markdown_table
 from pi0.ript.model_card import write_card
 from pi0.ript.origin import base_card
 from pi0.ript.origin.evaluated import with_evaluation
 from pi0.ript.origin.finding import read_origin
+from pi0.ript.report import append_row
 from pi0.ript.results import write_evaluation, write_results
 from pi0.ript.rollout import GuidedPolicy
 
 HOSTILE = (
     "<script>alert(1)</script> | [x](http://evil.example) ```\n---\n# @all `$(rm)` \u202e www.evil.example"
 )
+
+NO_SUCCESS = "* the success of this policy\\: no evaluation of it was found"
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +85,9 @@ def written(policy: PI0Policy, origin, tmp_path: Path, name: str = "me/press") -
     return card_of(tmp_path)
 
 
-def test_the_command_of_the_card_gives_the_evaluation_again(run, tmp_path, as_lerobot, capsys):
-    output = tmp_path / "exported"
+def test_the_command_of_the_card_gives_the_evaluation_again(run, tmp_path, as_lerobot, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    output = Path("exported")
     arguments = [str(run / "policy"), "--format", "lerobot", "--output", str(output), "--device", "cpu"]
     assert export_command.main(arguments) == 0
     card = card_of(output)
@@ -123,7 +129,8 @@ def test_a_policy_in_no_run_has_a_card_of_its_checkpoint_alone(run, policy, tmp_
     record_guidance(tmp_path / "alone", 3.0)
     card = written(policy, read_origin(tmp_path / "alone"), tmp_path / "alone")
     assert "lies in no run of pi0-ript" in card.text
-    assert "* lineage, data, settings and success\\: the checkpoint does not say" in card.text
+    assert "* lineage, data and settings\\: the checkpoint does not say" in card.text
+    assert NO_SUCCESS in card.text
     assert "the licence of the base" in card.text
     assert "It acts with guidance 3." in card.text
     assert not {"## Success", "## Lineage", "## Data", "## Videos", "## Settings"} & set(
@@ -235,13 +242,14 @@ def test_a_policy_of_recap_has_the_lineage_of_its_round(recap_run):
     assert (rival.own, rival.meanings["SFT"]) == ("filtered, round 1", "before the rounds, guidance 1")
 
 
-def test_an_evaluation_of_other_weights_is_not_the_policys(recap_run):
+def test_an_evaluation_of_other_weights_is_not_the_policys(recap_run, policy, tmp_path):
     state = json.loads((recap_run / "recap_state.json").read_text())
     state["stages"]["round-1/policy"]["output"]["hash"] = "another"
     write_json(recap_run / "recap_state.json", state)
     origin = read_origin(recap_run / "policy")
     assert (origin.own, origin.conditions) == (None, None)
-    assert origin.missing == ("the success of this policy: the run has not evaluated it",)
+    assert origin.missing == ()
+    assert NO_SUCCESS in written(policy, origin, tmp_path / "card").text
 
 
 def test_what_comes_from_data_stays_text(recap_run, policy, tmp_path):
@@ -272,7 +280,7 @@ def test_what_comes_from_data_stays_text(recap_run, policy, tmp_path):
 def test_markdown_shows_any_text_as_it_is(text):
     shown = MarkdownIt("commonmark").enable("table").render(escaped(text))
     assert shown.count("<") == (2 if text.strip() else 0), "anything but one paragraph"
-    inside = MarkdownIt("commonmark").parse(f"{code_block(text)}\n\nafter {code(text)} it")
+    inside = MarkdownIt("commonmark").parse(f"{code_block(text)}\n\nafter it")
     assert [token.type for token in inside if token.type.endswith("_open") or token.type == "fence"] == [
         *("fence", "paragraph_open"),
     ]
@@ -352,6 +360,7 @@ def test_an_evaluation_by_pi0_eval_is_taken_if_it_is_of_the_policy(run, tmp_path
     write_evaluation(found / "compared", of_task("libero_goal/x", True, True))
     origin = with_evaluation(read_origin(policy), policy, found)
     assert (origin.own, list(origin.evaluations)) == ("after", ["before", "after"])
+    assert origin.meanings == {}, "before is not what training began with"
     assert origin.missing == ("what before is, beyond its name base",)
     assert origin.conditions is not None
     (command,) = origin.conditions.commands("me/it")
@@ -362,3 +371,131 @@ def test_an_evaluation_by_pi0_eval_is_taken_if_it_is_of_the_policy(run, tmp_path
     write_json(found / "settings.json", {})
     with pytest.raises(UnusableError, match=r"settings\.json is damaged"):
         with_evaluation(read_origin(policy), policy, found)
+
+
+def evaluated_by_pi0_eval(directory: Path, policy: Path, compare: Path | None = None, **options) -> Path:
+    """Write what pi0-eval leaves behind, with guidance 2; return the directory."""
+    directory.mkdir()
+    settings = {
+        "policy_path": str(policy),
+        "compare": None if compare is None else str(compare),
+        "task": {"benchmark_name": "suite", "task_names": None},
+        "eval": {"rollouts_per_task": 2, "first_state": 0, "cfg_guidance_scale": 2.0},
+        "options": options,
+    }
+    write_json(directory / "settings.json", settings)
+    write_evaluation(directory / "evaluation", of_task("suite/x", True, False))
+    if compare is not None:
+        write_evaluation(directory / "compared", of_task("suite/x", True, True))
+    return directory
+
+
+def test_names_of_an_evaluation_mean_nothing_of_the_runs(run, policy, tmp_path):
+    mine, other = run / "policy", tmp_path / "other"
+    for number, found in enumerate(
+        [
+            evaluated_by_pi0_eval(tmp_path / "alone", mine),
+            evaluated_by_pi0_eval(tmp_path / "both", other, mine),
+        ]
+    ):
+        card = written(policy, with_evaluation(read_origin(mine), mine, found), tmp_path / f"card-{number}")
+        assert "training began with" not in card.text
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/before.json").unlink()
+    shutil.copytree(mine, tmp_path / "run/checkpoint-2/policy")
+    assert read_origin(tmp_path / "run/checkpoint-2/policy").meanings == {}
+
+
+def test_a_policy_in_no_run_that_was_evaluated_has_its_success(policy, tmp_path):
+    policy.save_pretrained(tmp_path / "alone")
+    found = evaluated_by_pi0_eval(tmp_path / "found", tmp_path / "alone")
+    origin = with_evaluation(read_origin(tmp_path / "alone"), tmp_path / "alone", found)
+    card = written(policy, origin, tmp_path / "card")
+    known, _, unknown = card.text.partition("## Not known")
+    assert "## Success" in known
+    assert "lineage, data and settings" in unknown
+    assert "success" not in unknown
+
+
+def test_a_card_has_the_end_of_absolute_paths_alone(policy, tmp_path):
+    policy.save_pretrained(tmp_path / "alone")
+    options = {"assets": "/home/somebody/data/assets", "more": {"where": ["/home/somebody/x/y"]}}
+    found = evaluated_by_pi0_eval(tmp_path / "found", tmp_path / "alone", **options)
+    origin = with_evaluation(read_origin(tmp_path / "alone"), tmp_path / "alone", found)
+    card = written(policy, origin, tmp_path / "card", "/home/somebody/exports/mine")
+    assert "/home/somebody" not in card.content
+    assert str(tmp_path) not in card.content
+    assert 'from_pretrained(".../exports/mine")' in card.text
+    (command,) = re.findall(r"^pi0-eval .*", card.text, re.MULTILINE)
+    words = shlex.split(command)
+    assert words[words.index("--policy") + 1] == ".../exports/mine"
+    assert words[words.index("--env-option") + 1] == 'assets=".../data/assets"'
+    assert "with whole paths for those that begin with .../" in card.text
+
+
+def test_an_evaluation_of_another_policy_is_said_before_the_weights_are_read(
+    run, tmp_path, monkeypatch, capsys
+):
+    found = evaluated_by_pi0_eval(tmp_path / "found", tmp_path / "other")
+    monkeypatch.setattr(chosen_policy, "load_policy", None)  # would fail if it were called
+    words = ["--evaluation", str(found), "--output", str(tmp_path / "new")]
+    assert export_command.main([str(run / "policy"), *words]) == 2
+    assert "evaluate this policy: pi0-eval --policy" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_has_the_policy_of_its_end_before(run, tmp_path):
+    """Of the ladder: resumed with more iterations, and stopped before they were made."""
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    file = again / "experiment_cfg/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    count = config["training"]["num_train_steps"]
+    config["training"]["num_train_steps"] = count + 10
+    config["policy_path"] = "somebody/else"
+    file.write_text(yaml.safe_dump(config))
+    for number in range(count + 2):
+        append_row(again, {"iteration": number}, number)
+    origin = read_origin(again / "policy")
+    assert origin.method.endswith(f"after {count} iterations.")
+    assert [row[0] for row in origin.data_tables["Rollouts by iteration"][1:]] == list(range(count))
+    assert origin.settings["training"]["num_train_steps"] == count
+    assert origin.base == "lerobot/pi0_base"
+
+
+def trained_run(path: Path, steps: int, last_row: int | None = None, **facts) -> Path:
+    """Write the settings of a run of pi0-train; of a checkpoint where facts of one are given."""
+    settings = {
+        "exp_name": "sft",
+        "policy_path": "toy",
+        "steps": steps,
+        "policy": {},
+        "dataset_mixture": {},
+        "task": {},
+        "eval": {},
+    }
+    (path / "experiment_cfg").mkdir(parents=True)
+    (path / "experiment_cfg/config.yaml").write_text(yaml.safe_dump(settings))
+    if last_row is not None:
+        append_row(path, {"loss": 1.0}, last_row)
+    if facts:
+        write_json(path / "checkpoint.json", {"format": 1, **facts})
+    return path
+
+
+@pytest.mark.parametrize("name", ["best", "checkpoint-1000"])
+@pytest.mark.parametrize("facts", [{"position": [500, 0]}, {"metric": "success", "value": 0.5, "step": 500}])
+def test_a_checkpoint_that_was_copied_away_is_of_its_own_step(name, facts, tmp_path):
+    origin = read_origin(trained_run(tmp_path / name, 1000, **facts))
+    assert origin.method == "The policy of the run sft (supervised, pi0-train) at step 500, a checkpoint."
+
+
+def test_the_step_of_a_policy_is_not_guessed(tmp_path):
+    """Of a copy without checkpoint.json, and of a run that goes on and has not made its steps."""
+    ended = read_origin(trained_run(tmp_path / "ended", 20, 20))
+    assert ended.method.endswith("at step 20, the last one.")
+    for origin in (
+        read_origin(trained_run(tmp_path / "copy", 20)),
+        read_origin(trained_run(tmp_path / "going on", 20, 12)),
+    ):
+        assert origin.method.endswith("at a step that its files do not say.")
+        assert origin.missing == ("at which step of its run this policy was saved",)

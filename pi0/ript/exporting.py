@@ -20,6 +20,7 @@ from pi0.ript.guidance import record_guidance, recorded_guidance
 from pi0.ript.model_card import write_card
 from pi0.ript.origin.evaluated import with_evaluation
 from pi0.ript.origin.finding import read_origin
+from pi0.ript.origin.record import Origin
 
 PROGRAM, DESCRIPTION = "sampler.pt2", "sampler.json"
 
@@ -117,25 +118,38 @@ def export_lerobot(
     return (first - second).abs().max().item()
 
 
-def export(policy: PI0Policy, options: argparse.Namespace) -> float:
+def origin_for_card(options: argparse.Namespace) -> Origin | None:
+    """Return what is known of the policy that the options name; None: what they ask for has no card.
+
+    Raises:
+        UnusableError: What the card is made from is damaged, or an evaluation is of other policies.
+    """
+    if options.format != "lerobot":
+        return None
+    origin = read_origin(options.checkpoint)
+    if options.evaluation is None:
+        return origin
+    return with_evaluation(origin, options.checkpoint, options.evaluation)
+
+
+def export(policy: PI0Policy, options: argparse.Namespace, origin: Origin | None) -> float:
     """Write what the options ask for to `options.output` once it is known to be right; return the difference.
 
-    lerobot's directory has a model card.
+    Args:
+        policy: The policy.
+        options: Those of `pi0-export`.
+        origin: What is known of the policy, for a model card; None: without a card.
 
     Raises:
         ExportDiffersError: It is not, by more than the tolerance; nothing is left behind.
-        ValueError: The policy has not so many cameras, or what its card is made from is damaged.
+        ValueError: The policy has not so many cameras, or sizes that lerobot cannot build.
     """
     cameras = len(policy.features.image_keys)
     num_cameras = options.cameras or len(policy.features.present_cameras)
     if num_cameras > cameras:
         raise ValueError(f"--cameras: expected at most the {cameras} of the policy, found {num_cameras}")
-    origin = None
     if options.format == "lerobot":
         require_lerobot_sizes(policy.config)
-        origin = read_origin(options.checkpoint)
-        if options.evaluation is not None:
-            origin = with_evaluation(origin, options.checkpoint, options.evaluation)
     num_steps = options.num_steps or policy.config.num_inference_steps
     partial = options.output.with_name(f"{options.output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

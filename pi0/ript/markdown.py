@@ -18,17 +18,10 @@ def escaped(value: Any) -> str:
     return re.sub(r"^(\s*\d*)([-+=]|\.(?=\s|$))", r"\1\\\2", text)  # would begin a list or a heading
 
 
-def code(text: str) -> str:
-    """Return text in one line of code, whatever backquotes are in it."""
-    line = " ".join(text.splitlines())
-    fence = _fence(line, 1)
-    pad = " " if line[:1] == "`" or line[-1:] == "`" or not line.strip() else ""
-    return f"{fence}{pad}{line}{pad}{fence}"
-
-
 def code_block(text: str, language: str = "") -> str:
     """Return a block of code, whatever backquotes are in it."""
-    fence = _fence(text, 3)
+    longest = max(map(len, _RUNS.findall(text)), default=0)
+    fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
@@ -39,8 +32,3 @@ def markdown_table(rows: Sequence[Sequence[Any]]) -> str:
     header, *body = [["" if x is None else escaped(x) for x in row] for row in rows]
     lines = [header, ["---"] * len(header), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _fence(text: str, least: int) -> str:
-    longest = max(map(len, _RUNS.findall(text)), default=0)
-    return "`" * max(least, longest + 1)

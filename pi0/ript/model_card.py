@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pi0 import PI0Policy
 from pi0.ript.files import FORMAT, write_json
 from pi0.ript.guidance import guidance_text, recorded_guidance
-from pi0.ript.markdown import code, code_block, escaped, markdown_table
+from pi0.ript.markdown import code_block, escaped, markdown_table
 from pi0.ript.origin.base_card import BaseCard, read_base_card
 from pi0.ript.origin.finding import hub_name
 from pi0.ript.origin.record import Origin, shown_path
@@ -33,8 +34,9 @@ def write_card(directory: Path, policy: PI0Policy, origin: Origin, name: str) ->
         directory: Where the policy was saved.
         policy: The policy.
         origin: What is known of it.
-        name: What readers will call it: a hub repository or a directory.
+        name: What readers will call it: a hub repository or a directory; of an absolute path only the end.
     """
+    name = shown_path(name)
     base = read_base_card(origin.base)
     videos = _copy_videos(origin, directory / VIDEOS)
     if origin.own is not None:
@@ -127,10 +129,13 @@ def _success(origin: Origin, name: str) -> str:
         parts.append(f"This policy: {escaped(origin.own)}; every episode is in [{EVALUATION}]({EVALUATION}).")
     parts += [_bullets(tuple(f"{label}: {meaning}" for label, meaning in origin.meanings.items()))]
     if origin.conditions is not None:
+        how = replace(origin.conditions, options=_readable(origin.conditions.options))
+        commands = "\n".join(how.commands(name))
+        whole = ", with whole paths for those that begin with .../" if ".../" in commands else ""
         parts += [
-            f"States: {escaped(origin.conditions.sentence())}",
-            "The same evaluation again (pi0-ript installed):",
-            code_block("\n".join(origin.conditions.commands(name)), "bash"),
+            f"States: {escaped(how.sentence())}",
+            f"The same evaluation again (pi0-ript installed{whole}):",
+            code_block(commands, "bash"),
         ]
     return "\n\n".join(filter(None, parts))
 
@@ -155,7 +160,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
         return ""
     shown = {key: _readable(value) for key, value in settings.items() if key not in _PRIVATE}
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-    left_out = ", ".join(map(code, _PRIVATE))
+    left_out = ", ".join(f"`{name}`" for name in _PRIVATE)
     return (
         f"Left out: {left_out}; of absolute paths all but the end.\n\n"
         f"<details><summary>all others</summary>\n\n{code_block(text, 'yaml')}\n\n</details>"
@@ -182,7 +187,7 @@ def _licence(origin: Origin, base: BaseCard) -> str:
 
 
 def _missing(origin: Origin, base: BaseCard, videos: Mapping[str, str]) -> list[str]:
-    missing = []
+    missing = [] if origin.own is not None else ["the success of this policy: no evaluation of it was found"]
     if origin.base == TOY:
         missing.append(
             "a licence: the policy was trained from random weights, and its owner has to choose one"

@@ -11,6 +11,7 @@ from pi0.errors import say_errors_in_one_line
 from pi0.ript.commands.arguments import command_parser, complain, whole_number
 from pi0.ript.commands.policy_argument import add_policy_arguments, require_checkpoint
 from pi0.ript.files import path_argument
+from pi0.ript.origin.evaluation_files import require_evaluation
 
 _EXAMPLES = """
 examples:
@@ -57,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complete(options: argparse.Namespace) -> None:
     """Fill in the format and the directory; what does not fit together is a ValueError."""
     name = options.push_to_hub
-    if name is not None and not re.fullmatch(_REPOSITORY, name):
-        raise ValueError(f"--push-to-hub: expected OWNER/NAME, found {name!r}")
+    if name is not None:
+        _require_repository(name)
     if name is None and options.private:
         raise ValueError("--private: is of the repository of --push-to-hub, which is not asked for")
     cards = {"--push-to-hub": name, "--evaluation": options.evaluation}
@@ -66,20 +67,36 @@ def _complete(options: argparse.Namespace) -> None:
     if asked and options.format == "torch":
         raise ValueError(f"{asked[0]}: is of --format lerobot, found torch")
     options.format = options.format or ("lerobot" if asked else "torch")
+    if options.evaluation is not None:
+        require_evaluation(options.evaluation)
     if options.output is None:
         if name is None:
             raise ValueError("--output: expected a directory to write to, found none")
         options.output = Path(name.rpartition("/")[2])
 
 
+def _require_repository(name: str) -> None:
+    """Raise ValueError unless a hub would take OWNER/NAME as the name of a repository."""
+    from huggingface_hub.errors import HFValidationError  # only if asked for: takes half a second
+    from huggingface_hub.utils import validate_repo_id
+
+    if not re.fullmatch(_REPOSITORY, name):
+        raise ValueError(f"--push-to-hub: expected OWNER/NAME, found {name!r}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"--push-to-hub: expected OWNER/NAME, found {name!r}: {error}") from error
+
+
 def _export(options: argparse.Namespace) -> int:
     from pi0.ript.commands.chosen_policy import load_policy  # torch comes with it
-    from pi0.ript.exporting import ExportDiffersError, export
+    from pi0.ript.exporting import ExportDiffersError, export, origin_for_card
 
+    origin = origin_for_card(options)  # first: what is wrong with it should not wait for the weights
     policy = load_policy(options)
     print("exporting, then comparing; a real-sized policy takes minutes", flush=True)  # noqa: T201
     try:
-        difference = export(policy, options)
+        difference = export(policy, options, origin)
     except ExportDiffersError as error:
         return complain("pi0-export", error, code=1)
     print(f"{options.output}: largest difference to the policy {difference:.3g}", flush=True)  # noqa: T201

@@ -9,6 +9,7 @@ from typing import Any
 from pi0.errors import UnusableError
 from pi0.ript.environments import FOUR_SUITES
 from pi0.ript.evaluation_conditions import Conditions, conditions
+from pi0.ript.origin.evaluation_files import SETTINGS, require_evaluation
 from pi0.ript.origin.record import Origin, present_evaluations, present_videos, shown_path
 
 
@@ -23,12 +24,8 @@ def with_evaluation(origin: Origin, checkpoint: str | Path, directory: Path) -> 
     Raises:
         UnusableError: It is no finished evaluation, or of other policies.
     """
-    file = directory / "settings.json"
-    if not (file.is_file() and (directory / "evaluation.json").is_file()):
-        raise UnusableError(
-            f"--evaluation: expected a finished evaluation of pi0-eval in {str(directory)!r} (settings.json "
-            "and evaluation.json), found none"
-        )
+    file = directory / SETTINGS
+    require_evaluation(directory)
     try:
         settings = json.loads(file.read_text())
         paths = {"evaluation": settings["policy_path"], "compared": settings.get("compare")}
@@ -46,11 +43,12 @@ def with_evaluation(origin: Origin, checkpoint: str | Path, directory: Path) -> 
         return replace(
             origin,
             evaluations=evaluations,
+            meanings={},  # those are of the run's evaluations
             own=own,
             conditions=_conditions(settings, evaluations[own].seed),
             videos=present_videos(directory, files),
             missing=(
-                *(phrase for phrase in origin.missing if not phrase.startswith("the success")),
+                *origin.missing,
                 *(
                     f"what {name} is, beyond its name {shown_path(str(paths[file]))}"
                     for file, name in names.items()

@@ -41,6 +41,7 @@ def read_origin(checkpoint: str | Path, before: tuple[Path, ...] = ()) -> Origin
     run, place, settings, reader = found
     try:
         origin = reader(run, place, settings)
+        settings = origin.settings or settings
         start = _start(starting_path(settings), (*before, path))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UnusableError):
@@ -70,7 +71,7 @@ def _outside_of_runs(name: str, base: str | None) -> Origin:
     return Origin(
         method=f"Exported from {name}, which lies in no run of pi0-ript.",
         base=base,
-        missing=("lineage, data, settings and success: the checkpoint does not say",),
+        missing=("lineage, data and settings: the checkpoint does not say",),
     )
 
 

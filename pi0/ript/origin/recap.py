@@ -43,9 +43,6 @@ def read_recap_policy(run: Path, place: str, settings: Mapping[str, Any]) -> Ori
     line = list(_line(chosen, stages)) if chosen else []
     published = ", which the run published" if place == "policy" else ""
     which = f"The policy of {label}{published}" if label else "The published policy"
-    missing = [] if own else ["the success of this policy: the run has not evaluated it"]
-    if chosen not in stages:
-        missing.append("which stage of the run made this policy")
     return Origin(
         method=f"{which} in the run {run.name} (algorithm: recap).",
         lineage=tuple(_named(stage, stages[stage]) for stage in line),
@@ -63,7 +60,7 @@ def read_recap_policy(run: Path, place: str, settings: Mapping[str, Any]) -> Ori
         own=own,
         conditions=_conditions(stages[judged[own]], evaluations[own].seed, settings, own) if own else None,
         videos=present_videos(run, files),
-        missing=tuple(missing),
+        missing=() if chosen in stages else ("which stage of the run made this policy",),
     )
 
 

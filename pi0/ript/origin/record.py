@@ -49,7 +49,7 @@ class Origin:
     videos: Mapping[str, Path] = field(default_factory=dict)
     """Of evaluations, by their names; they are there."""
     missing: tuple[str, ...] = ()
-    """What the files do not say, as phrases."""
+    """What else the files do not say, as phrases; that there is no success is what `own` says."""
 
 
 def starting_path(settings: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ def is_ladder_policy(place: str) -> bool:
 
 def read_ladder_policy(run: Path, place: str, settings: Mapping[str, Any]) -> Origin:
     """Return what is known of the policy at `place` in the run's directory."""
-    match = CHECKPOINT.match(place)
+    match, settings = CHECKPOINT.match(place), _made_with(run, place, settings)
     count = int(match[1]) if match else settings["training"]["num_train_steps"]
     files = {"before": "before"} if match else {"before": "before", "after": "after"}
     evaluations, judged = present_evaluations(run, files), settings["eval"]
@@ -50,6 +50,7 @@ def read_ladder_policy(run: Path, place: str, settings: Mapping[str, Any]) -> Or
         plugins=tuple(settings.get("plugins") or ()),
     )
     return Origin(
+        settings=settings,
         method=f"The policy of the run {run.name} (algorithm: {algorithm}) after {where}.",
         data=(
             "Rollouts of the policy itself in simulation, from training states.",
@@ -57,12 +58,25 @@ def read_ladder_policy(run: Path, place: str, settings: Mapping[str, Any]) -> Or
         ),
         data_tables={"Rollouts by iteration": _iterations(run, count)},
         evaluations=evaluations,
-        meanings={"before": "the policy that training began with, guidance 1"},
+        meanings={"before": "the policy that training began with, guidance 1"}
+        if "before" in evaluations
+        else {},
         own=own,
         conditions=how if own else None,
         videos=present_videos(run, files),
-        missing=() if own else ("the success of this policy: the run did not evaluate it",),
     )
+
+
+def _made_with(run: Path, place: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings that a policy was made with.
+
+    A run that goes on with more iterations has its new settings from the start, but until its end the final
+    policy of the end before.
+    """
+    results = run / "results.json"
+    if place != "policy" or not results.exists():
+        return settings
+    return read_versioned_json(results).get("config") or settings
 
 
 def _demonstrations(settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pi0.ript.checkpoint.files import MANIFEST
 from pi0.ript.evaluation_conditions import Conditions, conditions
+from pi0.ript.files import read_versioned_json
 from pi0.ript.origin.record import (
     CHECKPOINT,
     Origin,
@@ -13,6 +15,7 @@ from pi0.ript.origin.record import (
     present_videos,
     shown_path,
 )
+from pi0.ript.report import read_rows
 
 
 def is_trained_policy(place: str) -> bool:
@@ -22,17 +25,19 @@ def is_trained_policy(place: str) -> bool:
 
 def read_trained_policy(run: Path, place: str, settings: Mapping[str, Any]) -> Origin:
     """Return what is known of the policy at `place` in the run's directory."""
-    match = CHECKPOINT.fullmatch(place)
-    step = int(match[1]) if match else settings["steps"]
+    step = _step(run, place, settings)
     steps = sorted(int(path.stem.removeprefix("step-")) for path in run.glob("evaluations/step-*.json"))
-    files = {f"step {number}": f"evaluations/step-{number}" for number in steps if number <= step}
+    files = {
+        f"step {number}": f"evaluations/step-{number}"
+        for number in steps
+        if step is not None and number <= step
+    }
     evaluations = present_evaluations(run, files)
     own = f"step {step}" if f"step {step}" in evaluations else None
     mixture = settings["dataset_mixture"]
     sets = mixture.get("datasets") or []
-    at = f"{place}, step {step}" if match else f"step {step}, the last one"
     return Origin(
-        method=f"The policy of the run {run.name} (supervised, pi0-train) at {at}.",
+        method=_method(run, place, settings, step),
         data=_notes(settings),
         data_tables={"Data sets": _data_sets(sets, mixture.get("weights"))},
         hub_datasets=tuple(str(x["repo_id"]) for x in sets if x.get("repo_id") and not x.get("root")),
@@ -40,8 +45,33 @@ def read_trained_policy(run: Path, place: str, settings: Mapping[str, Any]) -> O
         own=own,
         conditions=_conditions(settings, evaluations[own].seed) if own else None,
         videos=present_videos(run, files),
-        missing=() if own else ("the success of this policy: the run did not evaluate it",),
+        missing=() if step is not None else ("at which step of its run this policy was saved",),
     )
+
+
+def _step(run: Path, place: str, settings: Mapping[str, Any]) -> int | None:
+    """Return the step at which the policy was saved; None: no file says it."""
+    manifest, match = run / place / MANIFEST, CHECKPOINT.fullmatch(place)
+    if manifest.exists():  # a checkpoint, wherever it was copied to
+        facts = read_versioned_json(manifest)
+        return int(facts["step"] if "step" in facts else facts["position"][0])
+    if match:
+        return int(match[1])
+    # A run that goes on with more steps has the model of its end before until it has made them.
+    last, rows = settings["steps"], read_rows(run)
+    signs = (run / f"checkpoint-{last}", run / f"evaluations/step-{last}.json")
+    is_reached = any(sign.exists() for sign in signs) or bool(rows and rows[-1]["step"] == last)
+    return last if is_reached else None
+
+
+def _method(run: Path, place: str, settings: Mapping[str, Any], step: int | None) -> str:
+    name, at = run.name, "the last one"
+    if place != ".":
+        at = place
+    elif (run / MANIFEST).exists():
+        name, at = shown_path(str(settings.get("exp_name") or name)), "a checkpoint"
+    where = "a step that its files do not say" if step is None else f"step {step}, {at}"
+    return f"The policy of the run {name} (supervised, pi0-train) at {where}."
 
 
 def _notes(settings: Mapping[str, Any]) -> tuple[str, ...]:
