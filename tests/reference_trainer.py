@@ -57,11 +57,15 @@ def train(config: TrainConfig, run_dir: Path) -> None:
                 noise, time = window_draws(policy, part.tolist(), key, algo.num_draws)
                 prefix = policy.model.prefix(policy.preprocess(batch))
                 # 1[A > 0] L(positive) + alpha L(no indicator), over the windows of the whole step
-                none, positive = (
-                    policy.loss(batch, reduction="sample", indicator=i, noise=noise, time=time, prefix=prefix)
-                    for i in (Indicator.NONE, Indicator.POSITIVE)
-                )
-                loss = ((batch["advantage"] > 0) * positive + algo.cfg_uncond_weight * none).sum() / len(step)
+                drawn_as = {"reduction": "sample", "noise": noise, "time": time, "prefix": prefix}
+                none = policy.loss(batch, indicator=Indicator.NONE, **drawn_as)
+                better = np.flatnonzero(batch["advantage"].numpy() > 0)
+                chosen = better if len(better) else np.arange(1)  # then it is counted with 0
+                drawn_as |= {"noise": noise[:, chosen], "time": time[:, chosen]}
+                drawn_as["prefix"] = prefix.select(torch.from_numpy(chosen))
+                positive = policy.loss(windows.batch(part[chosen]), indicator=Indicator.POSITIVE, **drawn_as)
+                factor = float(len(better) > 0)
+                loss = (factor * positive.sum() + algo.cfg_uncond_weight * none.sum()) / len(step)
                 loss.backward()
                 total += loss.detach()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), algo.grad_norm_clip)

@@ -44,6 +44,7 @@ _MOST_IN_VAIN = 10
 
 def _ript(machine: Machine, place: Path) -> list[str]:
     settings = [word for word in RIPT if not word.startswith("task.num_workers")]
+    settings.append("algo.data_batch_size=2")  # a group for each of two processes
     outputs = [f"--output_dir={place}", f"--warm_start_dir={place / 'cache'}", "--exp_name=run", "--resume"]
     return ["13_train_production_ready.py", *settings, _WORKERS, *outputs]
 
