@@ -8,7 +8,7 @@
 #                    ONLY="load recap ..." some of the checks, KEEP=DIR what is made stays
 #                    there, so that RECAP goes on where it was killed
 #   make test-cluster   runs on two machines (network namespaces: Linux, root) and in shards, 14 minutes
-#   make test-faults   the faults of docs/reliability.md, slow ones too, then 3 kills of each script, 11 minutes
+#   make test-faults   the faults of docs/reliability.md, slow ones too, then 3 kills of each script, 15 minutes
 #   make benchmark   every figure of speed beside its rival, one page (outputs/benchmark.md): half an hour,
 #                    2 cores with nothing beside; with LIBERO_ASSETS also LIBERO's
 #   make gpu-check   GPU tests, then exactness, latency and rates of the real size on one GPU (not run on one yet)

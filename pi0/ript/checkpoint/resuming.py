@@ -33,7 +33,7 @@ _PACKAGES = ("torch", "lerobot", "mujoco", "metaworld", "hf-libero", "robosuite"
 _ADDED = {
     **{"algo.beta1": 0.9, "algo.beta2": 0.95, "algo.weight_decay": 1e-4},
     **{"algo.noise_level": 0.7, "algo.stochastic_steps": 4, "algo.stochastic_among": 4},
-    **{"algo.clip_range": 0.2, "algo.kl_weight": 0.0},
+    **{"algo.clip_range": 0.02, "algo.kl_weight": 0.0},
     **{"dataset.max_windows_per_episode": None, "policy.embodiment": None, "policy.frozen_dtype": None},
 }
 """Settings that version 0.1.0 did not have, with what it did: at these its episodes keep their place."""

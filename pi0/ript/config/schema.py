@@ -105,7 +105,7 @@ class Algo:
     stochastic_steps: Count = 4  # grpo: inference steps of each chunk that add it
     # grpo: they are drawn from so many of the first ones: the earlier a step, the more its noise decides
     stochastic_among: Count = 4
-    clip_range: ProperShare = 0.2  # grpo: how far from 1 the likelihood ratio of a chunk is learned from
+    clip_range: ProperShare = 0.02  # grpo: how far from 1 the likelihood ratio of a chunk is learned from
     kl_weight: NotNegative = 0.0  # grpo: of the KL divergence to the starting policy, of which a copy is kept
 
     def acting_policy(self, policy: Any, iteration: int) -> Any:
