@@ -66,7 +66,7 @@ def test_every_method_has_as_many_rollouts_and_updates_and_those_of_dropped_grou
     assert {cell["started_from"] for cell in made.values() if cell["round"] == 1} == {"SFT"}
     # SFT, and each round at every guidance that may be chosen: 1, 2, and RECAP's 3.
     spent = {name: cells[f"seed0-run0-{name}-chosen.json"]["validation_episodes"] for name in METHODS}
-    assert spent == {"recap": 14, "ript": 10, "filtered": 6, "awr": 6, "sft": 6}
+    assert spent == {"recap": 14, "ript": 10, "grpo": 6, "filtered": 6, "awr": 6, "sft": 6}
 
 
 def evaluation(successes: int, count: int = 50, steps: int = 20) -> Evaluation:

@@ -11,7 +11,7 @@ from test_production import _watch, handlers, interrupted_run, stop
 from pi0.ript import report
 from pi0.ript.checkpoint.journal import EpisodeJournal
 
-GRPO = ("algo.name=grpo", "algo.stochastic_steps=2")
+GRPO = ("algo.name=grpo", "algo.stochastic_steps=2", "algo.stochastic_among=2")
 assert handlers  # a fixture: the script's handlers end with the test
 
 
