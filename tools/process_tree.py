@@ -23,7 +23,7 @@ faulthandler.register(signal.SIGUSR2, file=_stacks, all_threads=False)
 """
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line \d+ in (?P<function>\S+)')
 _ANSWER_S, _QUIET_S = 0.5, 0.004
-_POLL_S, _CLOSE_POLL_S = 0.2, 0.01  # a look at all processes costs milliseconds
+_POLL_S = 0.2  # a look at all processes costs milliseconds
 Frame = tuple[str, str]
 """File and function."""
 
@@ -99,13 +99,15 @@ class ProcessTree:
             if _is_alive(process):
                 process.kill()
 
-    def wait(self, timeout_s: float, also: Callable[[], bool] | None = None) -> bool:
+    def wait(
+        self, timeout_s: float, also: Callable[[], bool] | None = None, poll_s: float = _POLL_S
+    ) -> bool:
         """Return whether all processes are gone before the time is over, or before `also` is true."""
         deadline = time.monotonic() + timeout_s
         while self.members():
             if time.monotonic() > deadline or (also is not None and also()):
                 return False
-            time.sleep(_POLL_S if also is None else _CLOSE_POLL_S)
+            time.sleep(poll_s)
         self.root.wait()
         return True
 

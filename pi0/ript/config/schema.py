@@ -91,7 +91,7 @@ class Algo:
     num_epochs: Count = 8  # passes over the windows of an iteration
     micro_batch_size: Count = 32  # windows per forward pass
     gradient_accumulation_steps: Count = 2  # micro-batches per optimizer step
-    lr: Positive = 1e-3  # at the start of an iteration, falling linearly to 0 at its end
+    lr: Positive = 1e-3  # at the start of an iteration, falling linearly to 0 at its end; for grpo 3e-4
     beta1: ProperShare = 0.9  # of AdamW, and so are the next two
     beta2: ProperShare = 0.95
     weight_decay: NotNegative = 1e-4
