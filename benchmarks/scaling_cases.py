@@ -163,10 +163,10 @@ def rounds(size: int, directory: Path, watch: Stopwatch) -> None:
     sys.path.insert(0, str(ROOT / "tools"))
     from pins import RECAP, Machine
 
-    shrunk = ["rounds=1", "baselines=false", f"output_dir={directory}", "exp_name=run"]
+    shrunk = ["baselines=false", "rollouts.pool_size=24", f"output_dir={directory}", "exp_name=run"]
     machine = Machine(ROOT, directory)
-    machine.script("train_ript_pi0_final.py", *RECAP, *shrunk)  # demonstrations, SFT and one round, not timed
-    start = time.perf_counter()
+    machine.script("train_ript_pi0_final.py", *RECAP, *shrunk, "rounds=1")
+    start = time.perf_counter()  # demonstrations, SFT and the first round are not counted
     machine.script("train_ript_pi0_final.py", *RECAP, *shrunk, f"rounds={size + 1}")
     watch.seconds = time.perf_counter() - start
 

@@ -99,9 +99,7 @@ class ProcessTree:
             if _is_alive(process):
                 process.kill()
 
-    def wait(
-        self, timeout_s: float, also: Callable[[], bool] | None = None, poll_s: float = _POLL_S
-    ) -> bool:
+    def wait(self, timeout_s: float, also: Callable[[], bool] | None = None, poll_s: float = _POLL_S) -> bool:
         """Return whether all processes are gone before the time is over, or before `also` is true."""
         deadline = time.monotonic() + timeout_s
         while self.members():
