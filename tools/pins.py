@@ -37,9 +37,9 @@ NOT_PINNED = (
 )
 """Keys and columns that say how or from which files a result was made, and not what it is."""
 DESCRIPTIONS = re.compile(
-    r".*(config|settings|processor|info|stats|status|collection|recap_state|reward|made_from)\.json"
+    r".*(config|settings|processor|info|stats|status|collection|recap_state|reward|made_from|launch)\.json"
 )
-"""JSON files that describe the others: settings, and lineage by hashes of whole files."""
+"""JSON files that describe the others: settings, who started them, and lineage by hashes of whole files."""
 RIPT = [
     *("--config_path=pi0/ript/config/minimal_test.yaml", "task.num_workers=0", "eval.n_video=0"),
     *("dataset.num_init_states=7", "eval.rollouts_per_task=2", "algo.rloo_batch_size=4"),
