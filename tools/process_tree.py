@@ -64,10 +64,11 @@ class ProcessTree:
     def main(self) -> psutil.Process:
         """Return the process that the work begins in: the command, or what it only looks after.
 
-        The pi0-* commands look after a process that has a group of its own; nothing else here has one.
+        The pi0-* commands look after a process that has a group of its own, as torchrun's ranks have, too.
         """
         for child in self.members():
-            if _parent(child) == self.root.pid and _group(child) == child.pid:
+            is_apart = _parent(child) == self.root.pid and _group(child) == child.pid
+            if is_apart and "RANK" not in _environment(child):
                 return child
         return psutil.Process(self.root.pid)
 
