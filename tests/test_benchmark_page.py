@@ -11,6 +11,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import figures as benchmark  # noqa: E402
 import page  # noqa: E402
 
+from pi0.ript.report_plots import draw_plots  # noqa: E402
+
 
 def test_the_median_is_judged():
     rows = benchmark.Figures()
@@ -60,3 +62,17 @@ def test_a_figure_of_scaling_is_measured():
     command = [sys.executable, "benchmarks/scaling.py", "--one", "windows", "500"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     assert json.loads(done.stdout)["seconds"] > 0
+
+
+def test_many_iterations_are_drawn_as_areas():
+    """A bar for each of 10,000 iterations took the report half a minute."""
+    for count, are_bars in ((60, True), (61, False)):
+        rows = [
+            {"step": i, "rollout/attempts": 3, "rollout/groups": 2, "time/iteration_s": 1.5}
+            for i in range(count)
+        ]
+        plots = draw_plots(rows, [])
+        for name in ("groups", "time"):
+            (axes,) = plots[name].axes
+            assert (bool(axes.patches), bool(axes.collections)) == (are_bars, not are_bars)
+            assert axes.dataLim.ymax == {"groups": 3, "time": 1.5}[name]

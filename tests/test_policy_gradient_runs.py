@@ -6,25 +6,12 @@ import drifting
 import numpy as np
 import pytest
 from forked import together
-from test_production import _watch, handlers, interrupted_run, stop
+from test_production import _watch, handlers, interrupted_run, place, stop, whole
 
-from pi0.ript import report
 from pi0.ript.checkpoint.journal import EpisodeJournal
 
 GRPO = ("algo.name=grpo", "algo.stochastic_steps=2", "algo.stochastic_among=2")
-assert handlers  # a fixture: the script's handlers end with the test
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Where the runs are, with the policy that they start from."""
-    drifting.install()
-    directory = tmp_path_factory.mktemp("runs")
-    drifting.prepare(directory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write_report", lambda _: None)  # plots take longer than these runs
-        yield directory
-    drifting.uninstall()
+FIXTURES = handlers, place, whole  # `whole` is what comes of the `events` below
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +22,6 @@ def events(place):
         _watch(patch, seen.append)
         drifting.run(place, "whole", *GRPO)
     return seen
-
-
-@pytest.fixture(scope="module")
-def whole(place, events):
-    """The outcome of the uninterrupted run."""
-    outcome = drifting.outcome(place / "whole")
-    assert all(row["train/windows"] for row in outcome["rows"]), "nothing was learned"
-    return outcome
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,8 @@ def _learner(policy: PI0Policy, algo: Any) -> PolicyGradientLoss:
     if algo.stochastic_among > steps:
         raise UnusableError(
             f"algo.stochastic_among: expected at most the policy's {steps} inference steps, found "
-            f"{algo.stochastic_among}; use algo.stochastic_among={steps} or fewer"
+            f"{algo.stochastic_among}; use algo.stochastic_among={steps} or fewer, and no more "
+            "algo.stochastic_steps than that"
         )
     if algo.kl_weight > 0 and policy.model.later is not None:
         raise UnusableError(
